@@ -1,0 +1,142 @@
+"""What quantized layers share: their quantizers, and an evaluation whose sums are exact integers.
+
+In training a layer convolves the quantized floats. In evaluation it convolves the integer levels instead, which
+float32 (or float64, where sums pass 2^24) holds exactly, and applies the scales to the integer sums:
+
+    y = sum_t scale[t] * dot[t]   (in the order of the terms; then XNOR-Net's K, then the bias)
+
+The packed network does the same operations in the same order, so the two agree bit for bit wherever integers are
+fed in. Rounding inside a float convolution of +-alpha would differ from machine to machine.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnn.planes import Planes, Term
+from bnn.quantizers.base import Quantizer
+
+QuantizerFactory = Callable[[], Quantizer]
+
+# Integers up to here are exact in float32.
+_EXACT_FLOAT32 = 2**24
+
+
+class _ExactValue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, exact: Tensor) -> Tensor:
+        return exact.view_as(exact)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def make_quantizer(factory: QuantizerFactory, role: str) -> Quantizer:
+    """Return a quantizer of its own for one layer; TypeError if given an instance, which layers would share."""
+    if isinstance(factory, torch.nn.Module):
+        raise TypeError(
+            f"{role} must be a factory such as {type(factory).__name__} or functools.partial(...), not an instance: "
+            "an instance would be shared by every layer that is given it"
+        )
+    quantizer = factory()
+    if not isinstance(quantizer, Quantizer):
+        raise TypeError(f"{role} must make a bnn.quantizers.Quantizer, got {type(quantizer).__name__}")
+    return quantizer
+
+
+def check_pad_value(pad_value: float) -> float:
+    """Return pad_value as a float if it is 0, +1 or -1, else raise ValueError."""
+    if pad_value not in (0, 1, -1):
+        raise ValueError(f"pad_value must be 0, +1 or -1, got {pad_value!r}")
+    return float(pad_value)
+
+
+class QuantLayer:
+    """Mixin of the quantized layers: everything but the linear operation itself."""
+
+    weight: Tensor
+    bias: Tensor | None
+    training: bool
+    weight_quantizer: Quantizer
+    input_quantizer: Quantizer
+    input_scale: bool
+
+    def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None, pad: float) -> Tensor:
+        """Apply the bare linear operation; `pad` is what lies outside the map."""
+        raise NotImplementedError
+
+    def _input_scale(self, x: Tensor) -> Tensor:
+        """Return XNOR-Net's K of the input, shaped to multiply the output."""
+        raise NotImplementedError
+
+    def _pad(self) -> float:
+        return 0.0
+
+    def _check_input_scale(self) -> None:
+        if self.input_scale and not self.input_quantizer.packable:
+            raise ValueError("input_scale restores what a quantized input lost: it needs an input_quantizer")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output; see the module for how training and evaluation compute the same numbers."""
+        exact = not self.training and self.weight_quantizer.packable and self.input_quantizer.packable
+        needs_gradient = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if not exact and not self.input_scale:
+            return self._trained(x, self.bias)
+        if not exact:
+            return self._finish(self._trained(x, None), x)
+        with torch.no_grad():
+            y = self._exact(x)
+        return self._finish(_ExactValue.apply(self._trained(x, None), y) if needs_gradient else y, x)
+
+    def _trained(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self._operate(self.input_quantizer(x), self.weight_quantizer(self.weight), bias, self._pad())
+
+    def _finish(self, y: Tensor, x: Tensor) -> Tensor:
+        if self.input_scale:
+            y = y * self._input_scale(x)
+        if self.bias is not None:
+            y = y + self.bias.reshape(-1, *[1] * (y.ndim - 2))
+        return y
+
+    def _exact(self, x: Tensor) -> Tensor:
+        inputs = self.input_quantizer.planes(x)
+        total: Tensor | None = None
+        for term in self.weight_quantizer.planes(self.weight).terms:
+            for given in inputs.terms:
+                part = self.dot(given, term).to(x.dtype) * output_scale(given, term, x.ndim)
+                total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def dot(self, given: Term, term: Term) -> Tensor:
+        """Return the integer sums of two terms' levels, as floats that hold them exactly."""
+        largest = given.max_level * term.max_level * self.weight[0].numel()
+        dtype = torch.float32 if largest < _EXACT_FLOAT32 else torch.float64
+        y = self._operate(given.levels(dtype), term.levels(dtype), None, self.pad_level(given))
+        # A convolution by transforms (Winograd, FFT) is off by less than a half.
+        return y.round_()
+
+    def pad_level(self, given: Term) -> float:
+        """Return the integer level of the input that stands for pad_value; ValueError if there is none."""
+        value = self._pad()
+        if value == 0:
+            return 0.0
+        x = torch.full((1, 1), value, dtype=given.scale.dtype, device=given.scale.device)
+        planes = self.input_quantizer.planes(x)
+        if len(planes.terms) != 1 or planes.value().item() != value:
+            raise ValueError(f"pad_value {value:+g} is not a value of {self.input_quantizer}: use 0 or one that is")
+        return float(planes.terms[0].levels().item())
+
+
+def output_scale(given: Term, term: Term, ndim: int) -> Tensor:
+    """Return the scale of a dot product of an input and a weight term, shaped for an output of `ndim` axes."""
+    scale = term.scale * given.scale
+    return scale if scale.ndim == 0 else scale.reshape(-1, *[1] * (ndim - 2))
+
+
+def weight_planes(layer: QuantLayer) -> Planes:
+    """Return the planes of a layer's weight."""
+    return layer.weight_quantizer.planes(layer.weight.detach())

@@ -1,0 +1,54 @@
+"""A small CNN for 8x8 images in XNOR-Net's block order."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from bnn.layers import QuantConv2d, QuantLinear
+from bnn.layers.base import QuantizerFactory
+from bnn.quantizers import FullPrecision
+
+
+class DigitsCNN(nn.Sequential):
+    """32C3 - 64C3-P - 64C3-P - 128 - 10 for 8x8 images; the first convolution and the last linear layer in FP32.
+
+    Blocks are BN - quantize - layer - ReLU - pool (XNOR-Net, section 3.2, figure 3). With FullPrecision quantizers it
+    is its own FP32 twin.
+
+    Input (N, in_channels, 8, 8), output (N, num_classes). width: channels of the first convolution.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        width: int = 32,
+        *,
+        weight_quantizer: QuantizerFactory = FullPrecision,
+        input_quantizer: QuantizerFactory = FullPrecision,
+        input_scale: bool = False,
+    ):
+        quantizers = {
+            "weight_quantizer": weight_quantizer,
+            "input_quantizer": input_quantizer,
+            "input_scale": input_scale,
+        }
+        super().__init__(
+            OrderedDict(
+                conv1=nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
+                norm1=nn.BatchNorm2d(width),
+                conv2=QuantConv2d(width, 2 * width, 3, padding=1, **quantizers),
+                relu2=nn.ReLU(),
+                pool2=nn.MaxPool2d(2),
+                norm2=nn.BatchNorm2d(2 * width),
+                conv3=QuantConv2d(2 * width, 2 * width, 3, padding=1, **quantizers),
+                relu3=nn.ReLU(),
+                pool3=nn.MaxPool2d(2),
+                norm3=nn.BatchNorm2d(2 * width),
+                flatten=nn.Flatten(),
+                linear4=QuantLinear(8 * width, 4 * width, **quantizers),
+                relu4=nn.ReLU(),
+                norm4=nn.BatchNorm1d(4 * width),
+                linear5=nn.Linear(4 * width, num_classes),
+            )
+        )

@@ -1,0 +1,116 @@
+"""Bit planes: the one form in which every quantizer hands out what it made, and `convert` takes it.
+
+A quantized tensor is a sum of terms, each a scale times an integer level tensor that is a weighted sum of bits:
+
+    value = sum_t  scale[t] * level[t],     level[t] = sum_p multipliers[p] * plane[t, p]
+
+with planes in {-1,+1} (signed; bit 1 is -1) or {0,1} (bit 1 is 1), and a scale per tensor or per channel.
+
+| method                       | terms | planes of a term, multipliers | scale                   |
+|------------------------------|-------|-------------------------------|-------------------------|
+| BNN; BWN, XNOR-Net           | 1     | {-1,+1}; (1)                  | 1; mean|W| per channel  |
+| TWN                          | 1     | {0,1}; (1, -1)                | alpha                   |
+| DoReFa weights, k bits       | 1     | {-1,+1}; (1, 2, 4, ...)       | 1 / (2^k - 1)           |
+| DoReFa activations, k bits   | 1     | {0,1}; (1, 2, 4, ...)         | 1 / (2^k - 1)           |
+
+Keeping the multipliers integer and the scale apart makes the sum of products of two such tensors an exact integer
+times a scale: that is why a packed network can answer bit for bit like the trained one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """scale * sum_p multipliers[p] * plane[p].
+
+    bits: bool (P, *shape). signed: planes are {-1,+1} (True is -1) or {0,1} (True is 1). multipliers: P integers.
+    scale: float, shape () or (C,) for the channels of axis 0 of a weight.
+    """
+
+    bits: Tensor
+    signed: bool
+    multipliers: tuple[int, ...]
+    scale: Tensor
+
+    def __post_init__(self) -> None:
+        if self.bits.dtype != torch.bool or self.bits.shape[0] != len(self.multipliers):
+            raise ValueError(
+                f"bits must be bool with one plane for each of {len(self.multipliers)} multipliers, "
+                f"got {self.bits.dtype} {tuple(self.bits.shape)}"
+            )
+        if self.scale.ndim > 1:
+            raise ValueError(f"scale must have shape () or (channels,), got {tuple(self.scale.shape)}")
+
+    def levels(self, dtype: torch.dtype = torch.int32) -> Tensor:
+        """Return the integer levels, shape of the tensor."""
+        total = torch.zeros(self.bits.shape[1:], dtype=dtype, device=self.bits.device)
+        for bit, multiplier in zip(self.bits, self.multipliers, strict=True):
+            plane = bit.to(dtype)
+            total += multiplier * (1 - 2 * plane if self.signed else plane)
+        return total
+
+    @property
+    def max_level(self) -> int:
+        """Largest magnitude that a level can have."""
+        positive = sum(m for m in self.multipliers if m > 0)
+        negative = -sum(m for m in self.multipliers if m < 0)
+        return positive + negative if self.signed else max(positive, negative)
+
+    def channel_scale(self, ndim: int) -> Tensor:
+        """Return the scale shaped to multiply a weight of `ndim` axes with channels first."""
+        return self.scale if self.scale.ndim == 0 else self.scale.reshape(-1, *[1] * (ndim - 1))
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A quantized tensor as a sum of terms."""
+
+    terms: tuple[Term, ...]
+
+    def value(self) -> Tensor:
+        """Return the tensor: the same numbers, bit for bit, as the quantizer's forward."""
+        total: Tensor | None = None
+        for term in self.terms:
+            part = term.levels(term.scale.dtype)
+            part = part * term.channel_scale(part.ndim)
+            total = part if total is None else total + part
+        assert total is not None, "a quantized tensor has at least one term"
+        return total
+
+    @property
+    def bits(self) -> int:
+        """Bits that one element takes: the number of planes."""
+        return sum(len(term.multipliers) for term in self.terms)
+
+
+def sign_bits(levels: Tensor) -> Tensor:
+    """Return bool (1, *shape) of levels in {-1, +1}: True is -1."""
+    return (levels < 0)[None]
+
+
+def ternary_bits(levels: Tensor) -> Tensor:
+    """Return bool (2, *shape) of levels in {-1, 0, +1}, for multipliers (1, -1): the positive and the negative plane."""
+    return torch.stack([levels > 0, levels < 0])
+
+
+def code_bits(codes: Tensor, bits: int) -> Tensor:
+    """Return bool (bits, *shape) of integer codes 0 .. 2^bits - 1, for multipliers (1, 2, 4, ...)."""
+    integers = codes.to(torch.int32)
+    return torch.stack([(integers >> p) & 1 for p in range(bits)]).bool()
+
+
+def powers_of_two(bits: int) -> tuple[int, ...]:
+    """Return (1, 2, 4, ...), `bits` of them."""
+    return tuple(1 << p for p in range(bits))
+
+
+def check_bits(bits: int, allowed: Sequence[int] = range(1, 9)) -> int:
+    """Return `bits` if it is an allowed width, else raise ValueError."""
+    if isinstance(bits, bool) or bits not in allowed:
+        raise ValueError(f"bits must be one of {', '.join(map(str, allowed))}, got {bits!r}")
+    return int(bits)

@@ -1,0 +1,50 @@
+"""What a quantizer is: a module whose forward gives quantized values and whose planes give the same values as bits."""
+
+import torch
+from torch import Tensor, nn
+
+from bnn.planes import Planes
+
+
+class Quantizer(nn.Module):
+    """A map from real tensors to few values, with a gradient of its own.
+
+    forward(x) returns the quantized tensor, same shape and dtype. `planes(x)` returns the same numbers as bit planes,
+    bit for bit: `quantizer(x)` equals `quantizer.planes(x).value()`. A new quantizer that keeps this promise converts
+    and packs without an edit anywhere else.
+
+    Class attributes:
+        packable: whether `planes` exists (False only for full precision).
+        elementwise: whether each output depends on its own input alone, so that as an input quantizer it is a set of
+            thresholds. Scales that are computed from the whole tensor make it False.
+    """
+
+    packable: bool = True
+    elementwise: bool = False
+
+    def planes(self, x: Tensor) -> Planes:
+        """Return the bit planes of `x`'s quantized values; TypeError for a quantizer that has none."""
+        raise TypeError(f"{type(self).__name__} has no bit planes")
+
+    @property
+    def bits(self) -> int:
+        """Bits of one quantized element."""
+        return self.planes(torch.zeros(1, 1)).bits
+
+
+class FullPrecision(Quantizer):
+    """No quantization: the FP32 twin of a network is the same network with this quantizer.
+
+    Forward: x. Gradient: 1.
+    """
+
+    packable = False
+    elementwise = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    @property
+    def bits(self) -> int:
+        """32: the element stays a float."""
+        return 32

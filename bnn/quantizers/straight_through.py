@@ -1,0 +1,41 @@
+"""The straight-through estimator: a value forward, another function's gradient backward."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(mask)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return (gradients[0] if mask is None else gradients[0] * mask), None, None
+
+
+def straight_through(x: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return `value` whose gradient with respect to `x` is `mask` (1 everywhere if None).
+
+    The common spelling x + (value - x).detach() is not used: it rounds, and a quantized value must be exact.
+
+    >>> x = torch.tensor([0.3], requires_grad=True)
+    >>> y = straight_through(x, torch.tensor([1.0]))
+    >>> y.backward()
+    >>> y.item(), x.grad.item()
+    (1.0, 1.0)
+    """
+    return _StraightThrough.apply(x, value.detach(), mask)
+
+
+def sign(x: Tensor) -> Tensor:
+    """Return +1 where x >= 0 (so sign(0) = sign(-0.0) = +1) and -1 elsewhere, dtype of x; a NaN stays NaN.
+
+    torch.sign(0) is 0, a third value that no bit can hold (BinaryNet, section 1.1 uses the two-valued sign).
+    """
+    one = torch.ones((), dtype=x.dtype, device=x.device)
+    return torch.where(x >= 0, one, torch.where(x < 0, -one, x))

@@ -1,0 +1,22 @@
+"""Kernels on bits: pack tensors into bit planes, convolve and multiply them by popcount, run whole packed models.
+
+NumPy in, NumPy out; needs numpy, numba, llvmlite, safetensors and threadpoolctl, never torch. `reference` holds the
+same functions in plain NumPy.
+"""
+
+from bnn_kernels.binary_conv import PackedConv2d as PackedConv2d
+from bnn_kernels.binary_conv import ThresholdConv2d as ThresholdConv2d
+from bnn_kernels.binary_linear import PackedLinear as PackedLinear
+from bnn_kernels.binary_linear import ThresholdLinear as ThresholdLinear
+from bnn_kernels.bit_tensor import BitTensor as BitTensor
+from bnn_kernels.bit_tensor import pack as pack
+from bnn_kernels.bit_tensor import pack_levels as pack_levels
+from bnn_kernels.bit_tensor import unpack as unpack
+from bnn_kernels.errors import PackedFileError as PackedFileError
+from bnn_kernels.errors import PlanError as PlanError
+from bnn_kernels.packed_model import PackedModel as PackedModel
+from bnn_kernels.packed_model import StepSpec as StepSpec
+from bnn_kernels.packed_model import load as load
+from bnn_kernels.threads import get_num_threads as get_num_threads
+from bnn_kernels.threads import set_num_threads as set_num_threads
+from bnn_kernels.thresholds import Thresholds as Thresholds

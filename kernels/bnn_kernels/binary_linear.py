@@ -1,0 +1,99 @@
+"""Binary and bit-serial linear layer: the convolution whose filter covers the whole map."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bnn_kernels.binary_conv import PackedConv2d
+from bnn_kernels.bit_planes import check_planes, encode, level_of_code
+from bnn_kernels.bit_tensor import BitTensor, pack
+from bnn_kernels.dense_bits import from_dense_bits, to_dense_bits
+from bnn_kernels.thresholds import Thresholds
+
+
+class PackedLinear:
+    """Matrix product of bit planes, exact in int32.
+
+    weight: float (O, K), of which the signs are used; integer levels go through `from_levels`. The input is (N, K),
+    or a map (N, C, H, W) with C*H*W = K whose features count in C, H, W order (torch.flatten's) though its bits lie
+    channels last: the weight is laid out once for each map shape it meets, and flattening costs nothing.
+    """
+
+    def __init__(self, weight: np.ndarray):
+        weight = np.asarray(weight)
+        if not np.issubdtype(weight.dtype, np.floating):
+            raise TypeError(f"weight must be floats (their signs are used), got dtype {weight.dtype}")
+        if np.isnan(weight).any():
+            raise ValueError("NaN in the weight: a NaN has no sign")
+        self._build(np.where(weight < 0, -1, 1), (1,), True)
+
+    @classmethod
+    def from_levels(cls, levels: np.ndarray, multipliers: Sequence[int] = (1,), signed: bool = True) -> "PackedLinear":
+        """Build from integer weight levels (O, K), level = sum_p multipliers[p] * plane[p]."""
+        self = cls.__new__(cls)
+        self._build(levels, multipliers, signed)
+        return self
+
+    def _build(self, levels: np.ndarray, multipliers: Sequence[int], signed: bool) -> None:
+        if levels.ndim != 2 or 0 in levels.shape:
+            raise ValueError(f"weight must have shape (O, K) with no empty side, got {levels.shape}")
+        self.shape = tuple(levels.shape)
+        self.multipliers = check_planes(multipliers, signed)
+        self.signed = bool(signed)
+        self._dense = to_dense_bits(encode(levels, self.multipliers, self.signed), len(self.multipliers))
+        self._layouts: dict[tuple[int, ...], PackedConv2d] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights at 1 bit a weight and plane, each plane rounded up to whole bytes."""
+        return self._dense.nbytes
+
+    def layout(self, shape: tuple[int, ...]) -> PackedConv2d:
+        """Return the convolution that covers a map of (K,) or (C, H, W); built once for each shape."""
+        found = self._layouts.get(shape)
+        if found is None:
+            codes = from_dense_bits(self._dense, self.shape)
+            levels = level_of_code(self.multipliers, self.signed)[codes]
+            filters = levels.reshape(self.shape[0], *(shape if len(shape) == 3 else (self.shape[1], 1, 1)))
+            found = PackedConv2d.from_levels(filters, self.multipliers, self.signed)
+            self._layouts[shape] = found
+        return found
+
+    def __call__(self, x: BitTensor | np.ndarray) -> np.ndarray:
+        """Return int32 (N, O), exact. A float input is packed first (its signs)."""
+        return self.channels_last(x if isinstance(x, BitTensor) else pack(x)).reshape(-1, self.shape[0])
+
+    def channels_last(self, bits: BitTensor) -> np.ndarray:
+        """Return int32 (N, 1, 1, O) of a packed input (N, K) or (N, C, H, W) with C*H*W = K."""
+        features = int(np.prod(bits.shape[1:]))
+        if features != self.shape[1]:
+            raise ValueError(f"the input {bits.shape} has {features} features, the weight takes {self.shape[1]}")
+        return self.layout(bits.shape[1:])._dots(bits)
+
+    def with_threshold(self, t: np.ndarray, flip: np.ndarray) -> "ThresholdLinear":
+        """Return a linear layer to bits: bit = (dot < t) xor flip, with t int32 (O,) and flip bool (O,)."""
+        return ThresholdLinear(self, Thresholds.sign(t, flip))
+
+    def with_thresholds(
+        self, t: np.ndarray, flip: np.ndarray, codes: np.ndarray, signed: bool, multipliers: Sequence[int]
+    ) -> "ThresholdLinear":
+        """Return a linear layer to levels; the arguments are those of PackedConv2d.with_thresholds."""
+        return ThresholdLinear(self, Thresholds(t, flip, codes, signed, multipliers))
+
+    def __repr__(self) -> str:
+        return f"PackedLinear({self.shape[1]}->{self.shape[0]}, planes={len(self.multipliers)}, {self.nbytes} bytes)"
+
+
+class ThresholdLinear:
+    """A PackedLinear followed by integer thresholds: bits in, bits out."""
+
+    def __init__(self, linear: PackedLinear, thresholds: Thresholds):
+        if thresholds.channels != linear.shape[0]:
+            raise ValueError(f"{thresholds.channels} thresholds for {linear.shape[0]} output features")
+        self.linear = linear
+        self.thresholds = thresholds
+
+    def __call__(self, x: BitTensor | np.ndarray) -> BitTensor:
+        """Return the packed levels of the thresholded sums, shape (N, O)."""
+        bits = self.thresholds(self.linear.channels_last(x if isinstance(x, BitTensor) else pack(x)))
+        return BitTensor(bits.words, bits.shape[:2], bits.signed, bits.multipliers)

@@ -1,0 +1,204 @@
+"""BitTensor: a tensor as bit planes, channels packed 64 to a word; and how floats and levels become one.
+
+Bit b of word v is channel 64 v + b (least significant bit first). Tail bits are 0. Channels are last in memory, so
+the words of one pixel are neighbours, and so are the pixels of one row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnn_kernels._jit import jit
+from bnn_kernels.bit_planes import check_planes, code_of_level, encode, level_of_code
+from bnn_kernels.threads import run_rows
+
+WORD_BITS = 64
+
+
+def words_for(channels: int) -> int:
+    """Return how many 64-bit words hold `channels` bits."""
+    return -(-channels // WORD_BITS)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BitTensor:
+    """Bit planes of a tensor of integer levels: level = sum_p multipliers[p] * plane[p].
+
+    words: uint64 (P, N, H, W, ceil(C/64)); a (N, K) tensor has H = W = 1 and C = K.
+    shape: the logical shape, (N, C, H, W) or (N, K).
+    signed: planes are {-1,+1} (bit 1 is -1) or {0,1} (bit 1 is 1).
+    """
+
+    words: np.ndarray
+    shape: tuple[int, ...]
+    signed: bool = True
+    multipliers: tuple[int, ...] = (1,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the words."""
+        return self.words.nbytes
+
+    def __repr__(self) -> str:
+        kind = "{-1,+1}" if self.signed else "{0,1}"
+        return f"BitTensor(shape={self.shape}, planes={kind} x {self.multipliers}, {self.nbytes} bytes)"
+
+
+@jit
+def _pack_signs(x, words, nan, first, last):
+    """x float (R, C), words uint64 (R, V): bit = x < 0; nan[0] = 1 if a NaN was met."""
+    channels = x.shape[1]
+    bad = False
+    for row in range(first, last):
+        for v in range(words.shape[1]):
+            word = np.uint64(0)
+            start = v * 64
+            for b in range(min(64, channels - start)):
+                value = x[row, start + b]
+                word |= np.uint64(value < 0) << np.uint64(b)
+                bad |= value != value
+            words[row, v] = word
+    if bad:
+        nan[0] = 1
+
+
+@jit
+def _pack_by_thresholds(x, thresholds, codes, words, nan, first, last):
+    """x float (R, C), thresholds (L-1, C), codes uint8 (L,), words uint64 (P, R, V)."""
+    channels = x.shape[1]
+    for row in range(first, last):
+        for c in range(channels):
+            value = x[row, c]
+            if value != value:
+                nan[0] = 1
+            low = 0
+            high = thresholds.shape[0]
+            while low < high:  # thresholds ascend: the level is how many the value reaches
+                middle = (low + high) >> 1
+                if value >= thresholds[middle, c]:
+                    low = middle + 1
+                else:
+                    high = middle
+            code = np.uint64(codes[low])
+            for p in range(words.shape[0]):
+                words[p, row, c >> 6] |= ((code >> np.uint64(p)) & np.uint64(1)) << np.uint64(c & 63)
+
+
+def channels_last(x: np.ndarray) -> np.ndarray:
+    """Return a contiguous (N, H, W, C) copy or view of a (N, C, H, W) or (N, K) array (H = W = 1)."""
+    if x.ndim == 2:
+        return np.ascontiguousarray(x).reshape(x.shape[0], 1, 1, x.shape[1])
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def _check_float(x: np.ndarray) -> np.ndarray:
+    if not isinstance(x, np.ndarray) or not np.issubdtype(x.dtype, np.floating):
+        got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+        raise TypeError(f"pack takes a NumPy float array, got {got}; integer levels go through pack_levels")
+    if x.ndim not in (2, 4):
+        raise ValueError(f"pack takes shape (N, C, H, W) or (N, K), got {x.shape}")
+    # Half floats would be compiled for nothing: every float16 is a float32.
+    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
+
+
+def raise_nan() -> None:
+    """Raise the error for a NaN on its way into bits."""
+    raise ValueError(
+        "NaN in the input of pack: a NaN has no sign. Look for a division by zero or an overflow before it"
+    )
+
+
+def pack(x: np.ndarray) -> BitTensor:
+    """Pack the signs of a float array: bit 1 where x < 0, so sign(0) = sign(-0.0) = +1.
+
+    x: float (N, C, H, W) or (N, K), any strides. Returns one signed plane. TypeError if not float, ValueError on
+    another number of dimensions or on NaN.
+    """
+    return pack_channels_last(channels_last(_check_float(x)), tuple(x.shape))
+
+
+def pack_channels_last(x: np.ndarray, shape: tuple[int, ...]) -> BitTensor:
+    """Pack the signs of a contiguous float (N, H, W, C) array whose logical shape is `shape`."""
+    n, h, w, c = x.shape
+    words = np.empty((1, n, h, w, words_for(c)), np.uint64)
+    nan = np.zeros(1, np.uint8)
+    run_rows(_pack_signs, n * h * w, x.size, x.reshape(-1, c), words.reshape(-1, words.shape[-1]), nan)
+    if nan[0]:
+        raise_nan()
+    return BitTensor(words, shape)
+
+
+def quantize_channels_last(
+    x: np.ndarray,
+    shape: tuple[int, ...],
+    thresholds: np.ndarray,
+    codes: np.ndarray,
+    signed: bool,
+    multipliers: tuple[int, ...],
+) -> BitTensor:
+    """Pack levels of a contiguous float (N, H, W, C) array: level index = how many thresholds (L-1, C) are <= x.
+
+    codes: uint8 (L,), the code of each level index. ValueError on NaN.
+    """
+    n, h, w, c = x.shape
+    words = np.zeros((len(multipliers), n, h, w, words_for(c)), np.uint64)
+    nan = np.zeros(1, np.uint8)
+    flat = words.reshape(len(multipliers), -1, words.shape[-1])
+    run_rows(_pack_by_thresholds, n * h * w, 8 * x.size, x.reshape(-1, c), thresholds, codes, flat, nan)
+    if nan[0]:
+        raise_nan()
+    return BitTensor(words, shape, signed, multipliers)
+
+
+def pack_codes(codes: np.ndarray, planes: int) -> np.ndarray:
+    """Pack uint8 codes (..., C) into uint64 words (P, ..., ceil(C/64)), plain NumPy."""
+    channels = codes.shape[-1]
+    padded = np.zeros((planes, *codes.shape[:-1], words_for(channels) * WORD_BITS), np.uint8)
+    for p in range(planes):
+        padded[p, ..., :channels] = (codes >> p) & 1
+    packed = np.packbits(padded, axis=-1, bitorder="little")
+    return packed.view("<u8").astype(np.uint64, copy=False)
+
+
+def pack_levels(levels: np.ndarray, multipliers: Sequence[int] = (1,), signed: bool = True) -> BitTensor:
+    """Pack integer levels of shape (N, C, H, W) or (N, K); level = sum_p multipliers[p] * plane[p].
+
+    TypeError if not integers; ValueError on another number of dimensions or a level that has no code.
+    """
+    checked = check_planes(multipliers, signed)
+    if levels.ndim not in (2, 4):
+        raise ValueError(f"pack_levels takes shape (N, C, H, W) or (N, K), got {levels.shape}")
+    codes = encode(channels_last(levels), checked, bool(signed))
+    return BitTensor(pack_codes(codes, len(checked)), tuple(levels.shape), bool(signed), checked)
+
+
+def unpack_codes(bits: BitTensor) -> np.ndarray:
+    """Return uint8 (N, H, W, C): the code of every element."""
+    channels = bits.shape[1]
+    as_bytes = np.ascontiguousarray(bits.words).astype("<u8", copy=False).view(np.uint8)
+    planes = np.unpackbits(as_bytes, axis=-1, bitorder="little")[..., :channels]
+    codes = planes[0].copy()
+    for p in range(1, len(planes)):
+        codes |= planes[p] << p
+    return codes
+
+
+def unpack_channels_last(bits: BitTensor) -> np.ndarray:
+    """Return float32 (N, H, W, C): the integer levels."""
+    return level_of_code(bits.multipliers, bits.signed).astype(np.float32)[unpack_codes(bits)]
+
+
+def unpack(bits: BitTensor) -> np.ndarray:
+    """Return the integer levels as float32 of the logical shape: +1 and -1 for what `pack` returns."""
+    levels = unpack_channels_last(bits)
+    return levels.reshape(bits.shape) if len(bits.shape) == 2 else levels.transpose(0, 3, 1, 2)
+
+
+def code_of(level: int, bits: BitTensor) -> int:
+    """Return the code of one level in the planes of `bits`; ValueError if it has none."""
+    lowest, table = code_of_level(bits.multipliers, bits.signed)
+    if not 0 <= level - lowest < len(table) or table[level - lowest] < 0:
+        kind = "{-1,+1}" if bits.signed else "{0,1}"
+        raise ValueError(f"pad_value {level} is not a level of the input ({kind} planes times {bits.multipliers})")
+    return int(table[level - lowest])

@@ -1,0 +1,134 @@
+"""Pooling, channels last: floats, integers and bits.
+
+Max pooling commutes with everything monotone, so a maximum over floats behind an integer layer is a maximum or (in
+a falling channel) a minimum over integers; and over sign bits, where the larger value +1 is bit 0, a maximum is an
+AND and a minimum an OR.
+"""
+
+import numpy as np
+
+from bnn_kernels._jit import jit
+from bnn_kernels.bit_tensor import BitTensor
+from bnn_kernels.threads import run_rows
+
+
+def pooled_size(extent: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]):
+    """Return (Ho, Wo) of a pooling window over (H, W), rounded down; ValueError if nothing fits."""
+    size = tuple((e + 2 * p - k) // s + 1 for e, k, s, p in zip(extent, kernel, stride, padding, strict=True))
+    if min(size) < 1:
+        raise ValueError(f"a {kernel} pooling window does not fit a {extent} map with padding {padding}")
+    return size
+
+
+@jit
+def _max_pool(x, out, geometry, first, last):
+    """out (N, Ho, Wo, C) = maximum of x (N, H, W, C); rows are (n, oy)."""
+    kh, kw, sy, sx, py, px = geometry
+    h, w, channels = x.shape[1], x.shape[2], x.shape[3]
+    for row in range(first, last):
+        n = row // out.shape[1]
+        oy = row - n * out.shape[1]
+        y0 = max(0, oy * sy - py)
+        y1 = min(h, oy * sy - py + kh)
+        for ox in range(out.shape[2]):
+            x0 = max(0, ox * sx - px)
+            x1 = min(w, ox * sx - px + kw)
+            for c in range(channels):
+                out[n, oy, ox, c] = x[n, y0, x0, c]
+            for iy in range(y0, y1):
+                for ix in range(x0, x1):
+                    for c in range(channels):
+                        value = x[n, iy, ix, c]
+                        # A NaN wins, as in PyTorch.
+                        if value > out[n, oy, ox, c] or value != value:
+                            out[n, oy, ox, c] = value
+
+
+@jit
+def _extreme_pool(x, rising, out, geometry, first, last):
+    """The same over int32, with the minimum in channels where rising (uint8) is 0."""
+    kh, kw, sy, sx, py, px = geometry
+    h, w, channels = x.shape[1], x.shape[2], x.shape[3]
+    for row in range(first, last):
+        n = row // out.shape[1]
+        oy = row - n * out.shape[1]
+        y0 = max(0, oy * sy - py)
+        y1 = min(h, oy * sy - py + kh)
+        for ox in range(out.shape[2]):
+            x0 = max(0, ox * sx - px)
+            x1 = min(w, ox * sx - px + kw)
+            for c in range(channels):
+                best = x[n, y0, x0, c]
+                for iy in range(y0, y1):
+                    for ix in range(x0, x1):
+                        value = x[n, iy, ix, c]
+                        best = max(best, value) if rising[c] else min(best, value)
+                out[n, oy, ox, c] = best
+
+
+@jit
+def _pool_signs(words, or_mask, out, geometry, first, last):
+    """out uint64 (N, Ho, Wo, V): AND over the window, OR where or_mask (V,) has a bit."""
+    kh, kw, sy, sx, py, px = geometry
+    h, w = words.shape[1], words.shape[2]
+    for row in range(first, last):
+        n = row // out.shape[1]
+        oy = row - n * out.shape[1]
+        for ox in range(out.shape[2]):
+            for v in range(words.shape[3]):
+                every = ~np.uint64(0)
+                some = np.uint64(0)
+                for iy in range(max(0, oy * sy - py), min(h, oy * sy - py + kh)):
+                    for ix in range(max(0, ox * sx - px), min(w, ox * sx - px + kw)):
+                        every &= words[n, iy, ix, v]
+                        some |= words[n, iy, ix, v]
+                out[n, oy, ox, v] = (every & ~or_mask[v]) | (some & or_mask[v])
+
+
+@jit
+def _avg_pool(x, out, geometry, first, last):
+    kh, kw, sy, sx, py, px = geometry
+    h, w, channels = x.shape[1], x.shape[2], x.shape[3]
+    area = np.float32(kh * kw)
+    for row in range(first, last):
+        n = row // out.shape[1]
+        oy = row - n * out.shape[1]
+        for ox in range(out.shape[2]):
+            for c in range(channels):
+                out[n, oy, ox, c] = 0
+            for iy in range(max(0, oy * sy - py), min(h, oy * sy - py + kh)):
+                for ix in range(max(0, ox * sx - px), min(w, ox * sx - px + kw)):
+                    for c in range(channels):
+                        out[n, oy, ox, c] += x[n, iy, ix, c]
+            for c in range(channels):
+                out[n, oy, ox, c] /= area
+
+
+def _run(kernel, x: np.ndarray, geometry: tuple[int, ...], *more: np.ndarray) -> np.ndarray:
+    ho, wo = pooled_size(x.shape[1:3], geometry[:2], geometry[2:4], geometry[4:])
+    out = np.empty((x.shape[0], ho, wo, x.shape[3]), x.dtype)
+    work = out.size * geometry[0] * geometry[1]
+    run_rows(kernel, x.shape[0] * ho, work, x, *more, out, geometry)
+    return out
+
+
+def max_pool(x: np.ndarray, geometry: tuple[int, ...]) -> np.ndarray:
+    """Maximum over contiguous float32 (N, H, W, C); geometry = (kh, kw, sy, sx, py, px), pads never win."""
+    return _run(_max_pool, x, geometry)
+
+
+def avg_pool(x: np.ndarray, geometry: tuple[int, ...]) -> np.ndarray:
+    """Mean over contiguous float32 (N, H, W, C); pads count as zeros (PyTorch's default)."""
+    return _run(_avg_pool, x, geometry)
+
+
+def extreme_pool(x: np.ndarray, rising: np.ndarray, geometry: tuple[int, ...]) -> np.ndarray:
+    """Maximum over int32 (N, H, W, C) where rising uint8 (C,) is 1, minimum where it is 0."""
+    return _run(_extreme_pool, x, geometry, rising)
+
+
+def pool_signs(bits: BitTensor, or_mask: np.ndarray, geometry: tuple[int, ...]) -> BitTensor:
+    """Maximum of signs (AND of bits), minimum (OR) where or_mask uint64 (V,) has a bit."""
+    words = _run(_pool_signs, bits.words[0], geometry, or_mask)
+    shape = (bits.shape[0], bits.shape[1], *words.shape[1:3])
+    return BitTensor(words[None], shape, bits.signed, bits.multipliers)

@@ -1,0 +1,298 @@
+"""Steps into, on and out of bits: pack, binary layers with their epilogues, pooling on integers and bits."""
+
+from typing import Any
+
+import numpy as np
+
+from bnn_kernels import float_ops, pooling
+from bnn_kernels.binary_conv import PackedConv2d
+from bnn_kernels.binary_linear import PackedLinear
+from bnn_kernels.bit_planes import check_planes, level_of_code
+from bnn_kernels.bit_tensor import (
+    BitTensor,
+    pack_channels_last,
+    pack_codes,
+    quantize_channels_last,
+    unpack_channels_last,
+)
+from bnn_kernels.dense_bits import from_dense_bits
+from bnn_kernels.plan import Spec, Step, need, step
+from bnn_kernels.steps_float import Pool, conv_size, geometry_of, read_terms
+from bnn_kernels.thresholds import Thresholds
+
+
+def as_map(x: np.ndarray) -> np.ndarray:
+    """Return (N, 1, 1, K) of a (N, K) array; maps pass."""
+    return x.reshape(len(x), 1, 1, -1) if x.ndim == 2 else x
+
+
+def output_planes(this: Step) -> tuple[bool, tuple[int, ...]]:
+    """Return (signed, multipliers) of the bits that a step makes."""
+    signed = this.attr("signed", bool)
+    return signed, check_planes(this.attr("multipliers", list), signed)
+
+
+@step
+class Pack(Step):
+    """Float -> bits: level index = how many thresholds the value reaches; the codes table gives its planes."""
+
+    op = "pack"
+    attributes = ("signed", "multipliers")
+    tensor_names = ("thresholds", "codes")
+
+    def build(self) -> None:
+        self.signed, self.multipliers = output_planes(self)
+        self.thresholds = self.tensor("thresholds", np.float32, (None, None))
+        self.codes = self.tensor("codes", np.uint8, (len(self.thresholds) + 1,))
+        need(bool((np.diff(self.thresholds, axis=0) >= 0).all()), "thresholds must ascend")
+        need(int(self.codes.max()) >> len(self.multipliers) == 0, "a code does not fit the planes")
+        self.channels = self.thresholds.shape[1]
+        # A plain sign: compare with zero, which is far cheaper than a search.
+        self.is_sign = self.multipliers == (1,) and tuple(self.codes) == (1, 0) and not self.thresholds.any()
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float", f"takes floats, got {x}")
+        need(self.channels in (1, x.shape[0]), f"has thresholds for {self.channels} channels, got {x.shape[0]}")
+        return Spec("bits", x.shape, self.signed, self.multipliers)
+
+    def run(self, x: np.ndarray) -> BitTensor:
+        shape = x.shape if x.ndim == 2 else (x.shape[0], x.shape[3], x.shape[1], x.shape[2])
+        if self.is_sign:
+            return pack_channels_last(as_map(x), shape)
+        thresholds = np.broadcast_to(self.thresholds, (len(self.thresholds), shape[1]))
+        thresholds = np.ascontiguousarray(thresholds)
+        return quantize_channels_last(as_map(x), shape, thresholds, self.codes, self.signed, self.multipliers)
+
+
+@step
+class Unpack(Step):
+    """Bits -> float: level * scale, for float weights behind a quantized input."""
+
+    op = "unpack"
+    attributes = ("scale",)
+
+    def build(self) -> None:
+        self.scale = np.float32(self.attr("scale", float))
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        need(inputs[0].kind == "bits", f"takes bits, got {inputs[0]}")
+        return Spec("float", inputs[0].shape)
+
+    def run(self, x: BitTensor) -> np.ndarray:
+        y = unpack_channels_last(x) * self.scale
+        return y.reshape(len(y), -1) if len(x.shape) == 2 else y
+
+
+class BinaryLayer(Step):
+    """What binary convolution and linear share: weight terms and three kinds of output.
+
+    output "int": int32 sums. "bits": sums through integer thresholds. "float": sum over terms of float32(dot) * scale,
+    in the order of the terms, times XNOR-Net's K of a second input if `input_scale`, plus bias: the same float
+    operations in the same order as the PyTorch layer in evaluation, so the same numbers.
+    """
+
+    tensor_names = ("bits.*", "scale.*", "bias", "thresholds", "flip", "codes")
+
+    def layer(self, levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> Any:
+        raise NotImplementedError
+
+    def build(self) -> None:
+        self.shape = self.layer_shape()
+        self.output = self.attr("output", str)
+        need(self.output in ("int", "float", "bits"), f"unknown output {self.output!r}")
+        self.layers = []
+        self.scales = []
+        filters = self.shape[0]
+        for i, (multipliers, signed) in enumerate(read_terms(self)):
+            dense = self.tensor(f"bits.{i}", np.uint8, (len(multipliers), None))
+            codes = from_dense_bits(dense, self.shape)
+            levels = level_of_code(multipliers, signed)[codes]
+            self.layers.append(self.layer(levels, multipliers, signed))
+            if self.output == "float":
+                self.scales.append(self.tensor(f"scale.{i}", np.float32, (filters,)))
+        need(self.output == "float" or len(self.layers) == 1, "integer sums need a weight with one scale")
+        self.bias = self.tensor("bias", np.float32, (filters,)) if "bias" in self.tensors else None
+        need(self.bias is None or self.output == "float", "a bias needs a float output")
+        self.thresholds = None
+        if self.output == "bits":
+            t = self.tensor("thresholds", np.int32, (None, filters))
+            flip = self.tensor("flip", np.bool_, (filters,))
+            codes = self.tensor("codes", np.uint8, (len(t) + 1,))
+            self.thresholds = Thresholds(t, flip, codes, *output_planes(self))
+
+    def layer_shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        x = inputs[0]
+        need(x.kind == "bits", f"takes bits, got {x}")
+        shape = self.out_shape(x.shape)
+        if self.output == "bits":
+            assert self.thresholds is not None
+            return Spec("bits", shape, self.thresholds.signed, self.thresholds.multipliers)
+        return Spec(self.output, shape)
+
+    def macs(self, inputs: list[Spec]) -> int:
+        return int(np.prod(self.shape)) * int(np.prod(self.infer(inputs).shape[1:]))
+
+    def run(self, x: BitTensor, floats: np.ndarray | None = None) -> Any:
+        dot = self.layers[0].channels_last(x)
+        if self.thresholds is not None:
+            return self.trim_bits(self.thresholds(dot))
+        if self.output == "int":
+            return self.trim(dot)
+        y = dot.astype(np.float32)
+        y *= self.scales[0]
+        for layer, scale in zip(self.layers[1:], self.scales[1:], strict=True):
+            term = layer.channels_last(x).astype(np.float32)
+            term *= scale
+            y += term
+        if floats is not None:
+            self.scale_by_input(floats, y)
+        if self.bias is not None:
+            y += self.bias
+        return self.trim(y)
+
+    def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def trim(self, y: np.ndarray) -> np.ndarray:
+        return y
+
+    def trim_bits(self, bits: BitTensor) -> BitTensor:
+        return bits
+
+
+@step
+class BinaryConv(BinaryLayer):
+    """Convolution of bit planes; attribute shape = (O, C/groups, kh, kw), pad_level = an integer level of the input."""
+
+    op = "binary_conv"
+    attributes = (
+        "shape", "stride", "padding", "dilation", "groups", "pad_level",
+        "terms", "output", "signed", "multipliers", "input_scale",
+    )  # fmt: skip
+
+    def layer_shape(self) -> tuple[int, ...]:
+        shape = self.ints("shape", 4, 1)
+        self.geometry = geometry_of(self, shape[2:])
+        self.groups = self.attr("groups", int)
+        need(self.groups >= 1 and shape[0] % self.groups == 0, f"groups {self.groups} do not divide {shape[0]} filters")
+        self.pad_level = self.attr("pad_level", int)
+        self.arity = 2 if self.attrs.get("input_scale") else 1
+        return shape
+
+    def layer(self, levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedConv2d:
+        g = self.geometry
+        return PackedConv2d.from_levels(
+            levels, multipliers, signed, g[2:4], g[4:6], g[6:8], self.groups, self.pad_level
+        )
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels = self.shape[1] * self.groups
+        need(len(shape) == 3 and shape[0] == channels, f"takes a map of {channels} channels, got {shape}")
+        return self.shape[0], *conv_size(shape, self.geometry)
+
+    def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
+        float_ops.scale_by_input(floats, y, self.groups, self.geometry)
+
+
+@step
+class BinaryLinear(BinaryLayer):
+    """Matrix product of bit planes; attribute shape = (O, K); the input is (K,) or a map (C, H, W) with C*H*W = K."""
+
+    op = "binary_linear"
+    attributes = ("shape", "terms", "output", "signed", "multipliers", "input_scale")
+
+    def layer_shape(self) -> tuple[int, ...]:
+        self.arity = 2 if self.attrs.get("input_scale") else 1
+        return self.ints("shape", 2, 1, 1 << 30)
+
+    def layer(self, levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedLinear:
+        return PackedLinear.from_levels(levels, multipliers, signed)
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        need(int(np.prod(shape)) == self.shape[1], f"takes {self.shape[1]} features, got {shape}")
+        return (self.shape[0],)
+
+    def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
+        y *= np.abs(floats).reshape(len(y), -1).mean(1).reshape(-1, 1, 1, 1)
+
+    def trim(self, y: np.ndarray) -> np.ndarray:
+        return y.reshape(len(y), -1)
+
+    def trim_bits(self, bits: BitTensor) -> BitTensor:
+        return BitTensor(bits.words, bits.shape[:2], bits.signed, bits.multipliers)
+
+
+@step
+class PoolInt(Pool):
+    """Max pooling behind an integer layer, moved before its thresholds: a minimum in falling channels."""
+
+    op = "pool_int"
+    kind = "int"
+    tensor_names = ("rising",)
+
+    def build(self) -> None:
+        super().build()
+        self.rising = self.tensor("rising", np.bool_, (None,)).astype(np.uint8)
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        need(inputs[0].shape[0] == len(self.rising), f"has {len(self.rising)} channels, got {inputs[0]}")
+        return super().infer(inputs)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return pooling.extreme_pool(x, self.rising, self.geometry)
+
+
+@step
+class PoolBits(Pool):
+    """Max pooling on sign bits: AND, or OR in channels that fall."""
+
+    op = "pool_bits"
+    kind = "bits"
+    tensor_names = ("rising",)
+
+    def build(self) -> None:
+        super().build()
+        rising = self.tensor("rising", np.bool_, (None,))
+        self.channels = len(rising)
+        self.or_mask = pack_codes((~rising).astype(np.uint8)[None], 1)[0, 0]
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need((x.signed, x.multipliers) == (True, (1,)), f"takes sign bits, got {x}")
+        need(x.shape[0] == self.channels, f"has {self.channels} channels, got {x}")
+        return super().infer(inputs)
+
+    def run(self, x: BitTensor) -> BitTensor:
+        return pooling.pool_signs(x, self.or_mask, self.geometry)
+
+
+@step
+class Threshold(Step):
+    """int32 sums -> bits, where something lies between the layer and its thresholds."""
+
+    op = "threshold"
+    attributes = ("signed", "multipliers")
+    tensor_names = ("thresholds", "flip", "codes")
+
+    def build(self) -> None:
+        t = self.tensor("thresholds", np.int32, (None, None))
+        flip = self.tensor("flip", np.bool_, (t.shape[1],))
+        codes = self.tensor("codes", np.uint8, (len(t) + 1,))
+        self.thresholds = Thresholds(t, flip, codes, *output_planes(self))
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "int", f"takes integers, got {x}")
+        need(x.shape[0] == self.thresholds.channels, f"has {self.thresholds.channels} channels, got {x}")
+        return Spec("bits", x.shape, self.thresholds.signed, self.thresholds.multipliers)
+
+    def run(self, x: np.ndarray) -> BitTensor:
+        bits = self.thresholds(as_map(x))
+        return bits if x.ndim == 4 else BitTensor(bits.words, bits.shape[:2], bits.signed, bits.multipliers)

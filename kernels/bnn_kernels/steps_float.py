@@ -1,0 +1,208 @@
+"""Steps on floats: stem and classifier, affine (batch norm), activations, pooling, flatten."""
+
+import numpy as np
+
+from bnn_kernels import float_ops, pooling
+from bnn_kernels.bit_planes import check_planes, level_of_code
+from bnn_kernels.dense_bits import from_dense_bits
+from bnn_kernels.plan import Spec, Step, need, step
+
+
+def geometry_of(this: Step, kernel: tuple[int, int]) -> tuple[int, ...]:
+    """Return (kh, kw, sy, sx, py, px, dy, dx) of a convolution step."""
+    stride, padding = this.ints("stride", 2, 1), this.ints("padding", 2, 0)
+    return (*kernel, *stride, *padding, *this.ints("dilation", 2, 1))
+
+
+def conv_size(shape: tuple[int, ...], geometry: tuple[int, ...]) -> tuple[int, int]:
+    """Return (Ho, Wo) of a convolution over (C, H, W); PlanError if the filter does not fit."""
+    kh, kw, sy, sx, py, px, dy, dx = geometry
+    ho = (shape[1] + 2 * py - dy * (kh - 1) - 1) // sy + 1
+    wo = (shape[2] + 2 * px - dx * (kw - 1) - 1) // sx + 1
+    need(ho > 0 and wo > 0, f"a {kh}x{kw} filter does not fit a {shape[1]}x{shape[2]} map")
+    return ho, wo
+
+
+def float_weight(this: Step, shape: tuple[int, ...]) -> np.ndarray:
+    """Return float32 weights: stored as floats, or as scaled bit planes that are expanded here."""
+    terms = this.attrs.get("terms")
+    if terms is None:
+        return this.tensor("weight", np.float32, shape)
+    total = np.zeros(shape, np.float32)
+    for i, (multipliers, signed) in enumerate(read_terms(this)):
+        dense = this.tensor(f"bits.{i}", np.uint8, (len(multipliers), None))
+        scale = this.tensor(f"scale.{i}", np.float32, (shape[0],))
+        levels = level_of_code(multipliers, signed).astype(np.float32)[from_dense_bits(dense, shape)]
+        term = levels * scale.reshape(-1, *[1] * (len(shape) - 1))
+        total = term if i == 0 else total + term
+    return total
+
+
+def read_terms(this: Step) -> list[tuple[tuple[int, ...], bool]]:
+    """Return (multipliers, signed) of each term of a quantized weight."""
+    terms = this.attr("terms", list)
+    need(0 < len(terms) <= 8, f"a weight has 1 to 8 terms, got {len(terms)}")
+    result = []
+    for term in terms:
+        need(isinstance(term, dict) and set(term) == {"multipliers", "signed"}, f"malformed term {term!r}")
+        need(isinstance(term["multipliers"], list), f"malformed term {term!r}")
+        result.append((check_planes(term["multipliers"], term["signed"]), term["signed"]))
+    return result
+
+
+@step
+class FloatConv(Step):
+    """Convolution with float input; the weight is float32 or bit planes (BWN, TWN: small file, float speed)."""
+
+    op = "float_conv"
+    attributes = ("shape", "stride", "padding", "dilation", "groups", "pad_value", "terms")
+    tensor_names = ("weight", "bits.*", "scale.*", "bias")
+
+    def build(self) -> None:
+        shape = self.ints("shape", 4, 1)
+        self.groups = self.attr("groups", int)
+        need(self.groups >= 1 and shape[0] % self.groups == 0, f"groups {self.groups} do not divide {shape[0]} filters")
+        self.geometry = geometry_of(self, shape[2:])
+        self.pad = float(self.attr("pad_value", float))
+        self.matrix = float_ops.conv_matrix(float_weight(self, shape), self.groups)
+        self.bias = self.tensor("bias", np.float32, (shape[0],)) if "bias" in self.tensors else None
+        self.shape = shape
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float" and len(x.shape) == 3, f"takes a float map, got {x}")
+        channels = self.shape[1] * self.groups
+        need(x.shape[0] == channels, f"takes {channels} channels, got {x.shape[0]}")
+        return Spec("float", (self.shape[0], *conv_size(x.shape, self.geometry)))
+
+    def macs(self, inputs: list[Spec]) -> int:
+        return int(np.prod(self.shape)) * int(np.prod(self.infer(inputs).shape[1:]))
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        out_size = conv_size((x.shape[3], *x.shape[1:3]), self.geometry)
+        return float_ops.conv2d(x, self.matrix, self.bias, self.geometry, out_size, self.pad)
+
+
+@step
+class FloatLinear(Step):
+    """Matrix product with float input (N, K); the weight is float32 or bit planes."""
+
+    op = "float_linear"
+    attributes = ("shape", "terms")
+    tensor_names = ("weight", "bits.*", "scale.*", "bias")
+
+    def build(self) -> None:
+        self.shape = self.ints("shape", 2, 1, 1 << 30)
+        self.matrix = np.ascontiguousarray(float_weight(self, self.shape).T)
+        self.bias = self.tensor("bias", np.float32, (self.shape[0],)) if "bias" in self.tensors else None
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x == Spec("float", (self.shape[1],)), f"takes {self.shape[1]} float features, got {x}")
+        return Spec("float", (self.shape[0],))
+
+    def macs(self, inputs: list[Spec]) -> int:
+        return int(np.prod(self.shape))
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = x @ self.matrix
+        if self.bias is not None:
+            y += self.bias
+        return y
+
+
+@step
+class Affine(Step):
+    """x * scale + shift by channel: batch norm in evaluation."""
+
+    op = "affine"
+    tensor_names = ("scale", "shift")
+
+    def build(self) -> None:
+        self.scale = self.tensor("scale", np.float32, (None,))
+        self.shift = self.tensor("shift", np.float32, self.scale.shape)
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float" and x.shape[0] == len(self.scale), f"takes {len(self.scale)} float channels, got {x}")
+        return x
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = x * self.scale
+        y += self.shift
+        return y
+
+
+@step
+class Clamp(Step):
+    """ReLU (low 0, no high), hardtanh: min(max(x, low), high)."""
+
+    op = "clamp"
+    attributes = ("low", "high")
+
+    def build(self) -> None:
+        self.low = np.float32(self.attr("low", float))
+        self.high = np.float32(np.inf) if self.attrs.get("high") is None else np.float32(self.attr("high", float))
+        need(bool(self.low <= self.high), f"low {self.low} is above high {self.high}")
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        need(inputs[0].kind == "float", f"takes floats, got {inputs[0]}")
+        return inputs[0]
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = np.maximum(x, self.low)
+        return np.minimum(y, self.high, out=y) if np.isfinite(self.high) else y
+
+
+class Pool(Step):
+    """Geometry shared by all pooling steps."""
+
+    attributes = ("kernel", "stride", "padding")
+    kind = "float"
+
+    def build(self) -> None:
+        kernel, padding = self.ints("kernel", 2, 1), self.ints("padding", 2, 0)
+        need(all(2 * p <= k for p, k in zip(padding, kernel, strict=True)), "padding is more than half the window")
+        self.geometry = (*kernel, *self.ints("stride", 2, 1), *padding)
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == self.kind and len(x.shape) == 3, f"takes a map of {self.kind}, got {x}")
+        g = self.geometry
+        size = pooling.pooled_size(x.shape[1:], g[:2], g[2:4], g[4:])
+        return x._replace(shape=(x.shape[0], *size))
+
+
+@step
+class MaxPool(Pool):
+    """Maximum over floats."""
+
+    op = "max_pool"
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return pooling.max_pool(x, self.geometry)
+
+
+@step
+class AvgPool(Pool):
+    """Mean over floats, pads counted."""
+
+    op = "avg_pool"
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return pooling.avg_pool(x, self.geometry)
+
+
+@step
+class Flatten(Step):
+    """(C, H, W) -> (K,) in C, H, W order. Bits need no such step: a linear layer takes the map."""
+
+    op = "flatten"
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float", f"takes floats, got {x}")
+        return Spec("float", (int(np.prod(x.shape)),))
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return x if x.ndim == 2 else np.ascontiguousarray(x.transpose(0, 3, 1, 2)).reshape(len(x), -1)
