@@ -1,0 +1,74 @@
+"""Images and labels in memory: three splits, and the statistics of the training split."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """images: uint8 (N, C, H, W). labels: int64 (N,). ValueError on anything else."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {tuple(self.labels.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set with fixed splits. The test split is never used to choose anything.
+
+    max_value: the pixel value that stands for 1.0 (255, or 16 for the digits).
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    max_value: int = 255
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each channel over the training split, in [0, 1], float32 (C,)."""
+        return self._statistics()[0]
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of each channel over the training split, float32 (C,)."""
+        return self._statistics()[1]
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        pixels = self.train.images.transpose(0, 1).flatten(1).double() / self.max_value
+        return pixels.mean(1).float(), pixels.std(1, correction=0).float()
+
+    def normalizer(self) -> "Normalize":
+        """Return the map from pixels to floats with mean 0 and deviation 1 over the training split."""
+        return Normalize(self.mean, self.std, self.max_value)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """uint8 (N, C, H, W) -> float32: (x / max_value - mean) / std by channel."""
+
+    mean: Tensor
+    std: Tensor
+    max_value: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        mean, std = (t.to(images.device).reshape(-1, 1, 1) for t in (self.mean, self.std))
+        return (images.float() / self.max_value - mean) / std

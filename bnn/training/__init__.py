@@ -1,0 +1,7 @@
+"""Training with Lightning: the classifier module, one run from data to result file, latent-weight handling."""
+
+from bnn.training.classifier import Classifier as Classifier
+from bnn.training.provenance import provenance as provenance
+from bnn.training.run import RunError as RunError
+from bnn.training.run import load_network as load_network
+from bnn.training.run import train as train

@@ -1,0 +1,101 @@
+"""A classifier as a Lightning module: cross-entropy, accuracy, latent weights kept in bounds after each step."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from bnn.latent import center_latent_weights, clip_latent_weights
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class Classifier(LightningModule):
+    """Trains a network of (N, C, H, W) -> (N, classes) on batches (images, labels).
+
+    optimizer, scheduler: factories; the scheduler steps once an epoch. latent_clip: bound of latent weights after
+    each step, or None. center_latents: subtract their mean over input channels after each step, as the XNOR-Net
+    authors' code does. Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1].
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        latent_clip: float | None = None,
+        center_latents: bool = False,
+    ):
+        super().__init__()
+        if latent_clip is not None and not latent_clip > 0:
+            raise ValueError(f"latent_clip must be positive or None, got {latent_clip!r}")
+        self.network = network
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._latent_clip = latent_clip
+        self._center_latents = center_latents
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer(self.network.parameters())
+        if self._scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+
+    def on_fit_start(self) -> None:
+        self._keep_latents()
+
+    def on_train_epoch_start(self) -> None:
+        # The order of the batches follows the epoch, so an interrupted run goes on with the batches it would have had.
+        loader = self.trainer.train_dataloader
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(self.current_epoch)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        images, labels = batch
+        logits = self.network(images)
+        loss = F.cross_entropy(logits, labels)
+        # Lightning's log() costs more than a step of a small network; sums of the epoch stay on the device.
+        self._sums += torch.stack(
+            [loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum(), _ones(labels)]
+        )
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._keep_latents()
+
+    def on_train_epoch_end(self) -> None:
+        loss, right, seen = self._sums.tolist()
+        self.log("train_loss", loss / seen)
+        self.log("train_accuracy", right / seen, prog_bar=True)
+        self._sums = self._zeros()
+
+    def on_train_start(self) -> None:
+        self._sums = self._zeros()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self._evaluate(batch, "validation_accuracy")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self._evaluate(batch, "test_accuracy")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], name: str) -> None:
+        images, labels = batch
+        accuracy = (self.network(images).argmax(1) == labels).float().mean()
+        self.log(name, accuracy, prog_bar=True, on_epoch=True, batch_size=len(labels))
+
+    def _keep_latents(self) -> None:
+        if self._center_latents:
+            center_latent_weights(self.network)
+        if self._latent_clip is not None:
+            clip_latent_weights(self.network, self._latent_clip)
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(3, dtype=torch.float64, device=self.device)
+
+
+def _ones(labels: Tensor) -> Tensor:
+    return torch.tensor(float(len(labels)), device=labels.device)

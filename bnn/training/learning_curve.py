@@ -1,0 +1,40 @@
+"""The learning curve as a CSV file, one row an epoch; an interrupted run goes on below its own rows."""
+
+import csv
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+COLUMNS = ("epoch", "train_loss", "train_accuracy", "validation_accuracy", "lr")
+
+
+class LearningCurve(Checkpoint):
+    """Appends to `file` after each epoch: loss, accuracies in [0, 1], learning rate of the first parameter group.
+
+    It is a Checkpoint because Lightning calls those last, when the module has logged its epoch.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+        self._rows: list[dict[str, str]] = []
+        self._rate = ""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rows = []
+        if self._file.exists():
+            with self._file.open(newline="") as file:
+                self._rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < trainer.current_epoch]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rate = f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}"
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        measured = {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items() if name in COLUMNS}
+        self._rows.append({"epoch": str(trainer.current_epoch), "lr": self._rate, **measured})
+        temporary = self._file.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, restval="")
+            writer.writeheader()
+            writer.writerows(self._rows)
+        temporary.replace(self._file)

@@ -1,0 +1,142 @@
+"""One run: data and network in, checkpoints, learning curve and one result out. Interrupted runs go on."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from bnn.data import Batches, ImageData
+from bnn.training.classifier import Classifier
+from bnn.training.learning_curve import LearningCurve
+
+EVALUATION_BATCH = 500
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used: no checkpoint, or one of another network."""
+
+
+class ClassifierFactory(Protocol):
+    """Makes a Classifier around a network: `functools.partial(Classifier, optimizer=...)`."""
+
+    def __call__(self, network: nn.Module) -> Classifier: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run measured: accuracies in [0, 1] of the last epoch's weights, epochs, seconds of training."""
+
+    train_accuracy: float
+    validation_accuracy: float
+    test_accuracy: float
+    epochs: int
+    seconds: float
+
+
+class _Clock:
+    """Training seconds over all parts of an interrupted run, kept beside the checkpoint."""
+
+    def __init__(self, folder: Path):
+        self._file = folder / "checkpoints" / "seconds"
+        self._before = float(self._file.read_text()) if self._file.exists() else 0.0
+        self._start = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._start
+
+    def save(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_text(f"{self.seconds():.3f}")
+        temporary.replace(self._file)
+
+
+class _Checkpoint(ModelCheckpoint):
+    def __init__(self, folder: Path, clock: _Clock):
+        super().__init__(folder / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+        self._clock = clock
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        super().on_train_epoch_end(trainer, module)
+        self._clock.save()
+
+
+def train(
+    classifier: ClassifierFactory,
+    network: nn.Module,
+    data: ImageData,
+    folder: Path,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    trainer: dict[str, Any] | None = None,
+) -> Outcome:
+    """Train a network, or go on from the checkpoint in `folder`, and measure it on validation and test data.
+
+    The weights of the last epoch are measured: nothing is chosen by the validation set, nothing ever by the test set.
+    trainer: more arguments of lightning's Trainer. The network holds the trained weights afterwards. RunError if the
+    checkpoint in `folder` does not fit the network.
+    """
+    seed_everything(seed, verbose=False)
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = _Clock(folder)
+    arguments: dict[str, Any] = {"accelerator": "auto", "devices": 1, "enable_model_summary": False, **(trainer or {})}
+    lightning_trainer = Trainer(
+        max_epochs=epochs,
+        logger=False,
+        callbacks=[LearningCurve(folder / "metrics.csv"), _Checkpoint(folder, clock)],
+        num_sanity_val_steps=0,
+        **arguments,
+    )
+    device = lightning_trainer.strategy.root_device
+    train_batches = Batches(data.train, data.normalizer(), batch_size, shuffle=True, seed=seed).to(device)
+    validation, test = (
+        Batches(split, data.normalizer(), EVALUATION_BATCH, shuffle=False, seed=0).to(device)
+        for split in (data.validation, data.test)
+    )
+    module = classifier(network)
+    last = folder / CHECKPOINT
+    try:
+        lightning_trainer.fit(
+            module, train_batches, validation, ckpt_path=last if last.exists() else None, weights_only=True
+        )
+    except RuntimeError as error:
+        if "loading state_dict" in str(error) or "Missing key" in str(error):
+            raise RunError(f"{last} is of another network; choose another run_dir or remove it: {error}") from error
+        raise
+    if lightning_trainer.interrupted:
+        raise KeyboardInterrupt
+    seconds = clock.seconds()
+    metrics = {name: float(value) for name, value in lightning_trainer.callback_metrics.items()}
+    measured = lightning_trainer.validate(module, validation, verbose=False)[0]
+    measured |= lightning_trainer.test(module, test, verbose=False)[0]
+    return Outcome(
+        metrics.get("train_accuracy", float("nan")),
+        measured["validation_accuracy"],
+        measured["test_accuracy"],
+        epochs,
+        seconds,
+    )
+
+
+def load_network(network: nn.Module, folder: Path) -> nn.Module:
+    """Load the trained weights of a run into a network of the same shape, in evaluation mode. RunError if it fails."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        raise RunError(f"{folder} holds no {CHECKPOINT}: is it the folder of a finished run?")
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    weights = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"{path} does not fit {type(network).__name__}: {error}") from error
+    return network.eval()

@@ -1,0 +1,1 @@
+"""Command lines, each run as `python -m experiments.NAME`; nothing imports this package."""

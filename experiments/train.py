@@ -1,0 +1,118 @@
+"""Train one network: python -m experiments.train experiment=NAME; -m and comma lists sweep.
+
+Writes into `run_dir`: config.yaml (resolved), checkpoints/, metrics.csv (the learning curve) and result.json. A run
+that was interrupted goes on from its last epoch; one that is finished with the same config is not run again.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import cli
+from experiments.results import read_json, write_json
+
+# What may differ between two runs that are the same experiment.
+_NOT_THE_EXPERIMENT = ("run_dir", "trainer.enable_progress_bar", "trainer.accelerator", "data.root", "data.download")
+
+
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the resolved config without what only says where or how loudly it ran."""
+    copy = OmegaConf.create(config)
+    for key in _NOT_THE_EXPERIMENT:
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(copy, parent) if parent else copy
+        if node is not None and leaf in node:
+            del node[leaf]
+    result = OmegaConf.to_container(copy)
+    assert isinstance(result, dict)
+    return {str(key): value for key, value in result.items()}
+
+
+def task(config: DictConfig) -> None:
+    """Run one training from its config."""
+    import bnn
+    from bnn.training import RunError, provenance, train
+
+    folder = Path(config.run_dir)
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    same = comparable({str(key): value for key, value in resolved.items()})
+    result_file, config_file = folder / "result.json", folder / "config.yaml"
+    if result_file.exists() and read_json(result_file)["config"] == same:
+        print(f"{folder}: already finished, nothing to do")
+        return
+    if config_file.exists():
+        before = OmegaConf.to_container(OmegaConf.load(config_file))
+        assert isinstance(before, dict)
+        if comparable({str(key): value for key, value in before.items()}) != same:
+            raise RunError(
+                f"{folder} holds a run with another config; remove the folder or choose another with run_dir=..."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(resolved), config_file)
+
+    data = instantiate(config.data)
+    network = instantiate(config.model, _convert_="object")
+    classifier = instantiate(config.classifier, _convert_="object")
+    trainer = OmegaConf.to_container(config.trainer, resolve=True)
+    assert isinstance(trainer, dict)
+    outcome = train(
+        classifier,
+        network,
+        data,
+        folder,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        trainer={str(key): value for key, value in trainer.items()},
+    )
+    costs = bnn.summary(network, data.input_shape)
+    write_json(
+        result_file,
+        {
+            "name": config.name,
+            "quantizer": config.quantizer.name,
+            "label": config.quantizer.label,
+            "seed": config.seed,
+            "accuracy": {
+                "train": round(outcome.train_accuracy, 6),
+                "validation": round(outcome.validation_accuracy, 6),
+                "test": round(outcome.test_accuracy, 6),
+            },
+            "epochs": outcome.epochs,
+            "train_seconds": round(outcome.seconds, 1),
+            "data": {
+                "name": data.name,
+                "train": len(data.train.labels),
+                "validation": len(data.validation.labels),
+                "test": len(data.test.labels),
+            },
+            "parameters": costs.parameters,
+            "bytes": costs.bytes,
+            "macs": costs.macs,
+            "bops": costs.bops,
+            "config": same,
+            **provenance(),
+        },
+    )
+    print(
+        f"{folder}: test accuracy {outcome.test_accuracy:.2%}, validation {outcome.validation_accuracy:.2%} "
+        f"after {outcome.epochs} epochs, {outcome.seconds:.0f} s"
+    )
+
+
+def main() -> None:
+    """Entry point."""
+    from bnn.data import DataError
+    from bnn.training import RunError
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    cli.run(task, "train", expected=(DataError, RunError, ValueError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
