@@ -9,7 +9,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,14 +31,17 @@ def _valid_keys(config_name: str, key: str) -> list[str]:
 
 def _explain(error: BaseException, config_name: str, overrides: Sequence[str]) -> str:
     text = str(error)
+    both = f"{text}\n{error.__cause__}"
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return str(error.__cause__)
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
-        if f"'{key.split('.')[-1]}'" in text and "not in struct" in text.lower() + str(error.__cause__).lower():
+        if f"'{key.split('.')[-1]}'" in both and "not in struct" in both:
             valid = _valid_keys(config_name, key)
             close = difflib.get_close_matches(key, valid, 1)
             guess = f" Did you mean {close[0]}?" if close else ""
             return f"there is no option {key!r}.{guess} Options there: {', '.join(valid)}"
-    return f"{text}\n{error.__cause__}" if error.__cause__ and str(error.__cause__) not in text else text
+    return both if error.__cause__ and str(error.__cause__) not in text else text
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str, expected: tuple[type[Exception], ...] = ()) -> None:

@@ -4,6 +4,7 @@ NumPy in, NumPy out; needs numpy, numba, llvmlite, safetensors and threadpoolctl
 same functions in plain NumPy.
 """
 
+from bnn_kernels import reference as reference
 from bnn_kernels.binary_conv import PackedConv2d as PackedConv2d
 from bnn_kernels.binary_conv import ThresholdConv2d as ThresholdConv2d
 from bnn_kernels.binary_linear import PackedLinear as PackedLinear

@@ -1,0 +1,41 @@
+# Each target is a line or two that a person could also type; .venv is made on first use.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+STAMP := $(VENV)/.installed
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## make .venv with the exact versions of constraints.txt (PIP_ARGS=... goes to pip)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## train, convert, check, time and draw: accuracy against bits on the digits, under 5 minutes
+	$(RUN) experiments.demo
+
+test: lint $(STAMP) ## lint, type check and the whole test suite (also: make test-fast)
+	$(RUN) pytest -q
+
+test-fast: $(STAMP) ## the test suite without lint and types
+	$(RUN) pytest -q
+
+lint: $(STAMP) ## ruff (lint, format) and mypy
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+bench: $(STAMP) ## packed LeNet-5 and binary layers beside PyTorch FP32
+	$(RUN) experiments.benchmark
+
+figures: $(STAMP) ## redraw the figures from results/
+	$(RUN) paper_figures.accuracy_vs_bits
+
+clean: ## remove .venv, runs and caches
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: help setup demo test test-fast lint bench figures clean

@@ -1,0 +1,161 @@
+"""Time packed networks and binary layers beside PyTorch FP32: python -m experiments.benchmark [run=PATH].
+
+The result is checked first; then both sides are timed in turn, in one process, with the same number of threads.
+PyTorch gets its better memory layout. Ratios are PyTorch's time over ours, of best times and of medians.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from experiments import cli
+from experiments.results import write_json
+from experiments.timing import pair
+
+
+def set_threads(count: int) -> int:
+    """Set the threads of PyTorch, of the kernels and of their BLAS; 0 stands for all cores. Returns the count."""
+    import os
+
+    import bnn_kernels as bk
+    import torch
+
+    count = count or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    bk.set_num_threads(count)
+    return count
+
+
+def compare(name: str, packed: Any, reference: Any, images: Any, threads: int, seconds: float) -> dict[str, Any]:
+    """Time packed(images) against the better layout of reference(images); one row of the result."""
+    import torch
+
+    array = images.numpy()
+    layouts = [images]
+    if images.ndim == 4:
+        layouts.append(images.to(memory_format=torch.channels_last))
+    rows = []
+    with torch.inference_mode():
+        for given in layouts:
+            rows.append(pair(lambda: packed(array), lambda given=given: reference(given), seconds / len(layouts)))
+    # Our side's samples of both pairs count; PyTorch's are those of its better layout.
+    best_ours = min(row[0].best for row in rows)
+    fp32 = min((row[1] for row in rows), key=lambda t: t.median)
+    ours = next(row[0] for row in rows if row[1] is fp32)
+    return {
+        "name": name,
+        "batch": len(images),
+        "threads": threads,
+        "packed_us": {"best": round(best_ours * 1e6, 1), "median": round(ours.median * 1e6, 1)},
+        "fp32_us": {"best": round(fp32.best * 1e6, 1), "median": round(fp32.median * 1e6, 1)},
+        "ratio": {"best": round(fp32.best / best_ours, 2), "median": round(fp32.median / ours.median, 2)},
+        "calls": ours.calls,
+    }
+
+
+def networks(config: DictConfig, folder: Path | None = None) -> Iterable[dict[str, Any]]:
+    """Yield one row for each batch size and thread count of a run's network, or of an untrained one."""
+    import bnn
+    import torch
+
+    from experiments.runs import fp32_twin, load_run
+
+    if folder is None:
+        model_config = config.model
+        network = instantiate(config.model, _convert_="object").eval()
+        shape, name = tuple(config.input_shape), f"{type(network).__name__} {config.quantizer.name}, untrained"
+    else:
+        run_config, network = load_run(folder)
+        model_config = run_config.model
+        name = f"{type(network).__name__} {run_config.quantizer.name}"
+        shape = tuple(instantiate(run_config.data).input_shape)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(max(config.batch_sizes), *shape, generator=generator)
+    packed = bnn.convert(network, images)
+    report = bnn.check_parity(network, packed, images)
+    if report.first_difference is not None:
+        raise RuntimeError(f"the packed network is wrong, so there is nothing to time:\n{report}")
+    twin = fp32_twin(model_config)
+    for threads in config.threads:
+        count = set_threads(threads)
+        for batch in config.batch_sizes:
+            yield compare(name, packed, twin, images[:batch], count, config.seconds)
+
+
+def binary_layers(config: DictConfig) -> Iterable[dict[str, Any]]:
+    """Yield rows of binary convolutions, packed bits in and thresholded bits out, against FP32 convolutions."""
+    import bnn_kernels as bk
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for threads in config.threads:
+        count = set_threads(threads)
+        for channels, filters, size, kernel in config.layers:
+            x = torch.randn(1, channels, size, size, generator=generator)
+            weight = torch.randn(filters, channels, kernel, kernel, generator=generator)
+            conv = bk.PackedConv2d(weight.numpy(), padding=kernel // 2)
+            bits = bk.pack(x.numpy())
+            signs = (torch.where(t < 0, -1.0, 1.0) for t in (x, weight))
+            expected = torch.nn.functional.conv2d(*signs, padding=kernel // 2).numpy()
+            if not np.array_equal(conv(bits), expected):
+                raise RuntimeError(f"the {channels}->{filters} {size}x{size} layer is wrong: nothing to time")
+            layer = conv.with_threshold(np.zeros(filters, np.int32), np.zeros(filters, bool))
+            reference = torch.nn.Conv2d(channels, filters, kernel, padding=kernel // 2, bias=False)
+            name = f"conv {channels}->{filters} {size}x{size} {kernel}x{kernel}"
+            macs = weight.numel() * size * size
+            row = compare(name, lambda _x, run=layer, b=bits: run(b), reference, x, count, config.seconds)
+            yield row | {"gmacs_per_second": round(macs / row["packed_us"]["median"] / 1e3, 1)}
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Print rows as a table."""
+    table = Table(title=title)
+    for column in ("what", "batch", "threads", "packed us", "FP32 us", "ratio of medians", "of best times"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for row in rows:
+        times = [f"{row[side]['median']:,.1f}" for side in ("packed_us", "fp32_us")]
+        ratios = [f"{row['ratio'][kind]:.2f}x" for kind in ("median", "best")]
+        table.add_row(row["name"], str(row["batch"]), str(row["threads"]), *times, *ratios)
+    Console().print(table)
+
+
+def task(config: DictConfig) -> None:
+    """Time and print; write the result file if one is named."""
+    from bnn.training import provenance
+
+    folder = None if config.run is None else Path(config.run)
+    cells = len(config.threads) * (len(config.batch_sizes) + len(config.layers))
+    rows: dict[str, list[dict[str, Any]]] = {"networks": [], "layers": []}
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("timing", total=cells)
+        for kind, source in (("networks", networks(config, folder)), ("layers", binary_layers(config))):
+            for row in source:
+                rows[kind].append(row)
+                progress.advance(bar)
+    origin = provenance()
+    title = f"packed beside PyTorch {origin['versions']['torch']} FP32 on {origin['hardware']['cpu']}"
+    show(rows["networks"] + rows["layers"], title)
+    if config.output is not None:
+        write_json(Path(config.output), {"command": f"python -m experiments.benchmark {' '.join(sys.argv[1:])}", **rows, **origin})
+        print(f"written: {config.output}")
+
+
+def main() -> None:
+    """Entry point."""
+    from bnn.converter import ConversionError
+    from bnn.data import DataError
+    from bnn.training import RunError
+
+    cli.run(task, "benchmark", expected=(ConversionError, DataError, RunError, OSError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Convert a trained run into bits: python -m experiments.convert run=PATH [parity=N].
+
+Writes into the run's folder packed.safetensors and conversion.json (sizes, parity report, accuracy of the packed
+network on the whole test split). Exit status 1 if an integer step differs or fewer predictions agree than allowed.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import cli
+from experiments.results import write_json
+
+
+def convert_run(
+    folder: Path, inputs: int, output: Path | None = None, agreement: float = 1.0, data_root: str | None = None
+) -> tuple[dict[str, Any], str, bool]:
+    """Convert one run and write its files; return (content of conversion.json, report as text, whether it passes)."""
+    import bnn
+    import torch
+    from bnn.training import provenance
+
+    from experiments.runs import load_run
+
+    config, network = load_run(folder)
+    if data_root is not None:
+        OmegaConf.update(config, "data.root", data_root, force_add=True)
+    data = instantiate(config.data)
+    images = data.normalizer()(data.test.images)
+    packed = bnn.convert(network, images[:1])
+    packed.info |= {
+        "name": config.name,
+        "quantizer": config.quantizer.name,
+        "seed": config.seed,
+        "classes": data.num_classes,
+    }
+    report = bnn.check_parity(network, packed, images[: max(1, inputs)])
+    target = output or folder / "packed.safetensors"
+    packed.save(target)
+    labels = data.test.labels.numpy()
+    with torch.no_grad():
+        trained = torch.cat([network(part).argmax(1) for part in images.split(500)]).numpy()
+    answers = np.concatenate([packed(part.numpy()).argmax(1) for part in images.split(500)])
+    content = {
+        "name": config.name,
+        "quantizer": config.quantizer.name,
+        "label": config.quantizer.label,
+        "seed": config.seed,
+        "file_bytes": target.stat().st_size,
+        "payload_bytes": packed.nbytes,
+        "fp32_bytes": 4 * bnn.summary(network, data.input_shape).parameters,
+        "test_images": len(labels),
+        "same_predictions": int((answers == trained).sum()),
+        "test_accuracy_packed": round(float((answers == labels).mean()), 6),
+        "test_accuracy_trained": round(float((trained == labels).mean()), 6),
+        "parity": json.loads(report.to_json()),
+        **provenance(),
+    }
+    write_json(folder / "conversion.json", content)
+    enough = min(report.agreement, content["same_predictions"] / len(labels)) >= agreement
+    return content, f"{packed.summary()}\n\n{report}", enough and report.first_difference is None
+
+
+def task(config: DictConfig) -> None:
+    """Convert and report."""
+    folder = Path(config.run)
+    output = None if config.output is None else Path(config.output)
+    content, text, passes = convert_run(folder, config.parity, output, config.agreement, config.data_root)
+    print(text)
+    print(
+        f"{output or folder / 'packed.safetensors'}: {content['file_bytes']:,} bytes "
+        f"(FP32 weights: {content['fp32_bytes']:,}), same predictions on {content['same_predictions']:,} of "
+        f"{content['test_images']:,} test images, test accuracy {content['test_accuracy_packed']:.2%}"
+    )
+    if not passes:
+        print("error: the packed network does not answer like the trained one, see the report", file=sys.stderr)
+        sys.exit(1)
+
+
+def main() -> None:
+    """Entry point."""
+    from bnn.converter import ConversionError
+    from bnn.data import DataError
+    from bnn.training import RunError
+
+    cli.run(task, "convert", expected=(ConversionError, DataError, RunError, OSError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
