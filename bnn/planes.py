@@ -94,7 +94,7 @@ def sign_bits(levels: Tensor) -> Tensor:
 
 
 def ternary_bits(levels: Tensor) -> Tensor:
-    """Return bool (2, *shape) of levels in {-1, 0, +1}, for multipliers (1, -1): the positive and the negative plane."""
+    """Return bool (2, *shape) of levels in {-1, 0, +1}, for multipliers (1, -1): the positive, the negative plane."""
     return torch.stack([levels > 0, levels < 0])
 
 

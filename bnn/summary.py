@@ -81,10 +81,10 @@ def _macs(module: nn.Module, output: Tensor) -> int:
 
 
 def _cost(name: str, module: nn.Module, output: Tensor) -> LayerCost:
-    quantized = isinstance(module, QuantLayer)
-    weight_bits = module.weight_quantizer.bits if quantized else FLOAT_BITS
-    activation_bits = module.input_quantizer.bits if quantized else FLOAT_BITS
-    tensors = dict(module.named_parameters(recurse=False))
+    weight_bits = activation_bits = FLOAT_BITS
+    if isinstance(module, QuantLayer):
+        weight_bits, activation_bits = module.weight_quantizer.bits, module.input_quantizer.bits
+    tensors: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
     tensors |= {k: v for k, v in module.named_buffers(recurse=False) if k in ("running_mean", "running_var")}
     size = 0.0
     for key, tensor in tensors.items():

@@ -63,9 +63,9 @@ def compare(name: str, packed: Any, reference: Any, images: Any, threads: int, s
 
 def networks(config: DictConfig, folder: Path | None = None) -> Iterable[dict[str, Any]]:
     """Yield one row for each batch size and thread count of a run's network, or of an untrained one."""
-    import bnn
     import torch
 
+    import bnn
     from experiments.runs import fp32_twin, load_run
 
     if folder is None:
@@ -144,7 +144,10 @@ def task(config: DictConfig) -> None:
     title = f"packed beside PyTorch {origin['versions']['torch']} FP32 on {origin['hardware']['cpu']}"
     show(rows["networks"] + rows["layers"], title)
     if config.output is not None:
-        write_json(Path(config.output), {"command": f"python -m experiments.benchmark {' '.join(sys.argv[1:])}", **rows, **origin})
+        write_json(
+            Path(config.output),
+            {"command": f"python -m experiments.benchmark {' '.join(sys.argv[1:])}", **rows, **origin},
+        )
         print(f"written: {config.output}")
 
 

@@ -83,7 +83,19 @@ def group(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def show(groups: list[dict[str, Any]]) -> None:
     """Print the summaries as a table."""
     table = Table(title="finished runs")
-    for column in ("experiment", "data", "model", "quantizer", "W/A", "seeds", "test %", "+-", "val %", "file kB", "parity"):
+    for column in (
+        "experiment",
+        "data",
+        "model",
+        "quantizer",
+        "W/A",
+        "seeds",
+        "test %",
+        "+-",
+        "val %",
+        "file kB",
+        "parity",
+    ):
         table.add_column(column, justify="right" if column in ("seeds", "test %", "+-", "val %", "file kB") else "left")
     for g in groups:
         spread = "" if g["std"] is None else f"{100 * g['std']:.2f}"

@@ -21,10 +21,10 @@ def convert_run(
     folder: Path, inputs: int, output: Path | None = None, agreement: float = 1.0, data_root: str | None = None
 ) -> tuple[dict[str, Any], str, bool]:
     """Convert one run and write its files; return (content of conversion.json, report as text, whether it passes)."""
-    import bnn
     import torch
-    from bnn.training import provenance
 
+    import bnn
+    from bnn.training import provenance
     from experiments.runs import load_run
 
     config, network = load_run(folder)

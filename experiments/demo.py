@@ -77,7 +77,6 @@ def convert_all(progress: Progress) -> None:
 def time_all(progress: Progress) -> list[dict[str, Any]]:
     """Time one run of each setting beside its FP32 twin in PyTorch."""
     from bnn.training import provenance
-
     from experiments.benchmark import networks
 
     rows = []
@@ -93,9 +92,8 @@ def time_all(progress: Progress) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Entry point."""
-    from paper_figures import accuracy_vs_bits
-
     from experiments.benchmark import show
+    from paper_figures import accuracy_vs_bits
 
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:

@@ -22,6 +22,8 @@ DEFAULT_OUTPUT = ROOT / "results" / "figures" / "accuracy_vs_bits.png"
 
 # From few bits to many: weight bits first, then activation bits.
 ORDER = ("1/1 BNN", "1/1", "1/1+K", "2/2", "4/4", "8/8", "1/32", "t/32", "32/32")
+# No time of drawing in the file: the same table gives the same bytes.
+TIMELESS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 BLUE, GREY, ORANGE = "#1f5fa8", "#777777", "#d9662b"
 
 
@@ -30,7 +32,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text())["rows"]
     except FileNotFoundError:
-        raise SystemExit(f"error: {path} is missing; run make demo, or experiments.collect with output={path}") from None
+        raise SystemExit(
+            f"error: {path} is missing; run make demo, or experiments.collect with output={path}"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise SystemExit(f"error: {path} is no table of experiments.collect: {error!r}") from None
     if not rows:
@@ -40,9 +44,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def draw(rows: list[dict[str, Any]], output: Path) -> None:
     """Draw the figure and write it."""
-    labels = sorted({row["label"] for row in rows}, key=lambda l: ORDER.index(l) if l in ORDER else len(ORDER))
+    labels = sorted(
+        {row["label"] for row in rows}, key=lambda label: ORDER.index(label) if label in ORDER else len(ORDER)
+    )
     by_label = {label: [row for row in rows if row["label"] == label] for label in labels}
-    seeds = {len(members) for members in by_label.values()}
+    seeds = [len(by_label[label]) for label in labels]
     figure, (top, bottom) = plt.subplots(
         2, 1, sharex=True, figsize=(7.2, 5.2), height_ratios=(2.2, 1), constrained_layout=True
     )
@@ -52,18 +58,22 @@ def draw(rows: list[dict[str, Any]], output: Path) -> None:
         spread = accuracy.std(ddof=1) if len(accuracy) > 1 else 0
         top.plot(np.full(len(accuracy), place), accuracy, ".", color=GREY, alpha=0.6, zorder=2)
         top.errorbar(place, accuracy.mean(), spread, fmt="o", color=BLUE, capsize=4, markersize=7, zorder=3)
-        top.annotate(f"{accuracy.mean():.1f}", (place, accuracy.mean()), (9, -3), textcoords="offset points", fontsize=8)
+        top.annotate(
+            f"{accuracy.mean():.1f}", (place, accuracy.mean()), (9, -3), textcoords="offset points", fontsize=8
+        )
         sizes = [row["file_bytes"] for row in by_label[label] if row.get("file_bytes")]
         if sizes:
             bottom.bar(place, max(sizes) / 1000, 0.55, color=BLUE)
             text = f"{max(sizes) / 1000:,.0f}"
-            bottom.annotate(text, (place, max(sizes) / 1000), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+            bottom.annotate(
+                text, (place, max(sizes) / 1000), (0, 2), textcoords="offset points", ha="center", fontsize=8
+            )
     if "32/32" in by_label:
         fp32 = 100 * np.mean([row["test_accuracy"] for row in by_label["32/32"]])
         top.axhline(fp32, color=ORANGE, linestyle="--", linewidth=1, zorder=1, label="FP32")
         top.legend(loc="lower right", frameon=False)
     first = rows[0]
-    count = f"n = {seeds.pop()} seeds" if len(seeds) == 1 else "n = " + "/".join(str(len(by_label[l])) for l in labels)
+    count = f"n = {seeds[0]} seeds" if len(set(seeds)) == 1 else f"n = {'/'.join(map(str, seeds))} seeds"
     top.set_title(f"{first['model']} on {first['data']}: mean, standard deviation and seeds, {count}", fontsize=10)
     top.set_ylabel("test accuracy (%)")
     top.margins(y=0.15)
@@ -78,8 +88,8 @@ def draw(rows: list[dict[str, Any]], output: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(output.name + ".tmp")
-    # No time of drawing in the file: the same table gives the same bytes.
-    figure.savefig(temporary, dpi=150, format=output.suffix.lstrip(".") or "png", metadata={"Software": None})
+    kind = output.suffix.lstrip(".") or "png"
+    figure.savefig(temporary, dpi=150, format=kind, metadata=TIMELESS.get(kind))
     plt.close(figure)
     temporary.replace(output)
 

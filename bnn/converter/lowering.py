@@ -113,7 +113,8 @@ class Lowering:
     def _conv_attrs(self, path: str, module: nn.Conv2d, pad: float) -> dict[str, Any]:
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             raise ConversionError(
-                f"{path}: padding must be given in numbers and mode 'zeros', got {module.padding!r}, {module.padding_mode!r}"
+                f"{path}: padding must be given in numbers and mode 'zeros', "
+                f"got {module.padding!r}, {module.padding_mode!r}"
             )
         return {
             "shape": list(module.weight.shape),
@@ -191,10 +192,8 @@ class Lowering:
         return self._binary(at, layer, given)
 
     def _is_bits(self) -> bool:
-        return (
-            bool(self.steps)
-            and self.steps[-1].op in ("pack", "threshold", "pool_bits")
-            or (bool(self.steps) and self.steps[-1].attrs.get("output") == "bits")
+        return (bool(self.steps) and self.steps[-1].op in ("pack", "threshold", "pool_bits")) or (
+            bool(self.steps) and self.steps[-1].attrs.get("output") == "bits"
         )
 
     def _float_input(self, path: str, layer: QuantConv2d | QuantLinear) -> None:
@@ -290,7 +289,7 @@ class Lowering:
         pools = [i for i, link in enumerate(between) if isinstance(link.module, nn.MaxPool2d)]
 
         def apply(sums: Tensor, first: int, last: int, start: bool) -> Tensor:
-            """Run links first..last of `between` on (T, channels) numbers; `start`: the numbers are the layer's sums."""
+            """Run links first..last of `between` on (T, channels) numbers; `start`: they are the layer's sums."""
             y = sums
             if start:
                 y = sums.to(torch.float32) * output_scale(given, weight, 2)

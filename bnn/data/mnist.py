@@ -94,8 +94,8 @@ def _download(name: str, allowed: bool) -> Path:
         except Exception as error:  # requests, urllib3, OSError and pooch's ValueError: all mean "not from here"
             problem = error
     raise DataError(
-        f"MNIST could not be downloaded from {' or '.join(MIRRORS)} ({problem}). Check the network, or put the four idx "
-        "files into a folder and give data.root=FOLDER"
+        f"MNIST could not be downloaded from {' or '.join(MIRRORS)} ({problem}). Check the network, or put the four "
+        "idx files into a folder and give data.root=FOLDER"
     ) from problem
 
 

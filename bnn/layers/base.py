@@ -58,7 +58,7 @@ class QuantLayer:
     """Mixin of the quantized layers: everything but the linear operation itself."""
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Any  # Tensor | None; torch's layers declare it as Tensor
     training: bool
     weight_quantizer: Quantizer
     input_quantizer: Quantizer

@@ -71,7 +71,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         self.input_scale = input_scale
         self._check_input_scale()
 
-    forward = QuantLayer.forward
+    forward = QuantLayer.forward  # type: ignore[assignment]
 
     def _pad(self) -> float:
         return self.pad_value if any(self.padding) else 0.0

@@ -36,7 +36,7 @@ class QuantLinear(QuantLayer, nn.Linear):
         self.input_scale = input_scale
         self._check_input_scale()
 
-    forward = QuantLayer.forward
+    forward = QuantLayer.forward  # type: ignore[assignment]
 
     def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None, pad: float) -> Tensor:
         return F.linear(x, weight, bias)

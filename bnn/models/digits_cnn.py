@@ -1,6 +1,7 @@
 """A small CNN for 8x8 images in XNOR-Net's block order."""
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import nn
 
@@ -28,7 +29,7 @@ class DigitsCNN(nn.Sequential):
         input_quantizer: QuantizerFactory = FullPrecision,
         input_scale: bool = False,
     ):
-        quantizers = {
+        quantizers: dict[str, Any] = {
             "weight_quantizer": weight_quantizer,
             "input_quantizer": input_quantizer,
             "input_scale": input_scale,

@@ -1,6 +1,7 @@
 """LeNet-5 in XNOR-Net's block order, for 28x28 images."""
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import nn
 
@@ -30,7 +31,7 @@ class LeNet5(nn.Sequential):
         input_quantizer: QuantizerFactory = FullPrecision,
         input_scale: bool = False,
     ):
-        quantizers = {
+        quantizers: dict[str, Any] = {
             "weight_quantizer": weight_quantizer,
             "input_quantizer": input_quantizer,
             "input_scale": input_scale,

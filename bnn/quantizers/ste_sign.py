@@ -11,8 +11,8 @@ from bnn.quantizers.straight_through import sign, straight_through
 class SteSign(Quantizer):
     """Forward: q(x) = +1 if x >= 0, else -1. Gradient: 1 if |x| <= clip, else 0 (clip None: always 1).
 
-    Courbariaux et al., "Binarized Neural Networks", 2016, equations 1 and 4. The boundary |x| = clip passes the gradient, as
-    the paper prints it.
+    Courbariaux et al., "Binarized Neural Networks", 2016, equations 1 and 4. The boundary |x| = clip passes the
+    gradient, as the paper prints it.
 
     clip: the bound of the estimator, > 0, or None.
 

@@ -41,11 +41,12 @@ class _ScaledSign(torch.autograd.Function):
 class XnorWeight(Quantizer):
     """Forward: q(W) = alpha * sign(W), alpha = mean|W| over each output channel (axis 0), sign(0) = +1.
 
-    Rastegari et al., "XNOR-Net", ECCV 2016, section 3.1, equations 5 and 6. With g = dC/dq(W), n weights a filter and c input
-    channels, the gradient is by `gradient`:
+    Rastegari et al., "XNOR-Net", ECCV 2016, section 3.1, equations 5 and 6. With g = dC/dq(W), n weights a filter
+    and c input channels, the gradient is by `gradient`:
 
     - "exact" (default; the chain rule): dC/dW_i = (1/n) sign(W_i) sum_j g_j sign(W_j) + g_i alpha 1[|W_i| <= 1].
-    - "printed" (section 3.1, below equation 6): dC/dW_i = g_i (1/n + alpha 1[|W_i| <= 1]). It drops the coupling of a filter's weights.
+    - "printed" (section 3.1, below equation 6): dC/dW_i = g_i (1/n + alpha 1[|W_i| <= 1]). It drops the coupling of
+      a filter's weights.
     - "released" (the authors' Torch code): dC/dW_i = g_i (1/n + alpha 1[|W_i| < 1]) (1 - 1/c). The code also
       multiplies by n or 1e9, which an optimizer like Adam cancels; here that is the learning rate's business.
 

@@ -37,6 +37,7 @@ class Classifier(LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._latent_clip = latent_clip
+        self._sums = self._zeros()
         self._center_latents = center_latents
 
     def configure_optimizers(self) -> Any:
@@ -50,7 +51,7 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         # The order of the batches follows the epoch, so an interrupted run goes on with the batches it would have had.
-        loader = self.trainer.train_dataloader
+        loader: Any = self.trainer.train_dataloader
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(self.current_epoch)
 

@@ -117,7 +117,7 @@ def train(
         raise KeyboardInterrupt
     seconds = clock.seconds()
     metrics = {name: float(value) for name, value in lightning_trainer.callback_metrics.items()}
-    measured = lightning_trainer.validate(module, validation, verbose=False)[0]
+    measured = dict(lightning_trainer.validate(module, validation, verbose=False)[0])
     measured |= lightning_trainer.test(module, test, verbose=False)[0]
     return Outcome(
         metrics.get("train_accuracy", float("nan")),

@@ -77,7 +77,7 @@ class _KeyedFiles(caching.IndexDataCacheFile):
 
 class _Impl(caching.CompileResultCacheImpl):
     # A read-only home folder must not stop anybody: Numba's own places come second.
-    _locator_classes: ClassVar[list[type]] = [_Locator, *caching.CacheImpl._locator_classes]
+    _locator_classes: ClassVar[list[type]] = [_Locator, *caching.CacheImpl._locator_classes]  # type: ignore[assignment,misc]
 
 
 class _Cache(caching.FunctionCache):
@@ -96,7 +96,7 @@ def jit(function: Callable) -> Any:
     is part of what a packed model promises.
     """
     dispatcher = numba.njit(nogil=True, boundscheck=False, error_model="numpy")(function)
-    dispatcher._cache = _Cache(function)
+    dispatcher._cache = _Cache(function)  # type: ignore[attr-defined]
     return dispatcher
 
 

@@ -38,7 +38,7 @@ def level_of_code(multipliers: tuple[int, ...], signed: bool) -> np.ndarray:
 
 @functools.cache
 def code_of_level(multipliers: tuple[int, ...], signed: bool) -> tuple[int, np.ndarray]:
-    """Return (lowest level, int16 table): table[level - lowest] is the smallest code of the level, -1 if it has none."""
+    """Return (lowest level, int16 table): table[level - lowest] is the smallest code of a level, -1 if it has none."""
     levels = level_of_code(multipliers, signed)
     lowest = int(levels.min())
     table = np.full(int(levels.max()) - lowest + 1, -1, np.int16)

@@ -158,7 +158,8 @@ class PackedModel:
 
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.input_shape))
-        return f"PackedModel((N, {shape}) -> {self.specs[self.output].shape}, {len(self.steps)} steps, {self.nbytes:,} bytes)"
+        output = ", ".join(map(str, self.specs[self.output].shape))
+        return f"PackedModel((N, {shape}) -> (N, {output}), {len(self.steps)} steps, {self.nbytes:,} bytes)"
 
     # -- saving ---------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,8 @@ class Step:
     # Names of attributes and tensors; anything else is refused. A tensor name ending in "*" is a prefix.
     attributes: ClassVar[tuple[str, ...]] = ()
     tensor_names: ClassVar[tuple[str, ...]] = ()
-    arity: ClassVar[int] = 1
+    # How many registers it reads; some steps set it from their attributes.
+    arity: int = 1
 
     def __init__(self, attrs: dict[str, Any], tensors: dict[str, np.ndarray]):
         unknown = set(attrs) - set(self.attributes)
@@ -73,8 +74,12 @@ class Step:
     def ints(self, name: str, count: int | None, smallest: int, largest: int = 1 << 20) -> tuple[int, ...]:
         """Return a list attribute of ints within bounds."""
         value = self.attrs.get(name)
-        good = isinstance(value, list) and all(type(v) is int and smallest <= v <= largest for v in value)
-        if not good or (count is not None and len(value) != count):
+        good = (
+            isinstance(value, list)
+            and (count is None or len(value) == count)
+            and all(type(v) is int and smallest <= v <= largest for v in value)
+        )
+        if not isinstance(value, list) or not good:
             raise PlanError(
                 f"attribute {name!r} must be {count or 'some'} integers of at least {smallest}, got {value!r}"
             )

@@ -5,6 +5,8 @@ a falling channel) a minimum over integers; and over sign bits, where the larger
 AND and a minimum an OR.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from bnn_kernels._jit import jit
@@ -12,12 +14,16 @@ from bnn_kernels.bit_tensor import BitTensor
 from bnn_kernels.threads import run_rows
 
 
-def pooled_size(extent: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]):
+def pooled_size(
+    extent: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[int, int]:
     """Return (Ho, Wo) of a pooling window over (H, W), rounded down; ValueError if nothing fits."""
-    size = tuple((e + 2 * p - k) // s + 1 for e, k, s, p in zip(extent, kernel, stride, padding, strict=True))
-    if min(size) < 1:
-        raise ValueError(f"a {kernel} pooling window does not fit a {extent} map with padding {padding}")
-    return size
+    height, width = ((e + 2 * p - k) // s + 1 for e, k, s, p in zip(extent, kernel, stride, padding, strict=True))
+    if min(height, width) < 1:
+        raise ValueError(
+            f"a {tuple(kernel)} pooling window does not fit a {tuple(extent)} map with padding {tuple(padding)}"
+        )
+    return height, width
 
 
 @jit

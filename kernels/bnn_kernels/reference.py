@@ -77,8 +77,8 @@ def threshold(dot: np.ndarray, t: np.ndarray, flip: np.ndarray) -> np.ndarray:
 
 
 def thresholds(dot: np.ndarray, t: np.ndarray, flip: np.ndarray) -> np.ndarray:
-    """Return int64 level indices: how many i have (dot >= t[i]) xor flip, with t (L-1, O), flip (O,), dot (N, O, ...)."""
-    return np.sum([~threshold(dot, row, flip) for row in t], axis=0, dtype=np.int64)
+    """Return int64 level indices: how many i have (dot >= t[i]) xor flip; t (L-1, O), flip (O,), dot (N, O, ...)."""
+    return np.stack([~threshold(dot, row, flip) for row in t]).sum(0, dtype=np.int64)
 
 
 def _windows(x: np.ndarray, kernel: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
@@ -112,7 +112,7 @@ def input_scale(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> np.ndarray:
-    """Return XNOR-Net's K, float64 (N, groups, Ho, Wo): mean |x| over a group's channels, box filtered with zeros outside.
+    """Return XNOR-Net's K, float64 (N, groups, Ho, Wo): mean |x| over a group's channels, box filtered, zeros outside.
 
     Rastegari et al. 2016, section 3.2.
     """

@@ -1,5 +1,7 @@
 """Steps on floats: stem and classifier, affine (batch norm), activations, pooling, flatten."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from bnn_kernels import float_ops, pooling
@@ -8,7 +10,7 @@ from bnn_kernels.dense_bits import from_dense_bits
 from bnn_kernels.plan import Spec, Step, need, step
 
 
-def geometry_of(this: Step, kernel: tuple[int, int]) -> tuple[int, ...]:
+def geometry_of(this: Step, kernel: Sequence[int]) -> tuple[int, ...]:
     """Return (kh, kw, sy, sx, py, px, dy, dx) of a convolution step."""
     stride, padding = this.ints("stride", 2, 1), this.ints("padding", 2, 0)
     return (*kernel, *stride, *padding, *this.ints("dilation", 2, 1))
