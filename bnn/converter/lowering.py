@@ -1,8 +1,8 @@
 """From a chain of modules to the steps of a packed plan, fused where integers allow it.
 
-Between a binary layer and the next input quantizer only monotone arithmetic by channel and max pooling may stand for
-the fusion to integer thresholds; anything else keeps the layer's float output. No method is known by name here: a
-quantizer is what its planes say.
+Where only monotone arithmetic by channel and max pooling lie before the next input quantizer, all of it becomes
+thresholds: on a binary layer's integer sums, or on whatever floats enter. No method is known by name here: a quantizer
+is what its planes say.
 """
 
 from dataclasses import dataclass, field
@@ -16,15 +16,12 @@ from torch import Tensor, nn
 
 from bnn.converter.chain import Link
 from bnn.converter.errors import ConversionError
-from bnn.converter.thresholds import LevelTable, float_thresholds, input_term, integer_thresholds
+from bnn.converter.fusion import LARGEST_FLOAT, NORMS, NOTHING, MonotoneRun
+from bnn.converter.thresholds import float_thresholds, input_term, integer_thresholds
 from bnn.layers import QuantConv2d, QuantLinear
 from bnn.layers.base import QuantLayer, output_scale, weight_planes
 from bnn.planes import Term
 
-_NOTHING = (nn.Dropout, nn.Dropout2d, nn.Identity)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-# Rising functions of one number, so they move no level past another.
-_RISING = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 _SUPPORTED = (
     "QuantConv2d, QuantLinear, Conv2d, Linear, BatchNorm1d/2d, ReLU, ReLU6, Hardtanh, MaxPool2d, AvgPool2d, "
     "AdaptiveAvgPool2d(1), Flatten, Dropout, Identity"
@@ -83,15 +80,19 @@ class Lowering:
         """Lower the link at this place and those it fuses with; return the place of the next one."""
         link = self.links[at]
         module, path = link.module, link.path
-        if isinstance(module, _NOTHING):
+        if isinstance(module, NOTHING):
             return at + 1
         if isinstance(module, QuantConv2d | QuantLinear):
             return self._quantized(at, module)
+        if isinstance(module, (*NORMS, nn.ReLU, nn.Hardtanh, nn.MaxPool2d)):  # ReLU6 is a Hardtanh
+            run = MonotoneRun.starting(self.links, at, self._shape_before(at))
+            if run is not None and (not run.pools or run.table.is_sign):
+                return self._float_run(at, run)
         if isinstance(module, nn.Conv2d):
             self._float_layer(path, module, self._conv_attrs(path, module, 0.0), _numpy(module.weight))
         elif isinstance(module, nn.Linear):
             self._float_layer(path, module, {"shape": list(module.weight.shape)}, _numpy(module.weight))
-        elif isinstance(module, _NORMS):
+        elif isinstance(module, NORMS):
             self._norm(path, module)
         elif isinstance(module, nn.ReLU | nn.ReLU6 | nn.Hardtanh):
             self._clamp(path, module)
@@ -178,11 +179,7 @@ class Lowering:
             return at + 1
         given = input_term(layer.input_quantizer, torch.zeros(1, 1), path)
         if not self._is_bits():
-            table = LevelTable.of(given)
-            attrs = {"signed": table.signed, "multipliers": list(table.multipliers)}
-            tensors = {"thresholds": float_thresholds(layer.input_quantizer, table, path), "codes": table.codes}
-            self.floats = self.register
-            self._emit("pack", f"{path} input", attrs, tensors)
+            self._float_run(at, MonotoneRun([], self.links[at], self._shape_before(at)[0]))
         if not layer.weight_quantizer.packable:
             self._emit("unpack", path, {"scale": float(given.scale)})
             if isinstance(layer, QuantLinear):
@@ -232,10 +229,9 @@ class Lowering:
                 attrs["pad_level"] = int(layer.pad_level(given))
             except ValueError as error:
                 raise ConversionError(f"{path}: {error}") from None
-        end = self._fusable(at, layer) if len(planes) == 1 else None
-        if end is not None:
-            self._fused(at, end, layer, given, planes[0], op, attrs, tensors)
-            return end
+        run = None if layer.input_scale else MonotoneRun.starting(self.links, at + 1, self.links[at].shape)
+        if run is not None and len(planes) == 1:
+            return self._integer_run(at, run, layer, given, planes[0], op, attrs, tensors)
         filters = layer.weight.shape[0]
         for i, term in enumerate(planes):
             scale = output_scale(given, term, layer.weight.ndim).reshape(-1)
@@ -250,90 +246,60 @@ class Lowering:
         self._emit(op, path, attrs, tensors, inputs)
         return at + 1
 
-    # -- fusion to integer thresholds -------------------------------------------------------------------------------
+    # -- fusion to thresholds ---------------------------------------------------------------------------------------
 
-    def _fusable(self, at: int, layer: QuantLayer) -> int | None:
-        """Return the place of the next quantized layer if all that lies between is monotone by channel, else None."""
-        if layer.input_scale:
-            return None
-        for place in range(at + 1, len(self.links)):
-            module = self.links[place].module
-            if isinstance(module, QuantConv2d | QuantLinear):
-                # Only the input scale needs the floats that a fusion would never compute.
-                return place if module.input_quantizer.packable and not module.input_scale else None
-            one_pixel = all(n == 1 for n in self._shape_before(place)[1:])
-            if isinstance(module, nn.BatchNorm1d) and self._flattened(at, place) and not one_pixel:
-                return None
-            if not isinstance(module, (*_NOTHING, *_NORMS, *_RISING, nn.MaxPool2d, nn.Flatten)):
-                return None
-        return None
+    def _float_run(self, at: int, run: MonotoneRun) -> int:
+        """Pack the floats in the register; links[at] is the first of the run."""
+        table = run.table
+        self.floats = self.register
+        t, flip = float_thresholds(run.levels, run.channels, LARGEST_FLOAT, table)
+        if len(np.unique(np.vstack([t, flip[None]]), axis=1).T) == 1:  # the same in every channel
+            t, flip = t[:, :1].copy(), flip[:1].copy()
+        attrs = {"signed": table.signed, "multipliers": list(table.multipliers)}
+        tensors = {"thresholds": t, "flip": flip, "codes": table.codes}
+        pools = run.pools
+        self._emit("pack", f"{run.following.path} levels" if pools else run.source, attrs, tensors)
+        self._pool_levels(at, run)
+        return at + len(run.links)
 
-    def _flattened(self, at: int, place: int) -> bool:
-        """Whether a map with more than one pixel was flattened between two places: its channels are then features."""
-        flattens = [p for p in range(at + 1, place) if isinstance(self.links[p].module, nn.Flatten)]
-        return any(int(np.prod(self._shape_before(p)[1:])) > 1 for p in flattens)
-
-    def _fused(
-        self, at: int, end: int, layer: QuantConv2d | QuantLinear, given: Term, weight: Term, op: str,
+    def _integer_run(
+        self, at: int, run: MonotoneRun, layer: QuantConv2d | QuantLinear, given: Term, weight: Term, op: str,
         attrs: dict[str, Any], tensors: dict[str, np.ndarray],
-    ) -> None:  # fmt: skip
+    ) -> int:  # fmt: skip
+        """Put the sums of the binary layer links[at] through thresholds."""
         path = self.links[at].path
-        following = self.links[end].module
-        assert isinstance(following, QuantLayer)
-        source = f"{self.links[end].path} input"
-        table = LevelTable.of(input_term(following.input_quantizer, torch.zeros(1, 1), self.links[end].path))
+        table = run.table
         largest = given.max_level * weight.max_level * layer.weight[0].numel()
         if largest > np.iinfo(np.int32).max:
             raise ConversionError(f"{path}: sums of up to {largest} do not fit 32 bits; use fewer bits or inputs")
-        between = self.links[at + 1 : end]
-        pools = [i for i, link in enumerate(between) if isinstance(link.module, nn.MaxPool2d)]
 
-        def apply(sums: Tensor, first: int, last: int, start: bool) -> Tensor:
-            """Run links first..last of `between` on (T, channels) numbers; `start`: they are the layer's sums."""
-            y = sums
-            if start:
-                y = sums.to(torch.float32) * output_scale(given, weight, 2)
-                if layer.bias is not None:
-                    y = y + layer.bias
-            for link in between[first:last]:
-                if isinstance(link.module, _RISING):
-                    y = link.module(y)
-                elif isinstance(link.module, nn.BatchNorm2d):
-                    y = link.module(y[..., None, None])[..., 0, 0]
-                elif isinstance(link.module, nn.BatchNorm1d):
-                    y = link.module(y)
-            return y
+        def output(sums: Tensor) -> Tensor:
+            y = sums.to(torch.float32) * output_scale(given, weight, 2)
+            return y if layer.bias is None else y + layer.bias
 
-        def levels(sums: Tensor) -> Tensor:
-            return following.input_quantizer.planes(apply(sums, 0, len(between), True)).terms[0].levels()
-
-        channels = layer.weight.shape[0]
-        ends = torch.tensor([[-float(largest)], [float(largest)]]).expand(2, channels)
-        t, flip = integer_thresholds(levels, channels, largest, table)
-        is_sign = table.multipliers == (1,) and table.signed
+        t, flip = integer_thresholds(lambda sums: run.levels(output(sums)), run.channels, largest, table)
         thresholds = {"thresholds": t, "flip": flip, "codes": table.codes}
         planes = {"signed": table.signed, "multipliers": list(table.multipliers)}
-        if not pools or is_sign:
-            fused = {**attrs, **planes, "output": "bits"}
-            self._emit(op, f"{path} bits" if pools else source, fused, {**tensors, **thresholds})
+        pools = run.pools
+        if not pools or table.is_sign:
+            source = f"{run.following.path} levels" if pools else run.source
+            self._emit(op, source, {**attrs, **planes, "output": "bits"}, {**tensors, **thresholds})
+            self._pool_levels(at + 1, run)
+        else:
+            self._emit(op, f"{path} sums", {**attrs, "output": "int"}, tensors)
             for i in pools:
-                # The maximum passes as a maximum of levels if what comes after it rises, else as a minimum.
-                low, high = self._after(apply, i + 1, len(between), channels)
-                self._pool(at, i, "pool_bits", high >= low, source if i == pools[-1] else f"{path} bits")
-            return
-        self._emit(op, f"{path} sums", {**attrs, "output": "int"}, tensors)
-        for i in pools:
-            # The maximum passes as a maximum of sums if what comes before it rises, else as a minimum.
-            low, high = apply(ends, 0, i, True)
-            self._pool(at, i, "pool_int", high >= low, f"{path} sums")
-        self._emit("threshold", source, planes, thresholds)
+                # The maximum passes as a maximum of sums if what comes before it rises, else as a minimum.
+                self._pool(at + 1 + i, "pool_int", run.rises(0, i, output), f"{path} sums")
+            self._emit("threshold", run.source, planes, thresholds)
+        return at + 1 + len(run.links)
 
-    @staticmethod
-    def _after(apply: Any, first: int, last: int, channels: int) -> Tensor:
-        largest = torch.finfo(torch.float32).max / 4
-        return apply(torch.tensor([[-largest], [largest]]).expand(2, channels), first, last, False)
+    def _pool_levels(self, at: int, run: MonotoneRun) -> None:
+        """Pool the levels in the register as the run, which starts at links[at], pools its floats."""
+        for i in run.pools:
+            # The maximum passes as a maximum of levels if what comes after it rises, else as a minimum.
+            source = run.source if i == run.pools[-1] else f"{run.following.path} levels"
+            self._pool(at + i, "pool_bits", run.rises(i + 1, None), source)
 
-    def _pool(self, at: int, i: int, op: str, rising: Tensor, source: str) -> None:
-        link = self.links[at + 1 + i]
-        attrs = self._pool_attrs(link.path, link.module, self._shape_before(at + 1 + i))
-        self._emit(op, source, attrs, {"rising": rising.numpy().copy()})
+    def _pool(self, at: int, op: str, rising: np.ndarray, source: str) -> None:
+        link = self.links[at]
+        self._emit(op, source, self._pool_attrs(link.path, link.module, self._shape_before(at)), {"rising": rising})

@@ -37,6 +37,11 @@ class LevelTable:
         levels, codes = np.unique(by_code, return_index=True)
         return cls(levels, codes.astype(np.uint8), term.signed, term.multipliers)
 
+    @property
+    def is_sign(self) -> bool:
+        """Whether this is one {-1,+1} plane."""
+        return self.signed and self.multipliers == (1,)
+
     def rank(self, levels: Tensor) -> Tensor:
         """Return the index of each level in ascending order."""
         return torch.searchsorted(torch.from_numpy(self.levels), levels.to(torch.int64).contiguous())
@@ -71,33 +76,16 @@ def _float_of_order(order: Tensor) -> Tensor:
     return torch.where(order < 0, -magnitude, magnitude)
 
 
-def float_thresholds(quantizer: Quantizer, table: LevelTable, path: str) -> np.ndarray:
-    """Return float32 (L-1, 1): the smallest float at which each level above the lowest begins, inf if none."""
-    infinity = int(torch.tensor(float("inf")).view(torch.int32))
-    wanted = torch.arange(1, len(table.levels))
+def _thresholds(
+    level_of_order: Callable[[Tensor], Tensor], channels: int, largest: int, table: LevelTable
+) -> tuple[Tensor, Tensor]:
+    """Return (t int64 (L-1, channels), flip bool (channels,)): level index = #{i : (order >= t[i]) xor flip}.
 
-    def reached(order: Tensor) -> Tensor:
-        x = _float_of_order(order.clamp(-infinity, infinity))
-        return table.rank(quantizer.planes(x).terms[0].levels()) >= wanted
-
-    low = torch.full_like(wanted, -infinity - 1)
-    found = _smallest_true(reached, low, torch.full_like(wanted, infinity + 1))
-    result = _float_of_order(found.clamp(-infinity, infinity)).numpy()
-    if np.isnan(result).any() or (np.diff(result) < 0).any():
-        raise ConversionError(f"{path}: {quantizer} is not a rising function of its input")
-    return result[:, None]
-
-
-def integer_thresholds(
-    level_of_sum: Callable[[Tensor], Tensor], channels: int, largest: int, table: LevelTable
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (t int32 (L-1, channels), flip bool (channels,)) such that level index = #{i : (sum >= t[i]) xor flip}.
-
-    level_of_sum: maps int64 sums (T, channels) to integer levels (T, channels), monotone in each channel.
-    largest: the sums lie in [-largest, largest].
+    level_of_order: maps int64 orders (T, channels) in [-largest, largest] to integer levels, monotone by channel.
+    t is largest + 1 or -largest - 1 where a level is never, or always, reached.
     """
     ends = torch.tensor([[-largest], [largest]]).expand(2, channels)
-    first, last = table.rank(level_of_sum(ends))
+    first, last = table.rank(level_of_order(ends))
     flip = first > last
     direction = torch.where(flip, -1, 1)
     wanted = torch.arange(1, len(table.levels))[:, None]
@@ -105,12 +93,38 @@ def integer_thresholds(
 
     def reached(d: Tensor) -> Tensor:
         inside = d.clamp(-largest, largest)
-        return (table.rank(level_of_sum(inside * direction)) >= wanted) & (d <= largest)
+        return (table.rank(level_of_order(inside * direction)) >= wanted) & (d <= largest)
 
     found = _smallest_true(reached, low, -low)
-    # A rising channel reaches the level for sums >= found; a falling one for sums <= -found, that is < 1 - found.
-    never, always = found > largest, found <= -largest
-    rising = torch.where(never, INT_MAX, torch.where(always, INT_MIN, found))
-    falling = torch.where(never, INT_MIN, torch.where(always, INT_MAX, 1 - found))
-    t = torch.where(flip, falling, rising)
+    always = found <= -largest
+    # A rising channel reaches the level for orders >= found; a falling one for orders <= -found, that is < 1 - found.
+    rising = torch.where(always, -largest - 1, found)
+    falling = torch.where(always, largest + 1, torch.where(found > largest, -largest - 1, 1 - found))
+    return torch.where(flip, falling, rising), flip
+
+
+def float_thresholds(
+    level_of_float: Callable[[Tensor], Tensor], channels: int, largest: float, table: LevelTable
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (t float32 (L-1, channels), flip bool (channels,)): level index = #{i : (x >= t[i]) xor flip}.
+
+    level_of_float: maps float32 (T, channels) to integer levels, monotone by channel; it is asked within
+    [-largest, largest]. t is +-inf where no float begins a level.
+    """
+    end = int(torch.tensor(largest, dtype=torch.float32).view(torch.int32))
+    order, flip = _thresholds(lambda o: level_of_float(_float_of_order(o)), channels, end, table)
+    t = _float_of_order(order.clamp(-end, end))
+    t = torch.where(order > end, float("inf"), torch.where(order < -end, float("-inf"), t))
+    return t.numpy(), flip.numpy().copy()
+
+
+def integer_thresholds(
+    level_of_sum: Callable[[Tensor], Tensor], channels: int, largest: int, table: LevelTable
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (t int32 (L-1, channels), flip bool (channels,)): level index = #{i : (sum >= t[i]) xor flip}.
+
+    level_of_sum: maps int64 sums (T, channels) in [-largest, largest] to integer levels, monotone by channel.
+    """
+    t, flip = _thresholds(level_of_sum, channels, largest, table)
+    t = torch.where(t > largest, INT_MAX, torch.where(t < -largest, INT_MIN, t))
     return t.numpy().astype(np.int32), flip.numpy().copy()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bnn_kernels import _simd
 from bnn_kernels._jit import jit
 from bnn_kernels.bit_planes import check_planes, code_of_level, encode, level_of_code
 from bnn_kernels.threads import run_rows
@@ -64,8 +65,30 @@ def _pack_signs(x, words, nan, first, last):
 
 
 @jit
-def _pack_by_thresholds(x, thresholds, codes, words, nan, first, last):
-    """x float (R, C), thresholds (L-1, C), codes uint8 (L,), words uint64 (P, R, V)."""
+def _pack_by_bounds(x, bounds, flip, words, nan, first, last):
+    """x float32 flat (R, C), bounds float32 (C,), flip and words uint64 (V,), (R, V): bit = (x < bound) xor flip."""
+    channels = len(bounds)
+    whole = channels - channels % 8
+    bad = np.uint64(0)
+    for row in range(first, last):
+        start = row * channels
+        for v in range(words.shape[1]):
+            words[row, v] = flip[v]
+        for c in range(0, whole, 8):
+            mask = _simd.less_mask(x, np.uint64(start + c), bounds, np.uint64(c))
+            bad |= _simd.nan_mask(x, np.uint64(start + c))
+            words[row, c >> 6] ^= mask << np.uint64(c & 63)
+        for c in range(whole, channels):
+            value = x[start + c]
+            words[row, c >> 6] ^= np.uint64(value < bounds[c]) << np.uint64(c & 63)
+            bad |= np.uint64(value != value)
+    if bad != 0:
+        nan[0] = 1
+
+
+@jit
+def _pack_by_thresholds(x, thresholds, flip, codes, words, nan, first, last):
+    """x float (R, C), thresholds (L-1, C) ascending, flip uint8 (C,), codes uint8 (L,), words uint64 (P, R, V)."""
     channels = x.shape[1]
     for row in range(first, last):
         for c in range(channels):
@@ -74,13 +97,13 @@ def _pack_by_thresholds(x, thresholds, codes, words, nan, first, last):
                 nan[0] = 1
             low = 0
             high = thresholds.shape[0]
-            while low < high:  # thresholds ascend: the level is how many the value reaches
+            while low < high:
                 middle = (low + high) >> 1
                 if value >= thresholds[middle, c]:
                     low = middle + 1
                 else:
                     high = middle
-            code = np.uint64(codes[low])
+            code = np.uint64(codes[thresholds.shape[0] - low if flip[c] else low])
             for p in range(words.shape[0]):
                 words[p, row, c >> 6] |= ((code >> np.uint64(p)) & np.uint64(1)) << np.uint64(c & 63)
 
@@ -118,8 +141,15 @@ def pack(x: np.ndarray) -> BitTensor:
     return pack_channels_last(channels_last(_check_float(x)), tuple(x.shape))
 
 
+def flip_words(flip: np.ndarray) -> np.ndarray:
+    """Return uint64 (V,) with bit c set where flip bool (C,) is."""
+    return pack_codes(flip.astype(np.uint8)[None], 1).reshape(-1)
+
+
 def pack_channels_last(x: np.ndarray, shape: tuple[int, ...]) -> BitTensor:
     """Pack the signs of a contiguous float (N, H, W, C) array whose logical shape is `shape`."""
+    if x.dtype == np.float32:
+        return pack_by_bounds(x, shape, np.zeros(x.shape[3], np.float32), np.zeros(words_for(x.shape[3]), np.uint64))
     n, h, w, c = x.shape
     words = np.empty((1, n, h, w, words_for(c)), np.uint64)
     nan = np.zeros(1, np.uint8)
@@ -129,23 +159,40 @@ def pack_channels_last(x: np.ndarray, shape: tuple[int, ...]) -> BitTensor:
     return BitTensor(words, shape)
 
 
+def pack_by_bounds(x: np.ndarray, shape: tuple[int, ...], bounds: np.ndarray, flip: np.ndarray) -> BitTensor:
+    """Pack bit = (x < bound) xor flip of a contiguous float32 (N, H, W, C) array; ValueError on NaN.
+
+    bounds: float32 (C,); flip: uint64 (V,), see `flip_words`.
+    """
+    n, h, w, c = x.shape
+    words = np.empty((1, n, h, w, words_for(c)), np.uint64)
+    nan = np.zeros(1, np.uint8)
+    out = words.reshape(-1, words.shape[-1])
+    run_rows(_pack_by_bounds, n * h * w, x.size // 8, x.reshape(-1), bounds, flip, out, nan)
+    if nan[0]:
+        raise_nan()
+    return BitTensor(words, shape)
+
+
 def quantize_channels_last(
     x: np.ndarray,
     shape: tuple[int, ...],
     thresholds: np.ndarray,
+    flip: np.ndarray,
     codes: np.ndarray,
     signed: bool,
     multipliers: tuple[int, ...],
 ) -> BitTensor:
-    """Pack levels of a contiguous float (N, H, W, C) array: level index = how many thresholds (L-1, C) are <= x.
+    """Pack levels of a contiguous float (N, H, W, C) array: level index = #{i : (x >= thresholds[i]) xor flip}.
 
-    codes: uint8 (L,), the code of each level index. ValueError on NaN.
+    thresholds: (L-1, C), ascending in each channel; flip: uint8 (C,); codes: uint8 (L,), the code of each level
+    index. ValueError on NaN.
     """
     n, h, w, c = x.shape
     words = np.zeros((len(multipliers), n, h, w, words_for(c)), np.uint64)
     nan = np.zeros(1, np.uint8)
     flat = words.reshape(len(multipliers), -1, words.shape[-1])
-    run_rows(_pack_by_thresholds, n * h * w, 8 * x.size, x.reshape(-1, c), thresholds, codes, flat, nan)
+    run_rows(_pack_by_thresholds, n * h * w, 8 * x.size, x.reshape(-1, c), thresholds, flip, codes, flat, nan)
     if nan[0]:
         raise_nan()
     return BitTensor(words, shape, signed, multipliers)

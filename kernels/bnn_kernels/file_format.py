@@ -70,25 +70,25 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
     try:
         table, payload = _split(blob)
         metadata = table.pop("__metadata__", {})
-    except (ValueError, AttributeError):
+        names = metadata.get("format"), metadata.get("version"), metadata.get("header"), metadata.get("sha256")
+        end = max((int(entry["data_offsets"][1]) for entry in table.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         raise PackedFileError(
             f"{path} is not a packed model, or its header is damaged or cut off. Convert the run again"
         ) from None
-    if metadata.get("format") != FORMAT:
+    found_format, version, header, digest = names
+    if found_format != FORMAT:
         raise PackedFileError(f"{path} is a safetensors file, but not a packed model (no format {FORMAT!r})")
-    if metadata.get("version") != VERSION:
+    if version != VERSION:
         raise PackedFileError(
-            f"{path} has format version {metadata.get('version')!r}, this library reads {VERSION!r}. "
+            f"{path} has format version {version!r}, this library reads {VERSION!r}. "
             "Convert the run again with this version, or install the version that wrote it"
         )
-    ends = [entry["data_offsets"][1] for entry in table.values()]
-    if len(payload) != max(ends, default=0):
-        raise PackedFileError(
-            f"{path}: {len(payload)} bytes of tensors, the header says {max(ends, default=0)}: cut off?"
-        )
-    if _digest(metadata.get("header", ""), table, payload) != metadata.get("sha256"):
+    if len(payload) != end:
+        raise PackedFileError(f"{path}: {len(payload)} bytes of tensors, the header says {end}: cut off?")
+    if not isinstance(header, str) or _digest(header, table, payload) != digest:
         raise PackedFileError(f"{path}: the SHA-256 does not match, the file is damaged. Copy or convert it again")
     try:
-        return json.loads(metadata["header"]), safetensors.numpy.load(blob)
+        return json.loads(header), safetensors.numpy.load(blob)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise PackedFileError(f"{path}: malformed packed model: {error}") from None

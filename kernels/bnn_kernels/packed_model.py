@@ -196,7 +196,7 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
             inputs = [str(name) for name in step["inputs"]]
             attrs = dict(step["attrs"])
             steps.append(StepSpec(str(step["op"]), inputs, str(step["output"]), attrs, own, str(step["source"])))
-        arguments = (header["input_shape"], steps, dict(header["info"]), dict(header["versions"]))
+        arguments = ([int(v) for v in header["input_shape"]], steps, dict(header["info"]), dict(header["versions"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackedFileError(f"{path}: malformed header: {error!r}") from None
     if tensors:

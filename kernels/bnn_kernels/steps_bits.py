@@ -4,18 +4,20 @@ from typing import Any
 
 import numpy as np
 
-from bnn_kernels import float_ops, pooling
+from bnn_kernels import pooling
 from bnn_kernels.binary_conv import PackedConv2d
 from bnn_kernels.binary_linear import PackedLinear
 from bnn_kernels.bit_planes import check_planes, level_of_code
 from bnn_kernels.bit_tensor import (
     BitTensor,
-    pack_channels_last,
+    flip_words,
+    pack_by_bounds,
     pack_codes,
     quantize_channels_last,
     unpack_channels_last,
 )
 from bnn_kernels.dense_bits import from_dense_bits
+from bnn_kernels.input_scale import scale_by_input
 from bnn_kernels.plan import Spec, Step, need, step
 from bnn_kernels.steps_float import Pool, conv_size, geometry_of, read_terms
 from bnn_kernels.thresholds import Thresholds
@@ -34,21 +36,22 @@ def output_planes(this: Step) -> tuple[bool, tuple[int, ...]]:
 
 @step
 class Pack(Step):
-    """Float -> bits: level index = how many thresholds the value reaches; the codes table gives its planes."""
+    """Float -> bits: level index = #{i : (x >= thresholds[i]) xor flip}; the codes table gives its planes."""
 
     op = "pack"
     attributes = ("signed", "multipliers")
-    tensor_names = ("thresholds", "codes")
+    tensor_names = ("thresholds", "flip", "codes")
 
     def build(self) -> None:
         self.signed, self.multipliers = output_planes(self)
         self.thresholds = self.tensor("thresholds", np.float32, (None, None))
         self.codes = self.tensor("codes", np.uint8, (len(self.thresholds) + 1,))
-        need(bool((np.diff(self.thresholds, axis=0) >= 0).all()), "thresholds must ascend")
+        self.flip = self.tensor("flip", np.bool_, self.thresholds.shape[1:])
         need(int(self.codes.max()) >> len(self.multipliers) == 0, "a code does not fit the planes")
         self.channels = self.thresholds.shape[1]
-        # A plain sign: compare with zero, which is far cheaper than a search.
-        self.is_sign = self.multipliers == (1,) and tuple(self.codes) == (1, 0) and not self.thresholds.any()
+        self.ready: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        # One comparison a bit is far cheaper than a search.
+        self.is_sign = self.multipliers == (1,) and tuple(self.codes) == (1, 0)
 
     def infer(self, inputs: list[Spec]) -> Spec:
         (x,) = inputs
@@ -58,11 +61,19 @@ class Pack(Step):
 
     def run(self, x: np.ndarray) -> BitTensor:
         shape = x.shape if x.ndim == 2 else (x.shape[0], x.shape[3], x.shape[1], x.shape[2])
+        thresholds, flip = self.for_channels(shape[1])
         if self.is_sign:
-            return pack_channels_last(as_map(x), shape)
-        thresholds = np.broadcast_to(self.thresholds, (len(self.thresholds), shape[1]))
-        thresholds = np.ascontiguousarray(thresholds)
-        return quantize_channels_last(as_map(x), shape, thresholds, self.codes, self.signed, self.multipliers)
+            return pack_by_bounds(as_map(x), shape, thresholds[0], flip)
+        return quantize_channels_last(as_map(x), shape, thresholds, flip, self.codes, self.signed, self.multipliers)
+
+    def for_channels(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return thresholds and directions as the kernels take them, for that many channels."""
+        if channels not in self.ready:
+            thresholds = np.broadcast_to(np.sort(self.thresholds, axis=0), (len(self.thresholds), channels))
+            flip = np.broadcast_to(self.flip, channels)
+            ready = flip_words(flip) if self.is_sign else flip.astype(np.uint8)
+            self.ready[channels] = np.ascontiguousarray(thresholds), ready
+        return self.ready[channels]
 
 
 @step
@@ -198,7 +209,7 @@ class BinaryConv(BinaryLayer):
         return self.shape[0], *conv_size(shape, self.geometry)
 
     def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
-        float_ops.scale_by_input(floats, y, self.groups, self.geometry)
+        scale_by_input(floats, y, self.groups, self.geometry)
 
 
 @step

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bnn_kernels import float_ops, pooling
+from bnn_kernels import pooling
 from bnn_kernels.bit_planes import check_planes, level_of_code
 from bnn_kernels.dense_bits import from_dense_bits
+from bnn_kernels.float_conv import FloatConv2d
 from bnn_kernels.plan import Spec, Step, need, step
 
 
@@ -65,9 +66,9 @@ class FloatConv(Step):
         self.groups = self.attr("groups", int)
         need(self.groups >= 1 and shape[0] % self.groups == 0, f"groups {self.groups} do not divide {shape[0]} filters")
         self.geometry = geometry_of(self, shape[2:])
-        self.pad = float(self.attr("pad_value", float))
-        self.matrix = float_ops.conv_matrix(float_weight(self, shape), self.groups)
-        self.bias = self.tensor("bias", np.float32, (shape[0],)) if "bias" in self.tensors else None
+        pad = float(self.attr("pad_value", float))
+        bias = self.tensor("bias", np.float32, (shape[0],)) if "bias" in self.tensors else None
+        self.conv = FloatConv2d(float_weight(self, shape), bias, self.geometry, self.groups, pad)
         self.shape = shape
 
     def infer(self, inputs: list[Spec]) -> Spec:
@@ -82,7 +83,7 @@ class FloatConv(Step):
 
     def run(self, x: np.ndarray) -> np.ndarray:
         out_size = conv_size((x.shape[3], *x.shape[1:3]), self.geometry)
-        return float_ops.conv2d(x, self.matrix, self.bias, self.geometry, out_size, self.pad)
+        return self.conv(x, out_size)
 
 
 @step
@@ -207,4 +208,4 @@ class Flatten(Step):
         return Spec("float", (int(np.prod(x.shape)),))
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        return x if x.ndim == 2 else np.ascontiguousarray(x.transpose(0, 3, 1, 2)).reshape(len(x), -1)
+        return x if x.ndim == 2 else np.ascontiguousarray(x.transpose(0, 3, 1, 2)).reshape(len(x), np.prod(x.shape[1:]))

@@ -1,0 +1,152 @@
+"""The packed file: a round trip, and every kind of damage refused by name."""
+
+import json
+import os
+
+import bnn_kernels as bk
+import numpy as np
+import pytest
+import safetensors.numpy
+from bnn_kernels import file_format
+from bnn_kernels.dense_bits import to_dense_bits
+
+
+@pytest.fixture
+def model():
+    rng = np.random.default_rng(0)
+    bits = to_dense_bits((rng.standard_normal((6, 40)) < 0).astype(np.uint8), 1)
+    pack = {"thresholds": np.zeros((1, 1), np.float32), "flip": np.zeros(1, bool), "codes": np.array([1, 0], np.uint8)}
+    attrs = {"shape": [6, 40], "terms": [{"multipliers": [1], "signed": True}], "output": "float"}
+    tensors = {"bits.0": bits, "scale.0": rng.standard_normal(6).astype(np.float32)}
+    steps = [
+        bk.StepSpec("pack", ["x"], "a", {"signed": True, "multipliers": [1]}, pack, "net.0 input"),
+        bk.StepSpec("binary_linear", ["a"], "b", attrs, tensors, "net.0"),
+    ]
+    return bk.PackedModel((40,), steps, {"model": "Tiny"}, {"torch": "0"})
+
+
+@pytest.fixture
+def file(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    return path
+
+
+def test_round_trip(model, file):
+    again = bk.load(file)
+    x = np.random.default_rng(1).standard_normal((5, 40)).astype(np.float32)
+    np.testing.assert_array_equal(again(x), model(x))
+    assert again.steps[1].source == "net.0"
+    assert (again.info, again.versions) == (model.info, model.versions)
+    assert again.nbytes == model.nbytes == 30 + 24 + 4 + 1 + 2
+    again.save(file)
+    np.testing.assert_array_equal(bk.load(file)(x), model(x))
+
+
+def test_it_is_a_plain_safetensors_file(file):
+    tensors = safetensors.numpy.load(file.read_bytes())
+    assert tensors["1.bits.0"].dtype == np.uint8
+    assert tensors["1.bits.0"].shape == (1, 30)
+
+
+def test_every_flipped_byte_is_refused(file):
+    whole = file.read_bytes()
+    rng = np.random.default_rng(2)
+    for place in [0, 3, 7, 8, 20, len(whole) - 1, *rng.integers(0, len(whole), 300)]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=str(file.name)):
+            bk.load(file)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, -1])
+def test_truncated_files_are_refused(file, keep):
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(bk.PackedFileError, match="cut off"):
+        bk.load(file)
+
+
+def test_trailing_bytes_are_refused(file):
+    file.write_bytes(file.read_bytes() + b"more")
+    with pytest.raises(bk.PackedFileError, match="bytes of tensors"):
+        bk.load(file)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors"):
+        bk.load(tmp_path / "nothing.safetensors")
+
+
+def rewrite(path, change_header=lambda header: None, change_tensors=lambda tensors: None, version="1"):
+    """Forge: write changed content with a checksum that is right."""
+    header, tensors = file_format.read(path)
+    change_header(header)
+    change_tensors(tensors)
+    old = file_format.VERSION
+    try:
+        file_format.VERSION = version
+        file_format.write(path, header, tensors)
+    finally:
+        file_format.VERSION = old
+
+
+def test_other_versions_are_refused(file):
+    rewrite(file, version="2")
+    with pytest.raises(bk.PackedFileError, match="version '2', this library reads '1'"):
+        bk.load(file)
+
+
+def test_other_safetensors_are_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(safetensors.numpy.save({"w": np.ones(3, np.float32)}))
+    with pytest.raises(bk.PackedFileError, match="not a packed model"):
+        bk.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda h: h.pop("steps"), "steps"),
+        (lambda h: h.update(steps=3), "malformed header"),
+        (lambda h: h["steps"][0].pop("attrs"), "attrs"),
+        (lambda h: h["steps"][1].update(op="fly"), "unknown op"),
+        (lambda h: h["steps"].reverse(), "pack|reads|malformed|tensor"),
+        (lambda h: h["steps"][1].update(tensors=["bits.0"]), "belongs to no step"),
+        (lambda h: h["steps"][1].update(tensors=["bits.1"]), "bits.1"),
+        (lambda h: h["steps"][1]["attrs"].update(shape=[6, 4000]), "4000|40"),
+        (lambda h: h["steps"][1]["attrs"].update(shape=[6, -1]), "shape"),
+        (lambda h: h.update(input_shape=[0]), "input shape"),
+        (lambda h: h.update(input_shape="ab"), "malformed header"),
+    ],
+)
+def test_forged_headers_are_refused(file, change, words):
+    rewrite(file, change_header=change)
+    with pytest.raises(ValueError, match=words):
+        bk.load(file)
+
+
+def test_forged_tensors_are_refused(file):
+    rewrite(file, change_tensors=lambda t: t.update({"1.scale.0": np.full(6, np.nan, np.float32)}))
+    with pytest.raises(bk.PlanError, match="NaN"):
+        bk.load(file)
+
+
+def test_saving_is_whole_or_not_at_all(model, file, monkeypatch):
+    before = file.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        model.save(file)
+    assert file.read_bytes() == before
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
+
+
+def test_header_is_json_text(file):
+    size = int.from_bytes(file.read_bytes()[:8], "little")
+    metadata = json.loads(file.read_bytes()[8 : 8 + size])["__metadata__"]
+    assert metadata["format"] == "bitplanes"
+    assert json.loads(metadata["header"])["input_shape"] == [40]
