@@ -92,7 +92,8 @@ class DoReFaActivation(Quantizer):
         self._bits = check_bits(bits)
 
     def _levels(self, x: Tensor) -> Tensor:
-        return torch.round((2**self._bits - 1) * x.clamp(0, 1))
+        # + 0.0: clamp keeps -0.0, planes know only 0.
+        return torch.round((2**self._bits - 1) * x.clamp(0, 1)) + 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         value = self._levels(x.detach()) * _step(self._bits, x)
