@@ -68,16 +68,24 @@ def trace_chain(model: nn.Module, example: Tensor) -> list[Link]:
         raise ConversionError(
             f"{type(model).__name__} cannot be traced (control flow that depends on data?): {error}"
         ) from error
+    inputs = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise ConversionError(
+            f"a network with one input can be converted; this one takes {', '.join(map(repr, inputs))}"
+        )
     module = fx.GraphModule(model, graph)
-    with torch.no_grad():
-        ShapeProp(module).propagate(example)
+    try:
+        with torch.no_grad():
+            ShapeProp(module).propagate(example)
+    except RuntimeError as error:
+        reason = error.__cause__ or error
+        raise ConversionError(f"the model does not run on an input of shape {tuple(example.shape)}: {reason}") from None
     modules = dict(model.named_modules())
     links: list[Link] = []
     before: fx.Node | None = None
     for node in graph.nodes:
         if node.op == "placeholder":
-            if before is not None:
-                raise ConversionError(f"a network with one input can be converted; this one also takes {node.target!r}")
+            pass
         elif node.op == "output":
             if node.args[0] is not before:
                 raise ConversionError("a network with one output, made by its last layer, can be converted")

@@ -56,5 +56,5 @@ def scale_by_input(x: np.ndarray, y: np.ndarray, groups: int, geometry: tuple[in
     """
     values = np.empty((*x.shape[:3], groups), np.float32)
     rows = int(np.prod(x.shape[:3]))
-    run_rows(_mean_abs, rows, x.size, x.reshape(rows, -1), values.reshape(rows, groups))
+    run_rows(_mean_abs, rows, x.size, x.reshape(rows, x.shape[3]), values.reshape(rows, groups))
     run_rows(_scale_by_k, y.shape[0] * y.shape[1], y.size, values, y, geometry)

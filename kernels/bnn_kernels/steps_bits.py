@@ -25,7 +25,7 @@ from bnn_kernels.thresholds import Thresholds
 
 def as_map(x: np.ndarray) -> np.ndarray:
     """Return (N, 1, 1, K) of a (N, K) array; maps pass."""
-    return x.reshape(len(x), 1, 1, -1) if x.ndim == 2 else x
+    return x.reshape(len(x), 1, 1, x.shape[1]) if x.ndim == 2 else x
 
 
 def output_planes(this: Step) -> tuple[bool, tuple[int, ...]]:
@@ -92,7 +92,7 @@ class Unpack(Step):
 
     def run(self, x: BitTensor) -> np.ndarray:
         y = unpack_channels_last(x) * self.scale
-        return y.reshape(len(y), -1) if len(x.shape) == 2 else y
+        return y[:, 0, 0] if len(x.shape) == 2 else y
 
 
 class BinaryLayer(Step):
@@ -231,10 +231,10 @@ class BinaryLinear(BinaryLayer):
         return (self.shape[0],)
 
     def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
-        y *= np.abs(floats).reshape(len(y), -1).mean(1).reshape(-1, 1, 1, 1)
+        y *= np.abs(floats).mean(1).reshape(-1, 1, 1, 1)
 
     def trim(self, y: np.ndarray) -> np.ndarray:
-        return y.reshape(len(y), -1)
+        return y[:, 0, 0]
 
     def trim_bits(self, bits: BitTensor) -> BitTensor:
         return BitTensor(bits.words, bits.shape[:2], bits.signed, bits.multipliers)
