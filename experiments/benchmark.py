@@ -68,6 +68,8 @@ def networks(config: DictConfig, folder: Path | None = None) -> Iterable[dict[st
     import bnn
     from experiments.runs import fp32_twin, load_run
 
+    if not config.batch_sizes:
+        return
     if folder is None:
         model_config = config.model
         network = instantiate(config.model, _convert_="object").eval()

@@ -35,7 +35,7 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
 def task(config: DictConfig) -> None:
     """Run one training from its config."""
     import bnn
-    from bnn.training import RunError, provenance, train
+    from bnn.training import CHECKPOINT, RunError, provenance, seed_everything, train
 
     folder = Path(config.run_dir)
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -45,7 +45,7 @@ def task(config: DictConfig) -> None:
     if result_file.exists() and read_json(result_file)["config"] == same:
         print(f"{folder}: already finished, nothing to do")
         return
-    if config_file.exists():
+    if config_file.exists() and (folder / CHECKPOINT).exists():
         before = OmegaConf.to_container(OmegaConf.load(config_file))
         assert isinstance(before, dict)
         if comparable({str(key): value for key, value in before.items()}) != same:
@@ -56,7 +56,14 @@ def task(config: DictConfig) -> None:
     OmegaConf.save(OmegaConf.create(resolved), config_file)
 
     data = instantiate(config.data)
+    seed_everything(config.seed)  # the initial weights follow the seed, whatever ran before in this process
     network = instantiate(config.model, _convert_="object")
+    try:
+        costs = bnn.summary(network, data.input_shape)
+    except RuntimeError as error:
+        raise RunError(
+            f"{config.model._target_} does not take {data.name}'s {data.input_shape} images: {error}"
+        ) from error
     classifier = instantiate(config.classifier, _convert_="object")
     trainer = OmegaConf.to_container(config.trainer, resolve=True)
     assert isinstance(trainer, dict)
@@ -70,7 +77,6 @@ def task(config: DictConfig) -> None:
         seed=config.seed,
         trainer={str(key): value for key, value in trainer.items()},
     )
-    costs = bnn.summary(network, data.input_shape)
     write_json(
         result_file,
         {

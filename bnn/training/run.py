@@ -1,12 +1,17 @@
 """One run: data and network in, checkpoints, learning curve and one result out. Interrupted runs go on."""
 
+import contextlib
+import signal
 import time
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Trainer
+from lightning.pytorch import seed_everything as lightning_seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
@@ -57,6 +62,14 @@ class _Clock:
         temporary.replace(self._file)
 
 
+@contextlib.contextmanager
+def _without_lightnings_own_warnings() -> Iterator[None]:
+    """Hide the deprecation that Lightning 2.6 itself raises on PyTorch 2.13; nobody else can act on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        yield
+
+
 class _Checkpoint(ModelCheckpoint):
     def __init__(self, folder: Path, clock: _Clock):
         super().__init__(folder / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
@@ -67,6 +80,12 @@ class _Checkpoint(ModelCheckpoint):
         self._clock.save()
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and PyTorch; a network made afterwards has the weights of this seed."""
+    lightning_seed_everything(seed, verbose=False)
+
+
+@_without_lightnings_own_warnings()
 def train(
     classifier: ClassifierFactory,
     network: nn.Module,
@@ -84,7 +103,7 @@ def train(
     trainer: more arguments of lightning's Trainer. The network holds the trained weights afterwards. RunError if the
     checkpoint in `folder` does not fit the network.
     """
-    seed_everything(seed, verbose=False)
+    seed_everything(seed)
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,16 +124,21 @@ def train(
     )
     module = classifier(network)
     last = folder / CHECKPOINT
+    interrupt_handler = signal.getsignal(signal.SIGINT)
     try:
         lightning_trainer.fit(
             module, train_batches, validation, ckpt_path=last if last.exists() else None, weights_only=True
         )
+    except SystemExit:
+        # Lightning ends the process on Ctrl-C, and leaves it deaf to the next one.
+        signal.signal(signal.SIGINT, interrupt_handler)
+        if lightning_trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
     except RuntimeError as error:
         if "loading state_dict" in str(error) or "Missing key" in str(error):
             raise RunError(f"{last} is of another network; choose another run_dir or remove it: {error}") from error
         raise
-    if lightning_trainer.interrupted:
-        raise KeyboardInterrupt
     seconds = clock.seconds()
     metrics = {name: float(value) for name, value in lightning_trainer.callback_metrics.items()}
     measured = dict(lightning_trainer.validate(module, validation, verbose=False)[0])

@@ -1,0 +1,91 @@
+"""Which room may import what (the import rules of the architecture)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STANDARD = set(sys.stdlib_module_names)
+OURS = {"bnn", "bnn_kernels", "experiments", "paper_figures"}
+
+# What a room may import beside the standard library and itself.
+ALLOWED = {
+    "kernels/bnn_kernels": {"numpy", "numba", "llvmlite", "safetensors", "threadpoolctl"},
+    "bnn": {"torch", "numpy"},
+    "bnn/data": {"torch", "numpy", "pooch", "sklearn"},
+    "bnn/training": {"torch", "numpy", "lightning"},
+    "bnn/converter": {"torch", "numpy", "bnn_kernels"},
+    "experiments": {"torch", "numpy", "hydra", "omegaconf", "rich", "bnn", "bnn_kernels", "paper_figures"},
+    "paper_figures": {"numpy", "matplotlib", "bnn"},
+}
+
+
+def room(file):
+    """The most particular room that a file lies in."""
+    path = file.relative_to(ROOT)
+    return max((name for name in ALLOWED if Path(name) in path.parents), key=len)
+
+
+def imports(file):
+    """Top-level names of everything that a file imports, also within functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield node.module.partition(".")[0]
+
+
+FILES = [f for top in ("kernels", "bnn", "experiments", "paper_figures") for f in sorted((ROOT / top).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_a_file_imports_only_what_its_room_may(file):
+    name = room(file)
+    own = {"bnn_kernels"} if name.startswith("kernels") else {name.partition("/")[0]}
+    wrong = set(imports(file)) - STANDARD - own - ALLOWED[name]
+    assert not wrong, f"{name} may not import {sorted(wrong)}"
+
+
+def test_only_bnn_itself_hands_on_the_converter():
+    """`import bnn` reaches numba only when convert is asked for."""
+    for file in FILES:
+        if room(file).startswith("bnn") and room(file) != "bnn/converter":
+            found = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+            names = {alias.name for node in found for alias in node.names}
+            assert "converter" not in names or file == ROOT / "bnn" / "__init__.py"
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("bnn_kernels", ("torch", "lightning", "hydra", "matplotlib", "bnn")),
+        ("bnn", ("lightning", "numba", "bnn_kernels", "hydra", "matplotlib", "sklearn", "pooch")),
+        ("bnn.data", ("lightning", "numba", "hydra", "sklearn", "pooch")),
+        ("bnn.training", ("numba", "hydra", "bnn_kernels")),
+        ("bnn.converter", ("lightning", "hydra", "matplotlib")),
+        ("paper_figures.accuracy_vs_bits", ("torch", "lightning", "numba", "hydra")),
+    ],
+)
+def test_an_import_loads_no_more_than_it_needs(module, absent):
+    code = f"import sys, {module}; print(*({set(absent)!r} & set(sys.modules)))"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_public_names_are_there():
+    import bnn_kernels as bk
+
+    import bnn
+
+    for name in ("QuantConv2d", "QuantLinear"):
+        assert hasattr(bnn.layers, name)
+    for name in ("SteSign", "XnorWeight", "TernaryWeight", "TWN", "DoReFaWeight", "DoReFaActivation"):
+        assert hasattr(bnn.quantizers, name)
+    assert all(map(callable, (bnn.summary, bnn.convert, bnn.models.LeNet5, bk.pack, bk.unpack, bk.load)))
+    with pytest.raises(AttributeError, match="no attribute 'konvert'"):
+        _ = bnn.konvert
