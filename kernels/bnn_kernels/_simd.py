@@ -1,7 +1,7 @@
-"""Vectors of eight float32 as Numba values, and the few operations that kernels need on them.
+"""Vectors of eight float32 or eight int64 as Numba values, and the few operations that kernels need on them.
 
-LLVM's own vector types: each CPU gets its own instructions (one AVX register, two NEON or SSE ones), and an
-accumulator that is a value stays in a register. Offsets count elements and are unsigned: a signed index costs a
+LLVM's own vector types: each CPU gets its own instructions (AVX, AVX-512, NEON, SSE), and an accumulator that is a
+value stays in a register. Offsets count elements and are unsigned: a signed index costs a
 wrap-around test. Vectors live only inside compiled code.
 """
 
@@ -14,8 +14,8 @@ from numba.extending import intrinsic, register_model
 LANES = 8
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
-_I8 = ir.IntType(8)
-_I64 = ir.IntType(64)
+_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
+_WORDS = ir.VectorType(_I64, LANES)
 
 
 class _Float32x8(types.Type):
@@ -32,15 +32,35 @@ class _Float32x8Model(models.PrimitiveModel):
         super().__init__(dmm, fe_type, _VECTOR)
 
 
+class _Int64x8(types.Type):
+    def __init__(self):
+        super().__init__(name="int64x8")
+
+
+int64x8 = _Int64x8()
+
+
+@register_model(_Int64x8)
+class _Int64x8Model(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _WORDS)
+
+
 def _address(context, builder, array_type, array, offset, to):
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [offset]), to.as_pointer())
 
 
-def _load(context, builder, array_type, array, offset):
-    value = builder.load(_address(context, builder, array_type, array, offset, _VECTOR))
+def _load(context, builder, array_type, array, offset, vector=_VECTOR):
+    value = builder.load(_address(context, builder, array_type, array, offset, vector))
     value.align = 4
     return value
+
+
+def _in_all_lanes(builder, value, vector):
+    undefined = ir.Constant(vector, ir.Undefined)
+    single = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
 
 
 @intrinsic
@@ -59,9 +79,7 @@ def broadcast(typing, array, offset):
 
     def emit(context, builder, signature, args):
         value = builder.load(_address(context, builder, signature.args[0], *args, _FLOAT))
-        undefined = ir.Constant(_VECTOR, ir.Undefined)
-        single = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+        return _in_all_lanes(builder, value, _VECTOR)
 
     return float32x8(array, types.uint64), emit
 
@@ -111,3 +129,91 @@ def nan_mask(typing, array, offset):
         return builder.zext(builder.bitcast(builder.fcmp_unordered("uno", x, x), _I8), _I64)
 
     return types.uint64(array, types.uint64), emit
+
+
+# -- eight 64-bit words ------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def zero_words(typing):
+    """Eight zeros."""
+    return int64x8(), lambda context, builder, signature, args: ir.Constant(_WORDS, [0] * LANES)
+
+
+@intrinsic
+def load_words(typing, array, offset):
+    """Eight neighbours of a 64-bit array, from element `offset` on."""
+
+    def emit(context, builder, signature, args):
+        return _load(context, builder, signature.args[0], args[0], args[1], _WORDS)
+
+    return int64x8(array, types.uint64), emit
+
+
+@intrinsic
+def broadcast_word(typing, array, offset):
+    """Element `offset` of a 64-bit array in all lanes."""
+
+    def emit(context, builder, signature, args):
+        value = builder.load(_address(context, builder, signature.args[0], *args, _I64))
+        return _in_all_lanes(builder, value, _WORDS)
+
+    return int64x8(array, types.uint64), emit
+
+
+@intrinsic
+def splat(typing, value):
+    """An int64 in all lanes."""
+
+    def emit(context, builder, signature, args):
+        return _in_all_lanes(builder, args[0], _WORDS)
+
+    return int64x8(types.int64), emit
+
+
+@intrinsic
+def and_popcount(typing, a, b):
+    """Population count of a & b, lane by lane."""
+
+    def emit(context, builder, signature, args):
+        kind = ir.FunctionType(_WORDS, [_WORDS])
+        count = cgutils.get_or_insert_function(builder.module, kind, "llvm.ctpop.v8i64")
+        return builder.call(count, [builder.and_(*args)])
+
+    return int64x8(int64x8, int64x8), emit
+
+
+@intrinsic
+def add_words(typing, a, b):
+    """a + b."""
+    return int64x8(int64x8, int64x8), lambda context, builder, signature, args: builder.add(*args)
+
+
+@intrinsic
+def multiply_words(typing, a, b):
+    """a * b."""
+    return int64x8(int64x8, int64x8), lambda context, builder, signature, args: builder.mul(*args)
+
+
+@intrinsic
+def words_below(typing, a, bounds, at):
+    """Bit i of the uint64 result: lane i of a < bounds[at + i], int64."""
+
+    def emit(context, builder, signature, args):
+        t = _load(context, builder, signature.args[1], args[1], args[2], _WORDS)
+        return builder.zext(builder.bitcast(builder.icmp_signed("<", args[0], t), _I8), _I64)
+
+    return types.uint64(int64x8, bounds, types.uint64), emit
+
+
+@intrinsic
+def store_int32(typing, array, offset, value):
+    """Write eight lanes, cut to 32 bits, to an int32 array from element `offset` on."""
+
+    def emit(context, builder, signature, args):
+        narrow = ir.VectorType(_I32, LANES)
+        address = _address(context, builder, signature.args[0], args[0], args[1], narrow)
+        builder.store(builder.trunc(args[2], narrow), address).align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, int64x8), emit

@@ -7,8 +7,8 @@ Everything is one operation. With bits a of the input and w of the weight, a pro
     a {-1,+1}, w {0,1}:      (1 - 2a) w  =           w  - 2 a&w
 so a dot product is  c0 * taps + c1 * popcount(a) + c2 * popcount(w) + c3 * popcount(a & w), summed over the taps
 that lie inside the map: zero padding is exact because an outside tap counts for nothing. popcount(a) is needed once a
-position and popcount(w) once a filter and tap; only popcount(a & w) costs inner-loop work. Multi-bit operands are sums
-of such convolutions over pairs of planes, times the planes' multipliers.
+window, the terms of taps and w are one number a filter and kind of border, prepared in advance; only
+popcount(a & w) costs inner-loop work. Multi-bit operands are sums over pairs of planes, times their multipliers.
 """
 
 from collections.abc import Sequence
@@ -16,169 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from bnn_kernels._jit import inline, jit
-from bnn_kernels._popcount import popcount
 from bnn_kernels.bit_planes import check_planes, encode, level_of_code
-from bnn_kernels.bit_tensor import BitTensor, code_of, pack, pack_codes
+from bnn_kernels.bit_rows import bit_rows
+from bnn_kernels.bit_tensor import BitTensor, code_of, pack, pack_codes, words_for
+from bnn_kernels.popcount_conv import LANES, convolve, convolve_to_bits
 from bnn_kernels.threads import run_rows
 from bnn_kernels.thresholds import Thresholds
-
-# Filters that one pass over the input words serves: four accumulators, the input word stays in a register.
-TILE = 4
-
-
-@inline
-def _and_2x4(window, words, w, j, filter_words):
-    """popcount(window & w[j:]) of two windows (2 * words, flat) against four filters `filter_words` apart."""
-    s0 = s1 = s2 = s3 = np.uint64(0)
-    t0 = t1 = t2 = t3 = np.uint64(0)
-    second = np.uint64(words)
-    for v in range(words):
-        k = np.uint64(v)
-        x = window[k]
-        y = window[k + second]
-        w0 = w[j + k]
-        w1 = w[j + k + filter_words]
-        w2 = w[j + k + np.uint64(2) * filter_words]
-        w3 = w[j + k + np.uint64(3) * filter_words]
-        s0 += popcount(x & w0)
-        s1 += popcount(x & w1)
-        s2 += popcount(x & w2)
-        s3 += popcount(x & w3)
-        t0 += popcount(y & w0)
-        t1 += popcount(y & w1)
-        t2 += popcount(y & w2)
-        t3 += popcount(y & w3)
-    return s0, s1, s2, s3, t0, t1, t2, t3
-
-
-@inline
-def _and_1x4(window, words, w, j, filter_words):
-    """The same for the first window only."""
-    s0 = s1 = s2 = s3 = np.uint64(0)
-    for v in range(words):
-        k = np.uint64(v)
-        x = window[k]
-        s0 += popcount(x & w[j + k])
-        s1 += popcount(x & w[j + k + filter_words])
-        s2 += popcount(x & w[j + k + np.uint64(2) * filter_words])
-        s3 += popcount(x & w[j + k + np.uint64(3) * filter_words])
-    return s0, s1, s2, s3
-
-
-@inline
-def _inside(start, dilation, taps, size):
-    """Range of taps t with 0 <= start + t * dilation < size."""
-    low = 0 if start >= 0 else (-start + dilation - 1) // dilation
-    high = 0 if start >= size else (size - 1 - start) // dilation + 1
-    high = min(taps, high)
-    return min(low, high), high
-
-
-@inline
-def _gather(a, at, bit, channels, window, to, position):
-    """OR `channels` bits, from bit `bit` of a[at:], into window[to:] at bit `position`."""
-    moved = 0
-    while moved < channels:
-        source = bit + moved
-        target = position + moved
-        count = min(64 - (source & 63), 64 - (target & 63), channels - moved)
-        word = a[at + (source >> 6)] >> np.uint64(source & 63)
-        if count < 64:
-            word &= (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-        window[to + (target >> 6)] |= word << np.uint64(target & 63)
-        moved += count
-
-
-@inline
-def _fill_window(a, position, out_size, size, geometry, g, window, to):
-    """Write the bits under the filter at one output position as one dense run; outside taps are 0.
-
-    Returns the range of taps inside the map and the popcount of the window.
-    """
-    h, width, words, channels, _filters, _padded, window_words = size
-    kh, kw, sy, sx, py, px, dy, dx = geometry
-    ho, wo = out_size
-    n = position // (ho * wo)
-    oy = (position - n * ho * wo) // wo
-    ox = position - (n * ho + oy) * wo
-    y0 = oy * sy - py
-    x0 = ox * sx - px
-    ky0, ky1 = _inside(y0, dy, kh, h)
-    kx0, kx1 = _inside(x0, dx, kw, width)
-    for v in range(window_words):
-        window[to + v] = np.uint64(0)
-    for ky in range(ky0, ky1):
-        line = (n * h + y0 + ky * dy) * width + x0
-        for kx in range(kx0, kx1):
-            at = (line + kx * dx) * words
-            _gather(a, at, g * channels, channels, window, to, (ky * kw + kx) * channels)
-    total = np.uint64(0)
-    for v in range(window_words):
-        total += popcount(window[to + v])
-    return ky0, ky1, kx0, kx1, np.int64(total)
-
-
-@inline
-def _filter_bits(w_count, at, kh, kw, ky0, ky1, kx0, kx1):
-    """Set bits of one filter under the taps inside the map; w_count[at + kh*kw] is the sum over all of them."""
-    if ky1 - ky0 == kh and kx1 - kx0 == kw:
-        return np.int64(w_count[at + kh * kw])
-    total = np.int64(0)
-    for ky in range(ky0, ky1):
-        for kx in range(kx0, kx1):
-            total += w_count[at + ky * kw + kx]
-    return total
-
-
-@jit
-def _conv(a, w, w_count, c, multiplier, out, size, geometry, first, last):
-    """Add one pair of planes to out int32 (N, Ho, Wo, O), for the positions (n, oy, ox) first..last.
-
-    a uint64 flat (N, H, W, V), channels of all groups side by side; w uint64 flat (G, padded filters, window words);
-    w_count int32 flat (G, padded filters, kh*kw + 1), bits of every tap and their sum; c = (c0, c1, c2, c3) of the
-    module's docstring; size = (H, W, V, channels of a group, filters of a group, padded filters, window words);
-    geometry = (kh, kw, sy, sx, py, px, dy, dx).
-
-    The bits under the filter are gathered once a position into a dense run: 20 channels and 25 taps are 8 words,
-    not 25, and the inner loop neither knows of borders nor of dilation. Two positions share each weight word.
-    """
-    channels, filters, padded, words = size[3:]
-    kh, kw = geometry[:2]
-    c0, c1, c2, c3 = c
-    out_size = (out.shape[1], out.shape[2])
-    flat = out.reshape(-1)
-    out_channels = out.shape[3]
-    groups = out_channels // filters
-    filter_words = np.uint64(words)
-    taps = kh * kw + 1
-    window = np.empty(2 * words, np.uint64)
-    for position in range(first, last, 2):
-        both = position + 1 < last
-        for g in range(groups):
-            ya0, ya1, xa0, xa1, bits = _fill_window(a, position, out_size, size, geometry, g, window, 0)
-            base0 = c0 * (ya1 - ya0) * (xa1 - xa0) * channels + c1 * bits
-            yb0, yb1, xb0, xb1, base1 = ya0, ya1, xa0, xa1, base0
-            if both:
-                yb0, yb1, xb0, xb1, bits = _fill_window(a, position + 1, out_size, size, geometry, g, window, words)
-                base1 = c0 * (yb1 - yb0) * (xb1 - xb0) * channels + c1 * bits
-            for o in range(0, filters, 4):
-                j = np.uint64((g * padded + o) * words)
-                if both:
-                    s0, s1, s2, s3, t0, t1, t2, t3 = _and_2x4(window, words, w, j, filter_words)
-                else:
-                    s0, s1, s2, s3 = _and_1x4(window, words, w, j, filter_words)
-                    t0 = t1 = t2 = t3 = np.uint64(0)
-                s = (s0, s1, s2, s3)
-                t = (t0, t1, t2, t3)
-                for k in range(min(4, filters - o)):
-                    at = (g * padded + o + k) * taps
-                    to = position * out_channels + g * filters + o + k
-                    ones = _filter_bits(w_count, at, kh, kw, ya0, ya1, xa0, xa1) if c2 != 0 else np.int64(0)
-                    flat[to] += multiplier * (base0 + c2 * ones + c3 * np.int64(s[k]))
-                    if both:
-                        ones = _filter_bits(w_count, at, kh, kw, yb0, yb1, xb0, xb1) if c2 != 0 else np.int64(0)
-                        flat[to + out_channels] += multiplier * (base1 + c2 * ones + c3 * np.int64(t[k]))
 
 
 def pair(value: int | Sequence[int], name: str, smallest: int) -> tuple[int, int]:
@@ -199,6 +42,19 @@ def _coefficients(a_signed: bool, w_signed: bool) -> tuple[int, int, int, int]:
     if a_signed:
         return 0, 0, 1, -2
     return (0, 1, 0, -2) if w_signed else (0, 0, 0, 1)
+
+
+def _filter_words(codes: np.ndarray, planes: int, groups: int) -> np.ndarray:
+    """Return uint64 (P, G, blocks, kh * run words, 8) from codes (O, kh, kw, C/G): eight filters side by side.
+
+    Each filter row is one run of bits, rounded up to words, as `bit_rows` gives the input.
+    """
+    o, kh = codes.shape[:2]
+    words = pack_codes(codes.reshape(o, kh, -1), planes).reshape(planes, groups, o // groups, -1)
+    blocks = -(-words.shape[2] // LANES)
+    padded = np.zeros((planes, groups, blocks * LANES, words.shape[3]), np.uint64)
+    padded[:, :, : words.shape[2]] = words
+    return np.ascontiguousarray(padded.reshape(planes, groups, blocks, LANES, -1).swapaxes(3, 4))
 
 
 class PackedConv2d:
@@ -271,18 +127,12 @@ class PackedConv2d:
         o, channels, kh, kw = self.shape
         self.in_channels = channels * self.groups
         self.filters = o // self.groups
-        padded = -(-self.filters // TILE) * TILE
         codes = encode(levels.transpose(0, 2, 3, 1), self.multipliers, self.signed)
-        planes = ((codes[None] >> np.arange(len(self.multipliers)).reshape(-1, 1, 1, 1, 1)) & 1).astype(np.int32)
-        per_tap = planes.sum(-1).reshape(len(planes), self.groups, self.filters, kh * kw)
-        counts = np.zeros((len(planes), self.groups, padded, kh * kw + 1), np.int32)
-        counts[:, :, : self.filters, :-1] = per_tap
-        counts[:, :, : self.filters, -1] = per_tap.sum(-1)
-        words = pack_codes(codes.reshape(o, -1), len(planes))
-        layout = np.zeros((len(planes), self.groups, padded, words.shape[-1]), np.uint64)
-        layout[:, :, : self.filters] = words.reshape(len(planes), self.groups, self.filters, -1)
-        self._size = (channels, self.filters, padded, words.shape[-1])
-        self._weights = [(plane.reshape(-1), count.reshape(-1)) for plane, count in zip(layout, counts, strict=True)]
+        self._weights = _filter_words(codes, len(self.multipliers), self.groups)
+        planes = ((codes[None] >> np.arange(len(self.multipliers)).reshape(-1, 1, 1, 1, 1)) & 1).sum(-1)
+        # Set bits of every tap and filter, weighted over planes: what popcount(w) contributes.
+        self._tap_ones = np.tensordot(self.multipliers, planes, 1).reshape(self.groups, self.filters, kh, kw)
+        self._borders: dict[tuple[int, ...], tuple[np.ndarray, ...]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -310,45 +160,91 @@ class PackedConv2d:
 
     def channels_last(self, bits: BitTensor) -> np.ndarray:
         """Return int32 (N, Ho, Wo, O) of a packed input (N, C, H, W)."""
+        self._check_input(bits)
+        return self._dots(bits)
+
+    def to_levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
+        """Return the levels of the thresholded sums of a packed input (N, C, H, W)."""
+        self._check_input(bits)
+        return self._levels(bits, thresholds)
+
+    def _levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
+        if thresholds.is_sign and (self.groups == 1 or self.filters % LANES == 0):
+            return self._bits(bits, thresholds)
+        return thresholds(self._dots(bits))
+
+    def _check_input(self, bits: BitTensor) -> None:
         if len(bits.shape) != 4:
             raise ValueError(f"a convolution takes an input of shape (N, C, H, W), got {bits.shape}")
         if bits.shape[1] != self.in_channels:
             raise ValueError(f"the input has {bits.shape[1]} channels, the weight takes {self.in_channels}")
-        return self._dots(bits)
 
     def _dots(self, bits: BitTensor) -> np.ndarray:
         """Return int32 (N, Ho, Wo, O) of words whose channel count has been checked."""
+        arguments, size, work = self._prepared(bits)
+        n, ho, wo = size
+        out = np.empty((n, ho, wo, self.shape[0]), np.int32)
+        run_rows(convolve, n * ho * wo, work, *arguments, out.reshape(-1))
+        return out
+
+    def _bits(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
+        """Return the signs behind thresholds; whole bytes of filters must belong to one group."""
+        arguments, size, work = self._prepared(bits)
+        n, ho, wo = size
+        words = np.zeros((1, n, ho, wo, words_for(self.shape[0])), np.uint64)
+        bounds, flip = thresholds.lanes()
+        run_rows(convolve_to_bits, n * ho * wo, work, *arguments, bounds, flip, words.view(np.uint8).reshape(-1))
+        return BitTensor(words, (n, self.shape[0], ho, wo))
+
+    def _prepared(self, bits: BitTensor) -> tuple[tuple[Any, ...], tuple[int, int, int], int]:
+        """Return the kernels' arguments, (N, Ho, Wo) and the work in words."""
         self._check_sum(bits)
         n, h, w = bits.words.shape[1:4]
         ho, wo = self.output_size(h, w)
-        out = np.zeros((n, ho, wo, self.shape[0]), np.int32)
-        if out.size == 0:
-            return out
-        words, padding = self._padded(bits)
-        size = (*words.shape[2:], *self._size)
-        geometry = (*self.shape[2:], *self.stride, *padding, *self.dilation)
-        c = _coefficients(bits.signed, self.signed)
-        positions = n * ho * wo
-        work = positions * self._weights[0][0].size
-        for p, a_multiplier in enumerate(bits.multipliers):
-            plane = words[p].reshape(-1)
-            for (weight, counts), w_multiplier in zip(self._weights, self.multipliers, strict=True):
-                multiplier = a_multiplier * w_multiplier
-                run_rows(_conv, positions, work, plane, weight, counts, c, multiplier, out, size, geometry)
-        return out
+        inside = (0, 0) if self.pad_value == 0 else self.padding
+        code = 0 if self.pad_value == 0 or self.padding == (0, 0) else code_of(self.pad_value, bits)
+        own, kernel = self.shape[1], self.shape[2:]
+        planes = [
+            bit_rows(plane, own, self.groups, self.padding, bool(code >> p & 1)) for p, plane in enumerate(bits.words)
+        ]
+        rows = planes[0][None] if len(planes) == 1 else np.stack(planes)
+        y_kind, x_kind, offsets = self._border((h, w, ho, wo, *inside), bits)
+        c1, c3 = _coefficients(bits.signed, self.signed)[1::2]
+        ones = np.array([c1 * m * sum(self.multipliers) for m in bits.multipliers], np.int64)
+        pairs = np.array([c3 * a * b for a in bits.multipliers for b in self.multipliers], np.int64)
+        geometry = (*kernel, *self.stride, *self.dilation)
+        size = (ho, wo, rows.shape[2], self.groups, own, self.filters, rows.shape[4], len(pairs) // len(planes))
+        work = n * ho * wo * self._weights.size // LANES * len(planes)
+        tables = (y_kind, x_kind, offsets, ones, pairs)
+        return (rows.reshape(-1), rows[0].size, self._weights.reshape(-1), *tables, size, geometry), (n, ho, wo), work
 
-    def _padded(self, bits: BitTensor) -> tuple[np.ndarray, tuple[int, int]]:
-        """Return words with a border of pad_value's bits and the padding that is left to skip."""
-        py, px = self.padding
-        if self.pad_value == 0 or (py == 0 and px == 0):
-            return bits.words, self.padding
-        code = code_of(self.pad_value, bits)
-        planes, n, h, w, v = bits.words.shape
-        border = pack_codes(np.full((1, bits.shape[1]), code, np.uint8), planes)
-        padded = np.empty((planes, n, h + 2 * py, w + 2 * px, v), np.uint64)
-        padded[:] = border.reshape(planes, 1, 1, 1, v)
-        padded[:, :, py : py + h, px : px + w] = bits.words
-        return padded, (0, 0)
+    def _border(self, key: tuple[int, ...], bits: BitTensor) -> tuple[np.ndarray, ...]:
+        """Return (kind of every oy, kind of every ox, offsets int64 (y kinds * x kinds, G, padded filters)).
+
+        key = (H, W, Ho, Wo, py, px), py and px counting rows that are inside because they hold pad_value. Positions of
+        one kind have the same taps inside the map.
+        """
+        key = (*key, bits.signed, *bits.multipliers)
+        found = self._borders.get(key)
+        if found is None:
+            kinds, masks = [], []
+            for axis in range(2):
+                k, s, p, d = (v[axis] for v in (self.shape[2:], self.stride, self.padding, self.dilation))
+                tap = np.arange(key[2 + axis])[:, None] * s - p + np.arange(k) * d
+                inside = (tap >= -key[4 + axis]) & (tap < key[axis] + key[4 + axis])
+                mask, kind = np.unique(inside, axis=0, return_inverse=True)
+                masks.append(mask.astype(np.int64))
+                kinds.append(kind.reshape(-1).astype(np.int32))
+            c0, _, c2, _ = _coefficients(bits.signed, self.signed)
+            per_tap = c0 * self.shape[1] * sum(self.multipliers) + c2 * self._tap_ones
+            sums = np.einsum("yk,xl,gfkl->yxgf", *masks, per_tap) * sum(bits.multipliers)
+            lanes = self._weights.shape[2] * LANES
+            offsets = np.zeros((*sums.shape[:3], lanes), np.int64)
+            offsets[..., : self.filters] = sums
+            if len(self._borders) >= 64:  # maps of ever new sizes must not fill the memory
+                self._borders.clear()
+            found = self._borders[key] = (*kinds, offsets.reshape(-1))
+        return found
 
     def _check_sum(self, bits: BitTensor) -> None:
         largest = int(np.abs(level_of_code(bits.multipliers, bits.signed)).max())
@@ -388,6 +284,5 @@ class ThresholdConv2d:
         self.thresholds = thresholds
 
     def __call__(self, x: BitTensor | np.ndarray) -> BitTensor:
-        """Return the packed levels of the thresholded sums, shape (N, O, Ho, Wo) or (N, O)."""
-        dot = self.conv.channels_last(x if isinstance(x, BitTensor) else pack(x))
-        return self.thresholds(dot)
+        """Return the packed levels of the thresholded sums, shape (N, O, Ho, Wo)."""
+        return self.conv.to_levels(x if isinstance(x, BitTensor) else pack(x), self.thresholds)

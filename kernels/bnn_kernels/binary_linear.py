@@ -59,16 +59,25 @@ class PackedLinear:
             self._layouts[shape] = found
         return found
 
+    def to_levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
+        """Return the levels of the thresholded sums, shape (N, O), of a packed input (N, K) or (N, C, H, W)."""
+        self._check_input(bits)
+        levels = self.layout(bits.shape[1:])._levels(bits, thresholds)
+        return BitTensor(levels.words, levels.shape[:2], levels.signed, levels.multipliers)
+
     def __call__(self, x: BitTensor | np.ndarray) -> np.ndarray:
         """Return int32 (N, O), exact. A float input is packed first (its signs)."""
         return self.channels_last(x if isinstance(x, BitTensor) else pack(x)).reshape(-1, self.shape[0])
 
     def channels_last(self, bits: BitTensor) -> np.ndarray:
         """Return int32 (N, 1, 1, O) of a packed input (N, K) or (N, C, H, W) with C*H*W = K."""
+        self._check_input(bits)
+        return self.layout(bits.shape[1:])._dots(bits)
+
+    def _check_input(self, bits: BitTensor) -> None:
         features = int(np.prod(bits.shape[1:]))
         if features != self.shape[1]:
             raise ValueError(f"the input {bits.shape} has {features} features, the weight takes {self.shape[1]}")
-        return self.layout(bits.shape[1:])._dots(bits)
 
     def with_threshold(self, t: np.ndarray, flip: np.ndarray) -> "ThresholdLinear":
         """Return a linear layer to bits: bit = (dot < t) xor flip, with t int32 (O,) and flip bool (O,)."""
@@ -95,5 +104,4 @@ class ThresholdLinear:
 
     def __call__(self, x: BitTensor | np.ndarray) -> BitTensor:
         """Return the packed levels of the thresholded sums, shape (N, O)."""
-        bits = self.thresholds(self.linear.channels_last(x if isinstance(x, BitTensor) else pack(x)))
-        return BitTensor(bits.words, bits.shape[:2], bits.signed, bits.multipliers)
+        return self.linear.to_levels(x if isinstance(x, BitTensor) else pack(x), self.thresholds)

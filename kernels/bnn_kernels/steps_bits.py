@@ -151,9 +151,9 @@ class BinaryLayer(Step):
         return int(np.prod(self.shape)) * int(np.prod(self.infer(inputs).shape[1:]))
 
     def run(self, x: BitTensor, floats: np.ndarray | None = None) -> Any:
-        dot = self.layers[0].channels_last(x)
         if self.thresholds is not None:
-            return self.trim_bits(self.thresholds(dot))
+            return self.layers[0].to_levels(x, self.thresholds)
+        dot = self.layers[0].channels_last(x)
         if self.output == "int":
             return self.trim(dot)
         y = dot.astype(np.float32)
@@ -173,9 +173,6 @@ class BinaryLayer(Step):
 
     def trim(self, y: np.ndarray) -> np.ndarray:
         return y
-
-    def trim_bits(self, bits: BitTensor) -> BitTensor:
-        return bits
 
 
 @step
@@ -235,9 +232,6 @@ class BinaryLinear(BinaryLayer):
 
     def trim(self, y: np.ndarray) -> np.ndarray:
         return y[:, 0, 0]
-
-    def trim_bits(self, bits: BitTensor) -> BitTensor:
-        return BitTensor(bits.words, bits.shape[:2], bits.signed, bits.multipliers)
 
 
 @step

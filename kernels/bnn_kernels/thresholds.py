@@ -62,8 +62,9 @@ class Thresholds:
         self.channels = t.shape[1]
         self._rows = np.ascontiguousarray(t.T)
         # Two levels, lower one stored as 1: the plain sign, one comparison a bit.
-        self._is_sign = len(codes) == 2 and tuple(codes) == (1, 0)
+        self.is_sign = len(codes) == 2 and tuple(codes) == (1, 0)
         self._flip = flip.astype(np.uint8)
+        self._lanes: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def sign(cls, t: np.ndarray, flip: np.ndarray) -> "Thresholds":
@@ -72,6 +73,14 @@ class Thresholds:
         if t.ndim != 1:
             raise ValueError(f"thresholds of a sign must be int32 (channels,), got {t.dtype} {t.shape}")
         return cls(t[None], flip, np.array([1, 0], np.uint8), True, (1,))
+
+    def lanes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (int64 bounds, uint8 flips) of a sign, filled up to whole bytes of channels with what gives bit 0."""
+        if self._lanes is None:
+            bounds = np.full(-(-self.channels // 8) * 8, np.iinfo(np.int64).min)
+            bounds[: self.channels] = self.t[0]
+            self._lanes = bounds, np.packbits(self.flip, bitorder="little")
+        return self._lanes
 
     @property
     def nbytes(self) -> int:
@@ -84,7 +93,7 @@ class Thresholds:
         planes = len(self.multipliers)
         shape = (n, o, h, w)
         flat = dot.reshape(-1, o)
-        if self._is_sign:
+        if self.is_sign:
             words = np.empty((1, n, h, w, words_for(o)), np.uint64)
             run_rows(_sign_bits, n * h * w, dot.size, flat, self.t[0], self._flip, words.reshape(-1, words.shape[-1]))
         else:

@@ -1,0 +1,74 @@
+"""Dense rows of bits: the form in which a convolution reads its input.
+
+The bits of one row of the map, border included, follow each other without gaps: pixel x, channel c of a group is bit
+x * channels + c. The bits under one row of a filter are then one run, whatever the number of channels.
+"""
+
+import numpy as np
+
+from bnn_kernels._jit import inline, jit
+from bnn_kernels.threads import run_rows
+
+
+@inline
+def gather(a, at, bit, count, to_array, to, position):
+    """OR `count` bits, from bit `bit` of a[at:], into to_array[to:] from bit `position` on."""
+    moved = 0
+    while moved < count:
+        source = bit + moved
+        target = position + moved
+        step = min(64 - (source & 63), 64 - (target & 63), count - moved)
+        word = a[at + (source >> 6)] >> np.uint64(source & 63)
+        if step < 64:
+            word &= (np.uint64(1) << np.uint64(step)) - np.uint64(1)
+        to_array[to + (target >> 6)] |= word << np.uint64(target & 63)
+        moved += step
+
+
+@inline
+def _set_ones(to_array, to, position, count):
+    """Set `count` bits of to_array[to:] from bit `position` on."""
+    for bit in range(position, position + count):
+        to_array[to + (bit >> 6)] |= np.uint64(1) << np.uint64(bit & 63)
+
+
+@jit
+def _fill_rows(a, rows, size, pad_bit, first, last):
+    """rows uint64 flat (N, H + 2 py, G, row words), zeroed; rows first..last of (n, y).
+
+    a uint64 flat (N, H, W, V); size = (H, W, V, py, px, G, channels of a group, row words).
+    """
+    h, width, words, py, px, groups, channels, row_words = size
+    edge = px * channels
+    for row in range(first, last):
+        n = row // (h + 2 * py)
+        y = row - n * (h + 2 * py) - py
+        for g in range(groups):
+            to = (row * groups + g) * row_words
+            if not 0 <= y < h:
+                if pad_bit:
+                    _set_ones(rows, to, 0, (width + 2 * px) * channels)
+                continue
+            if pad_bit:
+                _set_ones(rows, to, 0, edge)
+                _set_ones(rows, to, edge + width * channels, edge)
+            at = (n * h + y) * width * words
+            for x in range(width):
+                gather(a, at + x * words, g * channels, channels, rows, to, edge + x * channels)
+
+
+def bit_rows(words: np.ndarray, channels: int, groups: int, padding: tuple[int, int], pad_bit: bool) -> np.ndarray:
+    """Return uint64 (N, H + 2 py, G, row words) of one plane's words (N, H, W, V).
+
+    channels: of a group; pad_bit: the bit outside the map. Rows end with at least one word more than they fill, except
+    where the words themselves already are such rows.
+    """
+    n, h, w, v = words.shape
+    py, px = padding
+    if groups == 1 and channels % 64 == 0 and py == px == 0:
+        return words.reshape(n, h, 1, w * v)
+    row_words = -(-(w + 2 * px) * channels // 64) + 1
+    rows = np.zeros((n, h + 2 * py, groups, row_words), np.uint64)
+    size = (h, w, v, py, px, groups, channels, row_words)
+    run_rows(_fill_rows, n * (h + 2 * py), 4 * words.size, words.reshape(-1), rows.reshape(-1), size, pad_bit)
+    return rows
