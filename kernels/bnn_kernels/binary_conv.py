@@ -12,16 +12,19 @@ popcount(a & w) costs inner-loop work. Multi-bit operands are sums over pairs of
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bnn_kernels.bit_planes import check_planes, encode, level_of_code
-from bnn_kernels.bit_rows import bit_rows
+from bnn_kernels.bit_rows import bit_rows, row_length
 from bnn_kernels.bit_tensor import BitTensor, code_of, pack, pack_codes, words_for
 from bnn_kernels.popcount_conv import LANES, convolve, convolve_to_bits
 from bnn_kernels.threads import run_rows
 from bnn_kernels.thresholds import Thresholds
+
+# Map sizes that one layer keeps its tables for.
+MOST_PLANS = 64
 
 
 def pair(value: int | Sequence[int], name: str, smallest: int) -> tuple[int, int]:
@@ -55,6 +58,16 @@ def _filter_words(codes: np.ndarray, planes: int, groups: int) -> np.ndarray:
     padded = np.zeros((planes, groups, blocks * LANES, words.shape[3]), np.uint64)
     padded[:, :, : words.shape[2]] = words
     return np.ascontiguousarray(padded.reshape(planes, groups, blocks, LANES, -1).swapaxes(3, 4))
+
+
+class _Plan(NamedTuple):
+    """What a convolution needs for maps of one size; work: words of weights that a position meets."""
+
+    ho: int
+    wo: int
+    pad_bits: tuple[bool, ...]
+    tables: tuple[Any, ...]
+    work: int
 
 
 class PackedConv2d:
@@ -132,7 +145,7 @@ class PackedConv2d:
         planes = ((codes[None] >> np.arange(len(self.multipliers)).reshape(-1, 1, 1, 1, 1)) & 1).sum(-1)
         # Set bits of every tap and filter, weighted over planes: what popcount(w) contributes.
         self._tap_ones = np.tensordot(self.multipliers, planes, 1).reshape(self.groups, self.filters, kh, kw)
-        self._borders: dict[tuple[int, ...], tuple[np.ndarray, ...]] = {}
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
 
     @property
     def nbytes(self) -> int:
@@ -170,7 +183,7 @@ class PackedConv2d:
 
     def _levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
         if thresholds.is_sign and (self.groups == 1 or self.filters % LANES == 0):
-            return self._bits(bits, thresholds)
+            return self._signs(bits, thresholds)
         return thresholds(self._dots(bits))
 
     def _check_input(self, bits: BitTensor) -> None:
@@ -181,76 +194,80 @@ class PackedConv2d:
 
     def _dots(self, bits: BitTensor) -> np.ndarray:
         """Return int32 (N, Ho, Wo, O) of words whose channel count has been checked."""
-        arguments, size, work = self._prepared(bits)
-        n, ho, wo = size
-        out = np.empty((n, ho, wo, self.shape[0]), np.int32)
-        run_rows(convolve, n * ho * wo, work, *arguments, out.reshape(-1))
+        plan = self._plan(bits)
+        n = bits.words.shape[1]
+        positions = n * plan.ho * plan.wo
+        out = np.empty((n, plan.ho, plan.wo, self.shape[0]), np.int32)
+        run_rows(convolve, positions, positions * plan.work, *self._input(bits, plan), *plan.tables, out.reshape(-1))
         return out
 
-    def _bits(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
+    def _signs(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
         """Return the signs behind thresholds; whole bytes of filters must belong to one group."""
-        arguments, size, work = self._prepared(bits)
-        n, ho, wo = size
-        words = np.zeros((1, n, ho, wo, words_for(self.shape[0])), np.uint64)
-        bounds, flip = thresholds.lanes()
-        run_rows(convolve_to_bits, n * ho * wo, work, *arguments, bounds, flip, words.view(np.uint8).reshape(-1))
-        return BitTensor(words, (n, self.shape[0], ho, wo))
+        plan = self._plan(bits)
+        n = bits.words.shape[1]
+        positions = n * plan.ho * plan.wo
+        filters = self.shape[0]
+        # The kernel writes whole bytes; only words that are not made of 8 need their tail zeroed first.
+        make = np.empty if filters % 64 == 0 else np.zeros
+        words = make((1, n, plan.ho, plan.wo, words_for(filters)), np.uint64)
+        out = (*thresholds.lanes(), words.view(np.uint8).reshape(-1))
+        run_rows(convolve_to_bits, positions, positions * plan.work, *self._input(bits, plan), *plan.tables, *out)
+        return BitTensor(words, (n, filters, plan.ho, plan.wo))
 
-    def _prepared(self, bits: BitTensor) -> tuple[tuple[Any, ...], tuple[int, int, int], int]:
-        """Return the kernels' arguments, (N, Ho, Wo) and the work in words."""
-        self._check_sum(bits)
-        n, h, w = bits.words.shape[1:4]
-        ho, wo = self.output_size(h, w)
-        inside = (0, 0) if self.pad_value == 0 else self.padding
-        code = 0 if self.pad_value == 0 or self.padding == (0, 0) else code_of(self.pad_value, bits)
-        own, kernel = self.shape[1], self.shape[2:]
+    def _input(self, bits: BitTensor, plan: "_Plan") -> tuple[np.ndarray, int]:
+        """Return the input as flat dense rows, and the words of one plane."""
+        own = self.shape[1]
         planes = [
-            bit_rows(plane, own, self.groups, self.padding, bool(code >> p & 1)) for p, plane in enumerate(bits.words)
+            bit_rows(words, own, self.groups, self.padding, bit)
+            for words, bit in zip(bits.words, plan.pad_bits, strict=True)
         ]
-        rows = planes[0][None] if len(planes) == 1 else np.stack(planes)
-        y_kind, x_kind, offsets = self._border((h, w, ho, wo, *inside), bits)
-        c1, c3 = _coefficients(bits.signed, self.signed)[1::2]
-        ones = np.array([c1 * m * sum(self.multipliers) for m in bits.multipliers], np.int64)
-        pairs = np.array([c3 * a * b for a in bits.multipliers for b in self.multipliers], np.int64)
-        geometry = (*kernel, *self.stride, *self.dilation)
-        size = (ho, wo, rows.shape[2], self.groups, own, self.filters, rows.shape[4], len(pairs) // len(planes))
-        work = n * ho * wo * self._weights.size // LANES * len(planes)
-        tables = (y_kind, x_kind, offsets, ones, pairs)
-        return (rows.reshape(-1), rows[0].size, self._weights.reshape(-1), *tables, size, geometry), (n, ho, wo), work
+        rows = planes[0] if len(planes) == 1 else np.stack(planes)
+        return rows.reshape(-1), planes[0].size
 
-    def _border(self, key: tuple[int, ...], bits: BitTensor) -> tuple[np.ndarray, ...]:
-        """Return (kind of every oy, kind of every ox, offsets int64 (y kinds * x kinds, G, padded filters)).
+    def _plan(self, bits: BitTensor) -> "_Plan":
+        """Return what depends on the size of the map and on its planes only; made once for each."""
+        key = (*bits.words.shape[2:4], bits.signed, bits.multipliers)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= MOST_PLANS:  # maps of ever new sizes must not fill the memory
+                self._plans.clear()
+            plan = self._plans[key] = self._make_plan(bits)
+        return plan
 
-        key = (H, W, Ho, Wo, py, px), py and px counting rows that are inside because they hold pad_value. Positions of
-        one kind have the same taps inside the map.
-        """
-        key = (*key, bits.signed, *bits.multipliers)
-        found = self._borders.get(key)
-        if found is None:
-            kinds, masks = [], []
-            for axis in range(2):
-                k, s, p, d = (v[axis] for v in (self.shape[2:], self.stride, self.padding, self.dilation))
-                tap = np.arange(key[2 + axis])[:, None] * s - p + np.arange(k) * d
-                inside = (tap >= -key[4 + axis]) & (tap < key[axis] + key[4 + axis])
-                mask, kind = np.unique(inside, axis=0, return_inverse=True)
-                masks.append(mask.astype(np.int64))
-                kinds.append(kind.reshape(-1).astype(np.int32))
-            c0, _, c2, _ = _coefficients(bits.signed, self.signed)
-            per_tap = c0 * self.shape[1] * sum(self.multipliers) + c2 * self._tap_ones
-            sums = np.einsum("yk,xl,gfkl->yxgf", *masks, per_tap) * sum(bits.multipliers)
-            lanes = self._weights.shape[2] * LANES
-            offsets = np.zeros((*sums.shape[:3], lanes), np.int64)
-            offsets[..., : self.filters] = sums
-            if len(self._borders) >= 64:  # maps of ever new sizes must not fill the memory
-                self._borders.clear()
-            found = self._borders[key] = (*kinds, offsets.reshape(-1))
-        return found
-
-    def _check_sum(self, bits: BitTensor) -> None:
+    def _make_plan(self, bits: BitTensor) -> "_Plan":
         largest = int(np.abs(level_of_code(bits.multipliers, bits.signed)).max())
         terms = int(np.prod(self.shape[1:]))
         if terms * largest * self._max_level > np.iinfo(np.int32).max:
             raise ValueError(f"{terms} products of up to {largest} x {self._max_level} can overflow int32")
+        h, w = bits.words.shape[2:4]
+        ho, wo = self.output_size(h, w)
+        pads = self.pad_value != 0 and self.padding != (0, 0)
+        code = code_of(self.pad_value, bits) if pads else 0
+        c0, c1, c2, c3 = _coefficients(bits.signed, self.signed)
+        # Positions of one kind have the same taps inside; taps that hold pad_value are inside.
+        kinds, masks = [], []
+        for axis, (extent, out) in enumerate(((h, ho), (w, wo))):
+            k, s, p, d = (v[axis] for v in (self.shape[2:], self.stride, self.padding, self.dilation))
+            tap = np.arange(out)[:, None] * s - p + np.arange(k) * d
+            frame = p if pads else 0
+            mask, kind = np.unique((tap >= -frame) & (tap < extent + frame), axis=0, return_inverse=True)
+            masks.append(mask.astype(np.int64))
+            kinds.append(kind.reshape(-1))
+        kinds[0] = kinds[0] * len(masks[1])
+        per_tap = c0 * self.shape[1] * sum(self.multipliers) + c2 * self._tap_ones
+        sums = np.einsum("yk,xl,gfkl->yxgf", *masks, per_tap) * sum(bits.multipliers)
+        offsets = np.zeros((*sums.shape[:3], self._weights.shape[2] * LANES), np.int64)
+        offsets[..., : self.filters] = sums
+        ones = np.array([c1 * m * sum(self.multipliers) for m in bits.multipliers], np.int64)
+        pairs = np.array([c3 * a * b for a in bits.multipliers for b in self.multipliers], np.int64)
+        own = self.shape[1]
+        row_words = row_length(w, own, self.groups, self.padding)
+        size = (ho, wo, h + 2 * self.padding[0], self.groups, own, self.filters, row_words, len(self.multipliers))
+        geometry = (*self.shape[2:], *self.stride, *self.dilation)
+        weights = self._weights.reshape(-1)
+        tables = (weights, *(k.astype(np.int32) for k in kinds), offsets.reshape(-1), ones, pairs, size, geometry)
+        work = weights.size // LANES * len(bits.multipliers)
+        return _Plan(ho, wo, tuple(bool(code >> p & 1) for p in range(len(bits.multipliers))), tables, work)
 
     def with_threshold(self, t: np.ndarray, flip: np.ndarray) -> "ThresholdConv2d":
         """Return a convolution to bits: bit = (dot < t) xor flip, with t int32 (O,) and flip bool (O,)."""

@@ -53,21 +53,31 @@ def _fill_rows(a, rows, size, pad_bit, first, last):
                 _set_ones(rows, to, 0, edge)
                 _set_ones(rows, to, edge + width * channels, edge)
             at = (n * h + y) * width * words
+            if edge & 63 == 0 and groups == 1 and channels & 63 == 0:
+                for v in range(width * words):
+                    rows[to + (edge >> 6) + v] = a[at + v]
+                continue
             for x in range(width):
                 gather(a, at + x * words, g * channels, channels, rows, to, edge + x * channels)
+
+
+def row_length(width: int, channels: int, groups: int, padding: tuple[int, int]) -> int:
+    """Return the words of one row: one more than it fills, except where the input's own words already are such rows."""
+    if groups == 1 and channels % 64 == 0 and padding == (0, 0):
+        return width * channels // 64
+    return -(-(width + 2 * padding[1]) * channels // 64) + 1
 
 
 def bit_rows(words: np.ndarray, channels: int, groups: int, padding: tuple[int, int], pad_bit: bool) -> np.ndarray:
     """Return uint64 (N, H + 2 py, G, row words) of one plane's words (N, H, W, V).
 
-    channels: of a group; pad_bit: the bit outside the map. Rows end with at least one word more than they fill, except
-    where the words themselves already are such rows.
+    channels: of a group; pad_bit: the bit outside the map; row words: see `row_length`.
     """
     n, h, w, v = words.shape
     py, px = padding
-    if groups == 1 and channels % 64 == 0 and py == px == 0:
+    if groups == 1 and channels % 64 == 0 and padding == (0, 0):
         return words.reshape(n, h, 1, w * v)
-    row_words = -(-(w + 2 * px) * channels // 64) + 1
+    row_words = row_length(w, channels, groups, padding)
     rows = np.zeros((n, h + 2 * py, groups, row_words), np.uint64)
     size = (h, w, v, py, px, groups, channels, row_words)
     run_rows(_fill_rows, n * (h + 2 * py), 4 * words.size, words.reshape(-1), rows.reshape(-1), size, pad_bit)

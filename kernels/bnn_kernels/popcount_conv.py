@@ -90,14 +90,13 @@ def _fill_chunk(rows, plane_size, kinds, ones, size, geometry, g, start, count, 
     spare = (kw * channels) & 63
     tail = ~np.uint64(0) if spare == 0 else (np.uint64(1) << np.uint64(spare)) - np.uint64(1)
     lanes = (filters + 7) // 8 * 8
-    x_kinds = x_kind.max() + 1
     row_step = dy * groups * row_words
     for i in range(count):
         position = start + i
         n = position // (ho * wo)
         oy = (position - n * ho * wo) // wo
         ox = position - (n * ho + oy) * wo
-        offset_at[i] = ((y_kind[oy] * x_kinds + x_kind[ox]) * groups + g) * lanes
+        offset_at[i] = ((y_kind[oy] + x_kind[ox]) * groups + g) * lanes
         line = ((n * height + oy * sy) * groups + g) * row_words
         total = np.int64(0)
         for p in range(len(ones)):
@@ -161,8 +160,8 @@ def convolve(rows, plane_size, w, y_kind, x_kind, offsets, ones, pairs, size, ge
 
     rows uint64 flat (P, N, rows, G, row words), each plane of plane_size words, see `bit_rows`;
     w uint64 flat (Q, G, blocks, words, 8);
-    y_kind int32 (Ho,), x_kind int32 (Wo,): kind of border at a position;
-    offsets int64 flat (y kinds * x kinds, G, padded filters): what taps and weights add there;
+    y_kind int32 (Ho,), x_kind int32 (Wo,): their sum is the kind of border at a position;
+    offsets int64 flat (kinds, G, padded filters): what taps and weights add there;
     ones int64 (P,): factor of a window's set bits; pairs int64 (P * Q,): factor of popcount(a & w);
     size = (Ho, Wo, rows, G, channels of a group, filters of a group, row words, Q);
     geometry = (kh, kw, sy, sx, dy, dx).
