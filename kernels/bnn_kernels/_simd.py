@@ -16,6 +16,7 @@ _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 _WORDS = ir.VectorType(_I64, LANES)
+_INTS = ir.VectorType(_I32, LANES)
 
 
 class _Float32x8(types.Type):
@@ -44,6 +45,20 @@ int64x8 = _Int64x8()
 class _Int64x8Model(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, _WORDS)
+
+
+class _Int32x8(types.Type):
+    def __init__(self):
+        super().__init__(name="int32x8")
+
+
+int32x8 = _Int32x8()
+
+
+@register_model(_Int32x8)
+class _Int32x8Model(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _INTS)
 
 
 def _address(context, builder, array_type, array, offset, to):
@@ -162,16 +177,6 @@ def broadcast_word(typing, array, offset):
 
 
 @intrinsic
-def splat(typing, value):
-    """An int64 in all lanes."""
-
-    def emit(context, builder, signature, args):
-        return _in_all_lanes(builder, args[0], _WORDS)
-
-    return int64x8(types.int64), emit
-
-
-@intrinsic
 def and_popcount(typing, a, b):
     """Population count of a & b, lane by lane."""
 
@@ -189,31 +194,78 @@ def add_words(typing, a, b):
     return int64x8(int64x8, int64x8), lambda context, builder, signature, args: builder.add(*args)
 
 
-@intrinsic
-def multiply_words(typing, a, b):
-    """a * b."""
-    return int64x8(int64x8, int64x8), lambda context, builder, signature, args: builder.mul(*args)
+# -- eight int32, whose sums wrap around as C's unsigned do -------------------------------------------------------------
 
 
 @intrinsic
-def words_below(typing, a, bounds, at):
-    """Bit i of the uint64 result: lane i of a < bounds[at + i], int64."""
+def narrow(typing, words):
+    """The low 32 bits of eight words."""
+    return int32x8(int64x8), lambda context, builder, signature, args: builder.trunc(args[0], _INTS)
+
+
+@intrinsic
+def load_uint16(typing, array, offset):
+    """Eight neighbours of a uint16 array as int32."""
 
     def emit(context, builder, signature, args):
-        t = _load(context, builder, signature.args[1], args[1], args[2], _WORDS)
+        short = ir.VectorType(ir.IntType(16), LANES)
+        value = builder.load(_address(context, builder, signature.args[0], args[0], args[1], short))
+        value.align = 2
+        return builder.zext(value, _INTS)
+
+    return int32x8(array, types.uint64), emit
+
+
+@intrinsic
+def load_int32(typing, array, offset):
+    """Eight neighbours of an int32 array."""
+
+    def emit(context, builder, signature, args):
+        return _load(context, builder, signature.args[0], args[0], args[1], _INTS)
+
+    return int32x8(array, types.uint64), emit
+
+
+@intrinsic
+def splat(typing, value):
+    """An int32 in all lanes."""
+
+    def emit(context, builder, signature, args):
+        return _in_all_lanes(builder, args[0], _INTS)
+
+    return int32x8(types.int32), emit
+
+
+@intrinsic
+def add(typing, a, b):
+    """a + b."""
+    return int32x8(int32x8, int32x8), lambda context, builder, signature, args: builder.add(*args)
+
+
+@intrinsic
+def multiply(typing, a, b):
+    """a * b."""
+    return int32x8(int32x8, int32x8), lambda context, builder, signature, args: builder.mul(*args)
+
+
+@intrinsic
+def below(typing, a, bounds, at):
+    """Bit i of the uint64 result: lane i of a < bounds[at + i], int32."""
+
+    def emit(context, builder, signature, args):
+        t = _load(context, builder, signature.args[1], args[1], args[2], _INTS)
         return builder.zext(builder.bitcast(builder.icmp_signed("<", args[0], t), _I8), _I64)
 
-    return types.uint64(int64x8, bounds, types.uint64), emit
+    return types.uint64(int32x8, bounds, types.uint64), emit
 
 
 @intrinsic
 def store_int32(typing, array, offset, value):
-    """Write eight lanes, cut to 32 bits, to an int32 array from element `offset` on."""
+    """Write eight neighbours of an int32 array, from element `offset` on."""
 
     def emit(context, builder, signature, args):
-        narrow = ir.VectorType(_I32, LANES)
-        address = _address(context, builder, signature.args[0], args[0], args[1], narrow)
-        builder.store(builder.trunc(args[2], narrow), address).align = 4
+        address = _address(context, builder, signature.args[0], args[0], args[1], _INTS)
+        builder.store(args[2], address).align = 4
         return context.get_dummy_value()
 
-    return types.void(array, types.uint64, int64x8), emit
+    return types.void(array, types.uint64, int32x8), emit

@@ -237,7 +237,7 @@ class PackedConv2d:
     def _make_plan(self, bits: BitTensor) -> "_Plan":
         largest = int(np.abs(level_of_code(bits.multipliers, bits.signed)).max())
         terms = int(np.prod(self.shape[1:]))
-        if terms * largest * self._max_level > np.iinfo(np.int32).max:
+        if terms * largest * self._max_level >= np.iinfo(np.int32).max:
             raise ValueError(f"{terms} products of up to {largest} x {self._max_level} can overflow int32")
         h, w = bits.words.shape[2:4]
         ho, wo = self.output_size(h, w)
@@ -256,10 +256,10 @@ class PackedConv2d:
         kinds[0] = kinds[0] * len(masks[1])
         per_tap = c0 * self.shape[1] * sum(self.multipliers) + c2 * self._tap_ones
         sums = np.einsum("yk,xl,gfkl->yxgf", *masks, per_tap) * sum(bits.multipliers)
-        offsets = np.zeros((*sums.shape[:3], self._weights.shape[2] * LANES), np.int64)
+        offsets = np.zeros((*sums.shape[:3], self._weights.shape[2] * LANES), np.int32)
         offsets[..., : self.filters] = sums
-        ones = np.array([c1 * m * sum(self.multipliers) for m in bits.multipliers], np.int64)
-        pairs = np.array([c3 * a * b for a in bits.multipliers for b in self.multipliers], np.int64)
+        ones = np.array([c1 * m * sum(self.multipliers) for m in bits.multipliers], np.int32)
+        pairs = np.array([c3 * a * b for a in bits.multipliers for b in self.multipliers], np.int32)
         own = self.shape[1]
         row_words = row_length(w, own, self.groups, self.padding)
         size = (ho, wo, h + 2 * self.padding[0], self.groups, own, self.filters, row_words, len(self.multipliers))

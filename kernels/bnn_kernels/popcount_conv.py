@@ -11,12 +11,9 @@ import numpy as np
 
 from bnn_kernels import _simd
 from bnn_kernels._jit import inline, jit
-from bnn_kernels._popcount import popcount
-from bnn_kernels.bit_rows import gather
+from bnn_kernels.conv_windows import CHUNK, fill_chunk, finish, store
 
 LANES = _simd.LANES
-# Positions of a chunk: windows stay in the L1 cache up to about 100 words each.
-CHUNK = 32
 
 
 @inline
@@ -52,106 +49,31 @@ def _count_1(windows, at, words, w, j):
 
 
 @inline
-def _fill_window(rows, line, row_step, bit, kernel, channels, run_words, tail, windows, to):
-    """Gather the bits under a filter at bit `bit` of row `line` into windows[to:]; return how many are set."""
-    kh, kw, dx = kernel
-    total = np.uint64(0)
-    for ky in range(kh):
-        at = line + ky * row_step
-        base = to + ky * run_words
-        if dx == 1:
-            shift = np.uint64(bit & 63)
-            source = np.uint64(at + (bit >> 6))
-            for v in range(run_words):
-                k = np.uint64(v)
-                word = rows[source + k]
-                if shift != 0:
-                    word = (word >> shift) | (rows[source + k + np.uint64(1)] << (np.uint64(64) - shift))
-                windows[base + v] = word
-            windows[base + run_words - 1] &= tail
-        else:
-            for v in range(run_words):
-                windows[base + v] = np.uint64(0)
-            for kx in range(kw):
-                gather(rows, at, bit + kx * dx * channels, channels, windows, base, kx * channels)
-        for v in range(run_words):
-            total += popcount(windows[base + v])
-    return np.int64(total)
-
-
-@inline
-def _fill_chunk(rows, plane_size, kinds, ones, size, geometry, g, start, count, windows, constants, offset_at):
-    """Fill the windows of `count` positions for group g, and what each adds to its sums: a number, and a place."""
-    y_kind, x_kind = kinds
-    ho, wo, height, groups, channels, filters, row_words = size[:7]
-    kh, kw, sy, sx, dy, dx = geometry
-    run_words = (kw * channels + 63) >> 6
-    words = kh * run_words
-    spare = (kw * channels) & 63
-    tail = ~np.uint64(0) if spare == 0 else (np.uint64(1) << np.uint64(spare)) - np.uint64(1)
-    lanes = (filters + 7) // 8 * 8
-    row_step = dy * groups * row_words
-    for i in range(count):
-        position = start + i
-        n = position // (ho * wo)
-        oy = (position - n * ho * wo) // wo
-        ox = position - (n * ho + oy) * wo
-        offset_at[i] = ((y_kind[oy] + x_kind[ox]) * groups + g) * lanes
-        line = ((n * height + oy * sy) * groups + g) * row_words
-        total = np.int64(0)
-        for p in range(len(ones)):
-            to = (p * CHUNK + i) * words
-            at = p * plane_size + line
-            bits = _fill_window(
-                rows, at, row_step, ox * sx * channels, (kh, kw, dx), channels, run_words, tail, windows, to
-            )
-            total += ones[p] * bits
-        constants[i] = total
-    return words
-
-
-@inline
 def _sums_4(windows, i, words, w, j, weight_plane, pairs, planes, weight_planes):
     """Weighted sums over all pairs of planes for windows i .. i+3 and the eight filters at w[j:]."""
-    t0 = t1 = t2 = t3 = _simd.zero_words()
+    t0 = t1 = t2 = t3 = _simd.splat(np.int32(0))
     for p in range(planes):
         at = np.uint64((p * CHUNK + i) * words)
         for q in range(weight_planes):
             s0, s1, s2, s3 = _count_4(windows, at, np.uint64(words), words, w, np.uint64(j + q * weight_plane))
             m = _simd.splat(pairs[p * weight_planes + q])
-            t0 = _simd.add_words(t0, _simd.multiply_words(s0, m))
-            t1 = _simd.add_words(t1, _simd.multiply_words(s1, m))
-            t2 = _simd.add_words(t2, _simd.multiply_words(s2, m))
-            t3 = _simd.add_words(t3, _simd.multiply_words(s3, m))
+            t0 = _simd.add(t0, _simd.multiply(_simd.narrow(s0), m))
+            t1 = _simd.add(t1, _simd.multiply(_simd.narrow(s1), m))
+            t2 = _simd.add(t2, _simd.multiply(_simd.narrow(s2), m))
+            t3 = _simd.add(t3, _simd.multiply(_simd.narrow(s3), m))
     return t0, t1, t2, t3
 
 
 @inline
 def _sums_1(windows, i, words, w, j, weight_plane, pairs, planes, weight_planes):
     """The same for window i."""
-    t = _simd.zero_words()
+    t = _simd.splat(np.int32(0))
     for p in range(planes):
         at = np.uint64((p * CHUNK + i) * words)
         for q in range(weight_planes):
             s = _count_1(windows, at, words, w, np.uint64(j + q * weight_plane))
-            t = _simd.add_words(t, _simd.multiply_words(s, _simd.splat(pairs[p * weight_planes + q])))
+            t = _simd.add(t, _simd.multiply(_simd.narrow(s), _simd.splat(pairs[p * weight_planes + q])))
     return t
-
-
-@inline
-def _finish(sums, offsets, at, constant):
-    return _simd.add_words(_simd.add_words(sums, _simd.load_words(offsets, np.uint64(at))), _simd.splat(constant))
-
-
-@inline
-def _store(out, to, value, scratch, count):
-    """Write the first `count` lanes."""
-    if count >= 8:
-        _simd.store_int32(out, np.uint64(to), value)
-    else:
-        _simd.store_int32(scratch, np.uint64(0), value)
-        for k in range(count):
-            out[to + k] = scratch[k]
 
 
 @jit
@@ -161,8 +83,8 @@ def convolve(rows, plane_size, w, y_kind, x_kind, offsets, ones, pairs, size, ge
     rows uint64 flat (P, N, rows, G, row words), each plane of plane_size words, see `bit_rows`;
     w uint64 flat (Q, G, blocks, words, 8);
     y_kind int32 (Ho,), x_kind int32 (Wo,): their sum is the kind of border at a position;
-    offsets int64 flat (kinds, G, padded filters): what taps and weights add there;
-    ones int64 (P,): factor of a window's set bits; pairs int64 (P * Q,): factor of popcount(a & w);
+    offsets int32 flat (kinds, G, padded filters): what taps and weights add there;
+    ones int32 (P,): factor of a window's set bits; pairs int32 (P * Q,): factor of popcount(a & w);
     size = (Ho, Wo, rows, G, channels of a group, filters of a group, row words, Q);
     geometry = (kh, kw, sy, sx, dy, dx).
     """
@@ -173,14 +95,14 @@ def convolve(rows, plane_size, w, y_kind, x_kind, offsets, ones, pairs, size, ge
     out_channels = groups * filters
     kinds = (y_kind, x_kind)
     scratch = np.empty(8, np.int32)
-    constants = np.empty(CHUNK, np.int64)
+    constants = np.empty(CHUNK, np.int32)
     offset_at = np.empty(CHUNK, np.int64)
     window_words = weight_plane // (groups * blocks * 8)
     windows = np.zeros(planes * CHUNK * window_words, np.uint64)
     for start in range(first, last, CHUNK):
         count = min(CHUNK, last - start)
         for g in range(groups):
-            words = _fill_chunk(
+            words = fill_chunk(
                 rows, plane_size, kinds, ones, size, geometry, g, start, count, windows, constants, offset_at
             )
             for b in range(blocks):
@@ -192,13 +114,13 @@ def convolve(rows, plane_size, w, y_kind, x_kind, offsets, ones, pairs, size, ge
                     t = _sums_4(windows, i, words, w, j, weight_plane, pairs, planes, weight_planes)
                     for k in range(4):
                         if i + k < count:
-                            value = _finish(t[k], offsets, offset_at[i + k] + b * 8, constants[i + k])
-                            _store(out, to + (i + k) * out_channels, value, scratch, left)
+                            value = finish(t[k], offsets, offset_at[i + k] + b * 8, constants[i + k])
+                            store(out, to + (i + k) * out_channels, value, scratch, left)
                     i += 4
                 if i < count:
                     one = _sums_1(windows, i, words, w, j, weight_plane, pairs, planes, weight_planes)
-                    value = _finish(one, offsets, offset_at[i] + b * 8, constants[i])
-                    _store(out, to + i * out_channels, value, scratch, left)
+                    value = finish(one, offsets, offset_at[i] + b * 8, constants[i])
+                    store(out, to + i * out_channels, value, scratch, left)
 
 
 @jit
@@ -207,7 +129,7 @@ def convolve_to_bits(
 ):
     """out uint8 flat (N, Ho, Wo, 8 V): bit = (sum < bound) xor flip, for the positions first..last.
 
-    bounds int64 (O rounded up to 8,), flip uint8 (O / 8 rounded up,), both of all filters in a row; tail bits of both
+    bounds int32 (O rounded up to 8,), flip uint8 (O / 8 rounded up,), both of all filters in a row; tail bits of both
     give 0. More than one group needs whole bytes of filters. The rest as in `convolve`.
     """
     groups, filters, weight_planes = size[3], size[5], size[7]
@@ -216,14 +138,14 @@ def convolve_to_bits(
     weight_plane = len(w) // weight_planes
     row_bytes = (groups * filters + 63) // 64 * 8
     kinds = (y_kind, x_kind)
-    constants = np.empty(CHUNK, np.int64)
+    constants = np.empty(CHUNK, np.int32)
     offset_at = np.empty(CHUNK, np.int64)
     window_words = weight_plane // (groups * blocks * 8)
     windows = np.zeros(planes * CHUNK * window_words, np.uint64)
     for start in range(first, last, CHUNK):
         count = min(CHUNK, last - start)
         for g in range(groups):
-            words = _fill_chunk(
+            words = fill_chunk(
                 rows, plane_size, kinds, ones, size, geometry, g, start, count, windows, constants, offset_at
             )
             for b in range(blocks):
@@ -236,11 +158,11 @@ def convolve_to_bits(
                     t = _sums_4(windows, i, words, w, j, weight_plane, pairs, planes, weight_planes)
                     for k in range(4):
                         if i + k < count:
-                            value = _finish(t[k], offsets, offset_at[i + k] + b * 8, constants[i + k])
-                            mask = _simd.words_below(value, bounds, t_at)
+                            value = finish(t[k], offsets, offset_at[i + k] + b * 8, constants[i + k])
+                            mask = _simd.below(value, bounds, t_at)
                             out[to + (i + k) * row_bytes] = np.uint8(mask) ^ flip[block]
                     i += 4
                 if i < count:
                     one = _sums_1(windows, i, words, w, j, weight_plane, pairs, planes, weight_planes)
-                    value = _finish(one, offsets, offset_at[i] + b * 8, constants[i])
-                    out[to + i * row_bytes] = np.uint8(_simd.words_below(value, bounds, t_at)) ^ flip[block]
+                    value = finish(one, offsets, offset_at[i] + b * 8, constants[i])
+                    out[to + i * row_bytes] = np.uint8(_simd.below(value, bounds, t_at)) ^ flip[block]

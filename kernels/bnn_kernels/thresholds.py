@@ -75,9 +75,9 @@ class Thresholds:
         return cls(t[None], flip, np.array([1, 0], np.uint8), True, (1,))
 
     def lanes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (int64 bounds, uint8 flips) of a sign, filled up to whole bytes of channels with what gives bit 0."""
+        """Return (int32 bounds, uint8 flips) of a sign, filled up to whole bytes of channels with what gives bit 0."""
         if self._lanes is None:
-            bounds = np.full(-(-self.channels // 8) * 8, np.iinfo(np.int64).min)
+            bounds = np.full(-(-self.channels // 8) * 8, np.iinfo(np.int32).min, np.int32)
             bounds[: self.channels] = self.t[0]
             self._lanes = bounds, np.packbits(self.flip, bitorder="little")
         return self._lanes
