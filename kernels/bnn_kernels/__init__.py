@@ -15,6 +15,7 @@ from bnn_kernels.bit_tensor import pack_levels as pack_levels
 from bnn_kernels.bit_tensor import unpack as unpack
 from bnn_kernels.errors import PackedFileError as PackedFileError
 from bnn_kernels.errors import PlanError as PlanError
+from bnn_kernels.isa import cpu_features as cpu_features
 from bnn_kernels.packed_model import PackedModel as PackedModel
 from bnn_kernels.packed_model import StepSpec as StepSpec
 from bnn_kernels.packed_model import load as load

@@ -194,7 +194,7 @@ def add_words(typing, a, b):
     return int64x8(int64x8, int64x8), lambda context, builder, signature, args: builder.add(*args)
 
 
-# -- eight int32, whose sums wrap around as C's unsigned do -------------------------------------------------------------
+# -- eight int32, whose sums wrap around ----------------------------------------------------------------------------
 
 
 @intrinsic

@@ -19,12 +19,18 @@ import numpy as np
 from bnn_kernels.bit_planes import check_planes, encode, level_of_code
 from bnn_kernels.bit_rows import bit_rows, row_length
 from bnn_kernels.bit_tensor import BitTensor, code_of, pack, pack_codes, words_for
+from bnn_kernels.isa import isa
+from bnn_kernels.lookup_conv import MOST_BITS, look_up_sums, pair_table, spread_weights
 from bnn_kernels.popcount_conv import LANES, convolve, convolve_to_bits
 from bnn_kernels.threads import run_rows
 from bnn_kernels.thresholds import Thresholds
 
 # Map sizes that one layer keeps its tables for.
 MOST_PLANS = 64
+
+_TABLE = pair_table()
+_NO_SUMS = np.empty(0, np.int32)
+_NO_BITS = (_NO_SUMS, np.empty(0, np.uint8), np.empty(0, np.uint8))
 
 
 def pair(value: int | Sequence[int], name: str, smallest: int) -> tuple[int, int]:
@@ -68,6 +74,7 @@ class _Plan(NamedTuple):
     pad_bits: tuple[bool, ...]
     tables: tuple[Any, ...]
     work: int
+    looks_up: bool
 
 
 class PackedConv2d:
@@ -146,6 +153,7 @@ class PackedConv2d:
         # Set bits of every tap and filter, weighted over planes: what popcount(w) contributes.
         self._tap_ones = np.tensordot(self.multipliers, planes, 1).reshape(self.groups, self.filters, kh, kw)
         self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._spread_weights: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
@@ -198,7 +206,11 @@ class PackedConv2d:
         n = bits.words.shape[1]
         positions = n * plan.ho * plan.wo
         out = np.empty((n, plan.ho, plan.wo, self.shape[0]), np.int32)
-        run_rows(convolve, positions, positions * plan.work, *self._input(bits, plan), *plan.tables, out.reshape(-1))
+        rows, flat = self._input(bits, plan), out.reshape(-1)
+        if plan.looks_up:
+            run_rows(look_up_sums, positions, positions * plan.work, *rows, *plan.tables, _TABLE, flat, *_NO_BITS)
+        else:
+            run_rows(convolve, positions, positions * plan.work, *rows, *plan.tables, flat)
         return out
 
     def _signs(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
@@ -210,8 +222,11 @@ class PackedConv2d:
         # The kernel writes whole bytes; only words that are not made of 8 need their tail zeroed first.
         make = np.empty if filters % 64 == 0 else np.zeros
         words = make((1, n, plan.ho, plan.wo, words_for(filters)), np.uint64)
-        out = (*thresholds.lanes(), words.view(np.uint8).reshape(-1))
-        run_rows(convolve_to_bits, positions, positions * plan.work, *self._input(bits, plan), *plan.tables, *out)
+        rows, out = self._input(bits, plan), (*thresholds.lanes(), words.view(np.uint8).reshape(-1))
+        if plan.looks_up:
+            run_rows(look_up_sums, positions, positions * plan.work, *rows, *plan.tables, _TABLE, _NO_SUMS, *out)
+        else:
+            run_rows(convolve_to_bits, positions, positions * plan.work, *rows, *plan.tables, *out)
         return BitTensor(words, (n, filters, plan.ho, plan.wo))
 
     def _input(self, bits: BitTensor, plan: "_Plan") -> tuple[np.ndarray, int]:
@@ -264,10 +279,25 @@ class PackedConv2d:
         row_words = row_length(w, own, self.groups, self.padding)
         size = (ho, wo, h + 2 * self.padding[0], self.groups, own, self.filters, row_words, len(self.multipliers))
         geometry = (*self.shape[2:], *self.stride, *self.dilation)
-        weights = self._weights.reshape(-1)
+        looks_up = self._looks_up(ho * wo)
+        weights = self._spread() if looks_up else self._weights.reshape(-1)
         tables = (weights, *(k.astype(np.int32) for k in kinds), offsets.reshape(-1), ones, pairs, size, geometry)
-        work = weights.size // LANES * len(bits.multipliers)
-        return _Plan(ho, wo, tuple(bool(code >> p & 1) for p in range(len(bits.multipliers))), tables, work)
+        work = self._weights.size // LANES * len(bits.multipliers)
+        return _Plan(ho, wo, tuple(bool(code >> p & 1) for p in range(len(bits.multipliers))), tables, work, looks_up)
+
+    def _looks_up(self, positions: int) -> bool:
+        """Whether the lookup kernel is the faster one: it works on 64 filters and four positions at a time."""
+        run = self.shape[2] * -(-self.shape[3] * self.shape[1] // 8) * 8
+        return isa() == "avx2" and self.filters >= 24 and positions >= 4 and run <= MOST_BITS
+
+    def _spread(self) -> np.ndarray:
+        """Return the weights of the lookup kernel, made once."""
+        if self._spread_weights is None:
+            planes, groups = self._weights.shape[:2]
+            words = self._weights.swapaxes(3, 4).reshape(planes, groups, -1, self._weights.shape[3])
+            run_bits = self.shape[3] * self.shape[1]
+            self._spread_weights = spread_weights(words[:, :, : self.filters], run_bits, self.shape[2]).reshape(-1)
+        return self._spread_weights
 
     def with_threshold(self, t: np.ndarray, flip: np.ndarray) -> "ThresholdConv2d":
         """Return a convolution to bits: bit = (dot < t) xor flip, with t int32 (O,) and flip bool (O,)."""

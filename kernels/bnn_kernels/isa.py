@@ -1,0 +1,43 @@
+"""Which kernel this CPU gets: chosen once, from what the compiler may use; BNN_KERNELS_ISA forces another."""
+
+import functools
+import os
+
+import llvmlite.binding as llvm
+from numba import config
+
+# In order of preference, with the CPU features that each needs.
+PATHS = {"avx512": ("avx512vpopcntdq", "avx512f"), "avx2": ("avx2",), "neon": ("neon",), "generic": ()}
+
+
+@functools.cache
+def _features() -> frozenset[str]:
+    """Features of the CPU that Numba compiles for: NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, else the host's."""
+    if config.CPU_NAME not in (None, "host") or config.CPU_FEATURES is not None:
+        named = (config.CPU_FEATURES or "").split(",")
+        return frozenset(name[1:] for name in named if name.startswith("+"))
+    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+@functools.cache
+def isa() -> str:
+    """Return the path in use: "avx512" (vpopcntq), "avx2" (table lookups), "neon" or "generic" (plain popcounts).
+
+    ValueError if BNN_KERNELS_ISA names an unknown path or one that this CPU cannot run.
+    """
+    possible = [name for name, needs in PATHS.items() if set(needs) <= _features()]
+    wanted = os.environ.get("BNN_KERNELS_ISA")
+    if not wanted:
+        return possible[0]
+    if wanted not in PATHS:
+        raise ValueError(f"BNN_KERNELS_ISA must be one of {', '.join(PATHS)}, got {wanted!r}")
+    if wanted not in possible:
+        raise ValueError(f"BNN_KERNELS_ISA={wanted} needs {' and '.join(PATHS[wanted])}; this CPU runs {possible}")
+    return wanted
+
+
+def cpu_features() -> dict[str, object]:
+    """Return {"cpu": LLVM's name, "isa": the path in use, "possible": paths that run here, "features": that decide}."""
+    counting = sorted({feature for needs in PATHS.values() for feature in needs} & _features())
+    possible = [name for name, needs in PATHS.items() if set(needs) <= _features()]
+    return {"cpu": llvm.get_host_cpu_name(), "isa": isa(), "possible": possible, "features": counting}

@@ -1,0 +1,224 @@
+"""The convolution kernel of AVX2: table lookups instead of population counts.
+
+AVX2 has no vector popcount; emulating one takes about eight instructions for 256 products. But four bits of an input
+against four bits of a weight have only 16 x 16 outcomes, popcounts 0 .. 4. So
+
+1. one row of a table (16 bytes, chosen by the input's four bits) shuffled by the weight bits of 32 filters (vpshufb) is
+   the counts of 128 products;
+2. a byte has room for two counts: a table row for each *pair* of inputs, of two output positions, holds the first
+   one's count in its low half and the second one's in its high half, 256 rows in all: 256 products a lookup;
+3. three lookups may be added before a half can pass 15 (3 * 4 = 12), then the halves are split and added to a byte sum
+   each; twenty such steps before a byte can pass 255 (20 * 12 = 240), then the bytes are added to 16-bit sums.
+
+A tile is two pairs of positions by two vectors of filters: eight byte sums in registers. Weights lie spread, four bits
+a byte, as the shuffle takes them; the input's pairs are addresses of table rows.
+"""
+
+import numpy as np
+
+from bnn_kernels import _simd
+from bnn_kernels import _simd_bytes as simd
+from bnn_kernels._jit import inline, jit
+from bnn_kernels.conv_windows import CHUNK, fill_chunk, finish, store
+
+LANES = simd.LANES
+TILE = 2 * LANES
+# 16-bit sums hold popcounts of windows up to here.
+MOST_BITS = 65_535
+
+
+def pair_table() -> np.ndarray:
+    """Return uint8 (256 * 16,): byte w of row a | b << 4 is popcount(a & w) | popcount(b & w) << 4."""
+    four = np.arange(16)
+    ones = np.array([[bin(a & w).count("1") for w in four] for a in four], np.uint8)
+    rows = np.arange(256)
+    return (ones[rows & 15] | ones[rows >> 4] << 4).reshape(-1)
+
+
+def spread_weights(words: np.ndarray, run_bits: int, kh: int) -> np.ndarray:
+    """Return uint8 (P, G, tiles, 2, steps * 3, 32): four bits of 32 filters side by side, zeros behind.
+
+    words: uint64 (P, G, filters, kh * run words), each filter row a run of `run_bits` bits.
+    """
+    planes, groups, filters = words.shape[:3]
+    run_bytes = -(-run_bits // 8)
+    as_bytes = words.reshape(planes, groups, filters, kh, -1).astype("<u8").view(np.uint8)[..., :run_bytes]
+    fours = np.stack([as_bytes & 15, as_bytes >> 4], -1).reshape(planes, groups, filters, -1)
+    count = fours.shape[-1]
+    tiles, steps = -(-filters // TILE), -(-count // 3)
+    padded = np.zeros((planes, groups, tiles * TILE, steps * 3), np.uint8)
+    padded[:, :, :filters, :count] = fours
+    return np.ascontiguousarray(padded.reshape(planes, groups, tiles, 2, LANES, -1).swapaxes(4, 5))
+
+
+@inline
+def _place_pairs(windows, words, run_words, run_bytes, kh, count, places, stride):
+    """Write for each pair of windows the addresses of its table rows: uint16 (pairs, stride)."""
+    as_bytes = windows.view(np.uint8)
+    low, high = np.uint16(15), np.uint16(240)
+    for pair in range((count + 1) // 2):
+        for ky in range(kh):
+            at = (2 * pair * words + ky * run_words) * 8
+            # Slices that begin at 0: their indices need no test for wrapping around, so LLVM makes vectors of this.
+            first = as_bytes[at : at + run_bytes]
+            second = as_bytes[at + words * 8 : at + words * 8 + run_bytes]
+            to = pair * stride + 2 * ky * run_bytes
+            run = places[to : to + 2 * run_bytes]
+            for k in range(run_bytes):
+                a = np.uint16(first[k])
+                b = np.uint16(second[k])
+                run[2 * k] = ((a & low) << np.uint16(4)) | ((b & low) << np.uint16(8))
+                run[2 * k + 1] = (a & high) | ((b & high) << np.uint16(4))
+
+
+@inline
+def _count_tile(places, at0, at1, w, j0, j1, steps, table, counts):
+    """counts uint16 (4, 64) = popcounts of two pairs of windows against 64 filters."""
+    counts[:] = 0
+    three = np.uint64(96)
+    done = 0
+    while done < steps:
+        stop = min(done + 20, steps)
+        l00 = l01 = l10 = l11 = h00 = h01 = h10 = h11 = simd.zero()
+        for _ in range(done, stop):
+            x0 = simd.load(w, j0)
+            x1 = simd.load(w, j1)
+            t0 = simd.load_row(table, simd.load_place(places, at0))
+            t1 = simd.load_row(table, simd.load_place(places, at1))
+            p00 = simd.look_up(t0, x0)
+            p01 = simd.look_up(t0, x1)
+            p10 = simd.look_up(t1, x0)
+            p11 = simd.look_up(t1, x1)
+            for k in range(1, 3):
+                x0 = simd.load(w, j0 + np.uint64(32 * k))
+                x1 = simd.load(w, j1 + np.uint64(32 * k))
+                t0 = simd.load_row(table, simd.load_place(places, at0 + np.uint64(k)))
+                t1 = simd.load_row(table, simd.load_place(places, at1 + np.uint64(k)))
+                p00 = simd.add(p00, simd.look_up(t0, x0))
+                p01 = simd.add(p01, simd.look_up(t0, x1))
+                p10 = simd.add(p10, simd.look_up(t1, x0))
+                p11 = simd.add(p11, simd.look_up(t1, x1))
+            l00 = simd.add(l00, simd.low_halves(p00))
+            h00 = simd.add(h00, simd.high_halves(p00))
+            l01 = simd.add(l01, simd.low_halves(p01))
+            h01 = simd.add(h01, simd.high_halves(p01))
+            l10 = simd.add(l10, simd.low_halves(p10))
+            h10 = simd.add(h10, simd.high_halves(p10))
+            l11 = simd.add(l11, simd.low_halves(p11))
+            h11 = simd.add(h11, simd.high_halves(p11))
+            j0 += three
+            j1 += three
+            at0 += np.uint64(3)
+            at1 += np.uint64(3)
+        simd.add_to_uint16(counts, np.uint64(0), l00)
+        simd.add_to_uint16(counts, np.uint64(32), l01)
+        simd.add_to_uint16(counts, np.uint64(64), h00)
+        simd.add_to_uint16(counts, np.uint64(96), h01)
+        simd.add_to_uint16(counts, np.uint64(128), l10)
+        simd.add_to_uint16(counts, np.uint64(160), l11)
+        simd.add_to_uint16(counts, np.uint64(192), h10)
+        simd.add_to_uint16(counts, np.uint64(224), h11)
+        done = stop
+
+
+@inline
+def _weigh(counts, sums, factor, first):
+    """sums int32 (4, 64) = (or += ) counts * factor."""
+    m = _simd.splat(factor)
+    for v in range(0, 4 * TILE, 8):
+        k = np.uint64(v)
+        value = _simd.multiply(_simd.load_uint16(counts, k), m)
+        if not first:
+            value = _simd.add(value, _simd.load_int32(sums, k))
+        _simd.store_int32(sums, k, value)
+
+
+@inline
+def _sum_tile(places, plane_places, pair, stride, w, j, weight_plane, pairs, planes, table, counts, sums):
+    """sums int32 (4, 64) over all pairs of planes for windows 2 pair .. 2 pair + 3 and the 64 filters at w[j:]."""
+    weight_planes = len(pairs) // planes
+    steps = stride // 3
+    for p in range(planes):
+        at = np.uint64(p * plane_places + pair * stride)
+        for q in range(weight_planes):
+            k = np.uint64(j + q * weight_plane)
+            _count_tile(places, at, at + np.uint64(stride), w, k, k + np.uint64(32 * stride), steps, table, counts)
+            _weigh(counts, sums, pairs[p * weight_planes + q], p == 0 and q == 0)
+
+
+@jit
+def look_up_sums(
+    rows,
+    plane_size,
+    w,
+    y_kind,
+    x_kind,
+    offsets,
+    ones,
+    pairs,
+    size,
+    geometry,
+    table,
+    out,
+    bounds,
+    flip,
+    bits,
+    first,
+    last,
+):
+    """The sums of `popcount_conv.convolve`, or (if `out` is empty) the bits of its `convolve_to_bits`.
+
+    w uint8 flat `spread_weights`; table `pair_table`; out int32 flat (N, Ho, Wo, O); bits uint8 flat (N, Ho, Wo, 8 V).
+    """
+    groups, channels, filters = size[3:6]
+    kh, kw = geometry[:2]
+    planes = len(ones)
+    to_bits = len(out) == 0
+    lanes = (filters + 7) // 8 * 8
+    tiles = (filters + TILE - 1) // TILE
+    run_words = (kw * channels + 63) >> 6
+    run_bytes = (kw * channels + 7) >> 3
+    words = kh * run_words
+    stride = (kh * run_bytes * 2 + 2) // 3 * 3
+    tile_size = TILE * stride
+    weight_plane = groups * tiles * tile_size
+    out_channels = groups * filters
+    row_bytes = (out_channels + 63) // 64 * 8
+    kinds = (y_kind, x_kind)
+    scratch = np.empty(8, np.int32)
+    constants = np.empty(CHUNK, np.int32)
+    offset_at = np.empty(CHUNK, np.int64)
+    counts = np.empty(4 * TILE, np.uint16)
+    sums = np.empty(4 * TILE, np.int32)
+    windows = np.zeros(planes * CHUNK * words, np.uint64)
+    plane_places = CHUNK // 2 * stride
+    places = np.zeros(planes * plane_places, np.uint16)
+    for start in range(first, last, CHUNK):
+        count = min(CHUNK, last - start)
+        for g in range(groups):
+            fill_chunk(rows, plane_size, kinds, ones, size, geometry, g, start, count, windows, constants, offset_at)
+            for p in range(planes):
+                own = windows[p * CHUNK * words : (p + 1) * CHUNK * words]
+                to = places[p * plane_places : (p + 1) * plane_places]
+                _place_pairs(own, words, run_words, run_bytes, kh, count, to, stride)
+            for tile in range(tiles):
+                j = (g * tiles + tile) * tile_size
+                f = tile * TILE
+                vectors = min(TILE, lanes - f) // 8
+                for i in range(0, count, 4):
+                    _sum_tile(
+                        places, plane_places, i // 2, stride, w, j, weight_plane, pairs, planes, table, counts, sums
+                    )
+                    for k in range(min(4, count - i)):
+                        position = start + i + k
+                        for v in range(vectors):
+                            c = f + 8 * v
+                            value = _simd.load_int32(sums, np.uint64(k * TILE + 8 * v))
+                            value = finish(value, offsets, offset_at[i + k] + c, constants[i + k])
+                            if to_bits:
+                                block = (g * lanes + c) >> 3
+                                mask = _simd.below(value, bounds, np.uint64(block * 8))
+                                bits[position * row_bytes + block] = np.uint8(mask) ^ flip[block]
+                            else:
+                                to_out = position * out_channels + g * filters + c
+                                store(out, to_out, value, scratch, filters - c)
