@@ -24,6 +24,7 @@ def row_of(result_file: Path) -> dict[str, Any]:
     result = read_json(result_file)
     try:
         row = {
+            "command": result["command"],
             "name": result["name"],
             "quantizer": result["quantizer"],
             "label": result["label"],

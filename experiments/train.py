@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +31,13 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
     result = OmegaConf.to_container(copy)
     assert isinstance(result, dict)
     return {str(key): value for key, value in result.items()}
+
+
+def command() -> str:
+    """Return the command that makes this run on any machine: its overrides without those of _NOT_THE_EXPERIMENT."""
+    overrides = HydraConfig.get().overrides.task
+    kept = [text for text in overrides if text.partition("=")[0].lstrip("+") not in _NOT_THE_EXPERIMENT]
+    return " ".join(["python -m experiments.train", *kept])
 
 
 def task(config: DictConfig) -> None:
@@ -80,6 +88,7 @@ def task(config: DictConfig) -> None:
     write_json(
         result_file,
         {
+            "command": command(),
             "name": config.name,
             "quantizer": config.quantizer.name,
             "label": config.quantizer.label,

@@ -9,6 +9,12 @@ from lightning.pytorch.callbacks import Checkpoint
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "validation_accuracy", "lr")
 
 
+def last_value(file: Path, column: str) -> float:
+    """Return a column's value of the last epoch in a learning curve's file."""
+    with file.open(newline="") as rows:
+        return float(list(csv.DictReader(rows))[-1][column])
+
+
 class LearningCurve(Checkpoint):
     """Appends to `file` after each epoch: loss, accuracies in [0, 1], learning rate of the first parameter group.
 

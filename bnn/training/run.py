@@ -17,9 +17,10 @@ from torch import nn
 
 from bnn.data import Batches, ImageData
 from bnn.training.classifier import Classifier
-from bnn.training.learning_curve import LearningCurve
+from bnn.training.learning_curve import LearningCurve, last_value
 
 EVALUATION_BATCH = 500
+CURVE = "metrics.csv"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
@@ -64,9 +65,10 @@ class _Clock:
 
 @contextlib.contextmanager
 def _without_lightnings_own_warnings() -> Iterator[None]:
-    """Hide the deprecation that Lightning 2.6 itself raises on PyTorch 2.13; nobody else can act on it."""
+    """Hide a deprecation that Lightning 2.6 itself raises on PyTorch 2.13, and its remark that a run's folder moved."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="The dirpath has changed", category=UserWarning)
         yield
 
 
@@ -112,7 +114,7 @@ def train(
     lightning_trainer = Trainer(
         max_epochs=epochs,
         logger=False,
-        callbacks=[LearningCurve(folder / "metrics.csv"), _Checkpoint(folder, clock)],
+        callbacks=[LearningCurve(folder / CURVE), _Checkpoint(folder, clock)],
         num_sanity_val_steps=0,
         **arguments,
     )
@@ -140,11 +142,10 @@ def train(
             raise RunError(f"{last} is of another network; choose another run_dir or remove it: {error}") from error
         raise
     seconds = clock.seconds()
-    metrics = {name: float(value) for name, value in lightning_trainer.callback_metrics.items()}
     measured = dict(lightning_trainer.validate(module, validation, verbose=False)[0])
     measured |= lightning_trainer.test(module, test, verbose=False)[0]
     return Outcome(
-        metrics.get("train_accuracy", float("nan")),
+        last_value(folder / CURVE, "train_accuracy"),
         measured["validation_accuracy"],
         measured["test_accuracy"],
         epochs,

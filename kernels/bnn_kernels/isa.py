@@ -13,8 +13,9 @@ PATHS = {"avx512": ("avx512vpopcntdq", "avx512f"), "avx2": ("avx2",), "neon": ("
 @functools.cache
 def _features() -> frozenset[str]:
     """Features of the CPU that Numba compiles for: NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, else the host's."""
-    if config.CPU_NAME not in (None, "host") or config.CPU_FEATURES is not None:
-        named = (config.CPU_FEATURES or "").split(",")
+    name, features = (getattr(config, option) for option in ("CPU_NAME", "CPU_FEATURES"))
+    if name not in (None, "host") or features is not None:
+        named = (features or "").split(",")
         return frozenset(name[1:] for name in named if name.startswith("+"))
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 

@@ -42,7 +42,8 @@ def spread_weights(words: np.ndarray, run_bits: int, kh: int) -> np.ndarray:
     """
     planes, groups, filters = words.shape[:3]
     run_bytes = -(-run_bits // 8)
-    as_bytes = words.reshape(planes, groups, filters, kh, -1).astype("<u8").view(np.uint8)[..., :run_bytes]
+    runs = np.ascontiguousarray(words.reshape(planes, groups, filters, kh, -1), "<u8")
+    as_bytes = runs.view(np.uint8)[..., :run_bytes]
     fours = np.stack([as_bytes & 15, as_bytes >> 4], -1).reshape(planes, groups, filters, -1)
     count = fours.shape[-1]
     tiles, steps = -(-filters // TILE), -(-count // 3)

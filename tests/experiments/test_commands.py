@@ -10,6 +10,9 @@ import pytest
 from conftest import TINY
 from omegaconf import OmegaConf
 
+# The command in a result leaves out what only says how loudly it ran.
+REPEATED = [text for text in TINY if "progress" not in text]
+
 
 def read(path):
     return json.loads(path.read_text())
@@ -37,6 +40,7 @@ def test_a_sweep_leaves_one_folder_a_run(runs):
         assert result["versions"]["torch"]
         assert result["hardware"]["cpu"]
         assert result["config"]["epochs"] == 2
+        assert result["command"] == f"python -m experiments.train quantizer={quantizer} " + " ".join(REPEATED)
         assert OmegaConf.load(folder / "config.yaml").quantizer.name == quantizer
         with (folder / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -53,6 +57,15 @@ def test_a_finished_run_is_not_run_again(runs, command):
     done = command("experiments.train", "quantizer=xnor", *TINY)
     assert (done.status, "already finished" in done.out) == (0, True)
     assert (runs / "xnor" / "seed0" / "result.json").read_bytes() == before
+
+
+def test_a_run_that_lost_its_result_writes_it_again(runs, command):
+    folder = runs / "xnor" / "seed0"
+    before = read(folder / "result.json")
+    (folder / "result.json").unlink()
+    assert command("experiments.train", "quantizer=xnor", *TINY).status == 0
+    after = read(folder / "result.json")
+    assert (after["accuracy"], after["epochs"]) == (before["accuracy"], 2)
 
 
 def test_another_config_does_not_overwrite_a_run(runs, command):

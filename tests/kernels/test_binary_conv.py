@@ -20,6 +20,18 @@ THREE_BIT_WEIGHTS = ((1, 2, 4), True, tuple(range(-7, 8, 2)))
 KINDS = {"signs": SIGNS, "zero_one": ZERO_ONE, "ternary": TERNARY, "two_bits": TWO_BITS, "weights3": THREE_BIT_WEIGHTS}
 
 
+@pytest.fixture(autouse=True, params=["popcount", "lookup"])
+def _kernel(request, monkeypatch):
+    """Every test runs on both kernels where the CPU has them."""
+    if request.param == "lookup":
+        if "avx2" not in bk.cpu_features()["possible"]:
+            pytest.skip("the lookup kernel needs AVX2")
+        # Also on shapes that the popcount kernel would get.
+        monkeypatch.setattr(bk.PackedConv2d, "_looks_up", lambda conv, positions: np.prod(conv.shape[1:]) < 60_000)
+    else:
+        monkeypatch.setattr(bk.PackedConv2d, "_looks_up", lambda conv, positions: False)
+
+
 def draw(rng, kind, *shape):
     return rng.choice(KINDS[kind][2], shape)
 
