@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -126,7 +125,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
         times = [f"{row[side]['median']:,.1f}" for side in ("packed_us", "fp32_us")]
         ratios = [f"{row['ratio'][kind]:.2f}x" for kind in ("median", "best")]
         table.add_row(row["name"], str(row["batch"]), str(row["threads"]), *times, *ratios)
-    Console().print(table)
+    cli.console().print(table)
 
 
 def task(config: DictConfig) -> None:

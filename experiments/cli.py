@@ -12,8 +12,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def console() -> Console:
+    """Return a console for tables: as wide as the terminal, or wide enough where output goes to a file."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def _valid_keys(config_name: str, key: str) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
@@ -104,7 +103,7 @@ def show(groups: list[dict[str, Any]]) -> None:
         parity = {None: "", True: "ok", False: "FAILS"}[g["parity"]]
         numbers = (str(g["seeds"]), f"{100 * g['mean']:.2f}", spread, f"{100 * g['validation']:.2f}", size, parity)
         table.add_row(g["name"], g["data"], g["model"], g["quantizer"], g["label"], *numbers)
-    Console().print(table)
+    cli.console().print(table)
 
 
 def write_table(rows: list[dict[str, Any]], output: Path) -> None:

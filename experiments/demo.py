@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments import cli
@@ -105,7 +104,7 @@ def main() -> None:
     cpu = read_json(FOLDER / "benchmark.json")["hardware"]["cpu"]
     show(rows, f"packed networks beside their FP32 twins in PyTorch on {cpu}")
     accuracy_vs_bits.main(["--results", str(table), "--output", str(figure)])
-    Console().print(
+    cli.console().print(
         f"\nfigure        {figure}\npacked files  {FOLDER}/*/seed*/packed.safetensors\n"
         f"results       {table}, {table.with_suffix('.csv')}, {FOLDER / 'benchmark.json'}",
         highlight=False,

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 
+BLOCK_SECONDS = 0.02
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of a call: best, median, and how many calls were timed."""
@@ -17,16 +20,21 @@ class Timing:
 
 
 def pair(first: Callable[[], object], second: Callable[[], object], seconds: float) -> tuple[Timing, Timing]:
-    """Time two functions in turn, A B A B ..., for about `seconds` in all (at least 10 calls of each)."""
+    """Time two functions in turn, in blocks of calls A A A B B B A A A ..., for about `seconds` in all.
+
+    A block lasts about BLOCK_SECONDS, so that each side mostly finds the caches as it left them, and there are at
+    least 10 calls of each; every call counts.
+    """
     functions = (first, second)
     for function in functions:  # compile, fill caches
         function()
         function()
     samples: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(samples[0]) < 10:
+    while time.perf_counter() < end or min(map(len, samples)) < 10:
         for function, times in zip(functions, samples, strict=True):
-            start = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - start)
+            block = time.perf_counter() + BLOCK_SECONDS
+            while (start := time.perf_counter()) < block:
+                function()
+                times.append(time.perf_counter() - start)
     return tuple(Timing(min(t), float(np.median(t)), len(t)) for t in samples)  # type: ignore[return-value]

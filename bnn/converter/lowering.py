@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from bnn_kernels import StepSpec
 from bnn_kernels.dense_bits import to_dense_bits
+from bnn_kernels.threshold_code import compress
 from torch import Tensor, nn
 
 from bnn.converter.chain import Link
@@ -278,7 +279,7 @@ class Lowering:
             return y if layer.bias is None else y + layer.bias
 
         t, flip = integer_thresholds(lambda sums: run.levels(output(sums)), run.channels, largest, table)
-        thresholds = {"thresholds": t, "flip": flip, "codes": table.codes}
+        thresholds = {**compress(t), "flip": flip, "codes": table.codes}
         planes = {"signed": table.signed, "multipliers": list(table.multipliers)}
         pools = run.pools
         if not pools or table.is_sign:

@@ -20,6 +20,7 @@ from bnn_kernels.dense_bits import from_dense_bits
 from bnn_kernels.input_scale import scale_by_input
 from bnn_kernels.plan import Spec, Step, need, step
 from bnn_kernels.steps_float import Pool, conv_size, geometry_of, read_terms
+from bnn_kernels.threshold_code import expand
 from bnn_kernels.thresholds import Thresholds
 
 
@@ -32,6 +33,21 @@ def output_planes(this: Step) -> tuple[bool, tuple[int, ...]]:
     """Return (signed, multipliers) of the bits that a step makes."""
     signed = this.attr("signed", bool)
     return signed, check_planes(this.attr("multipliers", list), signed)
+
+
+THRESHOLDS = ("thresholds", "threshold_ends", "threshold_residuals", "flip", "codes")
+
+
+def integer_thresholds(this: Step, channels: int | None) -> Thresholds:
+    """Return the integer thresholds of a step, stored as they are or as residuals."""
+    if "thresholds" in this.tensors:
+        t = this.tensor("thresholds", np.int32, (None, channels))
+    else:
+        residuals = this.tensor("threshold_residuals", np.int8, (None, channels))
+        t = expand(this.tensor("threshold_ends", np.int32, (2, residuals.shape[1])), residuals)
+    flip = this.tensor("flip", np.bool_, (t.shape[1],))
+    codes = this.tensor("codes", np.uint8, (len(t) + 1,))
+    return Thresholds(t, flip, codes, *output_planes(this))
 
 
 @step
@@ -103,7 +119,7 @@ class BinaryLayer(Step):
     operations in the same order as the PyTorch layer in evaluation, so the same numbers.
     """
 
-    tensor_names = ("bits.*", "scale.*", "bias", "thresholds", "flip", "codes")
+    tensor_names = ("bits.*", "scale.*", "bias", *THRESHOLDS)
 
     def layer(self, levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> Any:
         raise NotImplementedError
@@ -127,10 +143,7 @@ class BinaryLayer(Step):
         need(self.bias is None or self.output == "float", "a bias needs a float output")
         self.thresholds = None
         if self.output == "bits":
-            t = self.tensor("thresholds", np.int32, (None, filters))
-            flip = self.tensor("flip", np.bool_, (filters,))
-            codes = self.tensor("codes", np.uint8, (len(t) + 1,))
-            self.thresholds = Thresholds(t, flip, codes, *output_planes(self))
+            self.thresholds = integer_thresholds(self, filters)
 
     def layer_shape(self) -> tuple[int, ...]:
         raise NotImplementedError
@@ -284,13 +297,10 @@ class Threshold(Step):
 
     op = "threshold"
     attributes = ("signed", "multipliers")
-    tensor_names = ("thresholds", "flip", "codes")
+    tensor_names = THRESHOLDS
 
     def build(self) -> None:
-        t = self.tensor("thresholds", np.int32, (None, None))
-        flip = self.tensor("flip", np.bool_, (t.shape[1],))
-        codes = self.tensor("codes", np.uint8, (len(t) + 1,))
-        self.thresholds = Thresholds(t, flip, codes, *output_planes(self))
+        self.thresholds = integer_thresholds(self, None)
 
     def infer(self, inputs: list[Spec]) -> Spec:
         (x,) = inputs

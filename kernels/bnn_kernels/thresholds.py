@@ -31,13 +31,22 @@ def _sign_bits(dot, t, flip, words, first, last):
 
 @jit
 def _level_bits(dot, t, flip, codes, words, first, last):
-    """dot int32 (R, O), t int32 (O, L-1), flip uint8 (O,), codes uint8 (L,) -> words uint64 (P, R, V), zeroed."""
+    """dot int32 (R, O), t int32 (O, L-1), flip uint8 (O,), codes uint8 (L,) -> words uint64 (P, R, V), zeroed.
+
+    t ascends where flip is 0 and descends where it is 1, so the thresholds that count come first.
+    """
     for row in range(first, last):
         for c in range(dot.shape[1]):
             value = dot[row, c]
+            falls = flip[c] != 0
             level = 0
-            for i in range(t.shape[1]):
-                level += np.int64((value >= t[c, i]) ^ (flip[c] != 0))
+            end = t.shape[1]
+            while level < end:
+                middle = (level + end) >> 1
+                if (value >= t[c, middle]) ^ falls:
+                    level = middle + 1
+                else:
+                    end = middle
             code = np.uint64(codes[level])
             for p in range(words.shape[0]):
                 words[p, row, c >> 6] |= ((code >> np.uint64(p)) & np.uint64(1)) << np.uint64(c & 63)
@@ -60,7 +69,8 @@ class Thresholds:
             raise ValueError(f"code {codes.max()} does not fit {len(self.multipliers)} planes")
         self.t, self.flip, self.codes = t, flip, codes
         self.channels = t.shape[1]
-        self._rows = np.ascontiguousarray(t.T)
+        ascending = np.sort(t, axis=0)
+        self._rows = np.ascontiguousarray(np.where(flip, ascending[::-1], ascending).T)
         # Two levels, lower one stored as 1: the plain sign, one comparison a bit.
         self.is_sign = len(codes) == 2 and tuple(codes) == (1, 0)
         self._flip = flip.astype(np.uint8)
