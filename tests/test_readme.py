@@ -37,8 +37,8 @@ def test_times(row):
     conv = row["name"].startswith("conv")
     label = ", ".join(row["name"].split()[1:]) if conv else f"LeNet-5, batch {row['batch']}"
     packed, fp32, ratio = cells(label)
-    assert float(packed.split()[0]) == pytest.approx(row["packed_us"]["median"] / 1000, rel=0.006)
-    assert float(fp32.split()[0]) == pytest.approx(row["fp32_us"]["median"] / 1000, rel=0.006)
+    assert float(packed.split()[0]) == pytest.approx(row["packed_us"]["median"] / 1000, rel=0.01)
+    assert float(fp32.split()[0]) == pytest.approx(row["fp32_us"]["median"] / 1000, rel=0.01)
     assert float(ratio.rstrip("x")) == pytest.approx(row["ratio"]["median"], rel=0.03)
 
 
