@@ -4,6 +4,7 @@ The result is checked first; then both sides are timed in turn, in one process, 
 PyTorch gets its better memory layout. Ratios are PyTorch's time over ours, of best times and of medians.
 """
 
+import copy
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,8 @@ from experiments import cli
 from experiments.results import write_json
 from experiments.timing import pair
 
+Row = dict[str, Any]
+
 
 def set_threads(count: int) -> int:
     """Set the threads of PyTorch, of the kernels and of their BLAS; 0 stands for all cores. Returns the count."""
@@ -33,18 +36,23 @@ def set_threads(count: int) -> int:
     return count
 
 
-def compare(name: str, packed: Any, reference: Any, images: Any, threads: int, seconds: float) -> dict[str, Any]:
+def compare(name: str, packed: Any, reference: Any, images: Any, threads: int, seconds: float) -> Row:
     """Time packed(images) against the better layout of reference(images); one row of the result."""
     import torch
 
     array = images.numpy()
-    layouts = [images]
+    layouts = [(reference, images)]
     if images.ndim == 4:
-        layouts.append(images.to(memory_format=torch.channels_last))
+        last = copy.deepcopy(reference).to(memory_format=torch.channels_last)
+        layouts.append((last, images.to(memory_format=torch.channels_last)))
     rows = []
     with torch.inference_mode():
-        for given in layouts:
-            rows.append(pair(lambda: packed(array), lambda given=given: reference(given), seconds / len(layouts)))
+        for module, given in layouts:
+
+            def fp32(module: Any = module, given: Any = given) -> Any:
+                return module(given)
+
+            rows.append(pair(lambda: packed(array), fp32, seconds / len(layouts)))
     # Our side's samples of both pairs count; PyTorch's are those of its better layout.
     best_ours = min(row[0].best for row in rows)
     fp32 = min((row[1] for row in rows), key=lambda t: t.median)
@@ -60,8 +68,8 @@ def compare(name: str, packed: Any, reference: Any, images: Any, threads: int, s
     }
 
 
-def networks(config: DictConfig, folder: Path | None = None) -> Iterable[dict[str, Any]]:
-    """Yield one row for each batch size and thread count of a run's network, or of an untrained one."""
+def networks(config: DictConfig, folder: Path | None = None) -> Iterable[Row]:
+    """Yield rows for each batch size and thread count of a run's network, or of an untrained one."""
     import torch
 
     import bnn
@@ -89,9 +97,42 @@ def networks(config: DictConfig, folder: Path | None = None) -> Iterable[dict[st
         count = set_threads(threads)
         for batch in config.batch_sizes:
             yield compare(name, packed, twin, images[:batch], count, config.seconds)
+            if config.own_layers:
+                yield from own_layers(name, packed, twin, images[:batch], count, config.seconds / 4)
 
 
-def binary_layers(config: DictConfig) -> Iterable[dict[str, Any]]:
+LAYER_STEPS = ("float_conv", "float_linear", "binary_conv", "binary_linear")
+
+
+def own_layers(name: str, packed: Any, twin: Any, images: Any, threads: int, seconds: float) -> Iterable[Row]:
+    """Yield one row for each convolution and linear layer of a network, alone: packed step against FP32 module."""
+    import torch
+
+    values: dict[str, Any] = {"x": images.numpy().transpose(0, 2, 3, 1).copy() if images.ndim == 4 else images.numpy()}
+
+    def keep(index: int, value: Any) -> Any:
+        values[packed.steps[index].output] = value
+        return value
+
+    packed.trace(images.numpy(), keep)
+    modules = [(path, m) for path, m in twin.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    inputs: dict[str, Any] = {}
+    hooks = [m.register_forward_pre_hook(lambda m, x, path=path: inputs.update({path: x[0]})) for path, m in modules]
+    with torch.inference_mode():
+        twin(images)
+    for hook in hooks:
+        hook.remove()
+    steps = [index for index, spec in enumerate(packed.steps) if spec.op in LAYER_STEPS]
+    for index, (path, module) in zip(steps, modules, strict=True):
+        given = [values[register] for register in packed.steps[index].inputs]
+
+        def run(_x: Any, index: int = index, given: list[Any] = given) -> Any:
+            return packed.run_step(index, *given)
+
+        yield compare(f"{name}: {path} ({packed.steps[index].op})", run, module, inputs[path], threads, seconds)
+
+
+def binary_layers(config: DictConfig) -> Iterable[Row]:
     """Yield rows of binary convolutions, packed bits in and thresholded bits out, against FP32 convolutions."""
     import bnn_kernels as bk
     import torch
@@ -116,7 +157,7 @@ def binary_layers(config: DictConfig) -> Iterable[dict[str, Any]]:
             yield row | {"gmacs_per_second": round(macs / row["packed_us"]["median"] / 1e3, 1)}
 
 
-def show(rows: list[dict[str, Any]], title: str) -> None:
+def show(rows: list[Row], title: str) -> None:
     """Print rows as a table."""
     table = Table(title=title)
     for column in ("what", "batch", "threads", "packed us", "FP32 us", "ratio of medians", "of best times"):
@@ -133,14 +174,13 @@ def task(config: DictConfig) -> None:
     from bnn.training import provenance
 
     folder = None if config.run is None else Path(config.run)
-    cells = len(config.threads) * (len(config.batch_sizes) + len(config.layers))
-    rows: dict[str, list[dict[str, Any]]] = {"networks": [], "layers": []}
+    rows: dict[str, list[Row]] = {"networks": [], "layers": []}
     with Progress(transient=True) as progress:
-        bar = progress.add_task("timing", total=cells)
+        bar = progress.add_task("timing", total=None)
         for kind, source in (("networks", networks(config, folder)), ("layers", binary_layers(config))):
             for row in source:
                 rows[kind].append(row)
-                progress.advance(bar)
+                progress.update(bar, advance=1, description=f"timed {row['name']}")
     origin = provenance()
     title = f"packed beside PyTorch {origin['versions']['torch']} FP32 on {origin['hardware']['cpu']}"
     show(rows["networks"] + rows["layers"], title)

@@ -81,7 +81,7 @@ def time_all(progress: Progress) -> list[dict[str, Any]]:
     rows = []
     bar = progress.add_task("timing beside PyTorch FP32", total=len(QUANTIZERS))
     with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
-        config = compose("benchmark", ["threads=[1]", "seconds=0.6"])
+        config = compose("benchmark", ["threads=[1]", "seconds=0.6", "own_layers=false"])
     for quantizer in QUANTIZERS:
         rows += list(networks(config, FOLDER / quantizer / "seed0"))
         progress.advance(bar)

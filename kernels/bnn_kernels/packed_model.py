@@ -118,6 +118,10 @@ class PackedModel:
             registers[output] = value if replace is None else replace(index, value)
         return self._leave(registers[self.output])
 
+    def run_step(self, index: int, *inputs: Any) -> Any:
+        """Run one step on values as `trace` hands them out."""
+        return self._built[index].run(*inputs)
+
     def profile(self, x: np.ndarray, repeats: int = 20) -> list[tuple[str, float]]:
         """Return (step, median seconds) for every step on this input."""
         times = np.zeros((repeats, len(self.steps)))
