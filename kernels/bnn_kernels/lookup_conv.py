@@ -136,7 +136,10 @@ def _weigh(counts, sums, factor, first):
 
 @inline
 def _sum_tile(places, plane_places, pair, stride, w, j, weight_plane, pairs, planes, table, counts, sums):
-    """sums int32 (4, 64) over all pairs of planes for windows 2 pair .. 2 pair + 3 and the 64 filters at w[j:]."""
+    """sums int32 (4, 64) over all pairs of planes for windows 2 pair .. 2 pair + 3 and the 64 filters at w[j:].
+
+    The counts of a single pair of planes stay where they are.
+    """
     weight_planes = len(pairs) // planes
     steps = stride // 3
     for p in range(planes):
@@ -144,7 +147,8 @@ def _sum_tile(places, plane_places, pair, stride, w, j, weight_plane, pairs, pla
         for q in range(weight_planes):
             k = np.uint64(j + q * weight_plane)
             _count_tile(places, at, at + np.uint64(stride), w, k, k + np.uint64(32 * stride), steps, table, counts)
-            _weigh(counts, sums, pairs[p * weight_planes + q], p == 0 and q == 0)
+            if len(pairs) > 1:
+                _weigh(counts, sums, pairs[p * weight_planes + q], p == 0 and q == 0)
 
 
 @jit
@@ -175,6 +179,7 @@ def look_up_sums(
     kh, kw = geometry[:2]
     planes = len(ones)
     to_bits = len(out) == 0
+    factor = _simd.splat(pairs[0])
     lanes = (filters + 7) // 8 * 8
     tiles = (filters + TILE - 1) // TILE
     run_words = (kw * channels + 63) >> 6
@@ -206,20 +211,25 @@ def look_up_sums(
                 j = (g * tiles + tile) * tile_size
                 f = tile * TILE
                 vectors = min(TILE, lanes - f) // 8
+                block = np.uint64((g * lanes + f) >> 3)
                 for i in range(0, count, 4):
                     _sum_tile(
                         places, plane_places, i // 2, stride, w, j, weight_plane, pairs, planes, table, counts, sums
                     )
                     for k in range(min(4, count - i)):
-                        position = start + i + k
+                        constant, offset = constants[i + k], np.uint64(offset_at[i + k] + f)
+                        byte = np.uint64((start + i + k) * row_bytes) + block
+                        number = (start + i + k) * out_channels + g * filters + f
                         for v in range(vectors):
-                            c = f + 8 * v
-                            value = _simd.load_int32(sums, np.uint64(k * TILE + 8 * v))
-                            value = finish(value, offsets, offset_at[i + k] + c, constants[i + k])
-                            if to_bits:
-                                block = (g * lanes + c) >> 3
-                                mask = _simd.below(value, bounds, np.uint64(block * 8))
-                                bits[position * row_bytes + block] = np.uint8(mask) ^ flip[block]
+                            at = np.uint64(k * TILE + 8 * v)
+                            lane = np.uint64(8 * v)
+                            if len(pairs) == 1:
+                                value = _simd.multiply(_simd.load_uint16(counts, at), factor)
                             else:
-                                to_out = position * out_channels + g * filters + c
-                                store(out, to_out, value, scratch, filters - c)
+                                value = _simd.load_int32(sums, at)
+                            value = finish(value, offsets, offset + lane, constant)
+                            if to_bits:
+                                mask = _simd.below(value, bounds, block * np.uint64(8) + lane)
+                                bits[byte + np.uint64(v)] = np.uint8(mask) ^ flip[block + np.uint64(v)]
+                            else:
+                                store(out, number + 8 * v, value, scratch, filters - f - 8 * v)
