@@ -25,8 +25,6 @@ from bnn_kernels.popcount_conv import LANES, convolve, convolve_to_bits
 from bnn_kernels.threads import run_rows
 from bnn_kernels.thresholds import Thresholds
 
-# What a step of the kernel, eight words, counts beside the simple operations that `threads` splits by.
-STEP_WORK = 8
 # Map sizes that one layer keeps its tables for.
 MOST_PLANS = 64
 
@@ -69,7 +67,7 @@ def _filter_words(codes: np.ndarray, planes: int, groups: int) -> np.ndarray:
 
 
 class _Plan(NamedTuple):
-    """What a convolution needs for maps of one size; work: of a position, in the units of `threads`."""
+    """What a convolution needs for maps of one size; work: steps of the inner loop for a position."""
 
     ho: int
     wo: int
@@ -284,7 +282,7 @@ class PackedConv2d:
         looks_up = self._looks_up(ho * wo)
         weights = self._spread() if looks_up else self._weights.reshape(-1)
         tables = (weights, *(k.astype(np.int32) for k in kinds), offsets.reshape(-1), ones, pairs, size, geometry)
-        work = STEP_WORK * self._weights.size // LANES * len(bits.multipliers)
+        work = self._weights.size // LANES * len(bits.multipliers)
         return _Plan(ho, wo, tuple(bool(code >> p & 1) for p in range(len(bits.multipliers))), tables, work, looks_up)
 
     def _looks_up(self, positions: int) -> bool:

@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from threadpoolctl import threadpool_limits
 
-# Handing rows to another thread costs 20-50 us; below this much work (popcount words or floats) it does not pay.
-MIN_WORK_PER_THREAD = 200_000
+# Handing rows to another Python thread and back costs 50-100 us, most of it waiting for the GIL; with less work than
+# this for each (steps of a kernel's inner loop, about 200 us) it does not pay.
+MIN_WORK_PER_THREAD = 400_000
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
