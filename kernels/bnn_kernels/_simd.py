@@ -125,21 +125,27 @@ def store(typing, array, offset, value):
 
 @intrinsic
 def less_mask(typing, array, offset, bounds, at):
-    """Bit i of the uint64 result: array[offset + i] < bounds[at + i], both float32."""
+    """Bit i of the uint64 result: array[offset + i] < bounds[at + i], both float32 or both int32; False for NaN."""
+    real = array.dtype == types.float32
 
     def emit(context, builder, signature, args):
-        x = _load(context, builder, signature.args[0], args[0], args[1])
-        t = _load(context, builder, signature.args[2], args[2], args[3])
-        return builder.zext(builder.bitcast(builder.fcmp_ordered("<", x, t), _I8), _I64)
+        vector = _VECTOR if real else _INTS
+        x = _load(context, builder, signature.args[0], args[0], args[1], vector)
+        t = _load(context, builder, signature.args[2], args[2], args[3], vector)
+        less = builder.fcmp_ordered("<", x, t) if real else builder.icmp_signed("<", x, t)
+        return builder.zext(builder.bitcast(less, _I8), _I64)
 
     return types.uint64(array, types.uint64, bounds, types.uint64), emit
 
 
 @intrinsic
 def nan_mask(typing, array, offset):
-    """Bit i of the uint64 result: array[offset + i] is NaN."""
+    """Bit i of the uint64 result: array[offset + i] is NaN; 0 for int32."""
+    real = array.dtype == types.float32
 
     def emit(context, builder, signature, args):
+        if not real:
+            return ir.Constant(_I64, 0)
         x = _load(context, builder, signature.args[0], args[0], args[1])
         return builder.zext(builder.bitcast(builder.fcmp_unordered("uno", x, x), _I8), _I64)
 

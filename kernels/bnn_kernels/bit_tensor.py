@@ -12,6 +12,7 @@ import numpy as np
 from bnn_kernels import _simd
 from bnn_kernels._jit import jit
 from bnn_kernels.bit_planes import check_planes, code_of_level, encode, level_of_code
+from bnn_kernels.level_bits import MOST_COMPARED, level_bits
 from bnn_kernels.threads import run_rows
 
 WORD_BITS = 64
@@ -84,28 +85,6 @@ def _pack_by_bounds(x, bounds, flip, words, nan, first, last):
             bad |= np.uint64(value != value)
     if bad != 0:
         nan[0] = 1
-
-
-@jit
-def _pack_by_thresholds(x, thresholds, flip, codes, words, nan, first, last):
-    """x float (R, C), thresholds (L-1, C) ascending, flip uint8 (C,), codes uint8 (L,), words uint64 (P, R, V)."""
-    channels = x.shape[1]
-    for row in range(first, last):
-        for c in range(channels):
-            value = x[row, c]
-            if value != value:
-                nan[0] = 1
-            low = 0
-            high = thresholds.shape[0]
-            while low < high:
-                middle = (low + high) >> 1
-                if value >= thresholds[middle, c]:
-                    low = middle + 1
-                else:
-                    high = middle
-            code = np.uint64(codes[thresholds.shape[0] - low if flip[c] else low])
-            for p in range(words.shape[0]):
-                words[p, row, c >> 6] |= ((code >> np.uint64(p)) & np.uint64(1)) << np.uint64(c & 63)
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
@@ -185,14 +164,15 @@ def quantize_channels_last(
 ) -> BitTensor:
     """Pack levels of a contiguous float (N, H, W, C) array: level index = #{i : (x >= thresholds[i]) xor flip}.
 
-    thresholds: (L-1, C), ascending in each channel; flip: uint8 (C,); codes: uint8 (L,), the code of each level
-    index. ValueError on NaN.
+    thresholds: float32 (L-1, C), `in_order`; flip: uint8 (C,); codes: uint8 (L,), the code of each level index.
+    ValueError on NaN.
     """
     n, h, w, c = x.shape
     words = np.zeros((len(multipliers), n, h, w, words_for(c)), np.uint64)
     nan = np.zeros(1, np.uint8)
     flat = words.reshape(len(multipliers), -1, words.shape[-1])
-    run_rows(_pack_by_thresholds, n * h * w, 8 * x.size, x.reshape(-1, c), thresholds, flip, codes, flat, nan)
+    compares = len(codes) <= MOST_COMPARED
+    run_rows(level_bits, n * h * w, 2 * x.size, x.reshape(-1, c), thresholds, flip, codes, compares, flat, nan)
     if nan[0]:
         raise_nan()
     return BitTensor(words, shape, signed, multipliers)

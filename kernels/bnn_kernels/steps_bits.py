@@ -18,6 +18,7 @@ from bnn_kernels.bit_tensor import (
 )
 from bnn_kernels.dense_bits import from_dense_bits
 from bnn_kernels.input_scale import scale_by_input
+from bnn_kernels.level_bits import in_order
 from bnn_kernels.plan import Spec, Step, need, step
 from bnn_kernels.steps_float import Pool, conv_size, geometry_of, read_terms
 from bnn_kernels.threshold_code import expand
@@ -85,7 +86,7 @@ class Pack(Step):
     def for_channels(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Return thresholds and directions as the kernels take them, for that many channels."""
         if channels not in self.ready:
-            thresholds = np.broadcast_to(np.sort(self.thresholds, axis=0), (len(self.thresholds), channels))
+            thresholds = np.broadcast_to(in_order(self.thresholds, self.flip), (len(self.thresholds), channels))
             flip = np.broadcast_to(self.flip, channels)
             ready = flip_words(flip) if self.is_sign else flip.astype(np.uint8)
             self.ready[channels] = np.ascontiguousarray(thresholds), ready

@@ -12,6 +12,7 @@ import numpy as np
 from bnn_kernels._jit import jit
 from bnn_kernels.bit_planes import check_planes
 from bnn_kernels.bit_tensor import BitTensor, words_for
+from bnn_kernels.level_bits import MOST_COMPARED, in_order, level_bits
 from bnn_kernels.threads import run_rows
 
 
@@ -27,29 +28,6 @@ def _sign_bits(dot, t, flip, words, first, last):
                 below = np.uint64(dot[row, start + b] < t[start + b])
                 word |= (below ^ np.uint64(flip[start + b])) << np.uint64(b)
             words[row, v] = word
-
-
-@jit
-def _level_bits(dot, t, flip, codes, words, first, last):
-    """dot int32 (R, O), t int32 (O, L-1), flip uint8 (O,), codes uint8 (L,) -> words uint64 (P, R, V), zeroed.
-
-    t ascends where flip is 0 and descends where it is 1, so the thresholds that count come first.
-    """
-    for row in range(first, last):
-        for c in range(dot.shape[1]):
-            value = dot[row, c]
-            falls = flip[c] != 0
-            level = 0
-            end = t.shape[1]
-            while level < end:
-                middle = (level + end) >> 1
-                if (value >= t[c, middle]) ^ falls:
-                    level = middle + 1
-                else:
-                    end = middle
-            code = np.uint64(codes[level])
-            for p in range(words.shape[0]):
-                words[p, row, c >> 6] |= ((code >> np.uint64(p)) & np.uint64(1)) << np.uint64(c & 63)
 
 
 class Thresholds:
@@ -69,8 +47,7 @@ class Thresholds:
             raise ValueError(f"code {codes.max()} does not fit {len(self.multipliers)} planes")
         self.t, self.flip, self.codes = t, flip, codes
         self.channels = t.shape[1]
-        ascending = np.sort(t, axis=0)
-        self._rows = np.ascontiguousarray(np.where(flip, ascending[::-1], ascending).T)
+        self._ordered = in_order(t, flip)
         # Two levels, lower one stored as 1: the plain sign, one comparison a bit.
         self.is_sign = len(codes) == 2 and tuple(codes) == (1, 0)
         self._flip = flip.astype(np.uint8)
@@ -108,7 +85,8 @@ class Thresholds:
             run_rows(_sign_bits, n * h * w, dot.size, flat, self.t[0], self._flip, words.reshape(-1, words.shape[-1]))
         else:
             words = np.zeros((planes, n, h, w, words_for(o)), np.uint64)
-            work = dot.size * len(self.t)
             out = words.reshape(planes, -1, words.shape[-1])
-            run_rows(_level_bits, n * h * w, work, flat, self._rows, self._flip, self.codes, out)
+            compares = len(self.codes) <= MOST_COMPARED
+            tables = (self._ordered, self._flip, self.codes, compares, out, np.zeros(1, np.uint8))
+            run_rows(level_bits, n * h * w, 2 * dot.size, flat, *tables)
         return BitTensor(words, shape, self.signed, self.multipliers)

@@ -4,6 +4,7 @@ import bnn_kernels as bk
 import numpy as np
 import pytest
 from bnn_kernels import reference
+from bnn_kernels.bit_planes import level_of_code
 from bnn_kernels.dense_bits import to_dense_bits
 
 SHAPE = (5, 6, 7)
@@ -42,13 +43,31 @@ def test_pack_signs_by_channel(channels, flip):
     np.testing.assert_array_equal(found, np.where(reference.threshold(x, t[0], flips), -1, 1))
 
 
-def test_pack_several_levels_by_channel():
-    rng = np.random.default_rng(2)
-    x = floats(2)
-    t = rng.standard_normal((3, 5)).astype(np.float32)
-    flips = rng.random(5) < 0.5
-    found = run(x, *levels_step(thresholds=t, flip=flips, codes=(0, 1, 2, 3), signed=False, multipliers=(1, 2)))
-    np.testing.assert_array_equal(found, reference.thresholds(x, t, flips))
+@pytest.mark.parametrize("channels", [5, 8, 20, 64, 70])
+@pytest.mark.parametrize(
+    ("multipliers", "signed"),
+    [
+        ((1, 2), False),
+        ((1, 2, 4, 8), False),
+        ((1, -1), False),
+        ((1, 2, 4), True),
+        ((1, 2, 4, 8, 16, 32, 64, 128), False),
+    ],
+)
+def test_pack_several_levels_by_channel(channels, multipliers, signed):
+    rng = np.random.default_rng(channels)
+    levels, codes = np.unique(level_of_code(multipliers, signed), return_index=True)
+    x = floats(2, 2, (channels, 3, 3))
+    t = rng.standard_normal((len(levels) - 1, channels)).astype(np.float32)
+    x[0, :, 0, 0], x[0, :, 1, 1] = t[0], t[-1]
+    flips = rng.random(channels) < 0.5
+    found = run(x, *levels_step(thresholds=t, flip=flips, codes=codes, signed=signed, multipliers=multipliers))
+    np.testing.assert_array_equal(found, levels[reference.thresholds(x, t, flips)])
+    integers = np.rint(x * 3).transpose(0, 2, 3, 1).astype(np.int32)
+    bounds = np.rint(t * 3).astype(np.int32)
+    packed = bk.Thresholds(bounds, flips, codes.astype(np.uint8), signed, multipliers)(integers.copy())
+    expected = reference.thresholds(integers.transpose(0, 3, 1, 2), bounds, flips)
+    np.testing.assert_array_equal(bk.unpack(packed), levels[expected])
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan])
