@@ -31,9 +31,11 @@ lint: $(STAMP) ## ruff (lint, format) and mypy
 
 bench: $(STAMP) ## packed LeNet-5 and binary layers beside PyTorch FP32
 	$(RUN) experiments.benchmark
+	$(RUN) experiments.benchmark suite=kernels
 
 figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.accuracy_vs_bits
+	$(RUN) paper_figures.xnor_net_figure4
 
 clean: ## remove .venv, runs and caches
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -171,6 +171,8 @@ def show(rows: list[Row], title: str) -> None:
 
 def task(config: DictConfig) -> None:
     """Time and print; write the result file if one is named."""
+    import bnn_kernels as bk
+
     from bnn.training import provenance
 
     folder = None if config.run is None else Path(config.run)
@@ -181,7 +183,7 @@ def task(config: DictConfig) -> None:
             for row in source:
                 rows[kind].append(row)
                 progress.update(bar, advance=1, description=f"timed {row['name']}")
-    origin = provenance()
+    origin = provenance() | {"kernels": bk.cpu_features()}
     title = f"packed beside PyTorch {origin['versions']['torch']} FP32 on {origin['hardware']['cpu']}"
     show(rows["networks"] + rows["layers"], title)
     if config.output is not None:

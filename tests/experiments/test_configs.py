@@ -45,6 +45,13 @@ def test_commands_compose(config):
     assert compose(config) is not None
 
 
+@pytest.mark.parametrize("suite", ["network", "kernels"])
+def test_suites_compose(suite):
+    config = compose("benchmark", [f"suite={suite}"])
+    assert all(len(layer) == 4 for layer in config.layers)
+    assert bool(config.batch_sizes) == (suite == "network")
+
+
 def test_the_two_mnist_runs_differ_in_nothing_but_precision_and_optimizer():
     xnor, twin = (composed(f"experiment={name}_lenet5_mnist") for name in ("xnor", "fp32"))
     same = ("data", "name", "epochs", "batch_size", "seed", "scheduler", "trainer")
