@@ -16,14 +16,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from paper_figures.save import save
+
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_RESULTS = ROOT / "results" / "digits_accuracy_vs_bits.json"
 DEFAULT_OUTPUT = ROOT / "results" / "figures" / "accuracy_vs_bits.png"
 
 # From few bits to many: weight bits first, then activation bits.
 ORDER = ("1/1 BNN", "1/1", "1/1+K", "2/2", "4/4", "8/8", "1/32", "t/32", "32/32")
-# No time of drawing in the file: the same table gives the same bytes.
-TIMELESS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 BLUE, GREY, ORANGE = "#1f5fa8", "#777777", "#d9662b"
 
 
@@ -86,12 +86,7 @@ def draw(rows: list[dict[str, Any]], output: Path) -> None:
         axis.grid(axis="y", color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    kind = output.suffix.lstrip(".") or "png"
-    figure.savefig(temporary, dpi=150, format=kind, metadata=TIMELESS.get(kind))
-    plt.close(figure)
-    temporary.replace(output)
+    save(figure, output)
 
 
 def main(arguments: list[str] | None = None) -> None:

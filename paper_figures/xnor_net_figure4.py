@@ -20,6 +20,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from paper_figures.save import save
+
 DEFAULT_RESULTS = Path("results") / "kernels.json"
 DEFAULT_OUTPUT = Path("results") / "figures" / "xnor_net_figure4.png"
 LAYER = re.compile(r"conv (\d+)->256 14x14 (\d+)x\2")
@@ -70,18 +72,14 @@ def draw(ratios: dict[tuple[int, int], float], cpu: str, output: Path) -> None:
     right.set_xlabel(f"filter size ({CHANNELS} channels)")
     left.legend(frameon=False, loc="upper left", fontsize=8)
     figure.suptitle(f"256 binary filters on 14x14, one thread of {cpu}, beside PyTorch FP32", fontsize=10)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    figure.savefig(temporary, dpi=150, format=output.suffix.lstrip(".") or "png", metadata={"Software": None})
-    plt.close(figure)
-    temporary.replace(output)
+    save(figure, output)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="written by experiments.benchmark")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="PNG to write")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="picture to write (.png, .pdf, .svg)")
     options = parser.parse_args(arguments)
     draw(*read(options.results), options.output)
     print(f"written: {options.output}")

@@ -47,10 +47,12 @@ class MonotoneRun:
                 fits = module.input_quantizer.packable and not module.input_scale
                 return cls(links[at:place], links[place], entering[0]) if fits else None
             if isinstance(module, nn.Flatten):
+                if (module.start_dim, module.end_dim) != (1, -1):
+                    return None
                 flattened = flattened or pixels > 1
             elif isinstance(module, NORMS):
-                if flattened:
-                    return None  # its channels are pixels now
+                if flattened or module.running_mean is None:
+                    return None  # its channels are pixels now, or its numbers those of the batch
             elif not isinstance(module, (*NOTHING, *RISING, nn.MaxPool2d)):
                 return None
             pixels = int(np.prod(links[place].shape[1:])) if len(links[place].shape) > 1 else pixels

@@ -190,9 +190,10 @@ class Lowering:
         return self._binary(at, layer, given)
 
     def _is_bits(self) -> bool:
-        return (bool(self.steps) and self.steps[-1].op in ("pack", "threshold", "pool_bits")) or (
-            bool(self.steps) and self.steps[-1].attrs.get("output") == "bits"
-        )
+        if not self.steps:
+            return False
+        last = self.steps[-1]
+        return last.op in ("pack", "threshold", "pool_bits") or last.attrs.get("output") == "bits"
 
     def _float_input(self, path: str, layer: QuantConv2d | QuantLinear) -> None:
         if isinstance(layer, QuantConv2d):
@@ -254,7 +255,7 @@ class Lowering:
         table = run.table
         self.floats = self.register
         t, flip = float_thresholds(run.levels, run.channels, LARGEST_FLOAT, table)
-        if len(np.unique(np.vstack([t, flip[None]]), axis=1).T) == 1:  # the same in every channel
+        if (t == t[:, :1]).all() and (flip == flip[0]).all():  # the same in every channel
             t, flip = t[:, :1].copy(), flip[:1].copy()
         attrs = {"signed": table.signed, "multipliers": list(table.multipliers)}
         tensors = {"thresholds": t, "flip": flip, "codes": table.codes}

@@ -5,6 +5,9 @@ every block of eight filters runs over the windows, four at a time. One step loa
 window's word in all lanes, counts and adds. LLVM makes vpopcntq of it where the CPU has AVX-512 VPOPCNTDQ (512
 products in three instructions), byte shuffles on AVX2 and cnt on NEON. No sum runs across lanes; results of eight
 neighbouring filters are stored together, or compared with their thresholds into one byte of the next layer's input.
+
+`convolve` and `convolve_to_bits` are two loops on purpose: a branch between the two ways out, inside the loop, keeps LLVM
+from unrolling it and leaves the sums in memory, which makes layers with few channels three times as slow.
 """
 
 import numpy as np

@@ -310,6 +310,14 @@ def nest(module):
     return nn.Sequential(OrderedDict(body=nn.Sequential(OrderedDict(odd=module)))).eval()
 
 
+def between_layers(module):
+    return nn.Sequential(BINARY(3, 4, 3), module, BINARY(4, 2, 3)).eval()
+
+
+def before_layer(module):
+    return nn.Sequential(module, BINARY(3, 2, 3)).eval()
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -321,6 +329,8 @@ def nest(module):
         (nest(nn.AdaptiveAvgPool2d(2)), r"body\.odd: AdaptiveAvgPool2d to 1x1"),
         (nest(nn.BatchNorm2d(3, track_running_stats=False)), r"body\.odd: batch norm without running"),
         (nest(nn.Flatten(2)), r"body\.odd: Flatten"),
+        (between_layers(nn.BatchNorm2d(4, track_running_stats=False)), "1: batch norm without running"),
+        (before_layer(nn.BatchNorm2d(3, track_running_stats=False)), "0: batch norm without running"),
         (nest(Residual()), "body.odd.*branches"),
         (nest(Branching()), "cannot be traced"),
         (TwoInputs().eval(), "one input.*'x', 'y'"),
