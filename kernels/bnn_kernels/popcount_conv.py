@@ -6,8 +6,8 @@ window's word in all lanes, counts and adds. LLVM makes vpopcntq of it where the
 products in three instructions), byte shuffles on AVX2 and cnt on NEON. No sum runs across lanes; results of eight
 neighbouring filters are stored together, or compared with their thresholds into one byte of the next layer's input.
 
-`convolve` and `convolve_to_bits` are two loops on purpose: a branch between the two ways out, inside the loop, keeps LLVM
-from unrolling it and leaves the sums in memory, which makes layers with few channels three times as slow.
+`convolve` and `convolve_to_bits` are two loops on purpose: a branch between the two ways out inside the loop took
+two to three times as long on 3x3 layers with 64 to 256 channels, because the sums no longer stay in registers.
 """
 
 import numpy as np
