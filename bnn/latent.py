@@ -32,5 +32,7 @@ def center_latent_weights(model: nn.Module) -> None:
     The XNOR-Net authors' code does so before every step; the paper does not mention it. Linear weights are centred
     over their inputs.
     """
-    for _, weight in latent_weights(model):
-        weight.sub_(weight.mean(1, keepdim=True))
+    for layer in model.modules():
+        if isinstance(layer, QuantLayer) and layer.weight_quantizer.packable:
+            filters = layer.filters(layer.weight)
+            layer.weight.copy_(layer.from_filters(filters - filters.mean(1, keepdim=True)))

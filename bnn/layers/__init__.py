@@ -1,5 +1,9 @@
 """Layers whose weights and inputs pass through quantizers."""
 
 from bnn.layers.base import QuantLayer as QuantLayer
+from bnn.layers.conv import QuantConv1d as QuantConv1d
 from bnn.layers.conv import QuantConv2d as QuantConv2d
+from bnn.layers.conv import QuantConv3d as QuantConv3d
+from bnn.layers.conv_transpose import QuantConvTranspose2d as QuantConvTranspose2d
+from bnn.layers.embedding import QuantEmbedding as QuantEmbedding
 from bnn.layers.linear import QuantLinear as QuantLinear

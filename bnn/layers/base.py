@@ -72,6 +72,21 @@ class QuantLayer:
         """Return XNOR-Net's K of the input, shaped to multiply the output."""
         raise NotImplementedError
 
+    def filters(self, weight: Tensor) -> Tensor:
+        """Return a tensor of the weight's shape as the quantizer sees it: axis 0 are the output channels."""
+        return weight
+
+    def from_filters(self, filters: Tensor) -> Tensor:
+        """Undo `filters`."""
+        return filters
+
+    def _by_channel(self, values: Tensor) -> Tensor:
+        """Shape a value for each output channel to go with the output; here the channels are the last axis."""
+        return values
+
+    def _check_input(self, x: Tensor) -> None:
+        """ValueError if the layer would take this input for something else."""
+
     def _pad(self) -> float:
         return 0.0
 
@@ -81,6 +96,7 @@ class QuantLayer:
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output; see the module for how training and evaluation compute the same numbers."""
+        self._check_input(x)
         exact = not self.training and self.weight_quantizer.packable and self.input_quantizer.packable
         needs_gradient = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         if not exact and not self.input_scale:
@@ -92,28 +108,30 @@ class QuantLayer:
         return self._finish(_ExactValue.apply(self._trained(x, None), y) if needs_gradient else y, x)
 
     def _trained(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self._operate(self.input_quantizer(x), self.weight_quantizer(self.weight), bias, self._pad())
+        weight = self.weight_quantizer(self.filters(self.weight))
+        return self._operate(self.input_quantizer(x), weight, bias, self._pad())
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         if self.input_scale:
             y = y * self._input_scale(x)
         if self.bias is not None:
-            y = y + self.bias.reshape(-1, *[1] * (y.ndim - 2))
+            y = y + self._by_channel(self.bias)
         return y
 
     def _exact(self, x: Tensor) -> Tensor:
         inputs = self.input_quantizer.planes(x)
         total: Tensor | None = None
-        for term in self.weight_quantizer.planes(self.weight).terms:
+        for term in weight_planes(self).terms:
             for given in inputs.terms:
-                part = self.dot(given, term).to(x.dtype) * output_scale(given, term, x.ndim)
+                scale = output_scale(given, term, 2)
+                part = self.dot(given, term).to(x.dtype) * (scale if scale.ndim == 0 else self._by_channel(scale))
                 total = part if total is None else total + part
         assert total is not None
         return total
 
     def dot(self, given: Term, term: Term) -> Tensor:
         """Return the integer sums of two terms' levels, as floats that hold them exactly."""
-        largest = given.max_level * term.max_level * self.weight[0].numel()
+        largest = given.max_level * term.max_level * term.bits[0, 0].numel()
         dtype = torch.float32 if largest < _EXACT_FLOAT32 else torch.float64
         y = self._operate(given.levels(dtype), term.levels(dtype), None, self.pad_level(given))
         # A convolution by transforms (Winograd, FFT) is off by less than a half.
@@ -138,5 +156,5 @@ def output_scale(given: Term, term: Term, ndim: int) -> Tensor:
 
 
 def weight_planes(layer: QuantLayer) -> Planes:
-    """Return the planes of a layer's weight."""
-    return layer.weight_quantizer.planes(layer.weight.detach())
+    """Return the planes of a layer's weight; axis 0 are the output channels."""
+    return layer.weight_quantizer.planes(layer.filters(layer.weight.detach()))

@@ -1,6 +1,7 @@
-"""Convolution with quantized weights and inputs."""
+"""Convolutions over one, two and three axes with quantized weights and inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,43 +10,55 @@ from torch import Tensor, nn
 from bnn.layers.base import QuantizerFactory, QuantLayer, check_pad_value, make_quantizer
 from bnn.quantizers.base import FullPrecision
 
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+Size = int | tuple[int, ...]
 
 
-def _same_padding(kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
-    if stride != (1, 1):
+def _sizes(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(int(v) for v in value)
+
+
+def _same_padding(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    if any(s != 1 for s in stride):
         raise ValueError(f"padding='same' needs stride 1, got {stride}")
     reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     if any(r % 2 for r in reach):
         raise ValueError(
             f"padding='same' would be lopsided for kernel {kernel} and dilation {dilation}; pad explicitly"
         )
-    return reach[0] // 2, reach[1] // 2
+    return tuple(r // 2 for r in reach)
 
 
-class QuantConv2d(QuantLayer, nn.Conv2d):
-    """nn.Conv2d whose weight and input pass through quantizers first; the weight parameter stays latent FP32.
+class QuantConvNd(QuantLayer):
+    """What the quantized convolutions share, whatever their number of axes; comes before torch's class.
 
-    Input (N, C_in, H, W), output (N, C_out, H_out, W_out), float.
+    The weight parameter stays latent FP32 and passes through its quantizer, as does the input, in every forward.
 
     weight_quantizer, input_quantizer: factories (a class or functools.partial), one instance is made for each layer.
     pad_value: what lies outside the map after quantization: 0 (PyTorch's and the XNOR-Net authors' behaviour), +1
         or -1; a value that the input quantizer does not have is refused in evaluation and conversion.
     input_scale: multiply the output by XNOR-Net's K, the mean of |x| over channels, box filtered over each window
         with zeros outside (Rastegari et al. 2016, section 3.2, equation 11); needs an input quantizer.
-    The other arguments are nn.Conv2d's. ValueError or TypeError on bad arguments.
+    The other arguments are those of torch's class. ValueError or TypeError on bad arguments.
     """
+
+    axes: ClassVar[int]
+    convolve: ClassVar[Callable[..., Tensor]]
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    out_channels: int
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
         *,
@@ -59,10 +72,10 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         if padding == "valid":
             padding = 0
         elif padding == "same":
-            padding = _same_padding(_pair(kernel_size), _pair(stride), _pair(dilation))
+            padding = _same_padding(*(_sizes(v, self.axes) for v in (kernel_size, stride, dilation)))
         elif isinstance(padding, str):
             raise ValueError(f"padding must be numbers, 'same' or 'valid', got {padding!r}")
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device=device, dtype=dtype
         )
         self.weight_quantizer = make_quantizer(weight_quantizer, "weight_quantizer")
@@ -71,7 +84,12 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         self.input_scale = input_scale
         self._check_input_scale()
 
-    forward = QuantLayer.forward  # type: ignore[assignment]
+    def _check_input(self, x: Tensor) -> None:
+        if x.ndim != self.axes + 2:
+            raise ValueError(f"{type(self).__name__} takes (N, C, {self.axes} axes) inputs, got {tuple(x.shape)}")
+
+    def _by_channel(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, *[1] * self.axes)
 
     def _pad(self) -> float:
         return self.pad_value if any(self.padding) else 0.0
@@ -79,20 +97,52 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None, pad: float) -> Tensor:
         padding = self.padding
         if pad != 0:
-            y_side, x_side = (int(p) for p in self.padding)
-            x = F.pad(x, (x_side, x_side, y_side, y_side), value=pad)
-            padding = (0, 0)
-        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+            x = F.pad(x, [p for p in reversed(padding) for _ in range(2)], value=pad)
+            padding = (0,) * self.axes
+        return type(self).convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def _input_scale(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        a = x.abs().reshape(n, self.groups, c // self.groups, h, w).mean(2)
-        kh, kw = self.kernel_size
-        box = torch.full((self.groups, 1, kh, kw), 1 / (kh * kw), dtype=x.dtype, device=x.device)
-        k = F.conv2d(a, box, None, self.stride, self.padding, self.dilation, self.groups)
+        n, c = x.shape[:2]
+        a = x.abs().reshape(n, self.groups, c // self.groups, *x.shape[2:]).mean(2)
+        box = torch.ones(self.groups, 1, *self.kernel_size, dtype=x.dtype, device=x.device)
+        box /= box[0].numel()
+        k = type(self).convolve(a, box, None, self.stride, self.padding, self.dilation, self.groups)
         return k.repeat_interleave(self.out_channels // self.groups, 1) if self.groups > 1 else k
 
     def extra_repr(self) -> str:
-        text = super().extra_repr()
+        text: str = super().extra_repr()  # type: ignore[misc]
         text += f", pad_value={self.pad_value:g}" if self.pad_value else ""
         return text + (", input_scale=True" if self.input_scale else "")
+
+
+class QuantConv1d(QuantConvNd, nn.Conv1d):  # type: ignore[misc]
+    """nn.Conv1d with quantized weight and input. Input (N, C_in, L), output (N, C_out, L_out), float.
+
+    The arguments are described at QuantConvNd.
+    """
+
+    axes = 1
+    convolve = staticmethod(F.conv1d)
+    forward = QuantLayer.forward  # type: ignore[assignment]
+
+
+class QuantConv2d(QuantConvNd, nn.Conv2d):  # type: ignore[misc]
+    """nn.Conv2d with quantized weight and input. Input (N, C_in, H, W), output (N, C_out, H_out, W_out), float.
+
+    The arguments are described at QuantConvNd.
+    """
+
+    axes = 2
+    convolve = staticmethod(F.conv2d)
+    forward = QuantLayer.forward  # type: ignore[assignment]
+
+
+class QuantConv3d(QuantConvNd, nn.Conv3d):  # type: ignore[misc]
+    """nn.Conv3d with quantized weight and input. Input (N, C_in, D, H, W), output (N, C_out, D_out, H_out, W_out).
+
+    The arguments are described at QuantConvNd.
+    """
+
+    axes = 3
+    convolve = staticmethod(F.conv3d)
+    forward = QuantLayer.forward  # type: ignore[assignment]

@@ -11,7 +11,7 @@ from bnn.quantizers.base import FullPrecision
 class QuantLinear(QuantLayer, nn.Linear):
     """nn.Linear whose weight and input pass through quantizers first; the weight parameter stays latent FP32.
 
-    Input (N, in_features), output (N, out_features), float.
+    Input (*, in_features), output (*, out_features), float.
 
     weight_quantizer, input_quantizer: factories (a class or functools.partial), one instance is made for each layer.
     input_scale: multiply the output by beta = mean|x| of each sample (XNOR-Net's K, section 3.2, for a filter that
