@@ -2,16 +2,20 @@
 
 A quantized tensor is a sum of terms, each a scale times an integer level tensor that is a weighted sum of bits:
 
-    value = sum_t  scale[t] * level[t],     level[t] = sum_p multipliers[p] * plane[t, p]
+    value = sum_t  scale[t] * level[t]  [+ offset],     level[t] = sum_p multipliers[p] * plane[t, p]
 
-with planes in {-1,+1} (signed; bit 1 is -1) or {0,1} (bit 1 is 1), and a scale per tensor or per channel.
+with planes in {-1,+1} (signed; bit 1 is -1) or {0,1} (bit 1 is 1), and a scale per tensor, channel or sample.
 
-| method                       | terms | planes of a term, multipliers | scale                   |
-|------------------------------|-------|-------------------------------|-------------------------|
-| BNN; BWN, XNOR-Net           | 1     | {-1,+1}; (1)                  | 1; mean|W| per channel  |
-| TWN                          | 1     | {0,1}; (1, -1)                | alpha                   |
-| DoReFa weights, k bits       | 1     | {-1,+1}; (1, 2, 4, ...)       | 1 / (2^k - 1)           |
-| DoReFa activations, k bits   | 1     | {0,1}; (1, 2, 4, ...)         | 1 / (2^k - 1)           |
+| method                          | terms | planes of a term, multipliers     | scale                        |
+|---------------------------------|-------|-----------------------------------|------------------------------|
+| BNN, ReActNet; BWN, XNOR-Net    | 1     | {-1,+1}; (1)                      | 1; mean|W| per channel       |
+| AdaBin                          | 1     | {-1,+1}; (1)                      | alpha, and an offset         |
+| TWN, BitNet b1.58               | 1     | {0,1}; (1, -1)                    | alpha                        |
+| TTQ                             | 2     | {0,1}; (1) and (-1)               | Wp and Wn                    |
+| DoReFa weights, k bits          | 1     | {-1,+1}; (1, 2, 4, ...)           | 1 / (2^k - 1)                |
+| DoReFa, PACT, LSQ activations   | 1     | {0,1}; (1, 2, 4, ...)             | 1 / (2^k - 1), or the step   |
+| LSQ weights, BitNet activations | 1     | {0,1}; (1, 2, ..., -2^(k-1))      | step; max|x| / 127 a sample  |
+| ABC-Net, LQ-Net                 | k     | {-1,+1}; (1)                      | one basis each               |
 
 Keeping the multipliers integer and the scale apart makes the sum of products of two such tensors an exact integer
 times a scale: that is why a packed network can answer bit for bit like the trained one.
@@ -29,7 +33,8 @@ class Term:
     """scale * sum_p multipliers[p] * plane[p].
 
     bits: bool (P, *shape). signed: planes are {-1,+1} (True is -1) or {0,1} (True is 1). multipliers: P integers.
-    scale: float, shape () or (C,) for the channels of axis 0 of a weight.
+    scale: float, shape () or (C,) for the channels of axis 0 of a weight, or with as many axes as the tensor, of which
+        those of the channels are 1: scales of samples or tokens.
     """
 
     bits: Tensor
@@ -43,8 +48,10 @@ class Term:
                 f"bits must be bool with one plane for each of {len(self.multipliers)} multipliers, "
                 f"got {self.bits.dtype} {tuple(self.bits.shape)}"
             )
-        if self.scale.ndim > 1:
-            raise ValueError(f"scale must have shape () or (channels,), got {tuple(self.scale.shape)}")
+        if self.scale.ndim > 1 and self.scale.ndim != self.bits.ndim - 1:
+            raise ValueError(
+                f"scale must have shape () or (channels,), or as many axes as the tensor, got {tuple(self.scale.shape)}"
+            )
 
     def levels(self, dtype: torch.dtype = torch.int32) -> Tensor:
         """Return the integer levels, shape of the tensor."""
@@ -61,21 +68,34 @@ class Term:
         negative = -sum(m for m in self.multipliers if m < 0)
         return positive + negative if self.signed else max(positive, negative)
 
+    def possible_levels(self) -> list[int]:
+        """Return every level that planes of these multipliers can give, ascending."""
+        levels = {0}
+        for m in self.multipliers:
+            levels = {level + step for level in levels for step in ((-m, m) if self.signed else (0, m))}
+        return sorted(levels)
+
     def channel_scale(self, ndim: int) -> Tensor:
-        """Return the scale shaped to multiply a weight of `ndim` axes with channels first."""
-        return self.scale if self.scale.ndim == 0 else self.scale.reshape(-1, *[1] * (ndim - 1))
+        """Return the scale shaped to multiply a tensor of `ndim` axes."""
+        return by_channel(self.scale, ndim)
 
 
 @dataclass(frozen=True)
 class Planes:
-    """A quantized tensor as a sum of terms."""
+    """A quantized tensor as a sum of terms, plus an offset where the values are not symmetric.
+
+    offset: float, shape () or (C,) for the channels of axis 0 of a weight, or None for 0. It takes part in every
+    product: `parts` holds it as one more term. bnn.convert refuses an offset of inputs, which no set of thresholds
+    and no integer sum can carry.
+    """
 
     terms: tuple[Term, ...]
+    offset: Tensor | None = None
 
     def value(self) -> Tensor:
         """Return the tensor: the same numbers, bit for bit, as the quantizer's forward."""
         total: Tensor | None = None
-        for term in self.terms:
+        for term in self.parts:
             part = term.levels(term.scale.dtype)
             part = part * term.channel_scale(part.ndim)
             total = part if total is None else total + part
@@ -83,13 +103,31 @@ class Planes:
         return total
 
     @property
+    def parts(self) -> tuple[Term, ...]:
+        """The terms, with the offset as a term whose plane is 1 everywhere."""
+        if self.offset is None:
+            return self.terms
+        ones = torch.ones_like(self.terms[0].bits[:1])
+        return (*self.terms, Term(ones, False, (1,), self.offset))
+
+    @property
     def bits(self) -> int:
-        """Bits that one element takes: the number of planes."""
+        """Bits that one element takes: the number of planes. An offset takes none."""
         return sum(len(term.multipliers) for term in self.terms)
 
 
+def by_channel(values: Tensor, ndim: int) -> Tensor:
+    """Return values of shape (C,) shaped to multiply a weight of `ndim` axes, channels first; others as they are."""
+    return values.reshape(-1, *[1] * (ndim - 1)) if values.ndim == 1 else values
+
+
+def sign_planes(levels: Tensor, scale: Tensor, offset: Tensor | None = None) -> Planes:
+    """Return the planes of scale * sign(levels) + offset, with sign(0) = +1."""
+    return Planes((Term(sign_bits(levels), True, (1,), scale),), offset)
+
+
 def sign_bits(levels: Tensor) -> Tensor:
-    """Return bool (1, *shape) of levels in {-1, +1}: True is -1."""
+    """Return bool (1, *shape) of levels in {-1, +1}, or of numbers whose signs they are: True is -1."""
     return (levels < 0)[None]
 
 

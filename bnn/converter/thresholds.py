@@ -54,7 +54,10 @@ def input_term(quantizer: Quantizer, x: Tensor, path: str) -> Term:
             f"{path}: {type(quantizer).__name__} computes its scale from the whole input, so it is no set of fixed "
             "thresholds; use an elementwise input quantizer such as SteSign or DoReFaActivation"
         )
-    terms = quantizer.planes(x).terms
+    planes = quantizer.planes(x)
+    terms = planes.terms
+    if planes.offset is not None:
+        raise ConversionError(f"{path}: the two values of {quantizer} have an offset, which no integer sum can carry")
     if len(terms) != 1 or terms[0].scale.ndim != 0 or not terms[0].scale > 0:
         raise ConversionError(f"{path}: an input quantizer with one positive scale can be converted, got {quantizer}")
     return terms[0]

@@ -9,6 +9,8 @@ The packed network does the same operations in the same order, so the two agree 
 fed in. Rounding inside a float convolution of +-alpha would differ from machine to machine.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor
 from bnn.planes import Planes, Term
 from bnn.quantizers.base import Quantizer
 
-QuantizerFactory = Callable[[], Quantizer]
+QuantizerFactory = Callable[..., Quantizer]
 
 # Integers up to here are exact in float32.
 _EXACT_FLOAT32 = 2**24
@@ -34,14 +36,21 @@ class _ExactValue(torch.autograd.Function):
         return gradients[0], None
 
 
-def make_quantizer(factory: QuantizerFactory, role: str) -> Quantizer:
-    """Return a quantizer of its own for one layer; TypeError if given an instance, which layers would share."""
+def make_quantizer(factory: QuantizerFactory, role: str, **facts: int) -> Quantizer:
+    """Return a quantizer of its own for one layer; TypeError if given an instance, which layers would share.
+
+    facts: what the layer knows and a quantizer may need: `channels` (of its weight or input), `channel_axis` (of the
+    input) and `fan_in` (inputs of one filter). Those that the factory has a parameter for, and that functools.partial
+    has not bound, are passed by name.
+    """
     if isinstance(factory, torch.nn.Module):
         raise TypeError(
             f"{role} must be a factory such as {type(factory).__name__} or functools.partial(...), not an instance: "
             "an instance would be shared by every layer that is given it"
         )
-    quantizer = factory()
+    taken = inspect.signature(factory).parameters
+    bound = factory.keywords if isinstance(factory, functools.partial) else {}
+    quantizer = factory(**{name: fact for name, fact in facts.items() if name in taken and name not in bound})
     if not isinstance(quantizer, Quantizer):
         raise TypeError(f"{role} must make a bnn.quantizers.Quantizer, got {type(quantizer).__name__}")
     return quantizer
@@ -120,11 +129,13 @@ class QuantLayer:
 
     def _exact(self, x: Tensor) -> Tensor:
         inputs = self.input_quantizer.planes(x)
+        if self._pad() != 0 and len(inputs.parts) != 1:
+            raise ValueError(f"pad_value {self._pad():+g} needs an input quantizer of one term: use 0")
         total: Tensor | None = None
         for term in weight_planes(self).terms:
-            for given in inputs.terms:
-                scale = output_scale(given, term, 2)
-                part = self.dot(given, term).to(x.dtype) * (scale if scale.ndim == 0 else self._by_channel(scale))
+            scale = term.scale if term.scale.ndim == 0 else self._by_channel(term.scale)
+            for given in inputs.parts:
+                part = self.dot(given, term).to(x.dtype) * (scale * given.scale)
                 total = part if total is None else total + part
         assert total is not None
         return total
@@ -142,11 +153,10 @@ class QuantLayer:
         value = self._pad()
         if value == 0:
             return 0.0
-        x = torch.full((1, 1), value, dtype=given.scale.dtype, device=given.scale.device)
-        planes = self.input_quantizer.planes(x)
-        if len(planes.terms) != 1 or planes.value().item() != value:
+        found = [level for level in given.possible_levels() if (level * given.scale == value).all()]
+        if not found:
             raise ValueError(f"pad_value {value:+g} is not a value of {self.input_quantizer}: use 0 or one that is")
-        return float(planes.terms[0].levels().item())
+        return float(found[0])
 
 
 def output_scale(given: Term, term: Term, ndim: int) -> Tensor:
@@ -156,5 +166,5 @@ def output_scale(given: Term, term: Term, ndim: int) -> Tensor:
 
 
 def weight_planes(layer: QuantLayer) -> Planes:
-    """Return the planes of a layer's weight; axis 0 are the output channels."""
-    return layer.weight_quantizer.planes(layer.filters(layer.weight.detach()))
+    """Return the planes of a layer's weight; axis 0 are the output channels. An offset is a term like the others."""
+    return Planes(layer.weight_quantizer.planes(layer.filters(layer.weight.detach())).parts)

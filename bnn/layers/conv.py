@@ -33,7 +33,8 @@ class QuantConvNd(QuantLayer):
 
     The weight parameter stays latent FP32 and passes through its quantizer, as does the input, in every forward.
 
-    weight_quantizer, input_quantizer: factories (a class or functools.partial), one instance is made for each layer.
+    weight_quantizer, input_quantizer: factories (a class or functools.partial), one instance is made for each
+        layer; those with a parameter `channels`, `channel_axis` or `fan_in` are told the layer's.
     pad_value: what lies outside the map after quantization: 0 (PyTorch's and the XNOR-Net authors' behaviour), +1
         or -1; a value that the input quantizer does not have is refused in evaluation and conversion.
     input_scale: multiply the output by XNOR-Net's K, the mean of |x| over channels, box filtered over each window
@@ -78,8 +79,10 @@ class QuantConvNd(QuantLayer):
         super().__init__(  # type: ignore[call-arg]
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device=device, dtype=dtype
         )
-        self.weight_quantizer = make_quantizer(weight_quantizer, "weight_quantizer")
-        self.input_quantizer = make_quantizer(input_quantizer, "input_quantizer")
+        self.weight_quantizer = make_quantizer(
+            weight_quantizer, "weight_quantizer", channels=out_channels, fan_in=self.weight[0].numel()
+        )
+        self.input_quantizer = make_quantizer(input_quantizer, "input_quantizer", channels=in_channels, channel_axis=1)
         self.pad_value = check_pad_value(pad_value)
         self.input_scale = input_scale
         self._check_input_scale()

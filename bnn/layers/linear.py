@@ -31,8 +31,10 @@ class QuantLinear(QuantLayer, nn.Linear):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.weight_quantizer = make_quantizer(weight_quantizer, "weight_quantizer")
-        self.input_quantizer = make_quantizer(input_quantizer, "input_quantizer")
+        self.weight_quantizer = make_quantizer(
+            weight_quantizer, "weight_quantizer", channels=out_features, fan_in=in_features
+        )
+        self.input_quantizer = make_quantizer(input_quantizer, "input_quantizer", channels=in_features, channel_axis=-1)
         self.input_scale = input_scale
         self._check_input_scale()
 

@@ -12,10 +12,12 @@ from bnn import quantizers
 from bnn.quantizers import (
     BWN,
     TWN,
+    ApproxSign,
     DoReFaActivation,
     DoReFaWeight,
     FullPrecision,
     Quantizer,
+    RSign,
     SteSign,
     TernaryWeight,
     XnorWeight,
@@ -27,6 +29,8 @@ EDGE = [-2.0, -1.0 - 1e-6, -1.0, -0.5, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0, 1.0 +
 PACKED = [
     SteSign,
     partial(SteSign, clip=None),
+    ApproxSign,
+    partial(RSign, channels=1),
     *[partial(XnorWeight, gradient=form) for form in ("exact", "printed", "released")],
     TernaryWeight,
     partial(TernaryWeight, per_channel=True),
