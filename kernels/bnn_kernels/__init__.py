@@ -13,6 +13,7 @@ from bnn_kernels.bit_tensor import BitTensor as BitTensor
 from bnn_kernels.bit_tensor import pack as pack
 from bnn_kernels.bit_tensor import pack_levels as pack_levels
 from bnn_kernels.bit_tensor import unpack as unpack
+from bnn_kernels.epilogue import Epilogue as Epilogue
 from bnn_kernels.errors import PackedFileError as PackedFileError
 from bnn_kernels.errors import PlanError as PlanError
 from bnn_kernels.isa import cpu_features as cpu_features

@@ -275,3 +275,82 @@ def store_int32(typing, array, offset, value):
         return context.get_dummy_value()
 
     return types.void(array, types.uint64, int32x8), emit
+
+
+# -- eight floats ---------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def load_as_floats(typing, array, offset):
+    """Eight neighbours of a float32 or int32 array, as float32."""
+    real = array.dtype == types.float32
+
+    def emit(context, builder, signature, args):
+        value = _load(context, builder, signature.args[0], args[0], args[1], _VECTOR if real else _INTS)
+        return value if real else builder.sitofp(value, _VECTOR)
+
+    return float32x8(array, types.uint64), emit
+
+
+@intrinsic
+def to_floats(typing, a):
+    """Eight int32 as float32."""
+    return float32x8(int32x8), lambda context, builder, signature, args: builder.sitofp(args[0], _VECTOR)
+
+
+@intrinsic
+def add_floats(typing, a, b):
+    """a + b."""
+    return float32x8(float32x8, float32x8), lambda context, builder, signature, args: builder.fadd(*args)
+
+
+@intrinsic
+def subtract_floats(typing, a, b):
+    """a - b."""
+    return float32x8(float32x8, float32x8), lambda context, builder, signature, args: builder.fsub(*args)
+
+
+@intrinsic
+def multiply_floats(typing, a, b):
+    """a * b."""
+    return float32x8(float32x8, float32x8), lambda context, builder, signature, args: builder.fmul(*args)
+
+
+@intrinsic
+def scale_negative(typing, a, slope):
+    """a * slope where a < 0, else a."""
+
+    def emit(context, builder, signature, args):
+        negative = builder.fcmp_ordered("<", args[0], ir.Constant(_VECTOR, [0.0] * LANES))
+        return builder.select(negative, builder.fmul(*args), args[0])
+
+    return float32x8(float32x8, float32x8), emit
+
+
+@intrinsic
+def clamp(typing, a, ends):
+    """min(max(a, ends[0]), ends[1]) for a float32 array of two; NaN stays NaN."""
+
+    def emit(context, builder, signature, args):
+        value = args[0]
+        for place, sign in ((0, "<"), (1, ">")):
+            at = ir.Constant(_I64, place)
+            single = builder.load(_address(context, builder, signature.args[1], args[1], at, _FLOAT))
+            end = _in_all_lanes(builder, single, _VECTOR)
+            value = builder.select(builder.fcmp_ordered(sign, value, end), end, value)
+        return value
+
+    return float32x8(float32x8, ends), emit
+
+
+@intrinsic
+def below_floats(typing, a, bounds, at):
+    """(mask, nan mask): bit i says whether lane i of a < bounds[at + i], and whether it is NaN."""
+
+    def emit(context, builder, signature, args):
+        t = _load(context, builder, signature.args[1], args[1], args[2])
+        masks = [builder.fcmp_ordered("<", args[0], t), builder.fcmp_unordered("uno", args[0], args[0])]
+        values = [builder.zext(builder.bitcast(mask, _I8), _I64) for mask in masks]
+        return context.make_tuple(builder, signature.return_type, values)
+
+    return types.UniTuple(types.uint64, 2)(float32x8, bounds, types.uint64), emit

@@ -19,6 +19,7 @@ import numpy as np
 from bnn_kernels.bit_planes import check_planes, encode, level_of_code
 from bnn_kernels.bit_rows import bit_rows, row_length
 from bnn_kernels.bit_tensor import BitTensor, code_of, pack, pack_codes, words_for
+from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.isa import isa
 from bnn_kernels.lookup_conv import MOST_BITS, look_up_sums, pair_table, spread_weights
 from bnn_kernels.popcount_conv import LANES, convolve, convolve_to_bits
@@ -188,6 +189,21 @@ class PackedConv2d:
         """Return the levels of the thresholded sums of a packed input (N, C, H, W)."""
         self._check_input(bits)
         return self._levels(bits, thresholds)
+
+    def finish(
+        self, bits: BitTensor, epilogue: Epilogue, residual: np.ndarray | None = None, keep: bool = True
+    ) -> tuple[np.ndarray | None, BitTensor | None]:
+        """Return (float32 (N, Ho, Wo, O) or None, signs or None): the sums of a packed input through an epilogue.
+
+        residual: float32 (N, Ho, Wo, O) if the epilogue adds one; keep: whether the floats are wanted.
+        """
+        self._check_input(bits)
+        return self._finished(bits, epilogue, residual, keep)
+
+    def _finished(
+        self, bits: BitTensor, epilogue: Epilogue, residual: np.ndarray | None, keep: bool
+    ) -> tuple[np.ndarray | None, BitTensor | None]:
+        return epilogue(self._dots(bits), residual, keep)
 
     def _levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
         if thresholds.is_sign and (self.groups == 1 or self.filters % LANES == 0):

@@ -8,6 +8,7 @@ from bnn_kernels.binary_conv import PackedConv2d
 from bnn_kernels.bit_planes import check_planes, encode, level_of_code
 from bnn_kernels.bit_tensor import BitTensor, pack
 from bnn_kernels.dense_bits import from_dense_bits, to_dense_bits
+from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.thresholds import Thresholds
 
 
@@ -64,6 +65,13 @@ class PackedLinear:
         self._check_input(bits)
         levels = self.layout(bits.shape[1:])._levels(bits, thresholds)
         return BitTensor(levels.words, levels.shape[:2], levels.signed, levels.multipliers)
+
+    def finish(
+        self, bits: BitTensor, epilogue: Epilogue, residual: np.ndarray | None = None, keep: bool = True
+    ) -> tuple[np.ndarray | None, BitTensor | None]:
+        """Return (float32 (N, 1, 1, O) or None, signs (N, O, 1, 1) or None) of a packed input through an epilogue."""
+        self._check_input(bits)
+        return self.layout(bits.shape[1:])._finished(bits, epilogue, residual, keep)
 
     def __call__(self, x: BitTensor | np.ndarray) -> np.ndarray:
         """Return int32 (N, O), exact. A float input is packed first (its signs)."""
