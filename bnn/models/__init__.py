@@ -1,4 +1,15 @@
-"""Networks whose quantizers are arguments: each is its own FP32 twin with FullPrecision."""
+"""Networks whose quantizers are arguments: each is its own FP32 twin with FullPrecision.
 
+Each has an attribute `input_shape`, the (channels, height, width) that its table is for.
+"""
+
+from bnn.models.alexnet import AlexNet as AlexNet
+from bnn.models.birealnet18 import BiRealNet18 as BiRealNet18
+from bnn.models.bnn_vgg import BNNVGG as BNNVGG
 from bnn.models.digits_cnn import DigitsCNN as DigitsCNN
 from bnn.models.lenet5 import LeNet5 as LeNet5
+from bnn.models.nin import NIN as NIN
+from bnn.models.resnet18 import ResNet18 as ResNet18
+from bnn.models.resnet20 import ResNet20 as ResNet20
+from bnn.models.trained_like import trained_like as trained_like
+from bnn.models.vgg_small import VGGSmall as VGGSmall

@@ -53,3 +53,4 @@ class DigitsCNN(nn.Sequential):
                 linear5=nn.Linear(4 * width, num_classes),
             )
         )
+        self.input_shape = (in_channels, 8, 8)

@@ -53,3 +53,4 @@ class LeNet5(nn.Sequential):
                 linear4=nn.Linear(500, num_classes),
             )
         )
+        self.input_shape = (in_channels, 28, 28)

@@ -1,0 +1,62 @@
+"""AlexNet in XNOR-Net's block order, for 224x224 images."""
+
+from collections import OrderedDict
+from typing import Unpack
+
+from torch import nn
+
+from bnn.layers import QuantConv2d
+from bnn.models.options import LayerOptions, rectifier, scaled
+
+
+class AlexNet(nn.Sequential):
+    """XNOR-Net's AlexNet: BN - quantize - conv - pool blocks; first and last layer in FP32; linear layers are convs.
+
+    | layer                   | output for 224x224 | quantized |
+    |-------------------------|--------------------|-----------|
+    | 96C11/4 - BN - ReLU - MP3/2 | 96x27x27       |           |
+    | 256C5 - MP3/2           | 256x13x13          | yes       |
+    | 384C3                   | 384x13x13          | yes       |
+    | 384C3                   | 384x13x13          | yes       |
+    | 256C3 - MP3/2           | 256x6x6            | yes       |
+    | 4096C6                  | 4096x1x1           | yes       |
+    | 4096C1                  | 4096x1x1           | yes       |
+    | BN - ReLU - 1000C1      | 1000               |           |
+
+    Rastegari et al., "XNOR-Net", 2016, section 4.3 and the authors' alexnetxnor (no ReLU behind binary convolutions).
+    62,378,344 weights and biases of convolutions. Its batch norms are affine: that code passes `false` where Torch's
+    module takes the momentum, so the default, affine, stayed. Where the input is not quantized (the FP32 twin, BWN) a
+    ReLU stands in the quantizer's place.
+
+    Input (N, in_channels, 224, 224) (up to 227 the maps are the same), output (N, num_classes).
+    width: factor on all inner numbers of channels. options: see LayerOptions.
+    """
+
+    def __init__(
+        self, num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0, **options: Unpack[LayerOptions]
+    ):
+        # channels, kernel, padding, pooled
+        blocks = [(256, 5, 2, True), (384, 3, 1, False), (384, 3, 1, False), (256, 3, 1, True), (4096, 6, 0, False),
+                  (4096, 1, 0, False)]  # fmt: skip
+        before = scaled(96, width)
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            conv1=nn.Conv2d(in_channels, before, 11, stride=4, padding=2),
+            norm1=nn.BatchNorm2d(before, eps=1e-5),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(3, 2),
+        )
+        for index, (channels, kernel, padding, pooled) in enumerate(blocks, start=2):
+            after = scaled(channels, width)
+            conv = QuantConv2d(before, after, kernel, padding=padding, **options)
+            layers[f"norm{index}"] = nn.BatchNorm2d(before, eps=1e-4)
+            layers[f"relu{index}"] = rectifier(conv)
+            layers[f"conv{index}"] = conv
+            if pooled:
+                layers[f"pool{index}"] = nn.MaxPool2d(3, 2)
+            before = after
+        layers["norm8"] = nn.BatchNorm2d(before, eps=1e-3)
+        layers["relu8"] = nn.ReLU()
+        layers["conv8"] = nn.Conv2d(before, num_classes, 1)
+        layers["flatten"] = nn.Flatten()
+        super().__init__(layers)
+        self.input_shape = (in_channels, 224, 224)

@@ -1,0 +1,207 @@
+"""The networks: published counts, what is quantized, gradients of every parameter, and the trained-like state."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+
+import bnn
+from bnn.layers import DroppedInput, QuantConv2d
+from bnn.layers.base import QuantLayer
+from bnn.models import (
+    BNNVGG,
+    NIN,
+    AlexNet,
+    BiRealNet18,
+    LeNet5,
+    ResNet18,
+    ResNet20,
+    VGGSmall,
+    trained_like,
+)
+from bnn.models.birealnet18 import BiRealBlock
+from bnn.models.resnet20 import ShortcutA
+from bnn.quantizers import DoReFaActivation, DoReFaWeight, SteSign, XnorWeight
+from experiments import cli
+
+CONFIGS = sorted(file.stem for file in (cli.CONFIGS / "model").glob("*.yaml"))
+BINARY = {"weight_quantizer": XnorWeight, "input_quantizer": SteSign}
+NARROW = {"lenet5": {}, "digits_cnn": {"width": 8}}
+WIDTH = {"width": 0.125}
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def build(name, quantizer, narrow=True):
+    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+        options = NARROW.get(name, WIDTH) if narrow else {}
+        overrides = [f"model={name}", f"quantizer={quantizer}", *(f"++model.{k}={v}" for k, v in options.items())]
+        return instantiate(compose("train", overrides).model, _convert_="object")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("quantizer", ["xnor", "fp32"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_model_trains(name, quantizer):
+    model = build(name, quantizer)
+    x = draw(2, *model.input_shape)
+    y = model(x)
+    assert y.shape[0] == 2
+    assert y.ndim == 2
+    F.cross_entropy(y, torch.tensor([0, 1])).backward()
+    for path, parameter in model.named_parameters():
+        assert parameter.grad is not None, path
+        assert parameter.grad.isfinite().all(), path
+    # Weights and affine parameters alike: something reaches each, but for what batch norm cancels (biases before it).
+    dead = [path for path, p in model.named_parameters() if p.ndim > 1 and p.grad.abs().max() == 0]
+    assert dead == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_first_and_last_layers_are_float_and_all_others_quantized(name):
+    model = build(name, "xnor")
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    quantized = [isinstance(m, QuantLayer) and m.weight_quantizer.packable for m in layers]
+    assert not quantized[0]
+    assert not quantized[-1]
+    floats = [m for m, q in zip(layers[1:-1], quantized[1:-1], strict=True) if not q]
+    if name.startswith("birealnet18"):
+        assert len(floats) == 3
+        assert all(m.kernel_size == (1, 1) for m in floats)
+    else:
+        assert floats == []
+    own = [m.weight_quantizer for m in layers if isinstance(m, QuantLayer)]
+    assert len(set(map(id, own))) == len(own)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_fp32_twin_is_no_linear_map(name):
+    model = build(name, "fp32")
+    trained_like(model, draw(4, *model.input_shape))
+    x = draw(2, *model.input_shape, seed=1)
+    with torch.no_grad():
+        middle = (model(x) + model(-x)) / 2 - model(torch.zeros_like(x))
+    assert middle.abs().max() > 1e-3
+
+
+def parameters(model, *kinds):
+    chosen = [m for m in model.modules() if isinstance(m, kinds)] if kinds else [model]
+    return sum(p.numel() for m in chosen for p in m.parameters(recurse=not kinds))
+
+
+@pytest.mark.parametrize(
+    ("make", "count", "counted"),
+    [
+        (ResNet20, 269_850, ()),  # 0.27 M
+        (BiRealNet18, 11_689_512, ()),  # ResNet-18
+        (AlexNet, 62_378_344, (nn.Conv2d,)),  # one-tower AlexNet
+        (partial(ResNet18, quantize_shortcuts=False), 11_689_512 - 9_600, (nn.Conv2d, nn.Linear)),  # less its BN
+        (partial(BNNVGG, quantize_ends=True), 14_033_566, ()),  # 14.03 M
+        (VGGSmall, 4_656_522, (nn.Conv2d, nn.Linear)),
+        (NIN, 966_986, (nn.Conv2d,)),
+        (LeNet5, 431_080, (nn.Conv2d, nn.Linear)),
+    ],
+)
+def test_numbers_of_parameters(make, count, counted):
+    with torch.device("meta"):
+        assert parameters(make(), *counted) == count
+
+
+def test_numbers_of_parameters_as_they_are_published_for_cifar_stems():
+    with torch.device("meta"):
+        for kind in (ResNet18, BiRealNet18):
+            assert round(parameters(kind(10, stem="cifar")) / 1e6, 2) == 11.17
+
+
+def test_operations_of_bi_real_net():
+    """Bi-Real Net's count, binary operations / 64 + floating-point operations, is 1.63e8 (1.64e8 with the linear layer
+    and the 1x1 convolutions counted as here)."""
+    summary = bnn.summary(BiRealNet18(**BINARY), (3, 224, 224))
+    count = sum(row.macs / 64 if row.weight_bits == row.activation_bits == 1 else row.macs for row in summary.layers)
+    assert 1.62e8 < count < 1.65e8
+
+
+def test_dropout_lies_behind_the_quantizer():
+    model = NIN(width=0.125, dropout=0.5, **BINARY).train()
+    dropped = [m for m in model.modules() if isinstance(m, DroppedInput)]
+    assert len(dropped) == 2
+    y = dropped[0](draw(4, 3, 8, 8))
+    assert set(y.unique().tolist()) == {-2.0, 0.0, 2.0}
+    model.eval()
+    x = draw(4, 3, 8, 8)
+    assert torch.equal(dropped[0](x), dropped[0].planes(x).value())
+    assert dropped[0].bits == 1
+    assert not any(isinstance(m, DroppedInput) for m in NIN(width=0.125, dropout=0.0, **BINARY).modules())
+    with pytest.raises(ValueError, match="p must lie"):
+        DroppedInput(SteSign, 1.0)
+
+
+def test_binarynet_quantizes_the_ends_as_well():
+    model = BNNVGG(width=0.125, quantize_ends=True, **BINARY)
+    bits = [(m.weight_quantizer.bits, m.input_quantizer.bits) for m in model.modules() if isinstance(m, QuantLayer)]
+    assert bits == [(1, 32)] + [(1, 1)] * 8
+
+
+def test_shortcut_a_picks_pixels_and_adds_zero_channels():
+    x = draw(2, 3, 5, 6)
+    y = ShortcutA(3, 6, 2)(x)
+    assert torch.equal(y[:, 1:4], x[:, :, ::2, ::2])
+    assert y[:, [0, 4, 5]].abs().max() == 0
+    with pytest.raises(ValueError, match="adds channels"):
+        ShortcutA(6, 3, 1)
+
+
+def test_bi_real_block_keeps_the_real_input():
+    """Where gamma and beta are 0 nothing but the shortcut is left."""
+    block = BiRealBlock(8, 8, 1, BINARY).eval()
+    nn.init.zeros_(block.norm.weight)
+    x = draw(2, 8, 4, 4)
+    assert torch.equal(block(x), x)
+    assert BiRealBlock(4, 8, 2, BINARY)(draw(2, 4, 6, 6)).shape == (2, 8, 3, 3)
+
+
+def test_options_reach_every_layer():
+    few = {"weight_quantizer": partial(DoReFaWeight, 2), "input_quantizer": partial(DoReFaActivation, 3)}
+    model = ResNet18(10, stem="cifar", width=0.125, pad_value=1, **few)
+    convs = [m for m in model.modules() if isinstance(m, QuantConv2d)]
+    assert len(convs) == 16 + 3
+    assert {(m.weight_quantizer.bits, m.input_quantizer.bits, m.pad_value) for m in convs} == {(2, 3, 1.0)}
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        ResNet18(wieght_quantizer=SteSign)
+    with pytest.raises(ValueError, match="stem must be"):
+        ResNet18(stem="mnist")
+    with pytest.raises(ValueError, match="width"):
+        VGGSmall(width=0)
+
+
+def test_trained_like_state():
+    model = VGGSmall(width=0.25, **BINARY)
+    twin = copy.deepcopy(model)
+    inputs = draw(8, *model.input_shape)
+    assert trained_like(model, inputs, seed=3) is model
+    assert not model.training
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    gammas = torch.cat([m.weight for m in norms])
+    variances = torch.cat([m.running_var for m in norms])
+    for share, mask in ((0.5, gammas < 0), (0.05, gammas == 0), (0.03, variances < 1e-5)):
+        assert share / 3 < mask.float().mean() < share * 3
+    assert (model.conv2.weight == 0).any()
+    x = model.conv1(inputs)
+    torch.testing.assert_close(model.norm1.running_mean, x.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    assert all(m.momentum == 0.1 for m in norms)
+    other = trained_like(twin, inputs, seed=3).state_dict()
+    assert all(torch.equal(value, other[key]) for key, value in model.state_dict().items())
+    assert not torch.equal(trained_like(twin, inputs, seed=4).conv2.weight, model.conv2.weight)
+    with torch.no_grad():
+        assert model(inputs).argmax(1).unique().numel() > 1
