@@ -43,7 +43,7 @@ def command() -> str:
 def task(config: DictConfig) -> None:
     """Run one training from its config."""
     import bnn
-    from bnn.training import CHECKPOINT, RunError, provenance, seed_everything, train
+    from bnn.training import CHECKPOINT, RunError, Scheduling, provenance, seed_everything, train
 
     folder = Path(config.run_dir)
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -84,6 +84,7 @@ def task(config: DictConfig) -> None:
         batch_size=config.batch_size,
         seed=config.seed,
         trainer={str(key): value for key, value in trainer.items()},
+        callbacks=[Scheduling(instantiate(config.schedules, _convert_="object") or [])],
     )
     write_json(
         result_file,

@@ -1,6 +1,6 @@
 """A classifier as a Lightning module: cross-entropy, accuracy, latent weights kept in bounds after each step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,17 +9,20 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from bnn.latent import center_latent_weights, clip_latent_weights
+from bnn.optimizers import parameter_groups
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
 class Classifier(LightningModule):
     """Trains a network of (N, C, H, W) -> (N, classes) on batches (images, labels).
 
-    optimizer, scheduler: factories; the scheduler steps once an epoch. latent_clip: bound of latent weights after
-    each step, or None. center_latents: subtract their mean over input channels after each step, as the XNOR-Net
-    authors' code does. Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1].
+    optimizer, scheduler: factories, of parameter groups by role (bnn.optimizers.parameter_groups) and of the
+    optimizer; the scheduler steps once an epoch. latent_clip: bound of latent weights after each step, or None.
+    center_latents: subtract their mean over input channels after each step, as the XNOR-Net authors' code does.
+    no_decay: roles of parameters that weight decay spares.
+    Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1].
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class Classifier(LightningModule):
         scheduler: SchedulerFactory | None = None,
         latent_clip: float | None = None,
         center_latents: bool = False,
+        no_decay: Sequence[str] = ("latent",),
     ):
         super().__init__()
         if latent_clip is not None and not latent_clip > 0:
@@ -39,15 +43,19 @@ class Classifier(LightningModule):
         self._latent_clip = latent_clip
         self._sums = self._zeros()
         self._center_latents = center_latents
+        self._no_decay = no_decay
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(self.network.parameters())
+        optimizer = self._optimizer(parameter_groups(self.network, self._no_decay))
+        clips = self._latent_clip is not None and self._latent_clip < 1
+        if getattr(optimizer, "latent_free", False) and (self._center_latents or clips):
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps binary weights without latents: center_latents=true or a "
+                "latent_clip below 1 would move them off -1 and +1"
+            )
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
-
-    def on_fit_start(self) -> None:
-        self._keep_latents()
 
     def on_train_epoch_start(self) -> None:
         # The order of the batches follows the epoch, so an interrupted run goes on with the batches it would have had.
@@ -65,7 +73,8 @@ class Classifier(LightningModule):
         )
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
         self._keep_latents()
 
     def on_train_epoch_end(self) -> None:
@@ -76,6 +85,9 @@ class Classifier(LightningModule):
 
     def on_train_start(self) -> None:
         self._sums = self._zeros()
+        # Not when a run goes on: centring what was clipped would move it again.
+        if self.global_step == 0:
+            self._keep_latents()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         self._evaluate(batch, "validation_accuracy")

@@ -26,7 +26,7 @@ class LearningCurve(Checkpoint):
         self._rows: list[dict[str, str]] = []
         self._rate = ""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows = []
         if self._file.exists():
             with self._file.open(newline="") as file:

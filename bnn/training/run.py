@@ -4,15 +4,15 @@ import contextlib
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import seed_everything as lightning_seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import nn
 
 from bnn.data import Batches, ImageData
@@ -65,20 +65,26 @@ class _Clock:
 
 @contextlib.contextmanager
 def _without_lightnings_own_warnings() -> Iterator[None]:
-    """Hide a deprecation that Lightning 2.6 itself raises on PyTorch 2.13, and its remark that a run's folder moved."""
+    """Hide a deprecation that Lightning 2.6 itself raises on PyTorch 2.13."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="The dirpath has changed", category=UserWarning)
         yield
 
 
-class _Checkpoint(ModelCheckpoint):
+class _LastCheckpoint(Checkpoint):
+    """Writes CHECKPOINT after every epoch, whole or not at all.
+
+    Not Lightning's ModelCheckpoint: with save_top_k=0 that one saves its last checkpoint only when training ends.
+    """
+
     def __init__(self, folder: Path, clock: _Clock):
-        super().__init__(folder / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+        self._file = folder / CHECKPOINT
         self._clock = clock
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        super().on_train_epoch_end(trainer, module)
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        temporary = self._file.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)
+        temporary.replace(self._file)
         self._clock.save()
 
 
@@ -98,12 +104,13 @@ def train(
     batch_size: int,
     seed: int,
     trainer: dict[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Outcome:
     """Train a network, or go on from the checkpoint in `folder`, and measure it on validation and test data.
 
     The weights of the last epoch are measured: nothing is chosen by the validation set, nothing ever by the test set.
-    trainer: more arguments of lightning's Trainer. The network holds the trained weights afterwards. RunError if the
-    checkpoint in `folder` does not fit the network.
+    trainer: more arguments of lightning's Trainer. callbacks: more of Lightning's callbacks, such as Scheduling.
+    The network holds the trained weights afterwards. RunError if the checkpoint in `folder` does not fit the network.
     """
     seed_everything(seed)
     if epochs < 1:
@@ -114,7 +121,7 @@ def train(
     lightning_trainer = Trainer(
         max_epochs=epochs,
         logger=False,
-        callbacks=[LearningCurve(folder / CURVE), _Checkpoint(folder, clock)],
+        callbacks=[*callbacks, LearningCurve(folder / CURVE), _LastCheckpoint(folder, clock)],
         num_sanity_val_steps=0,
         **arguments,
     )

@@ -93,6 +93,8 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, monkeypatch, co
     assert stopped.status == 130
     assert "goes on from the last checkpoint" in stopped.err
     assert not (tmp_path / "parts" / "result.json").exists()
+    assert (tmp_path / "parts" / "checkpoints" / "last.ckpt").exists()
+    assert len((tmp_path / "parts" / "metrics.csv").read_text().splitlines()) == 2
     monkeypatch.setattr(Classifier, "on_train_epoch_start", original)
     assert command("experiments.train", *arguments, "run_dir=parts").status == 0
     whole, parts = (read(tmp_path / name / "result.json") for name in ("whole", "parts"))

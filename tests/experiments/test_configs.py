@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from bnn.training import Scheduling
 from experiments import cli
 
 GROUPS = ("data", "model", "quantizer", "optimizer", "scheduler", "experiment")
@@ -30,7 +31,11 @@ def test_every_choice_builds(group, name):
     config = composed(f"{group}={name}" if group != "experiment" else f"experiment={name}")
     network = instantiate(config.model, _convert_="object")
     classifier = instantiate(config.classifier, _convert_="object")(network)
-    assert classifier.configure_optimizers()["optimizer"].param_groups[0]["lr"] == config.optimizer.lr
+    configured = classifier.configure_optimizers()
+    rate = configured["optimizer"].param_groups[0]["lr"]
+    assert configured["lr_scheduler"].base_lrs[0] == config.optimizer.lr
+    assert 0 < rate <= config.optimizer.lr
+    Scheduling(instantiate(config.schedules, _convert_="object") or [])
 
 
 @pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "quantizer"])

@@ -1,0 +1,7 @@
+"""Optimizers of networks with binary and real parameters, and what each parameter is."""
+
+from bnn.optimizers.bop import Bop as Bop
+from bnn.optimizers.composite import CompositeOptimizer as CompositeOptimizer
+from bnn.optimizers.roles import ROLES as ROLES
+from bnn.optimizers.roles import parameter_groups as parameter_groups
+from bnn.optimizers.roles import parameter_roles as parameter_roles

@@ -1,0 +1,64 @@
+"""What each parameter of a network is, and parameter groups made by it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from bnn.latent import latent_weights
+from bnn.quantizers.base import Quantizer
+
+# In the order of the groups: the first group's learning rate is the one that a learning curve shows.
+ROLES = ("weight", "norm", "bias", "quantizer", "latent")
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def parameter_roles(model: nn.Module) -> dict[str, str]:
+    """Return {dotted name: role} of every parameter that is trained.
+
+    - "latent": a weight behind a weight quantizer that has bit planes;
+    - "quantizer": what a quantizer learns (scales, thresholds, shifts);
+    - "norm": weight and bias of a normalization;
+    - "bias": any other parameter of at most one axis;
+    - "weight": any other, a weight in full precision.
+    """
+    latent = {id(weight) for _, weight in latent_weights(model)}
+    owners = dict(model.named_modules())
+    quantizers = [name for name, module in owners.items() if isinstance(module, Quantizer)]
+    roles = {}
+    for name, parameter in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in latent:
+            roles[name] = "latent"
+        elif any(owner == q or owner.startswith(f"{q}.") or q == "" for q in quantizers):
+            roles[name] = "quantizer"
+        elif isinstance(owners[owner], _NORMS):
+            roles[name] = "norm"
+        else:
+            roles[name] = "bias" if parameter.ndim <= 1 else "weight"
+    return roles
+
+
+def parameter_groups(model: nn.Module, no_decay: Sequence[str] = ("latent",)) -> list[dict[str, Any]]:
+    """Return one parameter group for each role that the model has: {"params", "role"}, as torch optimizers take them.
+
+    no_decay: roles whose weight decay is 0, whatever the optimizer's is. Latent weights are spared by default: the
+    sign of a weight does not feel its size, so decay only drags latents to zero, where they flip at random.
+    ValueError if a role is unknown or nothing is trained.
+    """
+    unknown = set(no_decay) - set(ROLES)
+    if unknown:
+        raise ValueError(f"no_decay has unknown roles {sorted(unknown)}; roles are {', '.join(ROLES)}")
+    roles = parameter_roles(model)
+    if not roles:
+        raise ValueError(f"{type(model).__name__} has no parameter that is trained")
+    parameters = dict(model.named_parameters())
+    groups: list[dict[str, Any]] = []
+    for role in ROLES:
+        members = [parameters[name] for name, given in roles.items() if given == role]
+        if members:
+            groups.append({"params": members, "role": role} | ({"weight_decay": 0.0} if role in no_decay else {}))
+    return groups
