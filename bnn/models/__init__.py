@@ -9,6 +9,7 @@ from bnn.models.bnn_vgg import BNNVGG as BNNVGG
 from bnn.models.digits_cnn import DigitsCNN as DigitsCNN
 from bnn.models.lenet5 import LeNet5 as LeNet5
 from bnn.models.nin import NIN as NIN
+from bnn.models.reactnet import ReActNetA as ReActNetA
 from bnn.models.resnet18 import ResNet18 as ResNet18
 from bnn.models.resnet20 import ResNet20 as ResNet20
 from bnn.models.trained_like import trained_like as trained_like

@@ -34,6 +34,14 @@ def _set_norm(norm: Any, generator: torch.Generator) -> None:
         norm.bias.copy_(0.3 * _draw(norm.bias, generator))
 
 
+def _shrink_variances(norm: Any, generator: torch.Generator) -> None:
+    """Make some variances tiny, and their gammas small by the same factor: else values grow from layer to layer."""
+    tiny = _some(norm.running_var, TINY_VARIANCES, generator)
+    if norm.weight is not None:
+        norm.weight.mul_(torch.where(tiny, ((TINY + norm.eps) / (norm.running_var + norm.eps)).sqrt(), 1.0))
+    norm.running_var.masked_fill_(tiny, TINY)
+
+
 def _set_others(module: nn.Module, generator: torch.Generator) -> None:
     """Move parameters of activations and quantizers: shifts, which begin at 0, by adding; scales by a factor."""
     for parameter in module.parameters(recurse=False):
@@ -47,8 +55,8 @@ def trained_like(model: nn.Module, inputs: Tensor, seed: int = 0) -> nn.Module:
 
     Weights are normal with variance 1 / fan-in and 1 % of exact zeros; gammas of batch norm have both signs and 5 % of
     zeros, betas are normal; running statistics are those of `inputs`, except for 3 % of channels whose variance is
-    1e-6, as of a channel that died; learned shifts, slopes and scales of other modules are moved from their start.
-    The same seed gives the same state.
+    1e-6 and whose gamma is small, as of a channel that died; learned shifts, slopes and scales of other modules are
+    moved from their start. The same seed gives the same state.
 
     inputs: a batch as the model takes it, of at least two examples.
     """
@@ -78,6 +86,5 @@ def trained_like(model: nn.Module, inputs: Tensor, seed: int = 0) -> nn.Module:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
-        assert norm.running_var is not None
-        norm.running_var.masked_fill_(_some(norm.running_var, TINY_VARIANCES, generator), TINY)
+        _shrink_variances(norm, generator)
     return model
