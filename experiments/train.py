@@ -17,7 +17,15 @@ from experiments import cli
 from experiments.results import read_json, write_json
 
 # What may differ between two runs that are the same experiment.
-_NOT_THE_EXPERIMENT = ("run_dir", "trainer.enable_progress_bar", "trainer.accelerator", "data.root", "data.download")
+_NOT_THE_EXPERIMENT = (
+    "run_dir",
+    "trainer.enable_progress_bar",
+    "trainer.accelerator",
+    "data.root",
+    "data.download",
+    "doctor",
+    "doctor.every",
+)
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +51,7 @@ def command() -> str:
 def task(config: DictConfig) -> None:
     """Run one training from its config."""
     import bnn
-    from bnn.training import CHECKPOINT, RunError, Scheduling, provenance, seed_everything, train
+    from bnn.training import CHECKPOINT, REPORT, Checkup, RunError, Scheduling, provenance, seed_everything, train
 
     folder = Path(config.run_dir)
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -75,6 +83,9 @@ def task(config: DictConfig) -> None:
     classifier = instantiate(config.classifier, _convert_="object")
     trainer = OmegaConf.to_container(config.trainer, resolve=True)
     assert isinstance(trainer, dict)
+    callbacks: list[Any] = [Scheduling(instantiate(config.schedules, _convert_="object") or [])]
+    if config.doctor.every is not None:
+        callbacks.append(Checkup(folder, config.doctor.every, config.classifier.latent_clip, data.num_classes))
     outcome = train(
         classifier,
         network,
@@ -84,8 +95,9 @@ def task(config: DictConfig) -> None:
         batch_size=config.batch_size,
         seed=config.seed,
         trainer={str(key): value for key, value in trainer.items()},
-        callbacks=[Scheduling(instantiate(config.schedules, _convert_="object") or [])],
+        callbacks=callbacks,
     )
+    found = read_json(folder / REPORT)["findings"] if (folder / REPORT).exists() else []
     write_json(
         result_file,
         {
@@ -111,6 +123,7 @@ def task(config: DictConfig) -> None:
             "bytes": costs.bytes,
             "macs": costs.macs,
             "bops": costs.bops,
+            "findings": [{key: finding[key] for key in ("layer", "kind", "text")} for finding in found],
             "config": same,
             **provenance(),
         },
@@ -119,6 +132,8 @@ def task(config: DictConfig) -> None:
         f"{folder}: test accuracy {outcome.test_accuracy:.2%}, validation {outcome.validation_accuracy:.2%} "
         f"after {outcome.epochs} epochs, {outcome.seconds:.0f} s"
     )
+    for finding in found:
+        print(f"  {': '.join(filter(None, (finding['layer'], finding['text'])))}. {finding['advice']}")
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """Training with Lightning: the classifier module, one run from data to result file, latent-weight handling."""
 
+from bnn.training.checkup import REPORT as REPORT
+from bnn.training.checkup import Checkup as Checkup
 from bnn.training.classifier import Classifier as Classifier
 from bnn.training.curves import Cosine as Cosine
 from bnn.training.curves import Exponential as Exponential

@@ -6,6 +6,8 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from bnn.training.files import whole_file
+
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "validation_accuracy", "lr")
 
 
@@ -38,9 +40,7 @@ class LearningCurve(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         measured = {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items() if name in COLUMNS}
         self._rows.append({"epoch": str(trainer.current_epoch), "lr": self._rate, **measured})
-        temporary = self._file.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with whole_file(self._file) as file:
             writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows(self._rows)
-        temporary.replace(self._file)

@@ -17,6 +17,7 @@ from torch import nn
 
 from bnn.data import Batches, ImageData
 from bnn.training.classifier import Classifier
+from bnn.training.files import whole_file
 from bnn.training.learning_curve import LearningCurve, last_value
 
 EVALUATION_BATCH = 500
@@ -57,10 +58,8 @@ class _Clock:
         return self._before + time.perf_counter() - self._start
 
     def save(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(f"{self.seconds():.3f}")
-        temporary.replace(self._file)
+        with whole_file(self._file) as file:
+            file.write(f"{self.seconds():.3f}")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,58 @@
+"""The doctor as a Lightning callback: measures during training, writes records and findings into the run's folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from bnn.doctor import Doctor, findings, records_of, report, watched_layers
+from bnn.training.files import whole_file
+
+REPORT = "doctor.json"
+
+
+class Checkup(Callback):
+    """Watches the `network` of the Lightning module at every `every`-th step and writes `folder`/doctor.json.
+
+    The file is written after every epoch; a run that goes on keeps its records. latent_clip: see Doctor. classes:
+    number of classes, so that a network which only guesses is found. A network without
+    quantized layers is not watched, and leaves no file.
+    """
+
+    def __init__(self, folder: Path, every: int, latent_clip: float | None = None, classes: int | None = None):
+        if every < 1:
+            raise ValueError(f"doctor.every must be at least 1, got {every}")
+        self._file = folder / REPORT
+        self._every = every
+        self._latent_clip = latent_clip
+        self._classes = classes
+        self._doctor: Doctor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        network: Any = pl_module.network
+        self._doctor = Doctor(network, self._every, self._latent_clip) if watched_layers(network) else None
+        if self._doctor is None:
+            return
+        if trainer.global_step and self._file.exists():
+            before = records_of(json.loads(self._file.read_text()))
+            self._doctor.records = [record for record in before if record.step < trainer.global_step]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._doctor is not None:
+            self._doctor.begin(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._doctor is not None:
+            self._doctor.end(outputs["loss"].detach())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._doctor is None or not trainer.is_global_zero:
+            return
+        found = findings(self._doctor.records, self._classes)
+        content = report(self._doctor.records, found, self._every)
+        with whole_file(self._file) as file:
+            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
