@@ -87,6 +87,11 @@ class _Cache(caching.FunctionCache):
         super().__init__(py_func)
         self._cache_file = _KeyedFiles(self._cache_path, self._impl.filename_base, package_digest())
 
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        # The file's name and folder already stand for the code. Numba's key holds a pickle of what a closure refers to,
+        # which for compiled helpers differs from process to process.
+        return sig, codegen.magic_tuple()
+
 
 def jit(function: Callable) -> Any:
     """Compile a kernel.

@@ -183,15 +183,44 @@ def broadcast_word(typing, array, offset):
 
 
 @intrinsic
-def and_popcount(typing, a, b):
-    """Population count of a & b, lane by lane."""
+def store_words(typing, array, offset, value):
+    """Write eight neighbours of a 64-bit array, from element `offset` on."""
 
     def emit(context, builder, signature, args):
-        kind = ir.FunctionType(_WORDS, [_WORDS])
-        count = cgutils.get_or_insert_function(builder.module, kind, "llvm.ctpop.v8i64")
-        return builder.call(count, [builder.and_(*args)])
+        address = _address(context, builder, signature.args[0], args[0], args[1], _WORDS)
+        builder.store(args[2], address).align = 8
+        return context.get_dummy_value()
 
-    return int64x8(int64x8, int64x8), emit
+    return types.void(array, types.uint64, int64x8), emit
+
+
+@intrinsic
+def funnel(typing, words, following, shift):
+    """(words >> shift) | (following << (64 - shift)), lane by lane, shift 1 .. 63."""
+
+    def emit(context, builder, signature, args):
+        down = _in_all_lanes(builder, args[2], _WORDS)
+        up = builder.sub(ir.Constant(_WORDS, [64] * LANES), down)
+        return builder.or_(builder.lshr(args[0], down), builder.shl(args[1], up))
+
+    return int64x8(int64x8, int64x8, types.uint64), emit
+
+
+def _popcount(builder, words):
+    kind = ir.FunctionType(_WORDS, [_WORDS])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.ctpop.v8i64"), [words])
+
+
+@intrinsic
+def and_popcount(typing, a, b):
+    """Population count of a & b, lane by lane."""
+    return int64x8(int64x8, int64x8), lambda context, builder, signature, args: _popcount(builder, builder.and_(*args))
+
+
+@intrinsic
+def xor_popcount(typing, a, b):
+    """Population count of a ^ b, lane by lane."""
+    return int64x8(int64x8, int64x8), lambda context, builder, signature, args: _popcount(builder, builder.xor(*args))
 
 
 @intrinsic

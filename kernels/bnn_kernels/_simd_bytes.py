@@ -94,13 +94,15 @@ def look_up(typing, row, places):
 
 
 @intrinsic
-def low_halves(typing, a):
-    """The low four bits of every byte."""
+def low_of(typing, a, high):
+    """a - 16 * high, byte by byte modulo 256."""
 
     def emit(context, builder, signature, args):
-        return builder.and_(args[0], ir.Constant(_BYTES, [15] * LANES))
+        shifted = builder.shl(builder.bitcast(args[1], _SHORTS), ir.Constant(_SHORTS, [4] * 16))
+        high = builder.and_(builder.bitcast(shifted, _BYTES), ir.Constant(_BYTES, [240] * LANES))
+        return builder.sub(args[0], high)
 
-    return uint8x32(uint8x32), emit
+    return uint8x32(uint8x32, uint8x32), emit
 
 
 @intrinsic

@@ -1,37 +1,36 @@
 """Binary and bit-serial convolution: exact integers from bit planes, and thresholds that give bits again.
 
-Everything is one operation. With bits a of the input and w of the weight, a product of two plane values is
-    {-1,+1} x {-1,+1}:  (1 - 2a)(1 - 2w) = 1 - 2a - 2w + 4 a&w
-    {0,1}   x {0,1}  :                                   a&w
-    a {0,1}, w {-1,+1}:      a (1 - 2w)  =       a      - 2 a&w
-    a {-1,+1}, w {0,1}:      (1 - 2a) w  =           w  - 2 a&w
-so a dot product is  c0 * taps + c1 * popcount(a) + c2 * popcount(w) + c3 * popcount(a & w), summed over the taps
-that lie inside the map: zero padding is exact because an outside tap counts for nothing. popcount(a) is needed once a
-window, the terms of taps and w are one number a filter and kind of border, prepared in advance; only
-popcount(a & w) costs inner-loop work. Multi-bit operands are sums over pairs of planes, times their multipliers.
+Everything is one operation, a population count over the taps of a filter. With bits a of the input and w of the
+weight, a product of two plane values is
+    {-1,+1} x {-1,+1}:  (1 - 2a)(1 - 2w) = 1 - 2 (a^w)
+    a {0,1}, w {-1,+1}:       a (1 - 2w) = (a^w) - w
+    a {-1,+1}, w {0,1}:       (1 - 2a) w = w - 2 (a&w)
+    {0,1}   x {0,1}   :                         a&w
+so a dot product is a factor times popcount(a ^ w) or popcount(a & w), plus what depends on taps and weights alone. Taps
+outside a zero-padded map have a = 0 and must contribute 0, but a ^ w counts w there: that is taken back in the same
+table, one number a filter and kind of border, prepared in advance. Multi-bit operands are sums over pairs of planes,
+times their multipliers.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from bnn_kernels.bit_planes import check_planes, encode, level_of_code
-from bnn_kernels.bit_rows import bit_rows, row_length
+from bnn_kernels.bit_rows import SLACK, bit_rows, row_length
 from bnn_kernels.bit_tensor import BitTensor, code_of, pack, pack_codes, words_for
 from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.isa import isa
-from bnn_kernels.lookup_conv import MOST_BITS, look_up_sums, pair_table, spread_weights
-from bnn_kernels.popcount_conv import LANES, convolve, convolve_to_bits
+from bnn_kernels.lookup_conv import MOST_BITS, lookup_kernel, pair_table, spread_weights
+from bnn_kernels.popcount_conv import LANES, popcount_kernel
 from bnn_kernels.threads import run_rows
 from bnn_kernels.thresholds import Thresholds
 
 # Map sizes that one layer keeps its tables for.
 MOST_PLANS = 64
-
-_TABLE = pair_table()
-_NO_SUMS = np.empty(0, np.int32)
-_NO_BITS = (_NO_SUMS, np.empty(0, np.uint8), np.empty(0, np.uint8))
+# Positions that a kernel computes together.
+POSITIONS = 4
 
 
 def pair(value: int | Sequence[int], name: str, smallest: int) -> tuple[int, int]:
@@ -44,14 +43,6 @@ def pair(value: int | Sequence[int], name: str, smallest: int) -> tuple[int, int
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be an integer >= {smallest} or a pair (y, x) of them, got {value!r}") from None
     return result
-
-
-def _coefficients(a_signed: bool, w_signed: bool) -> tuple[int, int, int, int]:
-    if a_signed and w_signed:
-        return 1, -2, -2, 4
-    if a_signed:
-        return 0, 0, 1, -2
-    return (0, 1, 0, -2) if w_signed else (0, 0, 0, 1)
 
 
 def _filter_words(codes: np.ndarray, planes: int, groups: int) -> np.ndarray:
@@ -67,15 +58,83 @@ def _filter_words(codes: np.ndarray, planes: int, groups: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(planes, groups, blocks, LANES, -1).swapaxes(3, 4))
 
 
-class _Plan(NamedTuple):
-    """What a convolution needs for maps of one size; work: steps of the inner loop for a position."""
+class _Plan:
+    """What a convolution needs for maps of one size and kind of planes."""
 
-    ho: int
-    wo: int
-    pad_bits: tuple[bool, ...]
-    tables: tuple[Any, ...]
-    work: int
-    looks_up: bool
+    def __init__(self, conv: "PackedConv2d", bits: BitTensor):
+        h, w = bits.words.shape[2:4]
+        own, groups = conv.shape[1], conv.groups
+        self.ho, self.wo = conv.output_size(h, w)
+        planes = len(bits.multipliers)
+        pads = conv.pad_value != 0 and conv.padding != (0, 0)
+        code = code_of(conv.pad_value, bits) if pads else 0
+        self.pad_bits = tuple(bool(code >> p & 1) for p in range(planes))
+        kinds, masks = conv.border_kinds((h, w), (self.ho, self.wo), pads)
+        kinds[0] = kinds[0] * len(masks[1])
+        self.xor = conv.signed
+        # Factor of a count, and what taps inside and outside the map add for each tap.
+        ones = conv.tap_ones
+        everywhere = np.full_like(ones, own * sum(conv.multipliers))
+        if conv.signed:
+            factor, inside, outside = (-2, everywhere, 2 * ones) if bits.signed else (1, -ones, -ones)
+        else:
+            factor, inside, outside = (-2, ones, 0 * ones) if bits.signed else (1, 0 * ones, 0 * ones)
+        sums = np.einsum("yk,xl,gfkl->yxgf", *masks, inside - outside) + outside.sum((2, 3))
+        offsets = np.zeros((*sums.shape[:3], -(-conv.filters // LANES) * LANES), np.int32)
+        offsets[..., : conv.filters] = sums * sum(bits.multipliers)
+        pairs = np.array([factor * a * b for a in bits.multipliers for b in conv.multipliers], np.int32)
+        self.single = len(pairs) == 1
+        self.looks_up = conv.looks_up(self.ho * self.wo)
+        row_words = row_length(w, own, conv.padding[1])
+        size = (self.ho, self.wo, h + 2 * conv.padding[0], groups, own, conv.filters, row_words, planes)
+        # The input's own words are the windows of a 1x1 convolution.
+        kernel = (*conv.shape[2:], *conv.stride, *conv.padding, groups, own % 64)
+        self.direct = not self.looks_up and kernel == (1, 1, 1, 1, 0, 0, 1, 0)
+        weights = conv.spread_weights() if self.looks_up else conv.lane_weights
+        table = pair_table(self.xor) if self.looks_up else self.direct
+        geometry = (*conv.shape[2:], *conv.stride, *conv.dilation)
+        self.factor = int(pairs[0]) if self.single else 1
+        self.offsets = offsets
+        self.head = (table, weights, *(k.astype(np.int32) for k in kinds), pairs, size, geometry)
+        self.tables = (np.int32(self.factor), offsets.reshape(-1))
+        self.work = conv.lane_weights.size // LANES * planes
+        self._bounds: tuple[Thresholds, np.ndarray, np.ndarray] | None = None
+
+    def bounds(self, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray]:
+        """Return (bounds int32 flat like the offsets, flip uint8): thresholds of a sign solved for the kernel's sums.
+
+        factor * sum + offset < t is sum < ceil((t - offset) / factor) for a positive factor, and for a negative one
+        not sum < floor((t - offset) / factor) + 1. Lanes without a filter give bit 0.
+        """
+        found = self._bounds
+        if found is None or found[0] is not thresholds:
+            t = np.zeros(self.offsets.shape[2] * self.offsets.shape[3], np.int64).reshape(self.offsets.shape[2:])
+            flip = np.zeros(t.shape, bool)
+            filters = thresholds.channels // t.shape[0]
+            t[:, :filters] = thresholds.t[0].reshape(t.shape[0], -1)
+            flip[:, :filters] = thresholds.flip.reshape(t.shape[0], -1)
+            rest = t - self.offsets
+            if self.factor > 0:
+                bounds = -(-rest // self.factor)
+            else:
+                bounds = rest // self.factor + 1
+                flip = ~flip
+            ends = np.iinfo(np.int32)
+            bounds[..., filters:] = ends.max if self.factor < 0 else ends.min
+            flip[:, filters:] = self.factor < 0
+            found = (
+                thresholds,
+                bounds.clip(ends.min, ends.max).astype(np.int32).reshape(-1),
+                np.packbits(flip, bitorder="little"),
+            )
+            self._bounds = found
+        return found[1], found[2]
+
+    def run(self, rows: np.ndarray, plane_size: int, positions: int, sink_name: str, sink: tuple[Any, ...]) -> None:
+        """Compute all positions into a sink (`conv_sinks`)."""
+        kernel = lookup_kernel(sink_name) if self.looks_up else popcount_kernel(sink_name, self.xor, self.single)
+        work = positions * self.work
+        run_rows(kernel, positions, work, rows, plane_size, *self.head, self.tables, sink, multiple=POSITIONS)
 
 
 class PackedConv2d:
@@ -149,10 +208,11 @@ class PackedConv2d:
         self.in_channels = channels * self.groups
         self.filters = o // self.groups
         codes = encode(levels.transpose(0, 2, 3, 1), self.multipliers, self.signed)
-        self._weights = _filter_words(codes, len(self.multipliers), self.groups)
+        self._words = _filter_words(codes, len(self.multipliers), self.groups)
+        self.lane_weights = self._words.reshape(-1)
         planes = ((codes[None] >> np.arange(len(self.multipliers)).reshape(-1, 1, 1, 1, 1)) & 1).sum(-1)
-        # Set bits of every tap and filter, weighted over planes: what popcount(w) contributes.
-        self._tap_ones = np.tensordot(self.multipliers, planes, 1).reshape(self.groups, self.filters, kh, kw)
+        # Set bits of every tap and filter, weighted over planes.
+        self.tap_ones = np.tensordot(self.multipliers, planes, 1).reshape(self.groups, self.filters, kh, kw)
         self._plans: dict[tuple[Any, ...], _Plan] = {}
         self._spread_weights: np.ndarray | None = None
 
@@ -203,10 +263,25 @@ class PackedConv2d:
     def _finished(
         self, bits: BitTensor, epilogue: Epilogue, residual: np.ndarray | None, keep: bool
     ) -> tuple[np.ndarray | None, BitTensor | None]:
-        return epilogue(self._dots(bits), residual, keep)
+        if not self._whole_bytes:
+            return epilogue(self._dots(bits), residual, keep)
+        plan, n = self._plan(bits), bits.words.shape[1]
+        shape = (n, plan.ho, plan.wo, self.shape[0])
+        rest = epilogue.check(shape, residual)
+        floats, as_bytes, words = epilogue.outputs(shape, keep)
+        nan = np.zeros(1, np.uint8)
+        parts, tables, row_bytes = epilogue.parts_for(keep), epilogue.tables, words_for(self.shape[0]) * 8
+        sink = (rest, parts, tables, floats.reshape(-1), as_bytes, row_bytes, self.shape[0], nan)
+        plan.run(*self._input(bits, plan), n * plan.ho * plan.wo, "to_floats", sink)
+        return epilogue.results(floats, words, shape, keep, nan)
+
+    @property
+    def _whole_bytes(self) -> bool:
+        """Whether each byte of output bits belongs to one group."""
+        return self.groups == 1 or self.filters % LANES == 0
 
     def _levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
-        if thresholds.is_sign and (self.groups == 1 or self.filters % LANES == 0):
+        if thresholds.is_sign and self._whole_bytes:
             return self._signs(bits, thresholds)
         return thresholds(self._dots(bits))
 
@@ -218,99 +293,76 @@ class PackedConv2d:
 
     def _dots(self, bits: BitTensor) -> np.ndarray:
         """Return int32 (N, Ho, Wo, O) of words whose channel count has been checked."""
-        plan = self._plan(bits)
-        n = bits.words.shape[1]
-        positions = n * plan.ho * plan.wo
+        plan, n = self._plan(bits), bits.words.shape[1]
         out = np.empty((n, plan.ho, plan.wo, self.shape[0]), np.int32)
-        rows, flat = self._input(bits, plan), out.reshape(-1)
-        if plan.looks_up:
-            run_rows(look_up_sums, positions, positions * plan.work, *rows, *plan.tables, _TABLE, flat, *_NO_BITS)
-        else:
-            run_rows(convolve, positions, positions * plan.work, *rows, *plan.tables, flat)
+        plan.run(*self._input(bits, plan), n * plan.ho * plan.wo, "to_ints", (out.reshape(-1), self.shape[0]))
         return out
 
     def _signs(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
         """Return the signs behind thresholds; whole bytes of filters must belong to one group."""
-        plan = self._plan(bits)
-        n = bits.words.shape[1]
-        positions = n * plan.ho * plan.wo
+        plan, n = self._plan(bits), bits.words.shape[1]
         filters = self.shape[0]
         # The kernel writes whole bytes; only words that are not made of 8 need their tail zeroed first.
         make = np.empty if filters % 64 == 0 else np.zeros
         words = make((1, n, plan.ho, plan.wo, words_for(filters)), np.uint64)
-        rows, out = self._input(bits, plan), (*thresholds.lanes(), words.view(np.uint8).reshape(-1))
-        if plan.looks_up:
-            run_rows(look_up_sums, positions, positions * plan.work, *rows, *plan.tables, _TABLE, _NO_SUMS, *out)
-        else:
-            run_rows(convolve_to_bits, positions, positions * plan.work, *rows, *plan.tables, *out)
+        sink = (*plan.bounds(thresholds), words.view(np.uint8).reshape(-1), words_for(filters) * 8)
+        plan.run(*self._input(bits, plan), n * plan.ho * plan.wo, "to_bits", sink)
         return BitTensor(words, (n, filters, plan.ho, plan.wo))
 
     def _input(self, bits: BitTensor, plan: "_Plan") -> tuple[np.ndarray, int]:
         """Return the input as flat dense rows, and the words of one plane."""
-        own = self.shape[1]
-        planes = [
-            bit_rows(words, own, self.groups, self.padding, bit)
-            for words, bit in zip(bits.words, plan.pad_bits, strict=True)
-        ]
-        rows = planes[0] if len(planes) == 1 else np.stack(planes)
-        return rows.reshape(-1), planes[0].size
+        words = bits.words
+        if plan.direct:
+            flat = words if words.flags.c_contiguous and words.flags.writeable else words.copy()
+            return flat.reshape(-1), words[0].size
+        rows = bit_rows(np.ascontiguousarray(words), self.shape[1], self.groups, self.padding, plan.pad_bits)
+        return rows, (len(rows) - SLACK) // len(words)
 
     def _plan(self, bits: BitTensor) -> "_Plan":
         """Return what depends on the size of the map and on its planes only; made once for each."""
         key = (*bits.words.shape[2:4], bits.signed, bits.multipliers)
         plan = self._plans.get(key)
         if plan is None:
+            self._check_range(bits)
             if len(self._plans) >= MOST_PLANS:  # maps of ever new sizes must not fill the memory
                 self._plans.clear()
-            plan = self._plans[key] = self._make_plan(bits)
+            plan = self._plans[key] = _Plan(self, bits)
         return plan
 
-    def _make_plan(self, bits: BitTensor) -> "_Plan":
+    def _check_range(self, bits: BitTensor) -> None:
         largest = int(np.abs(level_of_code(bits.multipliers, bits.signed)).max())
         terms = int(np.prod(self.shape[1:]))
         if terms * largest * self._max_level >= np.iinfo(np.int32).max:
             raise ValueError(f"{terms} products of up to {largest} x {self._max_level} can overflow int32")
-        h, w = bits.words.shape[2:4]
-        ho, wo = self.output_size(h, w)
-        pads = self.pad_value != 0 and self.padding != (0, 0)
-        code = code_of(self.pad_value, bits) if pads else 0
-        c0, c1, c2, c3 = _coefficients(bits.signed, self.signed)
-        # Positions of one kind have the same taps inside; taps that hold pad_value are inside.
+
+    def border_kinds(
+        self, extent: tuple[int, int], out: tuple[int, int], pads: bool
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return by axis the kind of border of each output position, and int64 (kinds, taps): the taps inside.
+
+        Positions of one kind have the same taps inside the map; taps that hold a pad value (`pads`) count as inside.
+        """
         kinds, masks = [], []
-        for axis, (extent, out) in enumerate(((h, ho), (w, wo))):
+        for axis in range(2):
             k, s, p, d = (v[axis] for v in (self.shape[2:], self.stride, self.padding, self.dilation))
-            tap = np.arange(out)[:, None] * s - p + np.arange(k) * d
+            tap = np.arange(out[axis])[:, None] * s - p + np.arange(k) * d
             frame = p if pads else 0
-            mask, kind = np.unique((tap >= -frame) & (tap < extent + frame), axis=0, return_inverse=True)
+            inside = (tap >= -frame) & (tap < extent[axis] + frame)
+            mask, kind = np.unique(inside, axis=0, return_inverse=True)
             masks.append(mask.astype(np.int64))
             kinds.append(kind.reshape(-1))
-        kinds[0] = kinds[0] * len(masks[1])
-        per_tap = c0 * self.shape[1] * sum(self.multipliers) + c2 * self._tap_ones
-        sums = np.einsum("yk,xl,gfkl->yxgf", *masks, per_tap) * sum(bits.multipliers)
-        offsets = np.zeros((*sums.shape[:3], self._weights.shape[2] * LANES), np.int32)
-        offsets[..., : self.filters] = sums
-        ones = np.array([c1 * m * sum(self.multipliers) for m in bits.multipliers], np.int32)
-        pairs = np.array([c3 * a * b for a in bits.multipliers for b in self.multipliers], np.int32)
-        own = self.shape[1]
-        row_words = row_length(w, own, self.groups, self.padding)
-        size = (ho, wo, h + 2 * self.padding[0], self.groups, own, self.filters, row_words, len(self.multipliers))
-        geometry = (*self.shape[2:], *self.stride, *self.dilation)
-        looks_up = self._looks_up(ho * wo)
-        weights = self._spread() if looks_up else self._weights.reshape(-1)
-        tables = (weights, *(k.astype(np.int32) for k in kinds), offsets.reshape(-1), ones, pairs, size, geometry)
-        work = self._weights.size // LANES * len(bits.multipliers)
-        return _Plan(ho, wo, tuple(bool(code >> p & 1) for p in range(len(bits.multipliers))), tables, work, looks_up)
+        return kinds, masks
 
-    def _looks_up(self, positions: int) -> bool:
+    def looks_up(self, positions: int) -> bool:
         """Whether the lookup kernel is the faster one: it works on 64 filters and four positions at a time."""
         run = self.shape[2] * -(-self.shape[3] * self.shape[1] // 8) * 8
         return isa() == "avx2" and self.filters >= 24 and positions >= 4 and run <= MOST_BITS
 
-    def _spread(self) -> np.ndarray:
+    def spread_weights(self) -> np.ndarray:
         """Return the weights of the lookup kernel, made once."""
         if self._spread_weights is None:
-            planes, groups = self._weights.shape[:2]
-            words = self._weights.swapaxes(3, 4).reshape(planes, groups, -1, self._weights.shape[3])
+            planes, groups = self._words.shape[:2]
+            words = self._words.swapaxes(3, 4).reshape(planes, groups, -1, self._words.shape[3])
             run_bits = self.shape[3] * self.shape[1]
             self._spread_weights = spread_weights(words[:, :, : self.filters], run_bits, self.shape[2]).reshape(-1)
         return self._spread_weights

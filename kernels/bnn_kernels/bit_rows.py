@@ -61,24 +61,28 @@ def _fill_rows(a, rows, size, pad_bit, first, last):
                 gather(a, at + x * words, g * channels, channels, rows, to, edge + x * channels)
 
 
-def row_length(width: int, channels: int, groups: int, padding: tuple[int, int]) -> int:
-    """Return the words of one row: one more than it fills, except where the input's own words already are such rows."""
-    if groups == 1 and channels % 64 == 0 and padding == (0, 0):
-        return width * channels // 64
-    return -(-(width + 2 * padding[1]) * channels // 64) + 1
+# Words behind the rows that may be read, though what is read there does not count.
+SLACK = 16
 
 
-def bit_rows(words: np.ndarray, channels: int, groups: int, padding: tuple[int, int], pad_bit: bool) -> np.ndarray:
-    """Return uint64 (N, H + 2 py, G, row words) of one plane's words (N, H, W, V).
+def row_length(width: int, channels: int, padding: int) -> int:
+    """Return the words of one row of `width` pixels with a border."""
+    return -(-(width + 2 * padding) * channels // 64)
 
-    channels: of a group; pad_bit: the bit outside the map; row words: see `row_length`.
+
+def bit_rows(
+    planes: np.ndarray, channels: int, groups: int, padding: tuple[int, int], pad_bits: tuple[bool, ...]
+) -> np.ndarray:
+    """Return uint64 flat (P, N, H + 2 py, G, row words), and SLACK words behind, of words uint64 (P, N, H, W, V).
+
+    channels: of a group; pad_bits: each plane's bit outside the map; row words: see `row_length`.
     """
-    n, h, w, v = words.shape
-    py, px = padding
-    if groups == 1 and channels % 64 == 0 and padding == (0, 0):
-        return words.reshape(n, h, 1, w * v)
-    row_words = row_length(w, channels, groups, padding)
-    rows = np.zeros((n, h + 2 * py, groups, row_words), np.uint64)
-    size = (h, w, v, py, px, groups, channels, row_words)
-    run_rows(_fill_rows, n * (h + 2 * py), 4 * words.size, words.reshape(-1), rows.reshape(-1), size, pad_bit)
+    p, n, h, w, _ = planes.shape
+    row_words = row_length(w, channels, padding[1])
+    size = n * (h + 2 * padding[0]) * groups * row_words
+    rows = np.zeros(p * size + SLACK, np.uint64)
+    shape = (h, w, planes.shape[4], *padding, groups, channels, row_words)
+    for index, (words, bit) in enumerate(zip(planes, pad_bits, strict=True)):
+        out = rows[index * size : (index + 1) * size]
+        run_rows(_fill_rows, n * (h + 2 * padding[0]), words.size, words.reshape(-1), out, shape, bit)
     return rows

@@ -180,6 +180,10 @@ class Epilogue:
         padded[: self.channels] = value
         return padded
 
+    def parts_for(self, keep: bool) -> int:
+        """Return the parts of a call that keeps its floats or not."""
+        return self.parts | (KEEP if keep else 0)
+
     def check(self, shape: tuple[int, ...], residual: np.ndarray | None) -> np.ndarray:
         """Return the residual, flat, of an output of shape (N, H, W, C); ValueError if it does not fit."""
         if len(shape) != 4 or shape[3] != self.channels:
@@ -225,9 +229,15 @@ class Epilogue:
         floats, as_bytes, words = self.outputs(y.shape, keep)
         nan = np.zeros(1, np.uint8)
         rows = int(np.prod(y.shape[:3]))
-        parts = self.parts | (KEEP if keep else 0)
         row_bytes = words_for(self.channels) * 8
-        flat = (np.ascontiguousarray(y).reshape(-1), rest, parts, self.tables, floats.reshape(-1), as_bytes)
+        flat = (
+            np.ascontiguousarray(y).reshape(-1),
+            rest,
+            self.parts_for(keep),
+            self.tables,
+            floats.reshape(-1),
+            as_bytes,
+        )
         run_rows(_epilogue_rows, rows, y.size // 2, *flat, row_bytes, self.channels, nan)
         return self.results(floats, words, y.shape, keep, nan)
 

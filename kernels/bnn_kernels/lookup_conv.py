@@ -7,19 +7,24 @@ against four bits of a weight have only 16 x 16 outcomes, popcounts 0 .. 4. So
    the counts of 128 products;
 2. a byte has room for two counts: a table row for each *pair* of inputs, of two output positions, holds the first
    one's count in its low half and the second one's in its high half, 256 rows in all: 256 products a lookup;
-3. three lookups may be added before a half can pass 15 (3 * 4 = 12), then the halves are split and added to a byte sum
-   each; twenty such steps before a byte can pass 255 (20 * 12 = 240), then the bytes are added to 16-bit sums.
+3. three lookups may be added before a half can pass 15 (3 * 4 = 12): p = low + 16 high;
+4. p is added to one byte sum as it is, and its high half (shifted and masked) to another. The first is low + 16 high
+   modulo 256 and the second gives high, so low is known as well while it is at most 255: twenty such steps
+   (20 * 12 = 240). Then both are added to 16-bit sums. Nine instructions for three lookups, 85 products each.
 
 A tile is two pairs of positions by two vectors of filters: eight byte sums in registers. Weights lie spread, four bits
 a byte, as the shuffle takes them; the input's pairs are addresses of table rows.
 """
 
+import functools
+from typing import Any
+
 import numpy as np
 
-from bnn_kernels import _simd
+from bnn_kernels import _simd, conv_sinks
 from bnn_kernels import _simd_bytes as simd
 from bnn_kernels._jit import inline, jit
-from bnn_kernels.conv_windows import CHUNK, fill_chunk, finish, store
+from bnn_kernels.conv_windows import CHUNK, fill_chunk, window_words
 
 LANES = simd.LANES
 TILE = 2 * LANES
@@ -27,10 +32,10 @@ TILE = 2 * LANES
 MOST_BITS = 65_535
 
 
-def pair_table() -> np.ndarray:
-    """Return uint8 (256 * 16,): byte w of row a | b << 4 is popcount(a & w) | popcount(b & w) << 4."""
-    four = np.arange(16)
-    ones = np.array([[bin(a & w).count("1") for w in four] for a in four], np.uint8)
+@functools.cache
+def pair_table(xor: bool) -> np.ndarray:
+    """Return uint8 (256 * 16,): byte w of row a | b << 4 is popcount(a ^ w) | popcount(b ^ w) << 4, or with & for ^."""
+    ones = np.array([[(a ^ w if xor else a & w).bit_count() for w in range(16)] for a in range(16)], np.uint8)
     rows = np.arange(256)
     return (ones[rows & 15] | ones[rows >> 4] << 4).reshape(-1)
 
@@ -80,7 +85,8 @@ def _count_tile(places, at0, at1, w, j0, j1, steps, table, counts):
     done = 0
     while done < steps:
         stop = min(done + 20, steps)
-        l00 = l01 = l10 = l11 = h00 = h01 = h10 = h11 = simd.zero()
+        # s: low + 16 high of a pair of windows and 32 filters, modulo 256; h: high.
+        s00 = s01 = s10 = s11 = h00 = h01 = h10 = h11 = simd.zero()
         for _ in range(done, stop):
             x0 = simd.load(w, j0)
             x1 = simd.load(w, j1)
@@ -99,24 +105,24 @@ def _count_tile(places, at0, at1, w, j0, j1, steps, table, counts):
                 p01 = simd.add(p01, simd.look_up(t0, x1))
                 p10 = simd.add(p10, simd.look_up(t1, x0))
                 p11 = simd.add(p11, simd.look_up(t1, x1))
-            l00 = simd.add(l00, simd.low_halves(p00))
+            s00 = simd.add(s00, p00)
             h00 = simd.add(h00, simd.high_halves(p00))
-            l01 = simd.add(l01, simd.low_halves(p01))
+            s01 = simd.add(s01, p01)
             h01 = simd.add(h01, simd.high_halves(p01))
-            l10 = simd.add(l10, simd.low_halves(p10))
+            s10 = simd.add(s10, p10)
             h10 = simd.add(h10, simd.high_halves(p10))
-            l11 = simd.add(l11, simd.low_halves(p11))
+            s11 = simd.add(s11, p11)
             h11 = simd.add(h11, simd.high_halves(p11))
             j0 += three
             j1 += three
             at0 += np.uint64(3)
             at1 += np.uint64(3)
-        simd.add_to_uint16(counts, np.uint64(0), l00)
-        simd.add_to_uint16(counts, np.uint64(32), l01)
+        simd.add_to_uint16(counts, np.uint64(0), simd.low_of(s00, h00))
+        simd.add_to_uint16(counts, np.uint64(32), simd.low_of(s01, h01))
         simd.add_to_uint16(counts, np.uint64(64), h00)
         simd.add_to_uint16(counts, np.uint64(96), h01)
-        simd.add_to_uint16(counts, np.uint64(128), l10)
-        simd.add_to_uint16(counts, np.uint64(160), l11)
+        simd.add_to_uint16(counts, np.uint64(128), simd.low_of(s10, h10))
+        simd.add_to_uint16(counts, np.uint64(160), simd.low_of(s11, h11))
         simd.add_to_uint16(counts, np.uint64(192), h10)
         simd.add_to_uint16(counts, np.uint64(224), h11)
         done = stop
@@ -151,85 +157,58 @@ def _sum_tile(places, plane_places, pair, stride, w, j, weight_plane, pairs, pla
                 _weigh(counts, sums, pairs[p * weight_planes + q], p == 0 and q == 0)
 
 
-@jit
-def look_up_sums(
-    rows,
-    plane_size,
-    w,
-    y_kind,
-    x_kind,
-    offsets,
-    ones,
-    pairs,
-    size,
-    geometry,
-    table,
-    out,
-    bounds,
-    flip,
-    bits,
-    first,
-    last,
-):
-    """The sums of `popcount_conv.convolve`, or (if `out` is empty) the bits of its `convolve_to_bits`.
+@functools.cache
+def lookup_kernel(sink_name: str) -> Any:
+    """Return the kernel with this way out.
 
-    w uint8 flat `spread_weights`; table `pair_table`; out int32 flat (N, Ho, Wo, O); bits uint8 flat (N, Ho, Wo, 8 V).
+    Its arguments are those of `popcount_conv.popcount_kernel`, except w uint8 flat, `spread_weights`, and in the place
+    of `direct` a table uint8 flat, `pair_table`.
     """
-    groups, channels, filters = size[3:6]
-    kh, kw = geometry[:2]
-    planes = len(ones)
-    to_bits = len(out) == 0
-    factor = _simd.splat(pairs[0])
-    lanes = (filters + 7) // 8 * 8
-    tiles = (filters + TILE - 1) // TILE
-    run_words = (kw * channels + 63) >> 6
-    run_bytes = (kw * channels + 7) >> 3
-    words = kh * run_words
-    stride = (kh * run_bytes * 2 + 2) // 3 * 3
-    tile_size = TILE * stride
-    weight_plane = groups * tiles * tile_size
-    out_channels = groups * filters
-    row_bytes = (out_channels + 63) // 64 * 8
-    kinds = (y_kind, x_kind)
-    scratch = np.empty(8, np.int32)
-    constants = np.empty(CHUNK, np.int32)
-    offset_at = np.empty(CHUNK, np.int64)
-    counts = np.empty(4 * TILE, np.uint16)
-    sums = np.empty(4 * TILE, np.int32)
-    windows = np.zeros(planes * CHUNK * words, np.uint64)
-    plane_places = CHUNK // 2 * stride
-    places = np.zeros(planes * plane_places, np.uint16)
-    for start in range(first, last, CHUNK):
-        count = min(CHUNK, last - start)
-        for g in range(groups):
-            fill_chunk(rows, plane_size, kinds, ones, size, geometry, g, start, count, windows, constants, offset_at)
-            for p in range(planes):
-                own = windows[p * CHUNK * words : (p + 1) * CHUNK * words]
-                to = places[p * plane_places : (p + 1) * plane_places]
-                _place_pairs(own, words, run_words, run_bytes, kh, count, to, stride)
-            for tile in range(tiles):
-                j = (g * tiles + tile) * tile_size
-                f = tile * TILE
-                vectors = min(TILE, lanes - f) // 8
-                block = np.uint64((g * lanes + f) >> 3)
-                for i in range(0, count, 4):
-                    _sum_tile(
-                        places, plane_places, i // 2, stride, w, j, weight_plane, pairs, planes, table, counts, sums
-                    )
-                    for k in range(min(4, count - i)):
-                        constant, offset = constants[i + k], np.uint64(offset_at[i + k] + f)
-                        byte = np.uint64((start + i + k) * row_bytes) + block
-                        number = (start + i + k) * out_channels + g * filters + f
-                        for v in range(vectors):
-                            at = np.uint64(k * TILE + 8 * v)
-                            lane = np.uint64(8 * v)
-                            if len(pairs) == 1:
-                                value = _simd.multiply(_simd.load_uint16(counts, at), factor)
-                            else:
-                                value = _simd.load_int32(sums, at)
-                            value = finish(value, offsets, offset + lane, constant)
-                            if to_bits:
-                                mask = _simd.below(value, bounds, block * np.uint64(8) + lane)
-                                bits[byte + np.uint64(v)] = np.uint8(mask) ^ flip[block + np.uint64(v)]
-                            else:
-                                store(out, number + 8 * v, value, scratch, filters - f - 8 * v)
+    write = getattr(conv_sinks, sink_name)
+
+    def look_up(rows, plane_size, table, w, y_kind, x_kind, pairs, size, geometry, tables, sink, first, last):
+        groups, channels, filters, _, planes = size[3:8]
+        kh, kw = geometry[:2]
+        lanes = (filters + 7) // 8 * 8
+        tiles = (filters + TILE - 1) // TILE
+        run_words = (kw * channels + 63) >> 6
+        run_bytes = (kw * channels + 7) >> 3
+        words = kh * run_words
+        stride = (kh * run_bytes * 2 + 2) // 3 * 3
+        tile_size = TILE * stride
+        weight_plane = groups * tiles * tile_size
+        kinds = (y_kind, x_kind)
+        scratch = (np.empty(8, np.int32), np.zeros(8, np.float32))
+        kind_at = np.zeros(CHUNK, np.int64)
+        counts = np.empty(4 * TILE, np.uint16)
+        sums = np.empty(4 * TILE, np.int32)
+        windows = np.zeros(window_words(planes, words), np.uint64)
+        plane_places = CHUNK // 2 * stride
+        places = np.zeros(planes * plane_places, np.uint16)
+        for start in range(first, last, CHUNK):
+            count = min(CHUNK, last - start)
+            for g in range(groups):
+                fill_chunk(rows, plane_size, planes, kinds, size, geometry, g, start, count, windows, kind_at)
+                for p in range(planes):
+                    own = windows[p * CHUNK * words : (p + 1) * CHUNK * words]
+                    to = places[p * plane_places : (p + 1) * plane_places]
+                    _place_pairs(own, words, run_words, run_bytes, kh, count, to, stride)
+                for tile in range(tiles):
+                    j = (g * tiles + tile) * tile_size
+                    f = tile * TILE
+                    vectors = min(TILE, lanes - f) // 8
+                    for i in range(0, count, 4):
+                        _sum_tile(
+                            places, plane_places, i // 2, stride, w, j, weight_plane, pairs, planes, table, counts, sums
+                        )
+                        for k in range(min(4, count - i)):
+                            for v in range(vectors):
+                                at = np.uint64(k * TILE + 8 * v)
+                                one = len(pairs) == 1
+                                value = _simd.load_uint16(counts, at) if one else _simd.load_int32(sums, at)
+                                here = f + 8 * v
+                                table_at, channel = kind_at[i + k] + here, g * filters + here
+                                write(value, table_at, start + i + k, channel, filters - here, tables, sink, scratch)
+
+    look_up.__name__ = look_up.__qualname__ = f"lookup_{sink_name}"
+    return jit(look_up)

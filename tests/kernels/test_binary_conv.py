@@ -27,9 +27,9 @@ def _kernel(request, monkeypatch):
         if "avx2" not in bk.cpu_features()["possible"]:
             pytest.skip("the lookup kernel needs AVX2")
         # Also on shapes that the popcount kernel would get.
-        monkeypatch.setattr(bk.PackedConv2d, "_looks_up", lambda conv, positions: np.prod(conv.shape[1:]) < 60_000)
+        monkeypatch.setattr(bk.PackedConv2d, "looks_up", lambda conv, positions: np.prod(conv.shape[1:]) < 60_000)
     else:
-        monkeypatch.setattr(bk.PackedConv2d, "_looks_up", lambda conv, positions: False)
+        monkeypatch.setattr(bk.PackedConv2d, "looks_up", lambda conv, positions: False)
 
 
 def draw(rng, kind, *shape):
