@@ -142,6 +142,16 @@ def code_bits(codes: Tensor, bits: int) -> Tensor:
     return torch.stack([(integers >> p) & 1 for p in range(bits)]).bool()
 
 
+def signed_code_bits(levels: Tensor, bits: int) -> Tensor:
+    """Return bool (bits, *shape) of integer levels -2^(bits-1) .. 2^(bits-1) - 1, for `twos_complement` multipliers."""
+    return code_bits(levels.to(torch.int32) & (2**bits - 1), bits)
+
+
+def twos_complement(bits: int) -> tuple[int, ...]:
+    """Return (1, 2, 4, ..., -2^(bits-1)), `bits` of them."""
+    return (*powers_of_two(bits - 1), -(1 << (bits - 1)))
+
+
 def powers_of_two(bits: int) -> tuple[int, ...]:
     """Return (1, 2, 4, ...), `bits` of them."""
     return tuple(1 << p for p in range(bits))

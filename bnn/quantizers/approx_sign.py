@@ -1,11 +1,8 @@
 """Sign with a triangular gradient: Bi-Real Net's binarization of activations."""
 
-import torch
 from torch import Tensor
 
-from bnn.planes import Planes, sign_planes
-from bnn.quantizers.base import Quantizer
-from bnn.quantizers.straight_through import sign, straight_through
+from bnn.quantizers.surrogate_sign import SurrogateSign
 
 
 def triangle(x: Tensor) -> Tensor:
@@ -13,12 +10,13 @@ def triangle(x: Tensor) -> Tensor:
     return (2 - 2 * x.abs()).clamp(min=0)
 
 
-class ApproxSign(Quantizer):
+class ApproxSign(SurrogateSign):
     """Forward: q(x) = +1 if x >= 0, else -1. Gradient: 2 - 2|x| if |x| <= 1, else 0.
 
     Liu et al., "Bi-Real Net", ECCV 2018, section 3.3, equations 7 and 8: the derivative of 2x + x^2 on [-1, 0) and
     2x - x^2 on [0, 1), which approximates sign.
 
+    >>> import torch
     >>> x = torch.tensor([-1.5, -1.0, -0.5, -0.0, 0.0, 0.25, 1.0], requires_grad=True)
     >>> y = ApproxSign()(x)
     >>> y.tolist()
@@ -28,10 +26,5 @@ class ApproxSign(Quantizer):
     [0.0, 0.0, 1.0, 2.0, 2.0, 1.5, 0.0]
     """
 
-    elementwise = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        return straight_through(x, sign(x), triangle(x.detach()))
-
-    def planes(self, x: Tensor) -> Planes:
-        return sign_planes(x, torch.ones((), dtype=x.dtype, device=x.device))
+    def slope(self, x: Tensor) -> Tensor:
+        return triangle(x)

@@ -10,8 +10,12 @@ class Quantizer(nn.Module):
     """A map from real tensors to few values, with a gradient of its own.
 
     forward(x) returns the quantized tensor, same shape and dtype. `planes(x)` returns the same numbers as bit planes,
-    bit for bit: `quantizer(x)` equals `quantizer.planes(x).value()`. A new quantizer that keeps this promise converts
-    and packs without an edit anywhere else.
+    bit for bit: in evaluation `quantizer(x)` equals `quantizer.planes(x).value()`, and in training too unless values
+    are drawn at random or still on their way to few. A new quantizer that keeps this promise converts and packs
+    without an edit anywhere else.
+
+    What changes during training by a schedule (EDE's t, ReCU's tau) is a plain attribute. What a layer knows (channels,
+    channel_axis, fan_in) is an argument of that name, which the layer passes.
 
     Class attributes:
         packable: whether `planes` exists (False only for full precision).
@@ -25,6 +29,9 @@ class Quantizer(nn.Module):
     def planes(self, x: Tensor) -> Planes:
         """Return the bit planes of `x`'s quantized values; TypeError for a quantizer that has none."""
         raise TypeError(f"{type(self).__name__} has no bit planes")
+
+    def begin_epoch(self, x: Tensor) -> None:
+        """Do what the method does once an epoch with the tensor that is quantized, a weight; by default nothing."""
 
     @property
     def bits(self) -> int:

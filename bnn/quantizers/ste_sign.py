@@ -1,9 +1,11 @@
 """Sign with the clipped straight-through estimator: BinaryNet's binarization of weights and activations."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from bnn.planes import Planes, Term, sign_bits
+from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
 from bnn.quantizers.straight_through import sign, straight_through
 
@@ -11,10 +13,11 @@ from bnn.quantizers.straight_through import sign, straight_through
 class SteSign(Quantizer):
     """Forward: q(x) = +1 if x >= 0, else -1. Gradient: 1 if |x| <= clip, else 0 (clip None: always 1).
 
-    Courbariaux et al., "Binarized Neural Networks", 2016, equations 1 and 4. The boundary |x| = clip passes the
-    gradient, as the paper prints it.
+    Courbariaux et al., "Binarized Neural Networks", 2016, equations 1 and 4.
 
     clip: the bound of the estimator, > 0, or None.
+    boundary: whether |x| = clip itself passes the gradient: "closed" (default; as the paper prints it) or "open" (the
+        XNOR-Net authors' Torch code, where the gradient is 0 for |x| >= 1).
 
     >>> quantizer = SteSign()
     >>> x = torch.tensor([-1.5, -1.0, -0.0, 0.0, 0.4, 1.0, 1.5], requires_grad=True)
@@ -28,18 +31,23 @@ class SteSign(Quantizer):
 
     elementwise = True
 
-    def __init__(self, clip: float | None = 1.0):
+    def __init__(self, clip: float | None = 1.0, boundary: Literal["closed", "open"] = "closed"):
         super().__init__()
         if clip is not None and not clip > 0:
             raise ValueError(f"clip must be positive or None, got {clip!r}")
+        if boundary not in ("closed", "open"):
+            raise ValueError(f"boundary must be 'closed' or 'open', got {boundary!r}")
         self.clip = clip
+        self.boundary = boundary
 
     def forward(self, x: Tensor) -> Tensor:
-        return straight_through(x, sign(x), None if self.clip is None else x.abs() <= self.clip)
+        if self.clip is None:
+            return straight_through(x, sign(x))
+        size = x.detach().abs()
+        return straight_through(x, sign(x), size <= self.clip if self.boundary == "closed" else size < self.clip)
 
     def planes(self, x: Tensor) -> Planes:
-        scale = torch.ones((), dtype=x.dtype, device=x.device)
-        return Planes((Term(sign_bits(x), True, (1,), scale),))
+        return sign_planes(x, torch.ones((), dtype=x.dtype, device=x.device))
 
     def extra_repr(self) -> str:
-        return f"clip={self.clip}"
+        return f"clip={self.clip}" + ("" if self.boundary == "closed" else f", boundary={self.boundary!r}")

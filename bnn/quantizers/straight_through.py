@@ -19,7 +19,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(x: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return `value` whose gradient with respect to `x` is `mask` (1 everywhere if None).
+    """Return `value` whose gradient with respect to `x` is `mask`, bool or float (1 everywhere if None).
 
     The common spelling x + (value - x).detach() is not used: it rounds, and a quantized value must be exact.
 

@@ -5,21 +5,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bnn.planes import Planes, Term, sign_bits
+from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.filters import filters, like_filters, mean_magnitude
 from bnn.quantizers.straight_through import sign
 
 Gradient = Literal["exact", "printed", "released"]
 
 
-def _filters(w: Tensor) -> Tensor:
-    return w.reshape(w.shape[0], -1)
-
-
 class _ScaledSign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, form: Gradient) -> Tensor:
-        alpha = _filters(w).abs().mean(1).reshape(-1, *[1] * (w.ndim - 1))
+        alpha = like_filters(mean_magnitude(w), w)
         ctx.save_for_backward(w, alpha)
         ctx.form = form
         return sign(w) * alpha
@@ -28,10 +25,10 @@ class _ScaledSign(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (g,) = gradients
         w, alpha = ctx.saved_tensors
-        n = _filters(w).shape[1]
+        n = filters(w).shape[1]
         if ctx.form == "exact":
             signs = sign(w)
-            coupled = _filters(g * signs).sum(1).reshape(alpha.shape)
+            coupled = filters(g * signs).sum(1).reshape(alpha.shape)
             return signs * coupled / n + g * alpha * (w.abs() <= 1), None
         if ctx.form == "printed":
             return g * (alpha * (w.abs() <= 1) + 1 / n), None
@@ -52,6 +49,9 @@ class XnorWeight(Quantizer):
 
     "exact" is the default because it is the derivative of the forward that is used.
 
+    center: subtract from W its mean over the input channels (axis 1) for each filter and position before all else, as
+        the released code does to the latents; the gradient passes the subtraction by the chain rule.
+
     >>> w = torch.tensor([[0.5, -1.5]], requires_grad=True)
     >>> q = XnorWeight()(w)
     >>> q.tolist()
@@ -61,17 +61,33 @@ class XnorWeight(Quantizer):
     [[1.5, -0.5]]
     """
 
-    def __init__(self, gradient: Gradient = "exact"):
+    def __init__(self, gradient: Gradient = "exact", center: bool = False):
         super().__init__()
         if gradient not in ("exact", "printed", "released"):
             raise ValueError(f"gradient must be 'exact', 'printed' or 'released', got {gradient!r}")
         self.gradient: Gradient = gradient
+        self.center = center
+
+    def _centered(self, w: Tensor) -> Tensor:
+        if not self.center:
+            return w
+        if w.shape[1] == 1:
+            raise ValueError(
+                f"center=True makes every weight of a filter with one input channel 0, got a weight {tuple(w.shape)}"
+            )
+        return w - w.mean(1, keepdim=True)
 
     def forward(self, w: Tensor) -> Tensor:
-        return _ScaledSign.apply(w, self.gradient)
+        return _ScaledSign.apply(self._centered(w), self.gradient)
 
     def planes(self, w: Tensor) -> Planes:
-        return Planes((Term(sign_bits(w), True, (1,), _filters(w).abs().mean(1)),))
+        w = self._centered(w.detach())
+        return sign_planes(w, mean_magnitude(w))
+
+    @property
+    def bits(self) -> int:
+        """1."""
+        return 1
 
     def extra_repr(self) -> str:
-        return f"gradient={self.gradient!r}"
+        return f"gradient={self.gradient!r}" + (", center=True" if self.center else "")

@@ -1,0 +1,113 @@
+"""Two values that need not be opposite: AdaBin's weights and activations."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bnn.planes import Planes, sign_planes
+from bnn.quantizers.approx_sign import triangle
+from bnn.quantizers.base import Quantizer
+from bnn.quantizers.ede_sign import check_sharpness, ede_slope
+from bnn.quantizers.filters import centered, filters, like_filters
+from bnn.quantizers.straight_through import sign, straight_through
+
+
+class AdaBinWeight(Quantizer):
+    """Forward: q(W) = alpha sign(V) + beta, V = (W - beta) / alpha; beta and alpha are mean and standard deviation.
+
+    Mean and (biased) standard deviation are those of each filter (axis 0). Gradient: EDE's with respect to V
+    (k t (1 - tanh(t V)^2), k = max(1 / t, 1)), and the chain rule through alpha and beta wherever they stand.
+    Tu et al., "AdaBin", ECCV 2022, section 3.2, equations 7 to 10; t rises during training as for EdeSign.
+
+    The offset beta costs a sum over each input window at inference. It packs as a second, constant plane.
+
+    >>> w = torch.tensor([[3.0, 1.0]], requires_grad=True)
+    >>> q = AdaBinWeight(t=1.0)(w)
+    >>> q.tolist()
+    [[3.0, 1.0]]
+    >>> q[0, 0].backward()
+    >>> w.grad.tolist()
+    [[1.0, 0.0]]
+    """
+
+    def __init__(self, t: float = 0.1):
+        super().__init__()
+        self.t = check_sharpness(t)
+
+    @property
+    def k(self) -> float:
+        """max(1 / t, 1)."""
+        return max(1 / self.t, 1.0)
+
+    @staticmethod
+    def _parts(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return V, alpha and beta."""
+        beta = filters(w).mean(1)
+        rest = centered(w)
+        alpha = filters(rest).square().mean(1).clamp(min=torch.finfo(w.dtype).tiny).sqrt()
+        return rest / like_filters(alpha, w), alpha, beta
+
+    def forward(self, w: Tensor) -> Tensor:
+        v, alpha, beta = self._parts(w)
+        fixed = v.detach()
+        signs = straight_through(v, sign(fixed), ede_slope(fixed, self.t, self.k))
+        return signs * like_filters(alpha, w) + like_filters(beta, w)
+
+    def planes(self, w: Tensor) -> Planes:
+        v, alpha, beta = self._parts(w.detach())
+        return sign_planes(v, alpha, beta)
+
+    def extra_repr(self) -> str:
+        return f"t={self.t:g}"
+
+
+class AdaBinActivation(Quantizer):
+    """Forward: q(x) = alpha sign((x - beta) / alpha) + beta, with alpha (at first 1) and beta (at first 0) learned.
+
+    Gradient: ApproxSign's with respect to (x - beta) / alpha, and the chain rule to x, alpha and beta.
+    Tu et al., "AdaBin", ECCV 2022, section 3.3, equations 11 to 14. `form`:
+
+    - "paper" (default): as above.
+    - "released" (the authors' code): alpha (sign((x - beta) / alpha) + beta).
+
+    bnn.convert refuses it as an input quantizer: its offset is no integer.
+
+    >>> quantizer = AdaBinActivation()
+    >>> with torch.no_grad():
+    ...     _ = quantizer.alpha.fill_(2.0), quantizer.beta.fill_(0.5)
+    >>> x = torch.tensor([0.0, 0.5, 1.5], requires_grad=True)
+    >>> y = quantizer(x)
+    >>> y.tolist()
+    [-1.5, 2.5, 2.5]
+    >>> y.sum().backward()
+    >>> x.grad.tolist(), quantizer.alpha.grad.item(), quantizer.beta.grad.item()
+    ([1.5, 2.0, 1.0], 0.875, -1.5)
+    """
+
+    elementwise = True
+
+    def __init__(self, form: Literal["paper", "released"] = "paper"):
+        super().__init__()
+        if form not in ("paper", "released"):
+            raise ValueError(f"form must be 'paper' or 'released', got {form!r}")
+        self.form = form
+        self.alpha = nn.Parameter(torch.tensor(1.0))
+        self.beta = nn.Parameter(torch.tensor(0.0))
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the number whose sign counts, the distance and the center."""
+        alpha, beta = self.alpha.to(x.dtype), self.beta.to(x.dtype)
+        return (x - beta) / alpha, alpha, beta if self.form == "paper" else alpha * beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, alpha, offset = self._parts(x)
+        fixed = v.detach()
+        return straight_through(v, sign(fixed), triangle(fixed)) * alpha + offset
+
+    def planes(self, x: Tensor) -> Planes:
+        v, alpha, offset = self._parts(x.detach())
+        return sign_planes(v, alpha.detach(), offset.detach())
+
+    def extra_repr(self) -> str:
+        return f"form={self.form!r}"

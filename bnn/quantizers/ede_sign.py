@@ -1,0 +1,53 @@
+"""Sign with a gradient that sharpens during training: IR-Net's error decay estimator."""
+
+import torch
+from torch import Tensor
+
+from bnn.quantizers.surrogate_sign import SurrogateSign
+
+
+def check_sharpness(t: float) -> float:
+    """Return t if it is positive, else raise ValueError."""
+    if not t > 0:
+        raise ValueError(f"t must be positive, got {t!r}")
+    return float(t)
+
+
+def ede_slope(x: Tensor, t: float, k: float) -> Tensor:
+    """Return k t (1 - tanh(t x)^2): the derivative of k tanh(t x)."""
+    return (k * t) * (1 - torch.tanh(t * x) ** 2)
+
+
+class EdeSign(SurrogateSign):
+    """Forward: q(x) = +1 if x >= 0, else -1. Gradient: k t (1 - tanh(t x)^2), k = max(1 / t, 1).
+
+    Qin et al., "IR-Net", CVPR 2020, section 3.3, equations 12 to 15. The paper lets t rise during training,
+    t = T_min 10^(e / E log10(T_max / T_min)) in epoch e of E, that is exponentially from T_min to T_max: a schedule
+    sets the attribute `t`. At first the gradient is close to that of the identity, at the end to that of a steep tanh.
+
+    t: the sharpness, > 0; the paper's T_min is 1e-3 for ResNet-20 and 1e-1 for VGG-small, its T_max 10.
+
+    >>> quantizer = EdeSign(t=2.0)
+    >>> x = torch.tensor([-0.5, -0.0, 0.0, 1.0], requires_grad=True)
+    >>> y = quantizer(x)
+    >>> y.tolist()
+    [-1.0, 1.0, 1.0, 1.0]
+    >>> y.sum().backward()
+    >>> [round(g, 4) for g in x.grad.tolist()]
+    [0.8399, 2.0, 2.0, 0.1413]
+    """
+
+    def __init__(self, t: float = 0.1):
+        super().__init__()
+        self.t = check_sharpness(t)
+
+    @property
+    def k(self) -> float:
+        """max(1 / t, 1): keeps the gradient at 0 from falling below 1."""
+        return max(1 / self.t, 1.0)
+
+    def slope(self, x: Tensor) -> Tensor:
+        return ede_slope(x, self.t, self.k)
+
+    def extra_repr(self) -> str:
+        return f"t={self.t:g}"

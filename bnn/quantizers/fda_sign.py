@@ -1,0 +1,45 @@
+"""Sign with the gradient of its Fourier series: frequency domain approximation."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from bnn.quantizers.surrogate_sign import SurrogateSign
+
+
+class FdaSign(SurrogateSign):
+    """Forward: q(x) = +1 if x >= 0, else -1. Gradient: (4 w / pi) sum_{i=0..n} cos((2i + 1) w x) if |x| <= 1, else 0.
+
+    Xu et al., "Learning Frequency Domain Approximation for Binary Neural Networks", NeurIPS 2021, equation 6: the
+    derivative of the first n + 1 terms of the square wave's series. w, the bound |x| <= 1 and a number of terms that
+    rises from 9 to 18 during training (a schedule sets the attribute `n`) are those of BiBench's code. The paper's
+    noise adaptation module is not part of this quantizer.
+
+    n: number of the last term, >= 0. frequency: w, in (0, pi).
+
+    >>> x = torch.tensor([-2.0, -1.0, 0.0, 0.5], requires_grad=True)
+    >>> y = FdaSign(n=1, frequency=1.0)(x)
+    >>> y.tolist()
+    [-1.0, -1.0, 1.0, 1.0]
+    >>> y.sum().backward()
+    >>> [round(g, 4) for g in x.grad.tolist()]
+    [0.0, -0.5726, 2.5465, 1.2074]
+    """
+
+    def __init__(self, n: int = 9, frequency: float = 0.1):
+        super().__init__()
+        if n < 0 or not 0 < frequency < math.pi:
+            raise ValueError(f"n must be at least 0 and frequency in (0, pi), got n={n!r}, frequency={frequency!r}")
+        self.n = n
+        self.frequency = frequency
+
+    def slope(self, x: Tensor) -> Tensor:
+        terms = int(self.n) + 1
+        angle = self.frequency * x
+        # The sum of cosines is sin(2 m a) / (2 sin a) for m terms, and m at 0.
+        waves = torch.where(angle == 0, float(terms), torch.sin(2 * terms * angle) / (2 * torch.sin(angle)))
+        return 4 * self.frequency / math.pi * waves * (x.abs() <= 1)
+
+    def extra_repr(self) -> str:
+        return f"n={self.n}, frequency={self.frequency}"

@@ -1,0 +1,164 @@
+"""Quantizers whose levels are sums of a learned basis: LQ-Net."""
+
+import torch
+from torch import Tensor
+
+from bnn.planes import Planes, Term, check_bits
+from bnn.quantizers.data_initialized import DataInitialized, mean_over_processes
+from bnn.quantizers.filters import filters
+from bnn.quantizers.straight_through import straight_through
+
+# The upper quartile of a standard normal number, from which the authors' code takes its first basis.
+_QUARTILE = 0.6745
+# Ridge that keeps the least squares of the authors' code solvable, towards the basis of before.
+_RIDGE = 1e-4
+
+
+class _LqNet(DataInitialized):
+    """levels = B v: v (rows, K) is the basis of each row of data, B holds all 2^K combinations of two code values."""
+
+    low: int  # the code of a bit that is not set; 1 is that of one that is
+
+    def __init__(self, bits: int, rows: int, momentum: float):
+        super().__init__()
+        self._bits = check_bits(bits)
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum must lie in (0, 1], got {momentum!r}")
+        self.momentum = momentum
+        self.basis: Tensor
+        self.register_buffer("basis", (2.0 ** torch.arange(bits)).repeat(rows, 1))
+
+    def _combinations(self, basis: Tensor) -> Tensor:
+        """Return all codes, (2^K, K), in {low, 1}."""
+        numbers = torch.arange(2**self._bits, device=basis.device)
+        set_bits = (numbers[:, None] >> torch.arange(self._bits, device=basis.device)) & 1
+        return torch.where(set_bits == 1, 1, self.low).to(basis.dtype)
+
+    def _codes(self, rows: Tensor, basis: Tensor) -> Tensor:
+        """Return the codes, (rows, n, K), of the levels nearest to rows (rows, n); halfway the upper one."""
+        combinations = self._combinations(basis)
+        levels, order = (basis @ combinations.T).sort(1)
+        thresholds = (levels[:, 1:] + levels[:, :-1]) / 2
+        place = torch.searchsorted(thresholds, rows.contiguous(), right=True)
+        return combinations[order.gather(1, place)]
+
+    def _fit(self, rows: Tensor) -> None:
+        """Move the basis towards the least-squares basis of the present codes."""
+        rows = rows.to(self.basis.dtype)
+        codes = self._codes(rows, self.basis)
+        ridge = _RIDGE * torch.eye(self._bits, dtype=rows.dtype, device=rows.device)
+        right = (codes * rows[..., None]).sum(1) + _RIDGE * self.basis
+        found = torch.linalg.solve(codes.mT @ codes + ridge, right)
+        self.basis.lerp_(mean_over_processes(found), self.momentum)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _prepare(self, x: Tensor) -> None:
+        self.initialize_once(x)
+        if self.training:
+            with torch.no_grad():
+                self._fit(self._rows(x.detach()))
+
+    def planes(self, x: Tensor) -> Planes:
+        x = x.detach()
+        basis = self.basis.to(x.dtype)
+        codes = self._codes(self._rows(x), basis)
+        terms = []
+        for k in range(self._bits):
+            bits = (codes[..., k] < 0 if self.low < 0 else codes[..., k] > 0).reshape(1, *x.shape)
+            scale = basis[:, k] if len(basis) > 1 else basis[0, k]
+            terms.append(Term(bits, self.low < 0, (1,), scale))
+        return Planes(tuple(terms))
+
+    @property
+    def bits(self) -> int:
+        """K."""
+        return self._bits
+
+    def extra_repr(self) -> str:
+        return f"bits={self._bits}, momentum={self.momentum}"
+
+
+class LqWeight(_LqNet):
+    """K-bit weights. Forward: q(W) = the nearest of the 2^K levels sum_k v_k b_k, b_k in {-1, +1}. Gradient: 1.
+
+    Each output channel (axis 0) has a basis v of its own, which is not learned by gradient: in every training forward
+    v moves by `momentum` towards the least-squares fit of the weights to their present codes (the paper's QEM
+    algorithm with one iteration and a moving average, as in the authors' code), then the levels are those of the new v.
+    v begins at 0.6745 std W 2^(k - K + 1), from the first weights. Halfway between two levels the upper one is taken.
+    Zhang et al., "LQ-Nets", ECCV 2018, section 3.2, equations 4 to 9.
+
+    bits: K, 1 .. 8. channels: output channels; a layer tells them by itself. momentum: weight of the newest fit.
+
+    >>> quantizer = LqWeight(bits=2, channels=1).eval()
+    >>> w = torch.tensor([[-5.0, -2.0, 0.0, 1.5]], requires_grad=True)
+    >>> q = quantizer(w)  # the basis of an untrained quantizer is 1, 2, ...: levels -3, -1, 1, 3
+    >>> q.tolist()
+    [[-3.0, -1.0, 1.0, 1.0]]
+    >>> q.sum().backward()
+    >>> w.grad.tolist()
+    [[1.0, 1.0, 1.0, 1.0]]
+    """
+
+    low = -1
+
+    def __init__(self, bits: int, channels: int, momentum: float = 0.1):
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels!r}")
+        super().__init__(bits, channels, momentum)
+
+    def initialize(self, x: Tensor) -> None:
+        flat = filters(x)
+        spread = flat.std(1, correction=0).to(self.basis.dtype)
+        self.basis.mul_(_QUARTILE * spread[:, None] / 2 ** (self._bits - 1))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return filters(x)
+
+    def forward(self, w: Tensor) -> Tensor:
+        self._prepare(w)
+        return straight_through(w, self.planes(w).value())
+
+
+class LqActivation(_LqNet):
+    """K-bit activations. Forward: q(x) = the nearest of the 2^K levels sum_k v_k b_k, b_k in {0, 1}.
+
+    Gradient: 1 if x is at most the highest level, else 0. The basis v of the layer follows the data as in LqWeight and
+    begins at 0.6745 * 2 / (2^K - 1) * 2^k, the quartile of a normalized input times 2 at the top.
+    Zhang et al., "LQ-Nets", ECCV 2018, section 3.2; meant for inputs >= 0, such as those behind a ReLU.
+
+    bnn.convert refuses more than one bit as an input quantizer: K scales are K terms, and a term is one set of planes.
+
+    bits: K, 1 .. 8. momentum: weight of the newest fit.
+
+    >>> quantizer = LqActivation(bits=2).eval()
+    >>> with torch.no_grad():
+    ...     _ = quantizer.basis.copy_(torch.tensor([[1.0, 2.0]]))
+    >>> x = torch.tensor([-1.0, 0.5, 1.75, 4.0], requires_grad=True)
+    >>> y = quantizer(x)
+    >>> y.tolist()
+    [0.0, 1.0, 2.0, 3.0]
+    >>> y.sum().backward()
+    >>> x.grad.tolist()
+    [1.0, 1.0, 1.0, 0.0]
+    """
+
+    low = 0
+    elementwise = True
+
+    def __init__(self, bits: int, momentum: float = 0.1):
+        super().__init__(bits, 1, momentum)
+        self.basis.mul_(_QUARTILE * 2 / (2**bits - 1))
+
+    def initialize(self, x: Tensor) -> None:
+        """The first basis does not depend on data."""
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x.reshape(1, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._prepare(x)
+        fixed = x.detach()
+        top = self.basis.clamp(min=0).sum().to(x.dtype)
+        return straight_through(x, self.planes(fixed).value(), fixed <= top)

@@ -1,0 +1,170 @@
+"""Uniform quantizers whose step is learned: LSQ."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnn.planes import (
+    Planes,
+    Term,
+    check_bits,
+    code_bits,
+    powers_of_two,
+    sign_planes,
+    signed_code_bits,
+    twos_complement,
+)
+from bnn.quantizers.data_initialized import DataInitialized, mean_over_processes
+from bnn.quantizers.filters import filters, like_filters
+from bnn.quantizers.straight_through import sign
+
+
+class _LearnedStep(torch.autograd.Function):
+    """levels * step, with equations 3 and 5. The step has one axis of channels, made to go with x, or none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, levels: Tensor, bounds: tuple[int, int], factor: float) -> Tensor:
+        ctx.save_for_backward(x, step, levels)
+        ctx.bounds, ctx.factor = bounds, factor
+        return levels * step
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        (g,) = gradients
+        x, step, levels = ctx.saved_tensors
+        low, high = ctx.bounds
+        ratio = x / step
+        inside = (ratio > low) & (ratio < high)
+        to_step = (g * (levels - ratio * inside)).sum_to_size(step.shape) * ctx.factor
+        return g * inside, to_step, None, None, None
+
+
+class _Lsq(DataInitialized):
+    """What weights and activations share: round(clip(x / s, low, high)) s."""
+
+    def __init__(self, bits: int, signed: bool, channels: int | None = None):
+        super().__init__()
+        self._bits = check_bits(bits)
+        self.signed = signed
+        self.step = nn.Parameter(torch.ones(() if channels is None else (channels,)))
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The lowest and highest level: (-Q_N, Q_P)."""
+        if self.signed and self._bits == 1:
+            return -1, 1
+        return (-(2 ** (self._bits - 1)), 2 ** (self._bits - 1) - 1) if self.signed else (0, 2**self._bits - 1)
+
+    def _step(self, x: Tensor) -> Tensor:
+        """Return the step as a positive number, whatever an optimizer made of the parameter."""
+        step = self.step.to(x.dtype).abs().clamp(min=torch.finfo(x.dtype).tiny)
+        return step if step.ndim == 0 else like_filters(step, x)
+
+    def _levels(self, x: Tensor, step: Tensor) -> Tensor:
+        if self.signed and self._bits == 1:
+            return sign(x)
+        # + 0.0: small negative numbers round to -0.0, planes know only 0.
+        return (x / step).clamp(*self.bounds).round() + 0.0
+
+    def initialize(self, x: Tensor) -> None:
+        magnitude = x.abs().mean() if self.step.ndim == 0 else filters(x).abs().mean(1)
+        start = 2 * magnitude / self.bounds[1] ** 0.5
+        # Nothing but zeros says nothing about the step.
+        self.step.copy_(mean_over_processes(torch.where(start > 0, start, torch.ones_like(start))))
+
+    def _features(self, x: Tensor) -> int:
+        """Return how many numbers share a step: what the gradient of the step is scaled by."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.initialize_once(x)
+        step = self._step(x)
+        factor = (self._features(x) * self.bounds[1]) ** -0.5
+        return _LearnedStep.apply(x, step, self._levels(x.detach(), step.detach()), self.bounds, factor)
+
+    def planes(self, x: Tensor) -> Planes:
+        x = x.detach()
+        step = self._step(x).detach()
+        levels, scale = self._levels(x, step), step.reshape(self.step.shape)
+        if self.signed and self._bits == 1:
+            return sign_planes(levels, scale)
+        if self.signed:
+            bits, multipliers = signed_code_bits(levels, self._bits), twos_complement(self._bits)
+        else:
+            bits, multipliers = code_bits(levels, self._bits), powers_of_two(self._bits)
+        return Planes((Term(bits, False, multipliers, scale),))
+
+    @property
+    def bits(self) -> int:
+        """k."""
+        return self._bits
+
+
+class LsqWeight(_Lsq):
+    """k-bit weights with a learned step. Forward: q(W) = s round(clip(W / s, -Q_N, Q_P)), Q_N = 2^(k-1) = Q_P + 1.
+
+    Gradient to W: 1 if -Q_N < W / s < Q_P, else 0. Gradient to s: round(W / s) - W / s inside, -Q_N or Q_P outside,
+    summed and multiplied by 1 / sqrt(N Q_P) with N weights to a step. The step begins at 2 mean|W| / sqrt(Q_P), taken
+    from the weights in the first forward of training. Halves are rounded to even.
+    Esser et al., "Learned Step Size Quantization", ICLR 2020, section 2, equations 1 to 5.
+
+    k = 1, which the paper does not have: q(W) = s sign(W), with Q_N = Q_P = 1 in the gradients.
+
+    bits: k, 1 .. 8. per_channel: a step for each output channel (axis 0) rather than for the layer.
+    channels: the number of output channels, only needed for per_channel; a layer tells it by itself.
+
+    >>> quantizer = LsqWeight(bits=2).eval()
+    >>> w = torch.tensor([[-3.0, -0.75, 0.25, 1.5]], requires_grad=True)
+    >>> q = quantizer(w)
+    >>> q.tolist()
+    [[-2.0, -1.0, 0.0, 1.0]]
+    >>> q.sum().backward()
+    >>> w.grad.tolist(), quantizer.step.grad.item()
+    ([[0.0, 1.0, 1.0, 0.0]], -0.75)
+    """
+
+    def __init__(self, bits: int, per_channel: bool = False, channels: int | None = None):
+        if per_channel and channels is None:
+            raise ValueError("per_channel needs channels, the number of output channels")
+        super().__init__(bits, True, channels if per_channel else None)
+        self.per_channel = per_channel
+
+    def _features(self, x: Tensor) -> int:
+        return x[0].numel() if self.per_channel else x.numel()
+
+    def extra_repr(self) -> str:
+        return f"bits={self._bits}, per_channel={self.per_channel}"
+
+
+class LsqActivation(_Lsq):
+    """k-bit activations with a learned step. Forward: q(x) = s round(clip(x / s, -Q_N, Q_P)).
+
+    Unsigned (default): Q_N = 0, Q_P = 2^k - 1. Signed: Q_N = 2^(k-1), Q_P = 2^(k-1) - 1.
+    Gradient to x: 1 if -Q_N < x / s < Q_P, else 0. Gradient to s: round(x / s) - x / s inside, -Q_N or Q_P outside,
+    summed and multiplied by 1 / sqrt(N Q_P) with N features to a sample. The step begins at 2 mean|x| / sqrt(Q_P),
+    taken from the first batch of training. Halves are rounded to even.
+    Esser et al., "Learned Step Size Quantization", ICLR 2020, section 2, equations 1 to 5.
+
+    bits: k, 1 .. 8; signed 1 bit, which the paper does not have, is s sign(x) with Q_N = Q_P = 1 in the gradients.
+
+    >>> quantizer = LsqActivation(bits=2).eval()
+    >>> x = torch.tensor([[-0.5, 0.0, 1.25, 5.0]], requires_grad=True)
+    >>> y = quantizer(x)
+    >>> y.tolist()
+    [[0.0, 0.0, 1.0, 3.0]]
+    >>> y.sum().backward()
+    >>> x.grad.tolist(), round(quantizer.step.grad.item(), 4)
+    ([[0.0, 0.0, 1.0, 0.0]], 0.7939)
+    """
+
+    elementwise = True
+
+    def __init__(self, bits: int, signed: bool = False):
+        super().__init__(bits, signed)
+
+    def _features(self, x: Tensor) -> int:
+        return x[0].numel() if x.ndim > 1 else x.numel()
+
+    def extra_repr(self) -> str:
+        return f"bits={self._bits}, signed={self.signed}"

@@ -1,0 +1,79 @@
+"""Activations clipped at a learned bound: PACT."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnn.planes import Planes, Term, check_bits, code_bits, powers_of_two
+from bnn.quantizers.base import Quantizer
+
+
+class _LearnedClip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward((x > 0) & (x < alpha), x >= alpha)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (g,) = gradients
+        inside, above = ctx.saved_tensors
+        return g * inside, (g * above).sum(), None
+
+
+class Pact(Quantizer):
+    """k-bit activations. Forward: q(x) = round(clip(x, 0, alpha) n / alpha) alpha / n, n = 2^k - 1, with alpha learned.
+
+    Gradient to x: 1 if 0 < x < alpha, else 0. Gradient to alpha: 1 if x >= alpha, else 0, summed.
+    Choi et al., "PACT: Parameterized Clipping Activation for Quantized Neural Networks", 2018, section 3,
+    equations 1 to 3. Halves are rounded to even. The paper adds an L2 penalty on alpha to the loss: weight decay of
+    this parameter.
+
+    bits: k, 1 .. 8. alpha: the bound at first, > 0; 10, as in the paper, lets almost everything pass.
+
+    >>> quantizer = Pact(bits=2, alpha=3.0)
+    >>> x = torch.tensor([-1.0, 0.0, 0.75, 2.0, 3.0, 4.0], requires_grad=True)
+    >>> y = quantizer(x)
+    >>> y.tolist()
+    [0.0, 0.0, 1.0, 2.0, 3.0, 3.0]
+    >>> y.sum().backward()
+    >>> x.grad.tolist(), quantizer.alpha.grad.item()
+    ([0.0, 0.0, 1.0, 1.0, 0.0, 0.0], 2.0)
+    """
+
+    elementwise = True
+
+    def __init__(self, bits: int, alpha: float = 10.0):
+        super().__init__()
+        self._bits = check_bits(bits)
+        if not alpha > 0:
+            raise ValueError(f"alpha must be positive, got {alpha!r}")
+        self.alpha = nn.Parameter(torch.tensor(float(alpha)))
+
+    def _alpha(self, x: Tensor) -> Tensor:
+        """Return the bound as a positive number, whatever an optimizer made of the parameter."""
+        return self.alpha.to(x.dtype).abs().clamp(min=torch.finfo(x.dtype).tiny)
+
+    def _levels_and_scale(self, x: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        n = 2**self._bits - 1
+        scale = alpha / n
+        # clip after the division: alpha / scale may round to a little more than n. + 0.0: planes know no -0.0.
+        return (x / scale).clamp(0, n).round() + 0.0, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        alpha = self._alpha(x)
+        levels, scale = self._levels_and_scale(x.detach(), alpha.detach())
+        return _LearnedClip.apply(x, alpha, levels * scale)
+
+    def planes(self, x: Tensor) -> Planes:
+        levels, scale = self._levels_and_scale(x.detach(), self._alpha(x).detach())
+        return Planes((Term(code_bits(levels, self._bits), False, powers_of_two(self._bits), scale),))
+
+    @property
+    def bits(self) -> int:
+        """k."""
+        return self._bits
+
+    def extra_repr(self) -> str:
+        return f"bits={self._bits}"

@@ -1,0 +1,153 @@
+"""Weights rotated towards their signs before binarization: RBNN."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bnn.planes import Planes, sign_planes
+from bnn.quantizers.data_initialized import DataInitialized
+from bnn.quantizers.ede_sign import check_sharpness
+from bnn.quantizers.filters import like_filters, mean_magnitude, standardized
+from bnn.quantizers.straight_through import sign, straight_through
+from bnn.quantizers.surrogate_sign import SurrogateSign
+
+
+def rbnn_slope(x: Tensor, t: float, k: float) -> Tensor:
+    """Return k max(sqrt(2) t - t^2 |x|, 0): a triangle of width 2 sqrt(2) / t."""
+    return k * (math.sqrt(2) * t - t * t * x.abs()).clamp(min=0)
+
+
+class RbnnSign(SurrogateSign):
+    """Forward: q(x) = +1 if x >= 0, else -1. Gradient: k max(sqrt(2) t - t^2 |x|, 0), k = max(1 / t, 1).
+
+    Lin et al., "Rotated Binary Neural Network", NeurIPS 2020, section 3.4, equations 16 and 17 (training-aware
+    approximation): t rises exponentially from 1e-2 to 10 during training; a schedule sets the attribute `t`.
+
+    >>> x = torch.tensor([-2.0, 0.0, 1.0], requires_grad=True)
+    >>> y = RbnnSign(t=1.0)(x)
+    >>> y.tolist()
+    [-1.0, 1.0, 1.0]
+    >>> y.sum().backward()
+    >>> [round(g, 4) for g in x.grad.tolist()]
+    [0.0, 1.4142, 0.4142]
+    """
+
+    def __init__(self, t: float = 0.1):
+        super().__init__()
+        self.t = check_sharpness(t)
+
+    @property
+    def k(self) -> float:
+        """max(1 / t, 1)."""
+        return max(1 / self.t, 1.0)
+
+    def slope(self, x: Tensor) -> Tensor:
+        return rbnn_slope(x, self.t, self.k)
+
+    def extra_repr(self) -> str:
+        return f"t={self.t:g}"
+
+
+def _two_factors(n: int) -> tuple[int, int]:
+    """Return (a, b) with a b = n, a <= b, as close as they can be."""
+    a = next(a for a in range(math.isqrt(n), 0, -1) if n % a == 0)
+    return a, n // a
+
+
+class RotatedWeight(DataInitialized):
+    """Forward: q(W) = alpha_c sign(V + |sin theta_c| (R1^T V R2 - V)), V = (W - mean W) / std W of each filter.
+
+    Each filter's n weights stand as a matrix of a x b = n; R1 (a x a) and R2 (b x b) are rotations of the whole layer.
+    alpha_c (at first mean|W|) and the angle theta_c (at first uniform in [0, pi / 2)) are learned.
+    Gradient: RbnnSign's through the sign (k max(sqrt(2) t - t^2 |.|, 0)), then the chain rule; the rotated weights
+    R1^T V R2 count as constant, as in the authors' code.
+    Lin et al., "Rotated Binary Neural Network", NeurIPS 2020, section 3, equations 7 to 15.
+
+    The rotations are not learned by gradient: `align` turns them so that the rotated weights come closer to their own
+    signs, by three rounds of signs, R1, R2, each the solution of an orthogonal Procrustes problem (one SVD of a x a,
+    one of b x b). The paper does so at the beginning of each epoch: bnn.training calls `begin_epoch`. Rotating costs
+    n (a + b) multiplications a filter in every training step, and nothing at inference: what is packed are signs.
+
+    channels, fan_in: output channels and n; a layer tells them by itself. t: as for RbnnSign.
+
+    >>> _ = torch.manual_seed(0)
+    >>> quantizer = RotatedWeight(channels=2, fan_in=6)
+    >>> w = torch.randn(2, 6, requires_grad=True)
+    >>> q = quantizer(w)
+    >>> torch.equal(q.abs(), w.detach().abs().mean(1, keepdim=True).expand(2, 6))
+    True
+    >>> q.sum().backward()
+    >>> bool(w.grad.isfinite().all()), quantizer.alpha.grad.shape, quantizer.theta.grad.shape
+    (True, torch.Size([2]), torch.Size([2]))
+    """
+
+    rounds = 3
+
+    def __init__(self, channels: int, fan_in: int, t: float = 0.1):
+        super().__init__()
+        if channels < 1 or fan_in < 1:
+            raise ValueError(f"channels and fan_in must be at least 1, got {channels!r} and {fan_in!r}")
+        self.t = check_sharpness(t)
+        self.alpha = nn.Parameter(torch.ones(channels))
+        self.theta = nn.Parameter(torch.rand(channels) * (math.pi / 2))
+        a, b = _two_factors(fan_in)
+        self.rotation1: Tensor
+        self.rotation2: Tensor
+        self.register_buffer("rotation1", nn.init.orthogonal_(torch.empty(a, a)))
+        self.register_buffer("rotation2", nn.init.orthogonal_(torch.empty(b, b)))
+
+    @property
+    def k(self) -> float:
+        """max(1 / t, 1)."""
+        return max(1 / self.t, 1.0)
+
+    def _matrices(self, v: Tensor) -> Tensor:
+        return v.reshape(v.shape[0], len(self.rotation1), len(self.rotation2))
+
+    def _rotate(self, matrices: Tensor) -> Tensor:
+        dtype = matrices.dtype
+        return self.rotation1.to(dtype).T @ matrices @ self.rotation2.to(dtype)
+
+    @torch.no_grad()
+    def align(self, w: Tensor) -> None:
+        """Turn the rotations, in place, so that the rotated weights come closer to their own signs."""
+        x = self._matrices(standardized(w.detach())).to(self.rotation1.dtype)
+        for _ in range(self.rounds):
+            signs = sign(self._rotate(x))
+            # The orthogonal R that maximizes trace(M R), M = U S V^T, is V U^T.
+            u, _, vh = torch.linalg.svd((signs @ self.rotation2.T @ x.mT).sum(0))
+            self.rotation1.copy_(vh.T @ u.T)
+            u, _, vh = torch.linalg.svd((x.mT @ self.rotation1 @ signs).sum(0))
+            self.rotation2.copy_(u @ vh)
+
+    def begin_epoch(self, w: Tensor) -> None:
+        self.align(w)
+
+    def initialize(self, x: Tensor) -> None:
+        self.alpha.copy_(mean_magnitude(x))
+        self.align(x)
+
+    def _turned(self, w: Tensor) -> Tensor:
+        v = standardized(w)
+        rotated = self._rotate(self._matrices(v.detach())).reshape(w.shape)
+        return v + like_filters(torch.sin(self.theta.to(w.dtype)).abs(), w) * (rotated - v)
+
+    def forward(self, w: Tensor) -> Tensor:
+        self.initialize_once(w)
+        turned = self._turned(w)
+        fixed = turned.detach()
+        signs = straight_through(turned, sign(fixed), rbnn_slope(fixed, self.t, self.k))
+        return signs * like_filters(self.alpha.to(w.dtype), w)
+
+    def planes(self, w: Tensor) -> Planes:
+        with torch.no_grad():
+            return sign_planes(self._turned(w), self.alpha.detach().to(w.dtype))
+
+    @property
+    def bits(self) -> int:
+        """1."""
+        return 1
+
+    def extra_repr(self) -> str:
+        return f"channels={len(self.alpha)}, fan_in={len(self.rotation1) * len(self.rotation2)}, t={self.t:g}"

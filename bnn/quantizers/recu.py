@@ -1,0 +1,96 @@
+"""Weights that are revived from the tails before their signs are taken: ReCU."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bnn.planes import Planes, sign_planes
+from bnn.quantizers.approx_sign import triangle
+from bnn.quantizers.base import Quantizer
+from bnn.quantizers.filters import centered, like_filters, variance
+from bnn.quantizers.straight_through import sign, straight_through
+
+_EPSILON = 1e-5
+
+
+class RecuWeight(Quantizer):
+    """Forward: q(W) = alpha_c sign(W - mean W), with a learned alpha_c for each output channel (axis 0), at first 1.
+
+    Gradient: 1 through the sign, then the chain rule through V = clip(U, -Q, Q), U = 2 sqrt(2) (W - mean W) / std W of
+    each filter, where Q = -mean|U| ln(2 - 2 tau) over the layer is the tau-quantile of a Laplace distribution and
+    counts as constant. So weights beyond the quantile, which would hardly ever change their sign, get a gradient from
+    the standardization only. Gradient to alpha_c: sum of dC/dq sign over the filter.
+    Xu et al., "ReCU", ICCV 2021, section 3.2, equations 7 to 13. std is sqrt(variance + 1e-5), alpha scales the
+    weights instead of the output and begins at 1; the authors' code draws it from [0, 1).
+
+    tau: in (0.5, 1); the paper raises it exponentially from 0.85 to 0.99 during training: a schedule sets `tau`.
+    channels: the number of output channels; a layer tells it by itself.
+
+    >>> w = torch.tensor([[3.0, 0.0, -3.0]], requires_grad=True)
+    >>> q = RecuWeight(channels=1)(w)
+    >>> q.tolist()
+    [[1.0, 1.0, -1.0]]
+    >>> q[0, 1].backward()
+    >>> [round(g, 4) for g in w.grad.flatten().tolist()]
+    [-0.3143, 0.6285, -0.3143]
+    """
+
+    def __init__(self, channels: int, tau: float = 0.85):
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels!r}")
+        if not 0.5 < tau < 1:
+            raise ValueError(f"tau must lie in (0.5, 1), got {tau!r}")
+        self.tau = tau
+        self.alpha = nn.Parameter(torch.ones(channels))
+
+    def _clipped(self, w: Tensor) -> Tensor:
+        u = 2 * math.sqrt(2) * centered(w) / (variance(w) + _EPSILON).sqrt()
+        bound = -u.detach().abs().mean() * math.log(2 - 2 * self.tau)
+        return torch.minimum(torch.maximum(u, -bound), bound)
+
+    def forward(self, w: Tensor) -> Tensor:
+        v = self._clipped(w)
+        return straight_through(v, sign(v.detach())) * like_filters(self.alpha.to(w.dtype), w)
+
+    def planes(self, w: Tensor) -> Planes:
+        return sign_planes(self._clipped(w.detach()), self.alpha.detach().to(w.dtype))
+
+    @property
+    def bits(self) -> int:
+        """1."""
+        return 1
+
+    def extra_repr(self) -> str:
+        return f"channels={len(self.alpha)}, tau={self.tau:g}"
+
+
+class RecuSign(Quantizer):
+    """Forward: q(x) = +1 if x >= 0, else -1. Gradient: ApproxSign's at x / std x, with std of each sample, in training.
+
+    Xu et al., "ReCU", ICCV 2021, as in the authors' code: dividing by the standard deviation (of everything but axis
+    0) does not change the sign, but keeps inputs of any size within the reach of the gradient 2 - 2|x / std|.
+
+    >>> x = torch.tensor([[2.0, -2.0, 0.0, 0.0]], requires_grad=True)
+    >>> y = RecuSign()(x)
+    >>> y.tolist()
+    [[1.0, -1.0, 1.0, 1.0]]
+    >>> y[0, 2].backward()
+    >>> [round(g, 4) for g in x.grad.flatten().tolist()]
+    [0.0, 0.0, 1.2247, 0.0]
+    """
+
+    elementwise = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x[0].numel() > 1:
+            flat = x.reshape(x.shape[0], -1)
+            scaled = x / (flat.var(1).reshape(-1, *[1] * (x.ndim - 1)) + _EPSILON).sqrt()
+        else:
+            scaled = x
+        # The sign of x itself: dividing a very small x could give 0.
+        return straight_through(scaled, sign(x.detach()), triangle(scaled.detach()))
+
+    def planes(self, x: Tensor) -> Planes:
+        return sign_planes(x, torch.ones((), dtype=x.dtype, device=x.device))

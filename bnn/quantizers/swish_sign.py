@@ -1,0 +1,37 @@
+"""Sign with the gradient of a sigmoid-weighted unit: BNN+."""
+
+import torch
+from torch import Tensor
+
+from bnn.quantizers.surrogate_sign import SurrogateSign
+
+
+class SwishSign(SurrogateSign):
+    """Forward: q(x) = +1 if x >= 0, else -1. Gradient: beta (2 - beta x tanh(beta x / 2)) / (1 + cosh(beta x)).
+
+    Darabi et al., "BNN+: Improved Binary Network Training", 2018, section 3.1: the derivative of
+    SS(x) = 2 sigmoid(beta x) (1 + beta x (1 - sigmoid(beta x))) - 1, which is negative beyond |x| = 2.4 / beta.
+
+    beta: steepness, > 0; 5 is also Larq's.
+
+    >>> x = torch.tensor([-0.0, 0.0, 0.5, -0.5], requires_grad=True)
+    >>> y = SwishSign()(x)
+    >>> y.tolist()
+    [1.0, 1.0, 1.0, -1.0]
+    >>> y.sum().backward()
+    >>> [round(g, 4) for g in x.grad.tolist()]
+    [5.0, 5.0, -0.0846, -0.0846]
+    """
+
+    def __init__(self, beta: float = 5.0):
+        super().__init__()
+        if not beta > 0:
+            raise ValueError(f"beta must be positive, got {beta!r}")
+        self.beta = beta
+
+    def slope(self, x: Tensor) -> Tensor:
+        z = self.beta * x
+        return self.beta * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z))
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}"
