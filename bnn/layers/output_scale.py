@@ -16,7 +16,7 @@ class OutputScale(nn.Module):
     - 3: alpha_c beta_hw, the outer product of channels and places.
     - 4: alpha_c beta_h gamma_w (default; the paper's best).
 
-    Bulat and Tzimiropoulos, "XNOR-Net++", BMVC 2019, section 3, equations 3 to 7. Put it behind a convolution of signs.
+    Bulat and Tzimiropoulos, "XNOR-Net++", BMVC 2019, section 3. Put it behind a convolution of signs.
     Cases 2 to 4 fix the size of the map.
 
     channels, height, width: C, H, W; the latter two are not needed for case 1.

@@ -16,7 +16,7 @@ class AbcWeight(Quantizer):
 
     The shifts u_m lie evenly in [-1, 1] (0 for M = 1), mean and std are those of the layer, and alpha is the
     least-squares fit of W to the bases. The gradient passes each sign unchanged, with alpha constant.
-    Lin et al., "Towards Accurate Binary Convolutional Neural Network", NeurIPS 2017, section 3.1, equations 1 to 5.
+    Lin et al., "Towards Accurate Binary Convolutional Neural Network", NeurIPS 2017, section 3.1.
 
     bases: M, 1 .. 8. The network pays for M binary convolutions.
 

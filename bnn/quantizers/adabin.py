@@ -18,7 +18,7 @@ class AdaBinWeight(Quantizer):
 
     Mean and (biased) standard deviation are those of each filter (axis 0). Gradient: EDE's with respect to V
     (k t (1 - tanh(t V)^2), k = max(1 / t, 1)), and the chain rule through alpha and beta wherever they stand.
-    Tu et al., "AdaBin", ECCV 2022, section 3.2, equations 7 to 10; t rises during training as for EdeSign.
+    Tu et al., "AdaBin", ECCV 2022, "weight equalization"; t rises during training as for EdeSign.
 
     The offset beta costs a sum over each input window at inference. It packs as a second, constant plane.
 
@@ -66,7 +66,7 @@ class AdaBinActivation(Quantizer):
     """Forward: q(x) = alpha sign((x - beta) / alpha) + beta, with alpha (at first 1) and beta (at first 0) learned.
 
     Gradient: ApproxSign's with respect to (x - beta) / alpha, and the chain rule to x, alpha and beta.
-    Tu et al., "AdaBin", ECCV 2022, section 3.3, equations 11 to 14. `form`:
+    Tu et al., "AdaBin", ECCV 2022, "gradient-based optimization" of activations. `form`:
 
     - "paper" (default): as above.
     - "released" (the authors' code): alpha (sign((x - beta) / alpha) + beta).

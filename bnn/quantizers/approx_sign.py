@@ -13,8 +13,8 @@ def triangle(x: Tensor) -> Tensor:
 class ApproxSign(SurrogateSign):
     """Forward: q(x) = +1 if x >= 0, else -1. Gradient: 2 - 2|x| if |x| <= 1, else 0.
 
-    Liu et al., "Bi-Real Net", ECCV 2018, section 3.3, equations 7 and 8: the derivative of 2x + x^2 on [-1, 0) and
-    2x - x^2 on [0, 1), which approximates sign.
+    Liu et al., "Bi-Real Net", ECCV 2018, "approximation to the derivative of the sign": the
+    derivative of 2x + x^2 on [-1, 0) and 2x - x^2 on [0, 1), which approximates sign.
 
     >>> import torch
     >>> x = torch.tensor([-1.5, -1.0, -0.5, -0.0, 0.0, 0.25, 1.0], requires_grad=True)

@@ -21,7 +21,7 @@ def ede_slope(x: Tensor, t: float, k: float) -> Tensor:
 class EdeSign(SurrogateSign):
     """Forward: q(x) = +1 if x >= 0, else -1. Gradient: k t (1 - tanh(t x)^2), k = max(1 / t, 1).
 
-    Qin et al., "IR-Net", CVPR 2020, section 3.3, equations 12 to 15. The paper lets t rise during training,
+    Qin et al., "IR-Net", CVPR 2020, "error decay estimator". The paper lets t rise during training,
     t = T_min 10^(e / E log10(T_max / T_min)) in epoch e of E, that is exponentially from T_min to T_max: a schedule
     sets the attribute `t`. At first the gradient is close to that of the identity, at the end to that of a steep tanh.
 

@@ -15,7 +15,7 @@ class LibraWeight(Quantizer):
 
     Gradient: EDE's with respect to V (k t (1 - tanh(t V)^2), k = max(1 / t, 1)) times 2^s, then the chain rule through
     the standardization; s counts as constant.
-    Qin et al., "IR-Net", CVPR 2020, section 3.2, equations 8 to 10 (Libra-PB), with the gradient of section 3.3. The
+    Qin et al., "IR-Net", CVPR 2020, "Libra parameter binarization", with the gradient of its EDE. The
     scale is a shift of bits. std is the unbiased one, as in the authors' code.
 
     t: sharpness of the gradient, raised by a schedule as for EdeSign.

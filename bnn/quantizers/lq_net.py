@@ -87,7 +87,7 @@ class LqWeight(_LqNet):
     v moves by `momentum` towards the least-squares fit of the weights to their present codes (the paper's QEM
     algorithm with one iteration and a moving average, as in the authors' code), then the levels are those of the new v.
     v begins at 0.6745 std W 2^(k - K + 1), from the first weights. Halfway between two levels the upper one is taken.
-    Zhang et al., "LQ-Nets", ECCV 2018, section 3.2, equations 4 to 9.
+    Zhang et al., "LQ-Nets", ECCV 2018, "quantization error minimization" (QEM).
 
     bits: K, 1 .. 8. channels: output channels; a layer tells them by itself. momentum: weight of the newest fit.
 
@@ -126,7 +126,7 @@ class LqActivation(_LqNet):
 
     Gradient: 1 if x is at most the highest level, else 0. The basis v of the layer follows the data as in LqWeight and
     begins at 0.6745 * 2 / (2^K - 1) * 2^k, the quartile of a normalized input times 2 at the top.
-    Zhang et al., "LQ-Nets", ECCV 2018, section 3.2; meant for inputs >= 0, such as those behind a ReLU.
+    Zhang et al., "LQ-Nets", ECCV 2018; meant for inputs >= 0, such as those behind a ReLU.
 
     bnn.convert refuses more than one bit as an input quantizer: K scales are K terms, and a term is one set of planes.
 

@@ -11,7 +11,7 @@ from bnn.quantizers.straight_through import sign, straight_through
 class MagnitudeAwareSign(Quantizer):
     """Forward: q(W) = alpha sign(W), alpha = mean|W| of each filter (axis 0). Gradient: alpha if |W| <= 1, else 0.
 
-    Liu et al., "Bi-Real Net", ECCV 2018, section 3.3, equations 9 to 11: the forward is XnorWeight's, but alpha counts
+    Liu et al., "Bi-Real Net", ECCV 2018, "magnitude-aware gradient": the forward is XnorWeight's, but alpha counts
     as constant, so that the step follows the magnitude of the weights.
 
     >>> import torch

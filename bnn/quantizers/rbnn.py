@@ -21,8 +21,8 @@ def rbnn_slope(x: Tensor, t: float, k: float) -> Tensor:
 class RbnnSign(SurrogateSign):
     """Forward: q(x) = +1 if x >= 0, else -1. Gradient: k max(sqrt(2) t - t^2 |x|, 0), k = max(1 / t, 1).
 
-    Lin et al., "Rotated Binary Neural Network", NeurIPS 2020, section 3.4, equations 16 and 17 (training-aware
-    approximation): t rises exponentially from 1e-2 to 10 during training; a schedule sets the attribute `t`.
+    Lin et al., "Rotated Binary Neural Network", NeurIPS 2020, "training-aware approximation":
+    t rises exponentially from 1e-2 to 10 during training; a schedule sets the attribute `t`.
 
     >>> x = torch.tensor([-2.0, 0.0, 1.0], requires_grad=True)
     >>> y = RbnnSign(t=1.0)(x)
@@ -62,7 +62,7 @@ class RotatedWeight(DataInitialized):
     alpha_c (at first mean|W|) and the angle theta_c (at first uniform in [0, pi / 2)) are learned.
     Gradient: RbnnSign's through the sign (k max(sqrt(2) t - t^2 |.|, 0)), then the chain rule; the rotated weights
     R1^T V R2 count as constant, as in the authors' code.
-    Lin et al., "Rotated Binary Neural Network", NeurIPS 2020, section 3, equations 7 to 15.
+    Lin et al., "Rotated Binary Neural Network", NeurIPS 2020, "bi-rotation" and "adjustable rotation".
 
     The rotations are not learned by gradient: `align` turns them so that the rotated weights come closer to their own
     signs, by three rounds of signs, R1, R2, each the solution of an orthogonal Procrustes problem (one SVD of a x a,
