@@ -45,6 +45,8 @@ class MonotoneRun:
             if isinstance(module, QuantConv2d | QuantLinear):
                 # Only the input scale needs the floats that a fusion would never compute.
                 fits = module.input_quantizer.packable and not module.input_scale
+                # Behind a flatten a channel's pixels are channels of their own.
+                fits = fits and not (flattened and module.input_quantizer.channelwise)
                 return cls(links[at:place], links[place], entering[0]) if fits else None
             if isinstance(module, nn.Flatten):
                 if (module.start_dim, module.end_dim) != (1, -1):

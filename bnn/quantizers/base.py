@@ -21,10 +21,12 @@ class Quantizer(nn.Module):
         packable: whether `planes` exists (False only for full precision).
         elementwise: whether each output depends on its own input alone, so that as an input quantizer it is a set of
             thresholds. Scales that are computed from the whole tensor make it False.
+        channelwise: whether these thresholds differ from channel to channel.
     """
 
     packable: bool = True
     elementwise: bool = False
+    channelwise: bool = False
 
     def planes(self, x: Tensor) -> Planes:
         """Return the bit planes of `x`'s quantized values; TypeError for a quantizer that has none."""

@@ -44,12 +44,14 @@ class _LqNet(DataInitialized):
 
     def _fit(self, rows: Tensor) -> None:
         """Move the basis towards the least-squares basis of the present codes."""
-        rows = rows.to(self.basis.dtype)
-        codes = self._codes(rows, self.basis)
-        ridge = _RIDGE * torch.eye(self._bits, dtype=rows.dtype, device=rows.device)
-        right = (codes * rows[..., None]).sum(1) + _RIDGE * self.basis
+        # At least float32: a solver of fewer bits does not exist.
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        rows, basis = rows.to(dtype), self.basis.to(dtype)
+        codes = self._codes(rows, basis)
+        ridge = _RIDGE * torch.eye(self._bits, dtype=dtype, device=rows.device)
+        right = (codes * rows[..., None]).sum(1) + _RIDGE * basis
         found = torch.linalg.solve(codes.mT @ codes + ridge, right)
-        self.basis.lerp_(mean_over_processes(found), self.momentum)
+        self.basis.lerp_(mean_over_processes(found).to(self.basis.dtype), self.momentum)
 
     def _rows(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -112,14 +112,19 @@ class RotatedWeight(DataInitialized):
     @torch.no_grad()
     def align(self, w: Tensor) -> None:
         """Turn the rotations, in place, so that the rotated weights come closer to their own signs."""
-        x = self._matrices(standardized(w.detach())).to(self.rotation1.dtype)
+        # At least float32: an SVD of fewer bits does not exist.
+        dtype = torch.promote_types(w.dtype, torch.float32)
+        x = self._matrices(standardized(w.detach().to(dtype)))
+        r1, r2 = self.rotation1.to(dtype), self.rotation2.to(dtype)
         for _ in range(self.rounds):
-            signs = sign(self._rotate(x))
+            signs = sign(r1.T @ x @ r2)
             # The orthogonal R that maximizes trace(M R), M = U S V^T, is V U^T.
-            u, _, vh = torch.linalg.svd((signs @ self.rotation2.T @ x.mT).sum(0))
-            self.rotation1.copy_(vh.T @ u.T)
-            u, _, vh = torch.linalg.svd((x.mT @ self.rotation1 @ signs).sum(0))
-            self.rotation2.copy_(u @ vh)
+            u, _, vh = torch.linalg.svd((signs @ r2.T @ x.mT).sum(0))
+            r1 = vh.T @ u.T
+            u, _, vh = torch.linalg.svd((x.mT @ r1 @ signs).sum(0))
+            r2 = u @ vh
+        self.rotation1.copy_(r1)
+        self.rotation2.copy_(r2)
 
     def begin_epoch(self, w: Tensor) -> None:
         self.align(w)

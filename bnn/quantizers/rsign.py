@@ -31,6 +31,7 @@ class RSign(Quantizer):
     """
 
     elementwise = True
+    channelwise = True
 
     def __init__(self, channels: int, channel_axis: int = 1):
         super().__init__()

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from bnn.latent import center_latent_weights, clip_latent_weights
+from bnn.layers.base import QuantLayer
 from bnn.optimizers import parameter_groups
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -62,6 +63,9 @@ class Classifier(LightningModule):
         loader: Any = self.trainer.train_dataloader
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(self.current_epoch)
+        for module in self.network.modules():
+            if isinstance(module, QuantLayer):
+                module.weight_quantizer.begin_epoch(module.filters(module.weight.detach()))
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch

@@ -27,7 +27,7 @@ class ModuleSchedule:
     `[...]`). A floating-point attribute that is a tensor (a buffer) is filled in place, a number is replaced. p is
     epoch / epochs or step / steps, counted from 0.
 
-    ModuleSchedule("t", Exponential(0.1, 10.0), of="EDESign") is IR-Net's schedule.
+    ModuleSchedule("t", Exponential(0.1, 10.0), of="EdeSign") is IR-Net's schedule.
     """
 
     attribute: str

@@ -1,0 +1,47 @@
+"""Every quantizer that a config names, found by walking configs/quantizer: what the contract tests run over."""
+
+from functools import cache
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from bnn.layers.base import make_quantizer
+from bnn.quantizers import BinaryConnect, FullPrecision, ProgressiveSign, StochasticSign
+from experiments import cli
+
+NAMES = sorted(file.stem for file in (cli.CONFIGS / "quantizer").glob("*.yaml"))
+
+
+@cache
+def factories():
+    """{config name: (weight factory, input factory)}."""
+    result = {}
+    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+        for name in NAMES:
+            config = compose("train", [f"quantizer={name}"]).quantizer
+            result[name] = tuple(instantiate(config[role], _convert_="object") for role in ("weight", "input"))
+    return result
+
+
+def quantizers():
+    """[(id, role, factory)] of all configs, each quantizer with its arguments once, full precision left out."""
+    found = {}
+    for pair in factories().values():
+        for role, factory in zip(("weight", "input"), pair, strict=True):
+            if factory.func is not FullPrecision:
+                arguments = ",".join(f"{k}={v}" for k, v in factory.keywords.items())
+                found[f"{role}-{factory.func.__name__}({arguments})"] = (role, factory)
+    return [(name, role, factory) for name, (role, factory) in sorted(found.items())]
+
+
+def make(role, factory, x):
+    """A quantizer for a tensor such as x: a weight, or an input with channels on axis 1."""
+    if role == "weight":
+        return make_quantizer(factory, "weight_quantizer", channels=x.shape[0], fan_in=x[0].numel())
+    return make_quantizer(factory, "input_quantizer", channels=x.shape[1], channel_axis=1)
+
+
+def few_valued_in_training(quantizer):
+    """Whether the values of a training forward are those of the planes: neither drawn nor still on their way."""
+    drawn = isinstance(quantizer, StochasticSign) or (isinstance(quantizer, BinaryConnect) and quantizer.stochastic)
+    return not drawn and not isinstance(quantizer, ProgressiveSign)

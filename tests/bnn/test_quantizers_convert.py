@@ -1,0 +1,80 @@
+"""Every quantizer of configs/quantizer becomes bits that answer like the network, or says why it cannot."""
+
+import pytest
+import quantizer_configs as configs
+import torch
+from torch import nn
+
+import bnn
+from bnn.converter import ConversionError
+from bnn.layers import BitLinear, QuantConv2d, QuantLinear
+from bnn.quantizers import FullPrecision
+
+# Configs that cannot become bits as a whole, and what the error must say.
+REFUSED = {
+    "adabin": "offset",
+    "bitnet": "computes its scale from the whole input",
+    "lqnet2": "one positive scale",
+}
+
+
+def network(weight, given):
+    quantized = {"weight_quantizer": weight, "input_quantizer": given}
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        QuantConv2d(8, 8, 3, padding=1, **quantized),
+        nn.BatchNorm2d(8),
+        QuantConv2d(8, 6, 3, bias=False, **quantized),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(6),
+        nn.Flatten(),
+        QuantLinear(6 * 9, 10, **quantized),
+    )
+
+
+def trained(weight, given):
+    """The network after a few steps: every learned scale, shift and basis has moved, gammas have both signs."""
+    torch.manual_seed(0)
+    net = network(weight, given)
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    for _ in range(3):
+        loss = nn.functional.cross_entropy(net(torch.randn(16, 1, 8, 8)), torch.arange(16) % 10)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        for norm in (net[1], net[3], net[6]):
+            norm.weight[::3] *= -1
+    return net.eval()
+
+
+@pytest.mark.parametrize("name", configs.NAMES)
+def test_conversion_parity(name):
+    weight, given = configs.factories()[name]
+    net, x = trained(weight, given), torch.randn(32, 1, 8, 8)
+    if name in REFUSED:
+        with pytest.raises(ConversionError, match=REFUSED[name]):
+            bnn.convert(net, x)
+        return
+    report = bnn.check_parity(net, bnn.convert(net, x), x)
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_the_weights_of_a_refused_pair_convert_behind_other_inputs(name):
+    weight, _ = configs.factories()[name]
+    for given in (configs.factories()["bnn"][1], FullPrecision):
+        net, x = trained(weight, given), torch.randn(32, 1, 8, 8)
+        report = bnn.check_parity(net, bnn.convert(net, x), x)
+        assert report.ok, str(report)
+
+
+def test_a_bit_linear_converts_behind_its_norm():
+    torch.manual_seed(0)
+    layer = BitLinear(12, 5, input_quantizer=FullPrecision).eval()
+    x = layer.norm(torch.randn(7, 12)).detach()
+    net = nn.Sequential(layer.linear).eval()
+    assert bnn.check_parity(net, bnn.convert(net, x), x).ok
+    with pytest.raises(ConversionError, match=r"0\.norm|norm"):
+        bnn.convert(nn.Sequential(layer).eval(), x)
