@@ -25,6 +25,7 @@ _NOT_THE_EXPERIMENT = (
     "data.download",
     "doctor",
     "doctor.every",
+    "classifier.pack_activations",
 )
 
 

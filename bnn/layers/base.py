@@ -72,6 +72,8 @@ class QuantLayer:
     weight_quantizer: Quantizer
     input_quantizer: Quantizer
     input_scale: bool
+    # Set by bnn.memory.pack_activations: how what the backward pass needs is kept.
+    saving: Any = None
 
     def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None, pad: float) -> Tensor:
         """Apply the bare linear operation; `pad` is what lies outside the map."""
@@ -118,7 +120,12 @@ class QuantLayer:
 
     def _trained(self, x: Tensor, bias: Tensor | None) -> Tensor:
         weight = self.weight_quantizer(self.filters(self.weight))
-        return self._operate(self.input_quantizer(x), weight, bias, self._pad())
+        if self.saving is None:
+            return self._operate(self.input_quantizer(x), weight, bias, self._pad())
+        with self.saving.of_quantizer():
+            quantized = self.input_quantizer(x)
+        with self.saving.of_operation(quantized, weight, self._pad()):
+            return self._operate(quantized, weight, bias, self._pad())
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         if self.input_scale:

@@ -33,9 +33,10 @@ def straight_through(x: Tensor, value: Tensor, mask: Tensor | None = None) -> Te
 
 
 def sign(x: Tensor) -> Tensor:
-    """Return +1 where x >= 0 (so sign(0) = sign(-0.0) = +1) and -1 elsewhere, dtype of x; a NaN stays NaN.
+    """Return +1 where x >= 0 (so sign(0) = sign(-0.0) = +1) and -1 elsewhere, dtype of x, no gradient; a NaN stays NaN.
 
     torch.sign(0) is 0, a third value that no bit can hold (BinaryNet, section 1.1 uses the two-valued sign).
     """
-    one = torch.ones((), dtype=x.dtype, device=x.device)
-    return torch.where(x >= 0, one, torch.where(x < 0, -one, x))
+    # Below zero the clamped floor is -1, elsewhere 0. One new tensor and no masks; and without detach, autograd would
+    # keep some for a gradient that is 0.
+    return x.detach().clamp(-1, 0).floor_().mul_(2).add_(1)

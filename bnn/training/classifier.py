@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bnn.latent import center_latent_weights, clip_latent_weights
 from bnn.layers.base import QuantLayer
+from bnn.memory import ActivationPacking, pack_activations
 from bnn.optimizers import parameter_groups
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -22,7 +23,8 @@ class Classifier(LightningModule):
     optimizer, scheduler: factories, of parameter groups by role (bnn.optimizers.parameter_groups) and of the
     optimizer; the scheduler steps once an epoch. latent_clip: bound of latent weights after each step, or None.
     center_latents: subtract their mean over input channels after each step, as the XNOR-Net authors' code does.
-    no_decay: roles of parameters that weight decay spares.
+    no_decay: roles of parameters that weight decay spares. pack_activations: less memory for more time, the same
+    gradients (bnn.memory.pack_activations).
     Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1].
     """
 
@@ -34,6 +36,7 @@ class Classifier(LightningModule):
         latent_clip: float | None = None,
         center_latents: bool = False,
         no_decay: Sequence[str] = ("latent",),
+        pack_activations: bool = False,
     ):
         super().__init__()
         if latent_clip is not None and not latent_clip > 0:
@@ -45,6 +48,8 @@ class Classifier(LightningModule):
         self._sums = self._zeros()
         self._center_latents = center_latents
         self._no_decay = no_decay
+        self._packs = pack_activations
+        self._packing: ActivationPacking | None = None
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self.network, self._no_decay))
@@ -57,6 +62,13 @@ class Classifier(LightningModule):
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+
+    def on_fit_start(self) -> None:
+        self._packing = pack_activations(self.network) if self._packs else None
+
+    def on_fit_end(self) -> None:
+        if self._packing is not None:
+            self._packing.remove()
 
     def on_train_epoch_start(self) -> None:
         # The order of the batches follows the epoch, so an interrupted run goes on with the batches it would have had.

@@ -1,0 +1,77 @@
+"""Booleans and two-valued tensors as bits, on any device, without leaving PyTorch."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# A little-endian word of eight booleans b_0 .. b_7 (b_i at bit 8 i) times this has sum_i b_i 2^i as its top byte: b_i
+# meets 2^(56 - 7 i) at bit 56 + i, every other product lands below bit 56 or beyond bit 63, no two at the same bit.
+_GATHER = 0x0102040810204080
+
+
+@functools.cache
+def _table(device: torch.device) -> Tensor:
+    """bool (256, 8): the bits of every byte, lowest first."""
+    codes = torch.arange(256, device=device)[:, None]
+    return (codes >> torch.arange(8, device=device)) & 1 != 0
+
+
+def pack_flags(flags: Tensor) -> Tensor:
+    """Return uint8 (ceil(n / 8),) of bool (n,): flag i is bit i % 8 of byte i // 8; bits past the end are 0."""
+    rest = -len(flags) % 8
+    if rest or flags.storage_offset() % 8:
+        flags = torch.nn.functional.pad(flags, (0, rest))
+    return ((flags.view(torch.uint8).view(torch.int64) * _GATHER) >> 56).to(torch.uint8)
+
+
+def unpack_flags(packed: Tensor, n: int, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    """Return the n flags as bool, or as `high` where a flag is set and `low` elsewhere (0-d, of the result's dtype)."""
+    table = _table(packed.device)
+    if low is not None and high is not None:
+        table = torch.where(table, high, low)
+        return table.index_select(0, packed.to(torch.int32)).flatten()[:n]
+    words = table.view(torch.uint8).view(torch.int64).flatten()
+    return words.index_select(0, packed.to(torch.int32)).view(torch.uint8).view(torch.bool)[:n]
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the elements fill their memory without gaps or overlaps, in whatever order of the axes."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A dense tensor of two values, or of booleans, as bits in the order of its memory."""
+
+    bits: Tensor
+    size: torch.Size
+    stride: tuple[int, ...]
+    values: tuple[Tensor, Tensor] | None
+
+    @staticmethod
+    def of(tensor: Tensor) -> "PackedTensor | None":
+        """Pack a tensor that has at most two values; None if it is empty or not dense."""
+        if tensor.numel() == 0 or not _dense(tensor):
+            return None
+        flat = tensor.detach().as_strided((tensor.numel(),), (1,))
+        if tensor.dtype == torch.bool:
+            return PackedTensor(pack_flags(flat), tensor.shape, tensor.stride(), None)
+        low, high = flat.aminmax()
+        return PackedTensor(pack_flags(flat == high), tensor.shape, tensor.stride(), (low, high))
+
+    def unpack(self) -> Tensor:
+        """Return the tensor: the same values, dtype, shape and strides."""
+        flat = unpack_flags(self.bits, self.size.numel(), *(self.values or ()))
+        return flat.as_strided(self.size, self.stride)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the bits."""
+        return self.bits.numel()

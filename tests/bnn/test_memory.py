@@ -1,0 +1,179 @@
+"""Packed activations: bits against NumPy's, round trips, and gradients equal to plain autograd's bit for bit."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bnn.data import digits
+from bnn.layers import QuantConv2d, QuantLinear
+from bnn.memory import pack_activations
+from bnn.memory.bits import PackedTensor, pack_flags, unpack_flags
+from bnn.models import DigitsCNN, VGGSmall
+from bnn.quantizers import DoReFaActivation, FullPrecision, Quantizer, SteSign, XnorWeight
+from bnn.training import Classifier, train
+
+# -- bits -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 63, 64, 65, 1000])
+def test_flags_are_numpys_little_endian_bits(n):
+    flags = torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.5
+    packed = pack_flags(flags)
+    np.testing.assert_array_equal(packed.numpy(), np.packbits(flags.numpy(), bitorder="little"))
+    assert torch.equal(unpack_flags(packed, n), flags)
+
+
+def test_every_byte():
+    flags = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="little")).bool()
+    assert pack_flags(flags).tolist() == list(range(256))
+
+
+def test_flags_that_begin_within_a_word():
+    flags = torch.rand(100) < 0.5
+    for start in range(9):
+        assert torch.equal(unpack_flags(pack_flags(flags[start:]), 100 - start), flags[start:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.bool])
+@pytest.mark.parametrize(
+    "layout", [lambda x: x, lambda x: x.to(memory_format=torch.channels_last), lambda x: x.transpose(0, 1)]
+)
+@pytest.mark.parametrize("values", [(-1, 1), (0, 0.3), (1, 1)])
+def test_tensors_come_back_with_their_layout(dtype, layout, values):
+    flags = torch.rand(3, 5, 7, 2, generator=torch.Generator().manual_seed(0)) < 0.5
+    x = layout(flags if dtype == torch.bool else torch.where(flags, *(torch.tensor(v, dtype=dtype) for v in values)))
+    packed = PackedTensor.of(x)
+    again = packed.unpack()
+    assert (again.dtype, again.shape, again.stride()) == (x.dtype, x.shape, x.stride())
+    assert torch.equal(again, x)
+    assert packed.nbytes == -(-x.numel() // 8)
+
+
+def test_what_is_not_dense_stays():
+    x = torch.ones(4, 4)
+    assert PackedTensor.of(x[:, ::2]) is None
+    assert PackedTensor.of(x[:1].expand(4, 4)) is None
+    assert PackedTensor.of(x[:0]) is None
+    assert torch.equal(PackedTensor.of(x[1:]).unpack(), x[1:])
+
+
+# -- gradients --------------------------------------------------------------------------------------------------------
+
+
+def gradients(model, x, **autocast):
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(autocast)):
+        y = model(x)
+    (y.float() * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+    return [y.detach(), x.grad, *(parameter.grad for parameter in model.parameters())]
+
+
+def assert_same(model, x, **options):
+    """Returns (plain bytes, packed bytes) of what was packed."""
+    plain = gradients(model, x, **options)
+    with pack_activations(model) as packing:
+        packed = gradients(model, x, **options)
+        counts = packing.plain_bytes, packing.packed_bytes
+    assert all(torch.equal(a, b) for a, b in zip(plain, packed, strict=True))
+    after = gradients(model, x, **options)
+    assert (packing.plain_bytes, packing.packed_bytes) == counts  # removed
+    assert all(torch.equal(a, b) for a, b in zip(plain, after, strict=True))
+    return counts
+
+
+INPUTS = [SteSign, partial(SteSign, clip=None), partial(DoReFaActivation, bits=1), partial(DoReFaActivation, bits=2)]
+
+
+@pytest.mark.parametrize("quantizer", INPUTS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"padding": 1}, {"padding": 1, "pad_value": 1.0}, {"padding": 2, "dilation": 2, "groups": 2}, {"stride": 2}],
+)
+def test_convolutions(quantizer, options):
+    torch.manual_seed(0)
+    layer = QuantConv2d(4, 6, 3, weight_quantizer=XnorWeight, input_quantizer=quantizer, **options)
+    x = torch.randn(3, 4, 9, 9)
+    assert_same(layer, x)
+    assert_same(layer, x.to(memory_format=torch.channels_last))
+    assert_same(layer, x, autocast=True)
+    assert_same(layer.double(), x.double())
+
+
+@pytest.mark.parametrize("quantizer", INPUTS)
+@pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5), (6, 5)])
+def test_linear_layers(quantizer, shape):
+    torch.manual_seed(0)
+    assert_same(QuantLinear(5, 6, weight_quantizer=XnorWeight, input_quantizer=quantizer), torch.randn(shape))
+
+
+def test_a_filter_of_the_shape_of_the_input():
+    torch.manual_seed(0)
+    layer = QuantConv2d(4, 3, 5, weight_quantizer=XnorWeight, input_quantizer=SteSign)
+    assert_same(layer, torch.randn(3, 4, 5, 5))
+
+
+def test_a_network_in_training_and_evaluation():
+    torch.manual_seed(0)
+    model = VGGSmall(width=0.125, weight_quantizer=XnorWeight, input_quantizer=SteSign)
+    x = torch.randn(2, 3, 32, 32)
+    plain, packed = assert_same(model, x)
+    elements = 2 * (16 * 32 * 32 + 16 * 16 * 16 + 32 * 16 * 16 + 32 * 8 * 8 + 64 * 8 * 8)
+    # Inputs of convolutions and windows of their estimators: 4 + 1 bytes an element, or 2 bits.
+    assert plain == 5 * elements
+    assert packed == elements / 4
+    assert_same(model.eval(), x)
+
+
+class Ramp(Quantizer):
+    """Two values in evaluation, many in training."""
+
+    def forward(self, x):
+        return x.clamp(-1, 1) if self.training else SteSign()(x)
+
+    def planes(self, x):
+        return SteSign().planes(x)
+
+
+def test_a_quantizer_of_many_values_in_training_is_not_packed():
+    torch.manual_seed(0)
+    layer = QuantLinear(5, 6, weight_quantizer=XnorWeight, input_quantizer=Ramp)
+    assert assert_same(layer, torch.randn(7, 5)) == (0, 0)
+
+
+def test_the_probe_draws_no_random_numbers_and_leaves_the_model():
+    model = DigitsCNN(width=4, weight_quantizer=XnorWeight, input_quantizer=SteSign)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    packing = pack_activations(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert packing.layers == 3
+    twin = copy.deepcopy(model)
+    gradients(twin, torch.randn(2, 1, 8, 8))
+    assert packing.packed_bytes > 0
+    packing.reset()
+    assert packing.packed_bytes == packing.plain_bytes == 0
+
+
+def test_a_model_without_quantized_inputs_is_refused():
+    with pytest.raises(ValueError, match="nothing to pack"):
+        pack_activations(nn.Sequential(QuantLinear(2, 2, weight_quantizer=XnorWeight, input_quantizer=FullPrecision)))
+
+
+def test_training_gives_the_same_weights(tmp_path):
+    states = []
+    for packs in (False, True):
+        torch.manual_seed(0)
+        network = DigitsCNN(width=4, weight_quantizer=XnorWeight, input_quantizer=SteSign)
+        optimizer = partial(torch.optim.Adam, lr=0.01)
+        classifier = partial(Classifier, optimizer=optimizer, latent_clip=1.0, pack_activations=packs)
+        quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+        train(classifier, network, digits(), tmp_path / str(packs), epochs=1, batch_size=400, seed=0, trainer=quiet)
+        states.append(network.state_dict())
+        assert network.conv2.saving is None
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
