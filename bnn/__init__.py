@@ -9,6 +9,7 @@ from typing import Any
 from bnn import layers as layers
 from bnn import models as models
 from bnn import quantizers as quantizers
+from bnn.quantize import quantize as quantize
 from bnn.summary import summary as summary
 
 __version__ = "0.1.0"
