@@ -19,7 +19,7 @@ ALLOWED = {
     "bnn/training": {"torch", "numpy", "lightning"},
     "bnn/converter": {"torch", "numpy", "bnn_kernels"},
     "experiments": {"torch", "numpy", "hydra", "omegaconf", "rich", "bnn", "bnn_kernels", "paper_figures"},
-    "paper_figures": {"numpy", "matplotlib", "bnn"},
+    "paper_figures": {"numpy", "matplotlib", "bnn", "torch"},  # torch for the curves of quantizers
 }
 
 

@@ -1,5 +1,8 @@
 """Every quantizer of configs/quantizer becomes bits that answer like the network, or says why it cannot."""
 
+import re
+from pathlib import Path
+
 import pytest
 import quantizer_configs as configs
 import torch
@@ -59,6 +62,23 @@ def test_conversion_parity(name):
         return
     report = bnn.check_parity(net, bnn.convert(net, x), x)
     assert report.ok, str(report)
+
+
+def test_the_page_that_compares_them_says_the_same():
+    page = (Path(__file__).parents[2] / "docs" / "quantizers.md").read_text()
+    rows = [line.split("|")[1:-1] for line in page[page.index("## Configs") :].splitlines() if line.startswith("| `")]
+    said = {}
+    for row in rows:
+        names, weight, given, bits = (re.findall(r"`(\w+)`", row[i]) or row[i].strip() for i in (0, 2, 3, 4))
+        for name in names:
+            said[name] = (*weight, *given, bits)
+    for name, pair in configs.factories().items():
+        *classes, bits = said.pop(name)
+        assert classes == [factory.func.__name__ for factory in pair]
+        assert bits.startswith("no:") == (name in REFUSED)
+    assert said == {}
+    for _, _, factory in configs.quantizers():
+        assert f"| `{factory.func.__name__}`" in page
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
