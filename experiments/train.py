@@ -17,7 +17,7 @@ from experiments import cli
 from experiments.results import read_json, write_json
 
 # What may differ between two runs that are the same experiment.
-_NOT_THE_EXPERIMENT = (
+NOT_THE_EXPERIMENT = (
     "run_dir",
     "trainer.enable_progress_bar",
     "trainer.accelerator",
@@ -32,7 +32,7 @@ _NOT_THE_EXPERIMENT = (
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
     """Return the resolved config without what only says where or how loudly it ran."""
     copy = OmegaConf.create(config)
-    for key in _NOT_THE_EXPERIMENT:
+    for key in NOT_THE_EXPERIMENT:
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(copy, parent) if parent else copy
         if node is not None and leaf in node:
@@ -43,14 +43,17 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def command() -> str:
-    """Return the command that makes this run on any machine: its overrides without those of _NOT_THE_EXPERIMENT."""
+    """Return the command that makes this run on any machine: its overrides without those of NOT_THE_EXPERIMENT."""
     overrides = HydraConfig.get().overrides.task
-    kept = [text for text in overrides if text.partition("=")[0].lstrip("+") not in _NOT_THE_EXPERIMENT]
+    kept = [text for text in overrides if text.partition("=")[0].lstrip("+") not in NOT_THE_EXPERIMENT]
     return " ".join(["python -m experiments.train", *kept])
 
 
-def task(config: DictConfig) -> None:
-    """Run one training from its config."""
+def run(config: DictConfig, made_by: str) -> Path:
+    """Run one training from its config, unless it is finished; returns its folder.
+
+    made_by: the command that makes this run again, for its result.
+    """
     import bnn
     from bnn.training import CHECKPOINT, REPORT, Checkup, RunError, Scheduling, provenance, seed_everything, train
 
@@ -61,7 +64,7 @@ def task(config: DictConfig) -> None:
     result_file, config_file = folder / "result.json", folder / "config.yaml"
     if result_file.exists() and read_json(result_file)["config"] == same:
         print(f"{folder}: already finished, nothing to do")
-        return
+        return folder
     if config_file.exists() and (folder / CHECKPOINT).exists():
         before = OmegaConf.to_container(OmegaConf.load(config_file))
         assert isinstance(before, dict)
@@ -102,7 +105,7 @@ def task(config: DictConfig) -> None:
     write_json(
         result_file,
         {
-            "command": command(),
+            "command": made_by,
             "name": config.name,
             "quantizer": config.quantizer.name,
             "label": config.quantizer.label,
@@ -135,6 +138,13 @@ def task(config: DictConfig) -> None:
     )
     for finding in found:
         print(f"  {': '.join(filter(None, (finding['layer'], finding['text'])))}. {finding['advice']}")
+
+    return folder
+
+
+def task(config: DictConfig) -> None:
+    """Run what the command line says."""
+    run(config, command())
 
 
 def main() -> None:
