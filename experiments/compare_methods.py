@@ -55,7 +55,7 @@ def train_missing(config: DictConfig) -> list[str]:
             kept = [text for text in wanted if not text.startswith(train.NOT_THE_EXPERIMENT)]
             try:
                 train.run(run_config, " ".join(["python -m experiments.train", *kept]))
-            except Exception as error:  # one broken method must not cost the others their night
+            except Exception as error:  # one broken method must not cost the others their run
                 failed.append(f"{folder}: {type(error).__name__}: {error}")
                 print(failed[-1], file=sys.stderr)
     return failed

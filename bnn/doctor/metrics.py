@@ -74,7 +74,8 @@ def gradient_mismatch(
     takes across a threshold has no gradient there, whatever the surrogate says. 0: the same direction; 1: unrelated, or
     the surrogate passes nothing. For the straight-through estimator with clip 1 and h = 1 both are the same.
 
-    width: h; by default half the standard deviation of x. NaN if neither gradient has an entry.
+    width: h; by default half the standard deviation of x. NaN if neither gradient has an entry, and for a quantizer
+    that draws random numbers: two of its values differ by chance.
     """
     quantizer = copy.deepcopy(quantizer)  # running statistics and learned scales stay untouched
     with torch.enable_grad():
@@ -84,6 +85,8 @@ def gradient_mismatch(
         surrogate = torch.zeros_like(x)
     with torch.no_grad():
         h = x.std() / 2 if width is None else torch.tensor(width, dtype=x.dtype, device=x.device)
+        if not torch.equal(quantizer(x), quantizer(x)):
+            return torch.tensor(torch.nan, dtype=torch.float64)
         u = torch.randint(0, 2, x.shape, generator=generator, device=x.device, dtype=torch.int8).to(x.dtype) * 2 - 1
         finite = gradient * (quantizer(x + h * u) - quantizer(x - h * u)) * u / (2 * h)
         a, b = surrogate.double().flatten(), finite.double().flatten()

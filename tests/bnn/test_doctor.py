@@ -162,6 +162,13 @@ class Noisy(SteSign):
         return super().planes(x + 0.1 * torch.randn_like(x))
 
 
+def test_random_values_have_no_mismatch():
+    torch.manual_seed(0)
+    assert math.isnan(metrics.gradient_mismatch(Noisy(), torch.randn(1000), torch.randn(1000)))
+    (record,) = watched(conv(Noisy, Noisy), steps=1)
+    assert not {"input_mismatch", "weight_mismatch"} & set(record.layers["0"])
+
+
 def test_watching_changes_nothing():
     results = []
     for every in (1, 1000):

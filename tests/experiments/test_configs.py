@@ -45,7 +45,7 @@ def test_quantizers_say_what_they_are(name):
     assert quantizer.label
 
 
-@pytest.mark.parametrize("config", ["convert", "benchmark", "collect"])
+@pytest.mark.parametrize("config", ["convert", "benchmark", "collect", "compare_methods"])
 def test_commands_compose(config):
     assert compose(config) is not None
 
