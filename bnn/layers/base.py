@@ -36,9 +36,10 @@ class _ExactValue(torch.autograd.Function):
         return gradients[0], None
 
 
-def make_quantizer(factory: QuantizerFactory, role: str, **facts: int) -> Quantizer:
+def make_quantizer(factory: QuantizerFactory, role: str, like: Tensor | None = None, **facts: int) -> Quantizer:
     """Return a quantizer of its own for one layer; TypeError if given an instance, which layers would share.
 
+    like: the layer's weight, whose device and dtype the quantizer's parameters take.
     facts: what the layer knows and a quantizer may need: `channels` (of its weight or input), `channel_axis` (of the
     input) and `fan_in` (inputs of one filter). Those that the factory has a parameter for, and that functools.partial
     has not bound, are passed by name.
@@ -53,7 +54,7 @@ def make_quantizer(factory: QuantizerFactory, role: str, **facts: int) -> Quanti
     quantizer = factory(**{name: fact for name, fact in facts.items() if name in taken and name not in bound})
     if not isinstance(quantizer, Quantizer):
         raise TypeError(f"{role} must make a bnn.quantizers.Quantizer, got {type(quantizer).__name__}")
-    return quantizer
+    return quantizer if like is None else quantizer.to(like.device, like.dtype)
 
 
 def check_pad_value(pad_value: float) -> float:

@@ -80,9 +80,11 @@ class QuantConvNd(QuantLayer):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device=device, dtype=dtype
         )
         self.weight_quantizer = make_quantizer(
-            weight_quantizer, "weight_quantizer", channels=out_channels, fan_in=self.weight[0].numel()
+            weight_quantizer, "weight_quantizer", self.weight, channels=out_channels, fan_in=self.weight[0].numel()
         )
-        self.input_quantizer = make_quantizer(input_quantizer, "input_quantizer", channels=in_channels, channel_axis=1)
+        self.input_quantizer = make_quantizer(
+            input_quantizer, "input_quantizer", self.weight, channels=in_channels, channel_axis=1
+        )
         self.pad_value = check_pad_value(pad_value)
         self.input_scale = input_scale
         self._check_input_scale()

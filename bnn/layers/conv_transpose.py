@@ -53,9 +53,15 @@ class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
             dtype=dtype,
         )
         self.weight_quantizer = make_quantizer(
-            weight_quantizer, "weight_quantizer", channels=out_channels, fan_in=self.weight.numel() // out_channels
+            weight_quantizer,
+            "weight_quantizer",
+            self.weight,
+            channels=out_channels,
+            fan_in=self.weight.numel() // out_channels,
         )
-        self.input_quantizer = make_quantizer(input_quantizer, "input_quantizer", channels=in_channels, channel_axis=1)
+        self.input_quantizer = make_quantizer(
+            input_quantizer, "input_quantizer", self.weight, channels=in_channels, channel_axis=1
+        )
         self.input_scale = False
 
     forward = QuantLayer.forward  # type: ignore[assignment]

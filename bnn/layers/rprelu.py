@@ -1,8 +1,9 @@
 """PReLU with learned shifts before and behind it: ReActNet's activation."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bnn.quantizers.filters import parameter_per_channel
 
 
 class RPReLU(nn.Module):
@@ -11,6 +12,7 @@ class RPReLU(nn.Module):
     Input (N, C, ...), output of the same shape. channels: C. gamma and zeta begin at 0, beta at `slope`.
     Liu et al., "ReActNet", ECCV 2020, section 4.2.
 
+    >>> import torch
     >>> f = RPReLU(1)
     >>> with torch.no_grad():
     ...     _ = f.gamma.fill_(1), f.zeta.fill_(0.5)
@@ -20,11 +22,9 @@ class RPReLU(nn.Module):
 
     def __init__(self, channels: int, slope: float = 0.25):
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels!r}")
-        self.gamma = nn.Parameter(torch.zeros(channels))
-        self.zeta = nn.Parameter(torch.zeros(channels))
-        self.beta = nn.Parameter(torch.full((channels,), float(slope)))
+        self.gamma = parameter_per_channel(channels, 0.0)
+        self.zeta = parameter_per_channel(channels, 0.0)
+        self.beta = parameter_per_channel(channels, slope)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (1, -1, *[1] * (x.ndim - 2))

@@ -35,14 +35,15 @@ class AbcWeight(Quantizer):
 
     def _signs_and_scales(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Return bits bool (M, *shape) and alpha (M,)."""
-        shifts = torch.linspace(-1, 1, self.bases) if self.bases > 1 else torch.zeros(1)
-        shifts = shifts.to(w).reshape(-1, *[1] * w.ndim)
+        first = -1 if self.bases > 1 else 0
+        shifts = torch.linspace(first, 1, self.bases, dtype=w.dtype, device=w.device).reshape(-1, *[1] * w.ndim)
         spread = w.std(correction=0)
         bits = sign_bits(w - w.mean() + shifts * spread)[0]
         # In float64: the bases are alike, which makes the equations of float32 weights ill-conditioned.
         rows = (1 - 2 * bits.to(torch.float64)).reshape(self.bases, -1)
         ridge = _RIDGE * torch.eye(self.bases, dtype=torch.float64, device=w.device)
-        alpha = torch.linalg.solve(rows @ rows.T / w.numel() + ridge, rows @ w.reshape(-1).double() / w.numel())
+        gram, right = rows @ rows.T / w.numel() + ridge, rows @ w.reshape(-1).double() / w.numel()
+        alpha = torch.linalg.solve_ex(gram, right).result
         return bits, alpha.to(w.dtype)
 
     def forward(self, w: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.approx_sign import triangle
 from bnn.quantizers.base import Quantizer
-from bnn.quantizers.ede_sign import check_sharpness, ede_slope
+from bnn.quantizers.ede_sign import ede_slope
 from bnn.quantizers.filters import centered, filters, like_filters
+from bnn.quantizers.sharpness import Sharpened
 from bnn.quantizers.straight_through import sign, straight_through
 
 
-class AdaBinWeight(Quantizer):
+class AdaBinWeight(Sharpened, Quantizer):
     """Forward: q(W) = alpha sign(V) + beta, V = (W - beta) / alpha; beta and alpha are mean and standard deviation.
 
     Mean and (biased) standard deviation are those of each filter (axis 0). Gradient: EDE's with respect to V
@@ -33,12 +34,7 @@ class AdaBinWeight(Quantizer):
 
     def __init__(self, t: float = 0.1):
         super().__init__()
-        self.t = check_sharpness(t)
-
-    @property
-    def k(self) -> float:
-        """max(1 / t, 1)."""
-        return max(1 / self.t, 1.0)
+        self.set_sharpness(t)
 
     @staticmethod
     def _parts(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,9 +53,6 @@ class AdaBinWeight(Quantizer):
     def planes(self, w: Tensor) -> Planes:
         v, alpha, beta = self._parts(w.detach())
         return sign_planes(v, alpha, beta)
-
-    def extra_repr(self) -> str:
-        return f"t={self.t:g}"
 
 
 class AdaBinActivation(Quantizer):

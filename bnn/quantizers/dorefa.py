@@ -13,7 +13,7 @@ from bnn.quantizers.straight_through import sign, straight_through
 
 
 def _step(bits: int, like: Tensor) -> Tensor:
-    return torch.tensor(1 / (2**bits - 1), dtype=like.dtype, device=like.device)
+    return torch.full((), 1 / (2**bits - 1), dtype=like.dtype, device=like.device)
 
 
 class DoReFaWeight(Quantizer):

@@ -3,14 +3,8 @@
 import torch
 from torch import Tensor
 
+from bnn.quantizers.sharpness import Sharpened
 from bnn.quantizers.surrogate_sign import SurrogateSign
-
-
-def check_sharpness(t: float) -> float:
-    """Return t if it is positive, else raise ValueError."""
-    if not t > 0:
-        raise ValueError(f"t must be positive, got {t!r}")
-    return float(t)
 
 
 def ede_slope(x: Tensor, t: float, k: float) -> Tensor:
@@ -18,7 +12,7 @@ def ede_slope(x: Tensor, t: float, k: float) -> Tensor:
     return (k * t) * (1 - torch.tanh(t * x) ** 2)
 
 
-class EdeSign(SurrogateSign):
+class EdeSign(Sharpened, SurrogateSign):
     """Forward: q(x) = +1 if x >= 0, else -1. Gradient: k t (1 - tanh(t x)^2), k = max(1 / t, 1).
 
     Qin et al., "IR-Net", CVPR 2020, "error decay estimator". The paper lets t rise during training,
@@ -39,15 +33,7 @@ class EdeSign(SurrogateSign):
 
     def __init__(self, t: float = 0.1):
         super().__init__()
-        self.t = check_sharpness(t)
-
-    @property
-    def k(self) -> float:
-        """max(1 / t, 1): keeps the gradient at 0 from falling below 1."""
-        return max(1 / self.t, 1.0)
+        self.set_sharpness(t)
 
     def slope(self, x: Tensor) -> Tensor:
         return ede_slope(x, self.t, self.k)
-
-    def extra_repr(self) -> str:
-        return f"t={self.t:g}"

@@ -1,7 +1,14 @@
 """Statistics of filters: one number for each output channel (axis 0) of a weight, shaped to go with it."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def parameter_per_channel(channels: int, start: float) -> nn.Parameter:
+    """Return a learned number for each channel, (channels,); ValueError if there is none."""
+    if channels < 1:
+        raise ValueError(f"channels must be at least 1, got {channels!r}")
+    return nn.Parameter(torch.full((channels,), float(start)))
 
 
 def filters(w: Tensor) -> Tensor:

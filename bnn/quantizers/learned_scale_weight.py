@@ -1,11 +1,10 @@
 """Binary weights with a learned scale for each output channel: XNOR-Net++, case 1."""
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
-from bnn.quantizers.filters import like_filters
+from bnn.quantizers.filters import like_filters, parameter_per_channel
 from bnn.quantizers.straight_through import sign, straight_through
 
 
@@ -18,6 +17,7 @@ class LearnedScaleWeight(Quantizer):
 
     channels: the number of output channels; a layer tells it by itself.
 
+    >>> import torch
     >>> quantizer = LearnedScaleWeight(channels=1)
     >>> w = torch.tensor([[0.5, -1.5]], requires_grad=True)
     >>> q = quantizer(w)
@@ -30,9 +30,7 @@ class LearnedScaleWeight(Quantizer):
 
     def __init__(self, channels: int):
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels!r}")
-        self.alpha = nn.Parameter(torch.ones(channels))
+        self.alpha = parameter_per_channel(channels, 1.0)
 
     def forward(self, w: Tensor) -> Tensor:
         fixed = w.detach()

@@ -5,12 +5,13 @@ from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
-from bnn.quantizers.ede_sign import check_sharpness, ede_slope
+from bnn.quantizers.ede_sign import ede_slope
 from bnn.quantizers.filters import like_filters, mean_magnitude, standardized
+from bnn.quantizers.sharpness import Sharpened
 from bnn.quantizers.straight_through import sign, straight_through
 
 
-class LibraWeight(Quantizer):
+class LibraWeight(Sharpened, Quantizer):
     """Forward: q(W) = 2^s sign(V), V = (W - mean W) / std W of each filter (axis 0), s = round(log2 mean|V|).
 
     Gradient: EDE's with respect to V (k t (1 - tanh(t V)^2), k = max(1 / t, 1)) times 2^s, then the chain rule through
@@ -31,12 +32,7 @@ class LibraWeight(Quantizer):
 
     def __init__(self, t: float = 0.1):
         super().__init__()
-        self.t = check_sharpness(t)
-
-    @property
-    def k(self) -> float:
-        """max(1 / t, 1)."""
-        return max(1 / self.t, 1.0)
+        self.set_sharpness(t)
 
     @staticmethod
     def _scale(v: Tensor) -> Tensor:
@@ -52,6 +48,3 @@ class LibraWeight(Quantizer):
     def planes(self, w: Tensor) -> Planes:
         v = standardized(w.detach())
         return sign_planes(v, self._scale(v))
-
-    def extra_repr(self) -> str:
-        return f"t={self.t:g}"

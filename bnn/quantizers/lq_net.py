@@ -50,7 +50,7 @@ class _LqNet(DataInitialized):
         codes = self._codes(rows, basis)
         ridge = _RIDGE * torch.eye(self._bits, dtype=dtype, device=rows.device)
         right = (codes * rows[..., None]).sum(1) + _RIDGE * basis
-        found = torch.linalg.solve(codes.mT @ codes + ridge, right)
+        found = torch.linalg.solve_ex(codes.mT @ codes + ridge, right).result
         self.basis.lerp_(mean_over_processes(found).to(self.basis.dtype), self.momentum)
 
     def _rows(self, x: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.data_initialized import DataInitialized
-from bnn.quantizers.ede_sign import check_sharpness
-from bnn.quantizers.filters import like_filters, mean_magnitude, standardized
+from bnn.quantizers.filters import like_filters, mean_magnitude, parameter_per_channel, standardized
+from bnn.quantizers.sharpness import Sharpened
 from bnn.quantizers.straight_through import sign, straight_through
 from bnn.quantizers.surrogate_sign import SurrogateSign
 
@@ -18,7 +18,7 @@ def rbnn_slope(x: Tensor, t: float, k: float) -> Tensor:
     return k * (math.sqrt(2) * t - t * t * x.abs()).clamp(min=0)
 
 
-class RbnnSign(SurrogateSign):
+class RbnnSign(Sharpened, SurrogateSign):
     """Forward: q(x) = +1 if x >= 0, else -1. Gradient: k max(sqrt(2) t - t^2 |x|, 0), k = max(1 / t, 1).
 
     Lin et al., "Rotated Binary Neural Network", NeurIPS 2020, "training-aware approximation":
@@ -35,18 +35,10 @@ class RbnnSign(SurrogateSign):
 
     def __init__(self, t: float = 0.1):
         super().__init__()
-        self.t = check_sharpness(t)
-
-    @property
-    def k(self) -> float:
-        """max(1 / t, 1)."""
-        return max(1 / self.t, 1.0)
+        self.set_sharpness(t)
 
     def slope(self, x: Tensor) -> Tensor:
         return rbnn_slope(x, self.t, self.k)
-
-    def extra_repr(self) -> str:
-        return f"t={self.t:g}"
 
 
 def _two_factors(n: int) -> tuple[int, int]:
@@ -55,7 +47,7 @@ def _two_factors(n: int) -> tuple[int, int]:
     return a, n // a
 
 
-class RotatedWeight(DataInitialized):
+class RotatedWeight(Sharpened, DataInitialized):
     """Forward: q(W) = alpha_c sign(V + |sin theta_c| (R1^T V R2 - V)), V = (W - mean W) / std W of each filter.
 
     Each filter's n weights stand as a matrix of a x b = n; R1 (a x a) and R2 (b x b) are rotations of the whole layer.
@@ -86,21 +78,16 @@ class RotatedWeight(DataInitialized):
 
     def __init__(self, channels: int, fan_in: int, t: float = 0.1):
         super().__init__()
-        if channels < 1 or fan_in < 1:
-            raise ValueError(f"channels and fan_in must be at least 1, got {channels!r} and {fan_in!r}")
-        self.t = check_sharpness(t)
-        self.alpha = nn.Parameter(torch.ones(channels))
+        if fan_in < 1:
+            raise ValueError(f"fan_in must be at least 1, got {fan_in!r}")
+        self.set_sharpness(t)
+        self.alpha = parameter_per_channel(channels, 1.0)
         self.theta = nn.Parameter(torch.rand(channels) * (math.pi / 2))
         a, b = _two_factors(fan_in)
         self.rotation1: Tensor
         self.rotation2: Tensor
         self.register_buffer("rotation1", nn.init.orthogonal_(torch.empty(a, a)))
         self.register_buffer("rotation2", nn.init.orthogonal_(torch.empty(b, b)))
-
-    @property
-    def k(self) -> float:
-        """max(1 / t, 1)."""
-        return max(1 / self.t, 1.0)
 
     def _matrices(self, v: Tensor) -> Tensor:
         return v.reshape(v.shape[0], len(self.rotation1), len(self.rotation2))

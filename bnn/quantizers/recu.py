@@ -3,12 +3,12 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.approx_sign import triangle
 from bnn.quantizers.base import Quantizer
-from bnn.quantizers.filters import centered, like_filters, variance
+from bnn.quantizers.filters import centered, like_filters, parameter_per_channel, variance
 from bnn.quantizers.straight_through import sign, straight_through
 
 _EPSILON = 1e-5
@@ -38,12 +38,10 @@ class RecuWeight(Quantizer):
 
     def __init__(self, channels: int, tau: float = 0.85):
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels!r}")
         if not 0.5 < tau < 1:
             raise ValueError(f"tau must lie in (0.5, 1), got {tau!r}")
         self.tau = tau
-        self.alpha = nn.Parameter(torch.ones(channels))
+        self.alpha = parameter_per_channel(channels, 1.0)
 
     def _clipped(self, w: Tensor) -> Tensor:
         u = 2 * math.sqrt(2) * centered(w) / (variance(w) + _EPSILON).sqrt()

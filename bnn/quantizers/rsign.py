@@ -1,11 +1,12 @@
 """Sign with a learned threshold for each channel: ReActNet's binarization of activations."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.approx_sign import triangle
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.filters import parameter_per_channel
 from bnn.quantizers.straight_through import sign, straight_through
 
 
@@ -35,9 +36,7 @@ class RSign(Quantizer):
 
     def __init__(self, channels: int, channel_axis: int = 1):
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels!r}")
-        self.shift = nn.Parameter(torch.zeros(channels))
+        self.shift = parameter_per_channel(channels, 0.0)
         self.channel_axis = channel_axis
 
     def _shifted(self, x: Tensor) -> Tensor:

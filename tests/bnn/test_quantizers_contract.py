@@ -167,6 +167,17 @@ def test_autocast(name):
         assert layer.weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", configs.NAMES)
+def test_a_training_step_asks_the_device_for_nothing(name):
+    """On the meta device numbers do not exist, so whatever waits for one (on a GPU: a synchronization) fails."""
+    for layer, shape in zip(layers(name, device="meta"), ((2, 3, 5, 5), (7, 6)), strict=True):
+        x = torch.empty(shape, device="meta", requires_grad=True)
+        layer(x).sum().backward()
+        assert x.grad.device.type == "meta"
+        with torch.no_grad():
+            layer.eval()(x)
+
+
 def compiled_and_eager(name):
     weight, given = configs.factories()[name]
     net = torch.nn.Sequential(

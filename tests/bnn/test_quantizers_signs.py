@@ -153,7 +153,7 @@ def test_random_signs_have_the_right_probability(quantizer):
         (lambda: RecuWeight(channels=2, tau=0.5), "tau must lie"),
         (lambda: RecuWeight(channels=0), "channels must be"),
         (lambda: LearnedScaleWeight(channels=0), "channels must be"),
-        (lambda: RotatedWeight(channels=0, fan_in=1), "channels and fan_in"),
+        (lambda: RotatedWeight(channels=2, fan_in=0), "fan_in must be"),
         (lambda: AdaBinActivation(form="code"), "'paper' or 'released'"),
         (lambda: OutputScale(3, case=5), "case must be"),
         (lambda: OutputScale(3, case=2), "needs the size of the map"),
