@@ -12,6 +12,7 @@ fed in. Rounding inside a float convolution of +-alpha would differ from machine
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,9 +41,9 @@ def make_quantizer(factory: QuantizerFactory, role: str, like: Tensor | None = N
     """Return a quantizer of its own for one layer; TypeError if given an instance, which layers would share.
 
     like: the layer's weight, whose device and dtype the quantizer's parameters take.
-    facts: what the layer knows and a quantizer may need: `channels` (of its weight or input), `channel_axis` (of the
-    input) and `fan_in` (inputs of one filter). Those that the factory has a parameter for, and that functools.partial
-    has not bound, are passed by name.
+    facts: what the layer knows and a quantizer may need: `channels` (of its weight or input), `channel_axis` (0 of a
+    weight) and `fan_in` (inputs of one filter). Those that the factory has a parameter for, and that functools.partial
+    has not bound, are passed by name. ValueError for an input quantizer that learns something for each filter.
     """
     if isinstance(factory, torch.nn.Module):
         raise TypeError(
@@ -50,11 +51,25 @@ def make_quantizer(factory: QuantizerFactory, role: str, like: Tensor | None = N
             "an instance would be shared by every layer that is given it"
         )
     taken = inspect.signature(factory).parameters
+    required = {
+        name for name, p in taken.items() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+    if missing := sorted(required - set(facts)):
+        raise TypeError(
+            f"{role}: {factory} needs {', '.join(missing)}, which this layer does not know: use functools.partial"
+        )
     bound = factory.keywords if isinstance(factory, functools.partial) else {}
     quantizer = factory(**{name: fact for name, fact in facts.items() if name in taken and name not in bound})
     if not isinstance(quantizer, Quantizer):
         raise TypeError(f"{role} must make a bnn.quantizers.Quantizer, got {type(quantizer).__name__}")
-    return quantizer if like is None else quantizer.to(like.device, like.dtype)
+    if quantizer.for_weights and facts.get("channel_axis", 0) != 0:
+        raise ValueError(
+            f"{role}: {type(quantizer).__name__} learns scales of output channels, so it is for weights only"
+        )
+    if like is None:
+        return quantizer
+    # On the meta device, where a layer waits for its weight, the start values of its quantizers would be lost.
+    return quantizer.to(None if like.is_meta else like.device, like.dtype)
 
 
 def check_pad_value(pad_value: float) -> float:
@@ -143,7 +158,7 @@ class QuantLayer:
         for term in weight_planes(self).terms:
             scale = term.scale if term.scale.ndim == 0 else self._by_channel(term.scale)
             for given in inputs.parts:
-                part = self.dot(given, term).to(x.dtype) * (scale * given.scale)
+                part = self.dot(given, term).to(x.dtype) * (scale * given.channel_scale(x.ndim))
                 total = part if total is None else total + part
         assert total is not None
         return total
@@ -174,5 +189,9 @@ def output_scale(given: Term, term: Term, ndim: int) -> Tensor:
 
 
 def weight_planes(layer: QuantLayer) -> Planes:
-    """Return the planes of a layer's weight; axis 0 are the output channels. An offset is a term like the others."""
-    return Planes(layer.weight_quantizer.planes(layer.filters(layer.weight.detach())).parts)
+    """Return the planes of a layer's weight; axis 0 are the output channels, scales have shape () or (C,).
+
+    An offset is a term like the others.
+    """
+    terms = layer.weight_quantizer.planes(layer.filters(layer.weight.detach())).parts
+    return Planes(tuple(replace(t, scale=t.scale.reshape(-1)) if t.scale.ndim > 1 else t for t in terms))

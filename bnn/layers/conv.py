@@ -80,7 +80,12 @@ class QuantConvNd(QuantLayer):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device=device, dtype=dtype
         )
         self.weight_quantizer = make_quantizer(
-            weight_quantizer, "weight_quantizer", self.weight, channels=out_channels, fan_in=self.weight[0].numel()
+            weight_quantizer,
+            "weight_quantizer",
+            self.weight,
+            channels=out_channels,
+            channel_axis=0,
+            fan_in=self.weight[0].numel(),
         )
         self.input_quantizer = make_quantizer(
             input_quantizer, "input_quantizer", self.weight, channels=in_channels, channel_axis=1

@@ -57,6 +57,7 @@ class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
             "weight_quantizer",
             self.weight,
             channels=out_channels,
+            channel_axis=0,
             fan_in=self.weight.numel() // out_channels,
         )
         self.input_quantizer = make_quantizer(

@@ -24,6 +24,7 @@ class DroppedInput(Quantizer):
         self.dropout = nn.Dropout(p)
         self.packable = self.quantizer.packable
         self.elementwise = self.quantizer.elementwise
+        self.channelwise = self.quantizer.channelwise
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.quantizer(x))

@@ -30,7 +30,12 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
     ):
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
         self.weight_quantizer = make_quantizer(
-            weight_quantizer, "weight_quantizer", self.weight, channels=num_embeddings, fan_in=embedding_dim
+            weight_quantizer,
+            "weight_quantizer",
+            self.weight,
+            channels=num_embeddings,
+            channel_axis=0,
+            fan_in=embedding_dim,
         )
         self.input_quantizer = FullPrecision()  # indices are not quantized
         self.input_scale = False

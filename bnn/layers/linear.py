@@ -32,7 +32,7 @@ class QuantLinear(QuantLayer, nn.Linear):
     ):
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.weight_quantizer = make_quantizer(
-            weight_quantizer, "weight_quantizer", self.weight, channels=out_features, fan_in=in_features
+            weight_quantizer, "weight_quantizer", self.weight, channels=out_features, channel_axis=0, fan_in=in_features
         )
         self.input_quantizer = make_quantizer(
             input_quantizer, "input_quantizer", self.weight, channels=in_features, channel_axis=-1

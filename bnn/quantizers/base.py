@@ -22,11 +22,13 @@ class Quantizer(nn.Module):
         elementwise: whether each output depends on its own input alone, so that as an input quantizer it is a set of
             thresholds. Scales that are computed from the whole tensor make it False.
         channelwise: whether these thresholds differ from channel to channel.
+        for_weights: whether it learns something for each filter (axis 0), which inputs do not have.
     """
 
     packable: bool = True
     elementwise: bool = False
     channelwise: bool = False
+    for_weights: bool = False
 
     def planes(self, x: Tensor) -> Planes:
         """Return the bit planes of `x`'s quantized values; TypeError for a quantizer that has none."""

@@ -28,6 +28,8 @@ class LearnedScaleWeight(Quantizer):
     ([[1.0, 0.0]], [-2.0])
     """
 
+    for_weights = True
+
     def __init__(self, channels: int):
         super().__init__()
         self.alpha = parameter_per_channel(channels, 1.0)

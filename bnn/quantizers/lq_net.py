@@ -104,6 +104,7 @@ class LqWeight(_LqNet):
     """
 
     low = -1
+    for_weights = True
 
     def __init__(self, bits: int, channels: int, momentum: float = 0.1):
         if channels < 1:

@@ -128,7 +128,7 @@ class LsqWeight(_Lsq):
         if per_channel and channels is None:
             raise ValueError("per_channel needs channels, the number of output channels")
         super().__init__(bits, True, channels if per_channel else None)
-        self.per_channel = per_channel
+        self.per_channel = self.for_weights = per_channel
 
     def _features(self, x: Tensor) -> int:
         return x[0].numel() if self.per_channel else x.numel()

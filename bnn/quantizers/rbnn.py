@@ -75,6 +75,7 @@ class RotatedWeight(Sharpened, DataInitialized):
     """
 
     rounds = 3
+    for_weights = True
 
     def __init__(self, channels: int, fan_in: int, t: float = 0.1):
         super().__init__()

@@ -36,6 +36,8 @@ class RecuWeight(Quantizer):
     [-0.3143, 0.6285, -0.3143]
     """
 
+    for_weights = True
+
     def __init__(self, channels: int, tau: float = 0.85):
         super().__init__()
         if not 0.5 < tau < 1:

@@ -37,7 +37,7 @@ def quantizers():
 def make(role, factory, x):
     """A quantizer for a tensor such as x: a weight, or an input with channels on axis 1."""
     if role == "weight":
-        return make_quantizer(factory, "weight_quantizer", channels=x.shape[0], fan_in=x[0].numel())
+        return make_quantizer(factory, "weight_quantizer", channels=x.shape[0], channel_axis=0, fan_in=x[0].numel())
     return make_quantizer(factory, "input_quantizer", channels=x.shape[1], channel_axis=1)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from bnn import quantizers as exported
 from bnn.layers import QuantConv2d, QuantLinear
-from bnn.quantizers import FullPrecision, Quantizer
+from bnn.quantizers import BinaryConnect, FullPrecision, Quantizer, SteSign
 from bnn.quantizers.surrogate_sign import SurrogateSign
 
 ALL = configs.quantizers()
@@ -155,6 +155,27 @@ def test_training_and_evaluation_of_layers_agree(name):
         torch.testing.assert_close(exact, as_trained, rtol=1e-4, atol=1e-4)
 
 
+@each
+def test_weights_and_inputs_may_change_places(role, factory):
+    """Any quantizer serves weights and inputs; a scale of each filter becomes one of each sample."""
+    other = "input_quantizer" if role == "weight" else "weight_quantizer"
+    if other == "input_quantizer" and configs.make(role, factory, draw(3, 3)).for_weights:
+        with pytest.raises((TypeError, ValueError), match=r"for weights only|needs fan_in"):
+            QuantConv2d(3, 4, 3, input_quantizer=factory)
+        return
+    partner = {"weight_quantizer": BinaryConnect, "input_quantizer": SteSign} | {other: factory}
+    pairs = [(QuantConv2d(3, 4, 3, padding=1, groups=1, **partner), draw(2, 3, 5, 5)),
+             (QuantLinear(6, 5, **partner), draw(7, 6)), (QuantLinear(6, 5, **partner), draw(2, 7, 6))]  # fmt: skip
+    for layer, x in pairs:
+        layer(x)
+        layer.weight_quantizer.eval()
+        layer.input_quantizer.eval()
+        as_trained = layer(x)
+        with torch.no_grad():
+            exact = layer.eval()(x)
+        torch.testing.assert_close(exact, as_trained, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", configs.NAMES)
 def test_autocast(name):
     for layer, x in zip(layers(name), (draw(2, 3, 5, 5), draw(7, 6)), strict=True):
@@ -170,7 +191,8 @@ def test_autocast(name):
 @pytest.mark.parametrize("name", configs.NAMES)
 def test_a_training_step_asks_the_device_for_nothing(name):
     """On the meta device numbers do not exist, so whatever waits for one (on a GPU: a synchronization) fails."""
-    for layer, shape in zip(layers(name, device="meta"), ((2, 3, 5, 5), (7, 6)), strict=True):
+    for layer, shape in zip(layers(name), ((2, 3, 5, 5), (7, 6)), strict=True):
+        layer.to("meta")
         x = torch.empty(shape, device="meta", requires_grad=True)
         layer(x).sum().backward()
         assert x.grad.device.type == "meta"

@@ -9,7 +9,7 @@ from torch import nn
 import bnn
 from bnn.layers import QuantConv2d, QuantLinear, RPReLU
 from bnn.layers.base import make_quantizer
-from bnn.quantizers import RSign, XnorWeight
+from bnn.quantizers import DoReFaActivation, RSign, XnorWeight
 
 
 def test_rprelu_is_its_formula():
@@ -50,6 +50,8 @@ def test_layers_tell_a_quantizer_what_it_needs():
     assert made == {"fan_in": 9}
     with pytest.raises(ValueError, match="channels must be at least 1"):
         RSign(0)
+    with pytest.raises(TypeError, match=r"input_quantizer: .*DoReFaActivation.* needs bits"):
+        QuantLinear(5, 3, input_quantizer=DoReFaActivation)
 
 
 @pytest.mark.parametrize("pad_value", [0, 1, -1])
