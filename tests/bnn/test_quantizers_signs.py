@@ -142,9 +142,22 @@ def test_random_signs_have_the_right_probability(quantizer):
     assert gradient(quantizer.train(), EDGE, 1.0).tolist() == inside
 
 
+def test_an_evaluation_with_latents_is_one_of_floats():
+    quantizer = BinaryConnect(stochastic=True, evaluation="latents")
+    w = torch.tensor([[-0.7, 0.0, 0.3]], requires_grad=True)
+    assert set(quantizer(w).flatten().tolist()) <= {-1.0, 1.0}
+    assert (quantizer.packable, quantizer.bits) == (True, 1)
+    quantizer.eval()
+    assert torch.equal(quantizer(w), w)
+    assert (quantizer.packable, quantizer.bits) == (False, 32)
+    with pytest.raises(TypeError, match="no bit planes"):
+        quantizer.planes(w)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: BinaryConnect(evaluation="mean"), "'signs' or 'latents'"),
         (lambda: SwishSign(beta=0), "beta must be positive"),
         (lambda: EdeSign(t=0), "t must be positive"),
         (lambda: FdaSign(n=-1), "n must be at least 0"),
