@@ -150,6 +150,8 @@ def train(
     seconds = clock.seconds()
     measured = dict(lightning_trainer.validate(module, validation, verbose=False)[0])
     measured |= lightning_trainer.test(module, test, verbose=False)[0]
+    if lightning_trainer.received_sigterm:  # during an evaluation Lightning notes the signal and goes on
+        raise SystemExit(128 + signal.SIGTERM)
     return Outcome(
         last_value(folder / CURVE, "train_accuracy"),
         measured["validation_accuracy"],

@@ -45,7 +45,9 @@ def test_quantizers_say_what_they_are(name):
     assert quantizer.label
 
 
-@pytest.mark.parametrize("config", ["convert", "benchmark", "collect", "compare_methods"])
+@pytest.mark.parametrize(
+    "config", ["convert", "benchmark", "collect", "compare_methods", "training_step", "activation_memory"]
+)
 def test_commands_compose(config):
     assert compose(config) is not None
 

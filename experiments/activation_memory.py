@@ -1,0 +1,166 @@
+"""Weigh what training keeps for the backward pass, plain and packed: python -m experiments.activation_memory.
+
+Bytes of the binarized tensors and of all saved tensors are counted by autograd's hooks. Peak memory of a step is that
+of a process of its own (on Linux). Both steps are timed in turn in one process; gradients are compared first, bit for
+bit.
+"""
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import cli
+from experiments.results import write_json
+from experiments.timing import pair
+
+_MALLOC = "MALLOC_MMAP_THRESHOLD_"
+
+
+def saved_bytes(network: Any, images: Any) -> int:
+    """Return the bytes that plain autograd keeps between forward and backward, parameters and the input left out."""
+    import torch
+
+    left_out = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), images)}
+    storages: dict[int, int] = {}
+    kept: list[Any] = []  # alive, so that no storage is counted under the address of another
+
+    def note(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in left_out:
+            storages[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        network(images)
+    return sum(storages.values())
+
+
+def _memory(key: str) -> int:
+    """Return VmRSS (resident now) or VmHWM (the most that ever was) of this process in bytes.
+
+    Not resource.getrusage: its peak is handed on from the process that started this one.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {key}: peak memory is measured on Linux alone")
+
+
+def _peak(config: dict[str, Any], packs: bool, queue: Any) -> None:
+    """Put the growth of this process's peak memory by a training step, in bytes, into the queue."""
+    from bnn.memory import pack_activations
+    from experiments.steps import make_network, make_step, on_threads
+
+    node = OmegaConf.create(config)
+    assert isinstance(node, DictConfig)
+    on_threads(node.threads)
+    network = make_network(node)
+    if packs:
+        pack_activations(network)
+    # A step with two images first: what PyTorch allocates once is no activation.
+    make_step(network, OmegaConf.merge(node, {"batch_size": 2}))()  # type: ignore[arg-type]
+    step = make_step(network, node)
+    before = _memory("VmRSS")
+    step()
+    queue.put(_memory("VmHWM") - before)
+
+
+def peak_bytes(config: DictConfig, packs: bool) -> int:
+    """Return the growth of peak memory by one training step in a fresh process."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak, args=(resolved, packs, queue))
+    # The C library gives every tensor's memory back at once, or the peak would be that of its free lists.
+    before = os.environ.get(_MALLOC)
+    os.environ[_MALLOC] = "65536"
+    try:
+        process.start()
+    finally:
+        os.environ.pop(_MALLOC)
+        if before is not None:
+            os.environ[_MALLOC] = before
+    grown = queue.get(timeout=600)
+    process.join()
+    return int(grown)
+
+
+def check_gradients(network: Any, images: Any) -> None:
+    """Raise RuntimeError unless packed and plain autograd give the same gradients, bit for bit."""
+    import torch
+
+    from bnn.memory import pack_activations
+
+    found = []
+    for packs in (False, True):
+        packing = pack_activations(network) if packs else None
+        network.zero_grad()
+        network(images).square().mean().backward()
+        found.append([parameter.grad.clone() for parameter in network.parameters()])
+        if packing is not None:
+            packing.remove()
+    if not all(torch.equal(plain, packed) for plain, packed in zip(*found, strict=True)):
+        raise RuntimeError("packed activations change the gradients: nothing to weigh")
+
+
+def task(config: DictConfig) -> None:
+    """Measure what the config names."""
+    import torch
+
+    from bnn.memory import pack_activations
+    from bnn.training import provenance
+    from experiments.steps import described, make_network, make_step, milliseconds, on_threads
+
+    threads = on_threads(config.threads)
+    network = make_network(config)
+    images = torch.randn(config.batch_size, *config.input_shape, generator=torch.Generator().manual_seed(0))
+    check_gradients(network, images)
+    everything = saved_bytes(network, images)
+    packed_network = make_network(config)
+    packing = pack_activations(packed_network)
+    packed_network(images)
+    plain, packed = packing.plain_bytes, packing.packed_bytes
+    peaks = {"plain": peak_bytes(config, packs=False), "packed": peak_bytes(config, packs=True)}
+    ours, reference = pair(make_step(packed_network, config), make_step(network, config), config.seconds)
+    content = {
+        **described(config, threads),
+        "binarized_bytes": {"plain": plain, "packed": packed, "ratio": round(plain / packed, 2)},
+        "all_saved_bytes": {
+            "plain": everything,
+            "packed": everything - plain + packed,
+            "ratio": round(everything / (everything - plain + packed), 2),
+        },
+        "peak_growth_bytes": {**peaks, "ratio": round(peaks["plain"] / peaks["packed"], 2)},
+        "same_gradients": True,
+        "step_ms": {"plain": milliseconds(reference), "packed": milliseconds(ours)},
+        "time_ratio": {
+            "best": round(ours.best / reference.best, 3),
+            "median": round(ours.median / reference.median, 3),
+        },
+        **provenance(),
+    }
+    for key, words in (
+        ("binarized_bytes", "binarized inputs and their windows"),
+        ("all_saved_bytes", "all that is saved"),
+        ("peak_growth_bytes", "peak memory of a step"),
+    ):
+        row = content[key]
+        print(f"{words}: {row['plain'] / 1e6:.1f} MB plain, {row['packed'] / 1e6:.1f} MB packed, {row['ratio']}x less")
+    print(f"time of a step: {content['time_ratio']['median']}x")
+    if config.output is not None:
+        write_json(Path(config.output), content)
+        print(f"written: {config.output}")
+
+
+def main() -> None:
+    """Entry point."""
+    cli.run(task, "activation_memory", expected=(OSError, ValueError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
