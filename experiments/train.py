@@ -101,20 +101,28 @@ def run(config: DictConfig, made_by: str) -> Path:
         trainer={str(key): value for key, value in trainer.items()},
         callbacks=callbacks,
     )
-    found = read_json(folder / REPORT)["findings"] if (folder / REPORT).exists() else []
+    run_is: dict[str, Any] = {
+        "command": made_by,
+        "name": config.name,
+        "quantizer": config.quantizer.name,
+        "label": config.quantizer.label,
+        "seed": config.seed,
+        "accuracy": {
+            "train": round(outcome.train_accuracy, 6),
+            "validation": round(outcome.validation_accuracy, 6),
+            "test": round(outcome.test_accuracy, 6),
+        },
+    }
+    found = []
+    if (folder / REPORT).exists():
+        seen = read_json(folder / REPORT)
+        found = seen["findings"]
+        model = config.model._target_.rpartition(".")[2]
+        write_json(folder / REPORT, {**run_is, "data": data.name, "model": model, **seen, **provenance()})
     write_json(
         result_file,
         {
-            "command": made_by,
-            "name": config.name,
-            "quantizer": config.quantizer.name,
-            "label": config.quantizer.label,
-            "seed": config.seed,
-            "accuracy": {
-                "train": round(outcome.train_accuracy, 6),
-                "validation": round(outcome.validation_accuracy, 6),
-                "test": round(outcome.test_accuracy, 6),
-            },
+            **run_is,
             "epochs": outcome.epochs,
             "train_seconds": round(outcome.seconds, 1),
             "data": {

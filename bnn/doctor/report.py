@@ -6,13 +6,15 @@ from dataclasses import asdict
 from typing import Any
 
 from bnn.doctor.doctor import METRICS, Record
-from bnn.doctor.findings import Finding
+from bnn.doctor.findings import RULES, Finding
 
 
 def report(records: Sequence[Record], found: Sequence[Finding], every: int) -> dict[str, Any]:
-    """Return {"every", "metrics", "steps", "loss", "layers": {layer: {metric: values}}, "findings"} for a JSON file.
+    """Return what a JSON file holds: {"every", "metrics", "bounds", "steps", "loss", "layers", "findings"}.
 
-    Values stand in the order of the steps; null where there is none. A loss that is not finite is its name, a string.
+    metrics: what each says. bounds: where a finding begins, above the value or below it. layers: {layer: {metric:
+    values}}. Values stand in the order of the steps; null where there is none. A loss that is not finite is its name,
+    a string.
     """
     names = list(dict.fromkeys(name for record in records for name in record.layers))
     layers = {}
@@ -26,6 +28,7 @@ def report(records: Sequence[Record], found: Sequence[Finding], every: int) -> d
     return {
         "every": every,
         "metrics": METRICS,
+        "bounds": {rule.metric: {"value": rule.bound, "below": rule.below} for rule in RULES},
         "steps": [record.step for record in records],
         "loss": [_loss(record.loss) for record in records],
         "layers": layers,
