@@ -102,5 +102,10 @@ class AdaBinActivation(Quantizer):
         v, alpha, offset = self._parts(x.detach())
         return sign_planes(v, alpha.detach(), offset.detach())
 
+    @property
+    def bits(self) -> int:
+        """1."""
+        return 1
+
     def extra_repr(self) -> str:
         return f"form={self.form!r}"

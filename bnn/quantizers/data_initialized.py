@@ -11,8 +11,9 @@ from bnn.quantizers.base import Quantizer
 class DataInitialized(Quantizer):
     """Calls `initialize(x)` once, on the first tensor that it quantizes in training mode.
 
-    The buffer `initialized` tells a checkpoint whether that has happened. Under torch.distributed all processes take
-    the mean of what each of them found.
+    So a pretrained network needs one forward in training mode before it is evaluated. The buffer `initialized` tells
+    a checkpoint whether that has happened. Under torch.distributed all processes take the mean of what each of them
+    found.
     """
 
     def __init__(self) -> None:

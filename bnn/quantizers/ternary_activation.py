@@ -43,13 +43,13 @@ class TernaryActivation(Quantizer):
             raise ValueError(f"threshold must be positive or None, got {threshold!r}")
         self.factor = factor
         self.momentum = momentum
-        self.fixed = threshold is not None
+        self.fixed = threshold
         self.threshold: Tensor
         start = factor * _MEAN_MAGNITUDE if threshold is None else threshold
         self.register_buffer("threshold", torch.tensor(start))
 
     def _delta(self, x: Tensor) -> Tensor:
-        if self.training and not self.fixed:
+        if self.training and self.fixed is None:
             return self.factor * x.abs().mean()
         return self.threshold.to(x.dtype)
 
@@ -60,7 +60,7 @@ class TernaryActivation(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         fixed = x.detach()
         delta = self._delta(fixed)
-        if self.training and not self.fixed:
+        if self.training and self.fixed is None:
             self.threshold.lerp_(delta.to(self.threshold.dtype), self.momentum)
         return straight_through(x, self._levels(fixed, delta), fixed.abs() <= 1)
 
@@ -70,5 +70,10 @@ class TernaryActivation(Quantizer):
         scale = torch.ones((), dtype=x.dtype, device=x.device)
         return Planes((Term(ternary_bits(levels), False, (1, -1), scale),))
 
+    @property
+    def bits(self) -> int:
+        """2."""
+        return 2
+
     def extra_repr(self) -> str:
-        return f"threshold={float(self.threshold):g}" if self.fixed else f"factor={self.factor}"
+        return f"factor={self.factor}" if self.fixed is None else f"threshold={self.fixed:g}"

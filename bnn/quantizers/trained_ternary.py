@@ -72,5 +72,10 @@ class TrainedTernary(Quantizer):
             )
         )
 
+    @property
+    def bits(self) -> int:
+        """2."""
+        return 2
+
     def extra_repr(self) -> str:
         return f"t={self.t:g}"

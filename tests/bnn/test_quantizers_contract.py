@@ -193,7 +193,9 @@ def test_autocast(name):
 def test_a_training_step_asks_the_device_for_nothing(name):
     """On the meta device numbers do not exist, so whatever waits for one (on a GPU: a synchronization) fails."""
     for layer, shape in zip(layers(name), ((2, 3, 5, 5), (7, 6)), strict=True):
+        bits = layer.weight_quantizer.bits, layer.input_quantizer.bits
         layer.to("meta")
+        assert (layer.weight_quantizer.bits, layer.input_quantizer.bits) == bits
         x = torch.empty(shape, device="meta", requires_grad=True)
         layer(x).sum().backward()
         assert x.grad.device.type == "meta"

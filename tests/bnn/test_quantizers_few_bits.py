@@ -112,6 +112,16 @@ def test_a_checkpoint_knows_whether_a_step_was_set():
     assert float(resumed.step.detach()) == pytest.approx(14 / np.sqrt(3))
 
 
+def test_all_processes_of_a_training_begin_with_the_same_step(monkeypatch):
+    """Two processes, of which the other one always holds three times as much."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(4))
+    quantizer = LsqActivation(2)
+    quantizer(torch.ones(3, 4))
+    assert float(quantizer.step.detach()) == pytest.approx(2 * 2 / np.sqrt(3))
+
+
 @pytest.mark.parametrize("k", range(1, 9))
 def test_pact(k):
     quantizer = Pact(k, alpha=1.5).double()
