@@ -91,6 +91,24 @@ class QuantLayer:
     # Set by bnn.memory.pack_activations: how what the backward pass needs is kept.
     saving: Any = None
 
+    def _make_quantizers(
+        self, weight_quantizer: QuantizerFactory, input_quantizer: QuantizerFactory, outputs: int, inputs: int,
+        input_axis: int,
+    ) -> None:  # fmt: skip
+        """Make both quantizers, of as many output and input channels; the input has its channels on `input_axis`."""
+        weight = self.weight
+        self.weight_quantizer = make_quantizer(
+            weight_quantizer,
+            "weight_quantizer",
+            weight,
+            channels=outputs,
+            channel_axis=0,
+            fan_in=weight.numel() // outputs,
+        )
+        self.input_quantizer = make_quantizer(
+            input_quantizer, "input_quantizer", weight, channels=inputs, channel_axis=input_axis
+        )
+
     def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None, pad: float) -> Tensor:
         """Apply the bare linear operation; `pad` is what lies outside the map."""
         raise NotImplementedError

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn.layers.base import QuantizerFactory, QuantLayer, check_pad_value, make_quantizer
+from bnn.layers.base import QuantizerFactory, QuantLayer, check_pad_value
 from bnn.quantizers.base import FullPrecision
 
 Size = int | tuple[int, ...]
@@ -79,17 +79,7 @@ class QuantConvNd(QuantLayer):
         super().__init__(  # type: ignore[call-arg]
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device=device, dtype=dtype
         )
-        self.weight_quantizer = make_quantizer(
-            weight_quantizer,
-            "weight_quantizer",
-            self.weight,
-            channels=out_channels,
-            channel_axis=0,
-            fan_in=self.weight[0].numel(),
-        )
-        self.input_quantizer = make_quantizer(
-            input_quantizer, "input_quantizer", self.weight, channels=in_channels, channel_axis=1
-        )
+        self._make_quantizers(weight_quantizer, input_quantizer, out_channels, in_channels, input_axis=1)
         self.pad_value = check_pad_value(pad_value)
         self.input_scale = input_scale
         self._check_input_scale()

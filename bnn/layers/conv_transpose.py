@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn.layers.base import QuantizerFactory, QuantLayer, make_quantizer
+from bnn.layers.base import QuantizerFactory, QuantLayer
 from bnn.layers.conv import Size
 from bnn.quantizers.base import FullPrecision
 
@@ -52,17 +52,7 @@ class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
             device=device,
             dtype=dtype,
         )
-        self.weight_quantizer = make_quantizer(
-            weight_quantizer,
-            "weight_quantizer",
-            self.weight,
-            channels=out_channels,
-            channel_axis=0,
-            fan_in=self.weight.numel() // out_channels,
-        )
-        self.input_quantizer = make_quantizer(
-            input_quantizer, "input_quantizer", self.weight, channels=in_channels, channel_axis=1
-        )
+        self._make_quantizers(weight_quantizer, input_quantizer, out_channels, in_channels, input_axis=1)
         self.input_scale = False
 
     forward = QuantLayer.forward  # type: ignore[assignment]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn.layers.base import QuantizerFactory, QuantLayer, make_quantizer
+from bnn.layers.base import QuantizerFactory, QuantLayer
 from bnn.quantizers.base import FullPrecision
 
 
@@ -31,12 +31,7 @@ class QuantLinear(QuantLayer, nn.Linear):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.weight_quantizer = make_quantizer(
-            weight_quantizer, "weight_quantizer", self.weight, channels=out_features, channel_axis=0, fan_in=in_features
-        )
-        self.input_quantizer = make_quantizer(
-            input_quantizer, "input_quantizer", self.weight, channels=in_features, channel_axis=-1
-        )
+        self._make_quantizers(weight_quantizer, input_quantizer, out_features, in_features, input_axis=-1)
         self.input_scale = input_scale
         self._check_input_scale()
 
