@@ -29,9 +29,11 @@ class Checkup(Callback):
         self._latent_clip = latent_clip
         self._classes = classes
         self._doctor: Doctor | None = None
+        self._begun: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network: Any = pl_module.network
+        self._begun = None
         self._doctor = Doctor(network, self._every, self._latent_clip) if watched_layers(network) else None
         if self._doctor is None:
             return
@@ -40,13 +42,16 @@ class Checkup(Callback):
             self._doctor.records = [record for record in before if record.step < trainer.global_step]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._doctor is not None:
-            self._doctor.begin(trainer.global_step)
+        # A step over several batches (accumulate_grad_batches) begins with the first of them.
+        if self._doctor is not None and self._begun is None:
+            self._begun = trainer.global_step
+            self._doctor.begin(self._begun)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._doctor is not None:
+        if self._doctor is not None and self._begun is not None and trainer.global_step > self._begun:
+            self._begun = None
             self._doctor.end(outputs["loss"].detach())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

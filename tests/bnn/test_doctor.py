@@ -382,6 +382,17 @@ def test_a_run_that_goes_on_keeps_its_records(tmp_path):
     assert not (tmp_path / "plain" / "doctor.json").exists()
 
 
+def test_a_step_over_several_batches_is_watched_once(tmp_path):
+    classifier = partial(Classifier, optimizer=partial(torch.optim.Adam, lr=0.05))
+    network = DigitsCNN(width=2, weight_quantizer=XnorWeight, input_quantizer=SteSign)
+    options = {"accelerator": "cpu", "enable_progress_bar": False, "accumulate_grad_batches": 2}
+    train(classifier, network, digits(), tmp_path, epochs=2, batch_size=300, seed=0, trainer=options,
+          callbacks=[Checkup(tmp_path, 1)])  # fmt: skip
+    content = json.loads((tmp_path / "doctor.json").read_text())
+    assert content["steps"] == [0, 1, 2, 3]
+    assert all(min(series["flip_rate"]) > 0 for series in content["layers"].values())
+
+
 def test_an_fp32_network_is_not_watched(tmp_path):
     classifier = partial(Classifier, optimizer=torch.optim.Adam)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}

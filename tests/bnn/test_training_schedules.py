@@ -170,6 +170,15 @@ def test_a_run_that_is_interrupted_goes_on_with_the_same_values(tmp_path):
     assert set(whole.conv2.weight.unique().tolist()) == {-1.0, 1.0}
 
 
+def test_mixed_precision_steps_by_bop(tmp_path):
+    network = DigitsCNN(width=4, weight_quantizer=SteSign, input_quantizer=SteSign)
+    options = {"accelerator": "cpu", "enable_progress_bar": False, "precision": "bf16-mixed", "gradient_clip_val": 1.0}
+    outcome = train(partial(Classifier, optimizer=BOP), network, digits(), tmp_path, epochs=3, batch_size=100, seed=0,
+                    trainer=options)  # fmt: skip
+    assert set(network.conv2.weight.unique().tolist()) == {-1.0, 1.0}
+    assert outcome.train_accuracy > 0.3
+
+
 @pytest.mark.parametrize("option", [{"center_latents": True}, {"latent_clip": 0.5}])
 def test_bop_has_no_latents_to_move(option, tmp_path):
     with pytest.raises(ValueError, match="without latents"):

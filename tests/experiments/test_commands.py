@@ -46,6 +46,11 @@ def test_a_sweep_leaves_one_folder_a_run(runs):
             rows = list(csv.DictReader(file))
         assert [row["epoch"] for row in rows] == ["0", "1"]
         assert (folder / "checkpoints" / "last.ckpt").exists()
+        assert all({"layer", "kind", "text"} == set(finding) for finding in result["findings"])
+    seen = read(runs / "xnor" / "seed0" / "doctor.json")
+    assert seen["steps"] == [0]
+    assert (seen["quantizer"], set(seen["layers"])) == ("xnor", {"conv2", "conv3", "linear4"})
+    assert not (runs / "fp32" / "seed0" / "doctor.json").exists()
     packed, plain = (read(runs / q / "seed0" / "result.json") for q in ("xnor", "fp32"))
     assert packed["bops"] < plain["bops"] / 10
     assert packed["bytes"] < plain["bytes"]
