@@ -1,6 +1,7 @@
 """Booleans and two-valued tensors as bits, on any device, without leaving PyTorch."""
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,23 @@ class PackedTensor:
             return PackedTensor(pack_flags(flat), tensor.shape, tensor.stride(), None)
         low, high = flat.aminmax()
         return PackedTensor(pack_flags(flat == high), tensor.shape, tensor.stride(), (low, high))
+
+    @staticmethod
+    def window(tensor: Tensor, low: float, high: float) -> "PackedTensor | None":
+        """Pack which elements lie strictly between two bounds; None if it is empty or not dense.
+
+        It comes back with one value between the bounds in the place of those, and `low` in the place of all others.
+        high may be infinite: then there is no upper bound.
+        """
+        if tensor.numel() == 0 or not _dense(tensor):
+            return None
+        flat = tensor.detach().as_strided((tensor.numel(),), (1,))
+        outside = flat <= low
+        if math.isfinite(high):
+            outside |= flat >= high
+        inside = (low + high) / 2 if math.isfinite(high) else low + 1
+        values = (flat.new_tensor(inside), flat.new_tensor(low))
+        return PackedTensor(pack_flags(outside), tensor.shape, tensor.stride(), values)
 
     def unpack(self) -> Tensor:
         """Return the tensor: the same values, dtype, shape and strides."""

@@ -1,6 +1,7 @@
 """What quantized layers save for the backward pass, packed: one bit for an input of two values, one for a mask."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,31 +14,48 @@ from bnn.layers.base import QuantLayer
 from bnn.memory.bits import PackedTensor
 
 
-class ActivationPacking:
-    """Keeps the count of what packed layers saved, and takes the packing away again.
+@dataclass
+class Count:
+    """Bytes of tensors, as plain autograd keeps them and as they are kept."""
 
-    plain_bytes, packed_bytes: of all tensors that were packed since the last `reset()`, as plain autograd keeps them,
-    and as they were kept. layers: how many layers pack. A context manager that calls `remove` at its end.
+    plain: int = 0
+    packed: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """How many times less; 1 if there was nothing to pack."""
+        return self.plain / self.packed if self.packed else 1.0
+
+
+class ActivationPacking:
+    """Counts what was packed, and takes the packing away again. A context manager that calls `remove` at its end.
+
+    binarized: of inputs of two values and the boolean masks of their quantizers, since the last `reset()`.
+    windows: of the inputs that Hardtanh and ReLU keep, of which they need to know only where they pass the gradient.
+    layers: how many quantized layers pack.
     """
 
-    def __init__(self, layers: Sequence[QuantLayer]):
+    def __init__(self, layers: Sequence[QuantLayer], hooks: Sequence[Any] = ()):
         self._layers = layers
+        self.hooks = list(hooks)
         self.reset()
 
     def reset(self) -> None:
         """Begin to count at 0."""
-        self.plain_bytes = 0
-        self.packed_bytes = 0
+        self.binarized = Count()
+        self.windows = Count()
 
     @property
     def layers(self) -> int:
-        """Number of layers that pack what they save."""
+        """Number of quantized layers that pack what they save."""
         return len(self._layers)
 
     def remove(self) -> None:
-        """Let the layers save plain tensors again."""
+        """Let everything be saved in full again."""
         for layer in self._layers:
             layer.saving = None
+        for hook in self.hooks:
+            hook.remove()
 
     def __enter__(self) -> "ActivationPacking":
         return self
@@ -50,12 +68,19 @@ class ActivationPacking:
 
     def pack(self, tensor: Tensor) -> Tensor | PackedTensor:
         """Pack and count a tensor of two values; one that cannot be packed stays."""
-        packed = PackedTensor.of(tensor)
-        if packed is None:
-            return tensor
-        self.plain_bytes += tensor.numel() * tensor.element_size()
-        self.packed_bytes += packed.nbytes
-        return packed
+        return _counted(tensor, PackedTensor.of(tensor), self.binarized)
+
+    def pack_window(self, tensor: Tensor, low: float, high: float) -> Tensor | PackedTensor:
+        """Pack and count where a tensor lies strictly between two bounds; one that cannot be packed stays."""
+        return _counted(tensor, PackedTensor.window(tensor, low, high), self.windows)
+
+
+def _counted(tensor: Tensor, packed: PackedTensor | None, count: Count) -> Tensor | PackedTensor:
+    if packed is None:
+        return tensor
+    count.plain += tensor.numel() * tensor.element_size()
+    count.packed += packed.nbytes
+    return packed
 
 
 @dataclass(frozen=True)
@@ -106,11 +131,39 @@ def _two_values(layer: Any) -> tuple[bool, bool]:
     return len(values) <= 2, set(values.tolist()) <= {-1.0, 1.0}
 
 
+def _window(module: nn.Module) -> tuple[float, float] | None:
+    """Return the bounds between which an activation passes the gradient unchanged, and nothing elsewhere."""
+    if isinstance(module, nn.Hardtanh):  # and ReLU6
+        return float(module.min_val), float(module.max_val)
+    if isinstance(module, nn.ReLU):
+        return 0.0, math.inf
+    return None
+
+
+def _pack_window(module: nn.Module, packing: ActivationPacking, low: float, high: float) -> list[Any]:
+    """Hook an activation so that what it saves is packed; returns the handles."""
+    open_hooks: list[saved_tensors_hooks] = []
+
+    def enter(_module: nn.Module, _inputs: Any) -> None:
+        hooks = saved_tensors_hooks(
+            lambda tensor: packing.pack_window(tensor, low, high) if tensor.is_floating_point() else tensor, _unpack
+        )
+        hooks.__enter__()
+        open_hooks.append(hooks)
+
+    def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if open_hooks:
+            open_hooks.pop().__exit__()
+
+    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+
+
 def pack_activations(model: nn.Module) -> ActivationPacking:
-    """Let every quantized layer save its inputs for the backward pass as bits; gradients stay the same, bit for bit.
+    """Keep for the backward pass as bits what bits can hold; gradients stay the same, bit for bit.
 
     Autograd keeps a binarized input as floats and the window of its straight-through estimator as bytes, 40 bits an
-    element; packed they are 2. Inputs are packed where the input quantizer gives two values for the whole tensor in
+    element; packed they are 2. Of the floats that Hardtanh, ReLU6 and ReLU keep, only the window is needed: 1 bit for
+    32. Inputs are packed where the input quantizer gives two values for the whole tensor in
     training (found by a probe), boolean masks of any input quantizer. A surrogate that needs x itself (ApproxSign)
     keeps it in full. It costs time, for packing in the forward and unpacking in the backward pass.
 
@@ -132,4 +185,8 @@ def pack_activations(model: nn.Module) -> ActivationPacking:
     packing = ActivationPacking(layers)
     for layer in layers:
         layer.saving = LayerSaving(packing, *_two_values(layer))
+    for module in model.modules():
+        bounds = _window(module)
+        if bounds is not None:
+            packing.hooks += _pack_window(module, packing, *bounds)
     return packing

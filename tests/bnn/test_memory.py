@@ -10,7 +10,7 @@ from torch import nn
 
 from bnn.data import digits
 from bnn.layers import QuantConv2d, QuantLinear
-from bnn.memory import pack_activations
+from bnn.memory import Count, pack_activations
 from bnn.memory.bits import PackedTensor, pack_flags, unpack_flags
 from bnn.models import DigitsCNN, VGGSmall
 from bnn.quantizers import DoReFaActivation, FullPrecision, Quantizer, SteSign, XnorWeight
@@ -75,14 +75,15 @@ def gradients(model, x, **autocast):
 
 
 def assert_same(model, x, **options):
-    """Returns (plain bytes, packed bytes) of what was packed."""
+    """Returns the counts of what was packed: binarized tensors, windows."""
     plain = gradients(model, x, **options)
     with pack_activations(model) as packing:
         packed = gradients(model, x, **options)
-        counts = packing.plain_bytes, packing.packed_bytes
+        counts = packing.binarized, packing.windows
     assert all(torch.equal(a, b) for a, b in zip(plain, packed, strict=True))
     after = gradients(model, x, **options)
-    assert (packing.plain_bytes, packing.packed_bytes) == counts  # removed
+    assert (packing.binarized, packing.windows) == counts  # removed
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(a, b) for a, b in zip(plain, after, strict=True))
     return counts
 
@@ -122,12 +123,47 @@ def test_a_network_in_training_and_evaluation():
     torch.manual_seed(0)
     model = VGGSmall(width=0.125, weight_quantizer=XnorWeight, input_quantizer=SteSign)
     x = torch.randn(2, 3, 32, 32)
-    plain, packed = assert_same(model, x)
+    binarized, windows = assert_same(model, x)
     elements = 2 * (16 * 32 * 32 + 16 * 16 * 16 + 32 * 16 * 16 + 32 * 8 * 8 + 64 * 8 * 8)
     # Inputs of convolutions and windows of their estimators: 4 + 1 bytes an element, or 2 bits.
-    assert plain == 5 * elements
-    assert packed == elements / 4
+    assert binarized == Count(5 * elements, elements // 4)
+    # Hardtanh keeps its input: what each of the six layers gives after pooling.
+    elements += 2 * 64 * 4 * 4
+    assert windows == Count(4 * elements, elements // 8)
     assert_same(model.eval(), x)
+
+
+EDGES = torch.tensor([-3.0, -1.0, -0.0, 0.0, 1e-45, 0.5, 1.0, 2.0, 6.0, 7.0, torch.inf, -torch.inf])
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("activation", [nn.Hardtanh, partial(nn.Hardtanh, -2.0, 0.5), nn.ReLU6, nn.ReLU])
+def test_windows(activation, inplace):
+    """Also at their bounds and for infinities. (What PyTorch's own Hardtanh does at NaN varies with the place.)"""
+    torch.manual_seed(0)
+    act, layer = activation(inplace=inplace), QuantLinear(12, 4, weight_quantizer=XnorWeight, input_quantizer=SteSign)
+    results = []
+    for packs in (False, True):
+        x = EDGES.repeat(3, 1).requires_grad_()
+        model = nn.Sequential(act, layer)
+        packing = pack_activations(model) if packs else None
+        y = act(x + 0)
+        y.backward(torch.arange(36.0).reshape(3, 12))
+        results.append(x.grad)
+        if packing is not None:
+            assert packing.windows == Count(4 * 36, 5)
+            packing.remove()
+    assert torch.equal(*results)
+
+
+def test_an_error_within_an_activation_leaves_no_hook_behind():
+    model = nn.Sequential(nn.Hardtanh(), QuantLinear(2, 2, weight_quantizer=XnorWeight, input_quantizer=SteSign))
+    with pack_activations(model) as packing:
+        with pytest.raises(TypeError):
+            model("no tensor")
+        x = torch.randn(4, 4, requires_grad=True)
+        (x * x).sum().backward()
+        assert packing.windows == packing.binarized == Count()
 
 
 class Ramp(Quantizer):
@@ -143,7 +179,7 @@ class Ramp(Quantizer):
 def test_a_quantizer_of_many_values_in_training_is_not_packed():
     torch.manual_seed(0)
     layer = QuantLinear(5, 6, weight_quantizer=XnorWeight, input_quantizer=Ramp)
-    assert assert_same(layer, torch.randn(7, 5)) == (0, 0)
+    assert assert_same(layer, torch.randn(7, 5)) == (Count(), Count())
 
 
 def test_the_probe_draws_no_random_numbers_and_leaves_the_model():
@@ -155,9 +191,10 @@ def test_the_probe_draws_no_random_numbers_and_leaves_the_model():
     assert packing.layers == 3
     twin = copy.deepcopy(model)
     gradients(twin, torch.randn(2, 1, 8, 8))
-    assert packing.packed_bytes > 0
+    assert packing.binarized.packed > 0
     packing.reset()
-    assert packing.packed_bytes == packing.plain_bytes == 0
+    assert packing.binarized == packing.windows == Count()
+    assert Count().ratio == 1
 
 
 def test_a_model_without_quantized_inputs_is_refused():

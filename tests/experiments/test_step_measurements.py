@@ -1,6 +1,7 @@
 """The two commands that time and weigh a training step, on a network of some milliseconds."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from experiments import activation_memory
 
+ROOT = Path(__file__).parent.parent.parent
 SMALL = ("model=digits_cnn", "model.width=4", "input_shape=[1,8,8]", "batch_size=3", "threads=1", "seconds=0.05")
 
 
@@ -39,8 +41,11 @@ def test_activation_memory(command, tmp_path, monkeypatch):
     content = json.loads(file.read_text())
     elements = 3 * (4 * 64 + 8 * 16 + 32)
     assert content["binarized_bytes"] == {"plain": 5 * elements, "packed": elements / 4, "ratio": 20.0}
+    # ReLU keeps its output: three layers before pooling.
+    windows = 3 * (8 * 64 + 8 * 16 + 16)
+    assert content["windows_bytes"] == {"plain": 4 * windows, "packed": windows / 8, "ratio": 32.0}
     saved = content["all_saved_bytes"]
-    assert saved["plain"] - saved["packed"] == 5 * elements - elements / 4
+    assert saved["plain"] - saved["packed"] == (5 - 1 / 4) * elements + (4 - 1 / 8) * windows
     assert content["peak_growth_bytes"]["ratio"] == 2
 
 
@@ -59,6 +64,25 @@ def test_saved_bytes_are_those_of_the_graph():
     images = torch.randn(5, 7)
     # Input of the first hardtanh and of the second linear layer (5x4 each), input of the last hardtanh (5x3).
     assert activation_memory.saved_bytes(network, images) == 4 * (20 + 20 + 15)
+
+
+def test_the_documents_numbers_are_those_of_the_results():
+    text = (ROOT / "docs" / "training.md").read_text()
+    memory, step = (
+        json.loads((ROOT / "results" / f"{n}.json").read_text()) for n in ("activation_memory", "training_step")
+    )
+    for label, key in (
+        ("binarized inputs and masks of their quantizers", "binarized_bytes"),
+        ("windows of Hardtanh", "windows_bytes"),
+        ("everything that is saved", "all_saved_bytes"),
+        ("peak of a step", "peak_growth_bytes"),
+    ):
+        row = memory[key]
+        assert f"| {label} | {row['plain'] / 1e6:.1f} MB | {row['packed'] / 1e6:.1f} MB | {row['ratio']} |" in text
+    assert f"A step takes {memory['time_ratio']['median']:.2f} times as long" in text
+    assert f"takes {step['ratio']['median']:.2f} times that of its FP32 twin" in text
+    assert memory["binarized_bytes"]["ratio"] >= 8
+    assert step["ratio"]["median"] <= 1.35
 
 
 @pytest.mark.slow
