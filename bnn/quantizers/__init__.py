@@ -12,6 +12,7 @@ from bnn.quantizers.bitnet import AbsmeanTernary as AbsmeanTernary
 from bnn.quantizers.dorefa import DoReFaActivation as DoReFaActivation
 from bnn.quantizers.dorefa import DoReFaWeight as DoReFaWeight
 from bnn.quantizers.dorefa_gradient import DoReFaGradient as DoReFaGradient
+from bnn.quantizers.dorefa_gradient import quantize_gradients as quantize_gradients
 from bnn.quantizers.ede_sign import EdeSign as EdeSign
 from bnn.quantizers.fda_sign import FdaSign as FdaSign
 from bnn.quantizers.learned_scale_weight import LearnedScaleWeight as LearnedScaleWeight

@@ -1,20 +1,24 @@
 """Quantizers of several bits against the formulas of their papers: LSQ, PACT, LQ-Net, ABC-Net, DoReFa's gradients."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from gradients import differences, gradient, signs
 
+from bnn.layers import QuantLinear
 from bnn.quantizers import (
     AbcWeight,
     DoReFaGradient,
+    FullPrecision,
     LqActivation,
     LqWeight,
     LsqActivation,
     LsqWeight,
     Pact,
+    quantize_gradients,
 )
 
 
@@ -262,6 +266,37 @@ def test_dorefa_gradients(k):
     assert ((found.mean(0) - g).abs() <= 5 * spread + 1e-6 * largest).all()
     # Noise lifts no gradient beyond the largest of its sample.
     assert (found.abs() <= largest * (1 + 1e-9)).all()
+
+
+def test_one_bit_without_noise_is_xnor_nets_binary_gradient():
+    g = torch.tensor(rng().standard_normal((3, 9)))
+    expected = g.abs().amax(1, keepdim=True) * torch.where(g > 0, 1.0, -1.0)
+    torch.testing.assert_close(through(DoReFaGradient(1, noise=False), g), expected)
+
+
+def test_gradients_of_all_quantized_layers():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(QuantLinear(6, 5, weight_quantizer=FullPrecision), torch.nn.ReLU(),
+                              QuantLinear(5, 3, weight_quantizer=FullPrecision))  # fmt: skip
+    x, g = torch.randn(4, 6), torch.randn(4, 3)
+    handles = quantize_gradients(net, 2, noise=False)
+    assert len(handles) == 2
+    assert len(pickle.dumps(net)) > 0
+    net(x).backward(g)
+    first, _, last = net
+    arriving = through(DoReFaGradient(2, noise=False), g)
+    hidden = torch.relu(first(x)).detach()
+    torch.testing.assert_close(last.bias.grad, arriving.sum(0))
+    torch.testing.assert_close(last.weight.grad, arriving.T @ hidden)
+    back = arriving @ last.weight_quantizer(last.weight).detach() * (hidden > 0)
+    torch.testing.assert_close(first.bias.grad, through(DoReFaGradient(2, noise=False), back).sum(0))
+    for handle in handles:
+        handle.remove()
+    net.zero_grad()
+    net(x).backward(g)
+    torch.testing.assert_close(last.bias.grad, g.sum(0))
+    with pytest.raises(ValueError, match="no quantized layers"):
+        quantize_gradients(torch.nn.Linear(2, 2), 4)
 
 
 def test_dorefa_gradients_of_nothing_are_nothing():
