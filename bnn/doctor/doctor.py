@@ -16,7 +16,7 @@ from bnn.quantizers.base import Quantizer
 
 # Metric -> what it says; the order of tables and figures.
 METRICS = {
-    "flip_rate": "share of weights whose bits the step changed",
+    "flip_rate": "change of quantized weights by the step, as a share of their range: of signs, the share that flipped",
     "saturated": "share of latent weights at or beyond the clip bound",
     "no_gradient": "share of latent weights whose gradient is exactly 0",
     "weight_entropy": "entropy of the quantized weights of a filter, in bits",
@@ -83,7 +83,7 @@ class Doctor:
         self._hooks: list[Any] = []
         self._step: int | None = None
         self._found: dict[str, dict[str, list[Tensor]]] = {}
-        self._codes: dict[str, Tensor] = {}
+        self._before: dict[str, Planes] = {}
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def begin(self, step: int) -> None:
@@ -94,7 +94,7 @@ class Doctor:
             return
         self._step = step
         self._found = {name: {} for name in self._layers}
-        self._codes = {name: metrics.codes(planes) for name, planes in self._weights()}
+        self._before = dict(self._weights())
         for name, layer in self._layers.items():
             for role in ("weight", "input"):
                 quantizer = getattr(layer, f"{role}_quantizer")
@@ -107,7 +107,7 @@ class Doctor:
         if self._step is None:
             return
         for name, planes in self._weights():
-            self._add(name, "flip_rate", metrics.changed(self._codes[name], metrics.codes(planes)))
+            self._add(name, "flip_rate", metrics.flips(self._before[name], planes))
             self._measure_latents(name, planes)
         # A value that is not finite (no gradient at all, a diverged layer) is no measurement.
         layers = {
@@ -116,7 +116,7 @@ class Doctor:
         }
         number = loss.item() if isinstance(loss, Tensor) else loss
         self.records.append(Record(self._step, number, layers))
-        self._step, self._found, self._codes = None, {}, {}
+        self._step, self._found, self._before = None, {}, {}
 
     def _weights(self) -> Iterator[tuple[str, Planes]]:
         for name, layer in self._layers.items():

@@ -62,7 +62,7 @@ RULES = (
         "restless weights",
         "flip_rate",
         0.02,
-        lambda value: f"{100 * value:.1f} % of weights change at every step",
+        lambda value: f"{100 * value:.1f} % of weights flip at every step",
         "lower the learning rate of latents, or the rate and threshold of Bop",
     ),
     _Rule(

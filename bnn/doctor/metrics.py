@@ -21,9 +21,18 @@ def codes(planes: Planes) -> Tensor:
     return total
 
 
-def changed(before: Tensor, after: Tensor) -> Tensor:
-    """Return the share of elements whose code changed."""
-    return (before != after).float().mean()
+def flips(before: Planes, after: Planes) -> Tensor:
+    """Return the mean change of integer levels as a share of their range, averaged over terms; scales do not count.
+
+    For signs it is the share that flipped. A ternary value that becomes or ceases to be 0 counts half, a step of one
+    in k bits 1 / (2^k - 1).
+    """
+    shares = []
+    for old, new in zip(before.terms, after.terms, strict=True):
+        possible = old.possible_levels()
+        change = (new.levels() - old.levels()).abs().float().mean()
+        shares.append(change / (possible[-1] - possible[0]))
+    return torch.stack(shares).mean()
 
 
 def saturated(latent: Tensor, bound: float) -> Tensor:

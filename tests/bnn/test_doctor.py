@@ -31,8 +31,20 @@ def test_codes_tell_quantized_values_apart():
         assert code.max() < 2**planes.bits
 
 
-def test_changed():
-    assert metrics.changed(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 3, 3])).item() == 0.25
+def test_flips():
+    """Signs: the share; ternary: half for a step to or from 0; three bits: sevenths."""
+    old, new = torch.tensor([-1.0, 1.0, 2.0, 0.0]), torch.tensor([1.0, 1.0, -2.0, 0.0])
+    assert metrics.flips(SteSign().planes(old), SteSign().planes(new)).item() == 0.5
+    assert metrics.flips(TernaryWeight().planes(old), TernaryWeight().planes(old * 5)).item() == 0
+    ternary = (
+        TernaryWeight().planes(torch.tensor([-1.0, 1.0, 0.0, 0.0])),
+        TernaryWeight().planes(torch.tensor([1.0, 0, 0, 0])),
+    )
+    assert metrics.flips(*ternary).item() == pytest.approx((1 + 0.5) / 4)
+    few = DoReFaActivation(bits=3)
+    assert metrics.flips(
+        few.planes(torch.tensor([0.0, 3 / 7])), few.planes(torch.tensor([1.0, 4 / 7]))
+    ).item() == pytest.approx(4 / 7)
 
 
 def test_saturated():
