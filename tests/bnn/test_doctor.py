@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import quantizer_configs as configs
 import torch
 from torch import nn
 
@@ -218,6 +219,34 @@ def test_evaluation_between_begin_and_end_is_not_measured():
 def test_doctor_refuses(network, every, words):
     with pytest.raises(ValueError, match=words):
         Doctor(network, every)
+
+
+@pytest.mark.parametrize("name", [name for name in configs.NAMES if name != "fp32"])
+def test_every_quantizer_can_be_watched(name):
+    """All that is measured is a number in its range; a watched training is the one that is not."""
+    weight, given = configs.factories()[name]
+    states = []
+    for every in (1, 1000):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.BatchNorm2d(4), QuantConv2d(4, 6, 3, padding=1, weight_quantizer=weight, input_quantizer=given)
+        )
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+        doctor = Doctor(network, every)
+        for step in range(1, 3):
+            doctor.begin(step)
+            optimizer.zero_grad()
+            network(inputs(step)).square().mean().backward()
+            optimizer.step()
+            doctor.end()
+        states.append(network.state_dict())
+        for record in doctor.records:
+            found = record.layers["1"]
+            assert {"flip_rate", "distance", "constant_filters"} <= set(found)
+            for metric, value in found.items():
+                top = 10 if "entropy" in metric else 2 if "mismatch" in metric else 1
+                assert -1e-6 <= value <= top + 1e-6, (metric, value)
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
 # -- findings ---------------------------------------------------------------------------------------------------------

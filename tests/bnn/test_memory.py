@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import quantizer_configs as configs
 import torch
 from torch import nn
 
@@ -131,6 +132,26 @@ def test_a_network_in_training_and_evaluation():
     elements += 2 * 64 * 4 * 4
     assert windows == Count(4 * elements, elements // 8)
     assert_same(model.eval(), x)
+
+
+@pytest.mark.parametrize("name", configs.NAMES)
+def test_every_quantizer_keeps_its_gradients(name):
+    """Also what is drawn at random, initialized from data or learned."""
+    weight, given = configs.factories()[name]
+    torch.manual_seed(0)
+    layer = QuantConv2d(4, 6, 3, padding=1, weight_quantizer=weight, input_quantizer=given)
+    if not layer.input_quantizer.packable:
+        with pytest.raises(ValueError, match="nothing to pack"):
+            pack_activations(layer)
+        return
+    x = torch.randn(3, 4, 9, 9)
+    layer(x)  # what is initialized from data is now
+    plain, packed = copy.deepcopy(layer), layer
+    packing = pack_activations(packed)
+    for a, b in zip(gradients(plain, x), gradients(packed, x), strict=True):
+        assert torch.equal(a, b) if a is not None else b is None
+    signs = given.func.__name__ in ("SteSign", "ApproxSign", "RSign", "EdeSign", "SwishSign", "FdaSign")
+    assert packing.binarized.packed > 0 or not signs
 
 
 EDGES = torch.tensor([-3.0, -1.0, -0.0, 0.0, 1e-45, 0.5, 1.0, 2.0, 6.0, 7.0, torch.inf, -torch.inf])
