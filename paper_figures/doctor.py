@@ -19,7 +19,7 @@ import numpy as np
 
 from paper_figures.save import save
 
-DEFAULT_RESULTS = Path("results") / "doctor_xnor_mnist.json"
+DEFAULT_RESULTS = Path("results") / "doctor_dorefa2_mnist.json"
 DEFAULT_OUTPUT = Path("results") / "figures" / "doctor.png"
 COLUMNS, SHOWN_FINDINGS, SHOWN_LAYERS = 4, 8, 8
 GREY, ORANGE = "#777777", "#d9662b"
