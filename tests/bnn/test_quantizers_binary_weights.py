@@ -1,14 +1,17 @@
 """Binary weights, and scales of their outputs, against the formulas of their papers."""
 
+import copy
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from gradients import differences, gradient, quadratic, ramp, signs
+from torch import nn
 
-from bnn.layers import OutputScale, QuantConv2d
+from bnn.layers import OutputScale, QuantConv2d, QuantLinear
 from bnn.quantizers import (
     AdaBinActivation,
     AdaBinWeight,
@@ -21,6 +24,7 @@ from bnn.quantizers import (
     RotatedWeight,
     XnorWeight,
 )
+from bnn.training import Classifier
 
 
 def rng(seed=0):
@@ -271,3 +275,16 @@ def test_case_one_is_a_scale_of_the_weights():
         scale.factors[0].copy_(scaled.weight_quantizer.alpha.reshape(4, 1, 1))
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(scale(plain(x)), scaled(x))
+
+
+def test_training_turns_the_rotations_at_the_beginning_of_every_epoch():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), QuantLinear(12, 8, weight_quantizer=RotatedWeight), nn.Linear(8, 2))
+    classifier = Classifier(net, torch.optim.SGD)
+    classifier.trainer = SimpleNamespace(train_dataloader=[])
+    before = net[1].weight_quantizer.rotation2.clone()
+    twin = copy.deepcopy(net[1].weight_quantizer)
+    classifier.on_train_epoch_start()
+    assert not torch.equal(net[1].weight_quantizer.rotation2, before)
+    twin.align(net[1].weight)
+    assert torch.equal(net[1].weight_quantizer.rotation2, twin.rotation2)
