@@ -125,9 +125,10 @@ def train(
         **arguments,
     )
     device = lightning_trainer.strategy.root_device
-    train_batches = Batches(data.train, data.normalizer(), batch_size, shuffle=True, seed=seed).to(device)
+    normalize = data.normalizer()
+    train_batches = Batches(data.train, normalize, batch_size, shuffle=True, seed=seed).to(device)
     validation, test = (
-        Batches(split, data.normalizer(), EVALUATION_BATCH, shuffle=False, seed=0).to(device)
+        Batches(split, normalize, EVALUATION_BATCH, shuffle=False, seed=0).to(device)
         for split in (data.validation, data.test)
     )
     module = classifier(network)

@@ -1,9 +1,12 @@
 """One run from the inside: latent weights stay in bounds, checkpoints of other networks are refused."""
 
+import os
+import signal
 from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from bnn.data import digits
 from bnn.latent import latent_weights
@@ -66,6 +69,21 @@ def test_other_networks_are_refused(finished, tmp_path):
         run(DigitsCNN(width=5), folder, epochs=4)
     with pytest.raises(RunError, match="is it the folder of a finished run"):
         load_network(DigitsCNN(), tmp_path)
+
+
+class Killed(Callback):
+    """A termination that comes while the test split is measured."""
+
+    def on_test_start(self, trainer, pl_module):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_termination_during_an_evaluation_ends_the_run(tmp_path):
+    classifier = partial(Classifier, optimizer=ADAM)
+    with pytest.raises(SystemExit) as stop:
+        train(classifier, DigitsCNN(**TINY), digits(), tmp_path, epochs=1, batch_size=600, seed=0, trainer=QUIET,
+              callbacks=[Killed()])  # fmt: skip
+    assert stop.value.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("clip", [0, -1])
