@@ -1,6 +1,7 @@
 """Every quantizer of configs/quantizer becomes bits that answer like the network, or says why it cannot."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,21 @@ from torch import nn
 import bnn
 from bnn.converter import ConversionError
 from bnn.layers import BitLinear, QuantConv2d, QuantLinear
-from bnn.quantizers import FullPrecision
+from bnn.quantizers import (
+    AbcWeight,
+    AdaBinWeight,
+    DoReFaWeight,
+    FullPrecision,
+    LqActivation,
+    LqWeight,
+    LsqActivation,
+    LsqWeight,
+    Pact,
+    RSign,
+    SteSign,
+    TernaryActivation,
+    XnorWeight,
+)
 
 # Configs that cannot become bits as a whole, and what the error must say.
 REFUSED = {
@@ -60,6 +75,24 @@ def test_conversion_parity(name):
         with pytest.raises(ConversionError, match=REFUSED[name]):
             bnn.convert(net, x)
         return
+    report = bnn.check_parity(net, bnn.convert(net, x), x)
+    assert report.ok, str(report)
+
+
+WIDTHS = [
+    *[(partial(LsqWeight, k), partial(LsqActivation, k, signed=True)) for k in (1, 2, 3, 5, 8)],
+    *[(partial(DoReFaWeight, k), partial(Pact, k, alpha=2.0)) for k in (1, 3, 7)],
+    *[(partial(LqWeight, k), RSign) for k in (1, 3, 5)],
+    *[(partial(AbcWeight, k), partial(LsqActivation, 2)) for k in (1, 2, 5)],
+    (partial(LsqWeight, 4, per_channel=True), partial(LqActivation, 1)),
+    (AdaBinWeight, partial(TernaryActivation, threshold=0.5)),
+    (partial(XnorWeight, center=True), partial(SteSign, boundary="open")),
+]
+
+
+@pytest.mark.parametrize(("weight", "given"), WIDTHS, ids=[str(i) for i in range(len(WIDTHS))])
+def test_other_widths_and_pairs_convert_too(weight, given):
+    net, x = trained(weight, given), torch.randn(32, 1, 8, 8)
     report = bnn.check_parity(net, bnn.convert(net, x), x)
     assert report.ok, str(report)
 
