@@ -5,3 +5,4 @@ from bnn.optimizers.composite import CompositeOptimizer as CompositeOptimizer
 from bnn.optimizers.roles import ROLES as ROLES
 from bnn.optimizers.roles import parameter_groups as parameter_groups
 from bnn.optimizers.roles import parameter_roles as parameter_roles
+from bnn.optimizers.roles import scale_rates as scale_rates

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from bnn.latent import latent_weights
@@ -42,11 +43,16 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
     return roles
 
 
-def parameter_groups(model: nn.Module, no_decay: Sequence[str] = ("latent",)) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, no_decay: Sequence[str] = ("latent",), glorot_rates: bool = False
+) -> list[dict[str, Any]]:
     """Return one parameter group for each role that the model has: {"params", "role"}, as torch optimizers take them.
 
     no_decay: roles whose weight decay is 0, whatever the optimizer's is. Latent weights are spared by default: the
     sign of a weight does not feel its size, so decay only drags latents to zero, where they flip at random.
+    glorot_rates: a group for each latent weight, with `rate_scale` = 1 / sqrt(1.5 / (fan in + fan out)), by which
+    `scale_rates` multiplies its learning rate: BinaryConnect's and BinaryNet's rule (Courbariaux et al. 2015, section
+    2.5), the inverse of Glorot's initial bound, for latents in [-1, 1].
     ValueError if a role is unknown or nothing is trained.
     """
     unknown = set(no_decay) - set(ROLES)
@@ -59,6 +65,28 @@ def parameter_groups(model: nn.Module, no_decay: Sequence[str] = ("latent",)) ->
     groups: list[dict[str, Any]] = []
     for role in ROLES:
         members = [parameters[name] for name, given in roles.items() if given == role]
-        if members:
-            groups.append({"params": members, "role": role} | ({"weight_decay": 0.0} if role in no_decay else {}))
+        spared = {"weight_decay": 0.0} if role in no_decay else {}
+        if role == "latent" and glorot_rates:
+            groups += [{"params": [w], "role": role, "rate_scale": _glorot_rate(w)} | spared for w in members]
+        elif members:
+            groups.append({"params": members, "role": role} | spared)
     return groups
+
+
+def _glorot_rate(weight: nn.Parameter) -> float:
+    positions = weight[0, 0].numel() if weight.ndim > 1 else 1
+    fans = weight.shape[0] + (weight.shape[1] if weight.ndim > 1 else 1)
+    return (positions * fans / 1.5) ** 0.5
+
+
+def scale_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Multiply the learning rate of each group that has a `rate_scale` by it; before a scheduler is made.
+
+    ValueError for an optimizer without latents (Bop), whose lr is no step of a weight.
+    """
+    for group in optimizer.param_groups:
+        if "rate_scale" not in group:
+            continue
+        if getattr(optimizer, "latent_free", False):
+            raise ValueError(f"{type(optimizer).__name__} has no latent weights whose rates could be scaled")
+        group["lr"] *= group["rate_scale"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bnn.latent import center_latent_weights, clip_latent_weights
 from bnn.layers.base import QuantLayer
 from bnn.memory import ActivationPacking, pack_activations
-from bnn.optimizers import parameter_groups
+from bnn.optimizers import parameter_groups, scale_rates
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -23,8 +23,8 @@ class Classifier(LightningModule):
     optimizer, scheduler: factories, of parameter groups by role (bnn.optimizers.parameter_groups) and of the
     optimizer; the scheduler steps once an epoch. latent_clip: bound of latent weights after each step, or None.
     center_latents: subtract their mean over input channels after each step, as the XNOR-Net authors' code does.
-    no_decay: roles of parameters that weight decay spares. pack_activations: less memory for more time, the same
-    gradients (bnn.memory.pack_activations).
+    no_decay: roles of parameters that weight decay spares. glorot_rates: learning rates of latents by BinaryNet's rule
+    (bnn.optimizers.parameter_groups). pack_activations: less memory for more time, the same gradients (bnn.memory).
     Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1].
     """
 
@@ -36,6 +36,7 @@ class Classifier(LightningModule):
         latent_clip: float | None = None,
         center_latents: bool = False,
         no_decay: Sequence[str] = ("latent",),
+        glorot_rates: bool = False,
         pack_activations: bool = False,
     ):
         super().__init__()
@@ -48,11 +49,13 @@ class Classifier(LightningModule):
         self._sums = self._zeros()
         self._center_latents = center_latents
         self._no_decay = no_decay
+        self._glorot_rates = glorot_rates
         self._packs = pack_activations
         self._packing: ActivationPacking | None = None
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(parameter_groups(self.network, self._no_decay))
+        optimizer = self._optimizer(parameter_groups(self.network, self._no_decay, self._glorot_rates))
+        scale_rates(optimizer)
         clips = self._latent_clip is not None and self._latent_clip < 1
         if getattr(optimizer, "latent_free", False) and (self._center_latents or clips):
             raise ValueError(

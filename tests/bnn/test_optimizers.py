@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bnn.layers import QuantConv2d, QuantLinear
-from bnn.optimizers import Bop, CompositeOptimizer, parameter_groups, parameter_roles
+from bnn.optimizers import Bop, CompositeOptimizer, parameter_groups, parameter_roles, scale_rates
 from bnn.quantizers import FullPrecision, Quantizer, SteSign
 
 OPTIMIZERS = {"latent": partial(Bop, gamma=0.1, threshold=0.01), "rest": torch.optim.Adam}
@@ -188,6 +188,22 @@ def test_decay_spares_roles(spared):
 def test_unknown_roles_are_refused():
     with pytest.raises(ValueError, match=r"unknown roles \['latents'\]; roles are weight, norm"):
         parameter_groups(network(), ["latents"])
+
+
+def test_rates_of_latents_by_glorots_rule():
+    """SGD moves a latent by lr g / sqrt(1.5 / (fan in + fan out)), everything else by lr g."""
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(parameter_groups(model, glorot_rates=True), lr=0.1)
+    scale_rates(optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    rates = {"2.weight": 0.1 / (1.5 / (4 * 9 + 4 * 9)) ** 0.5, "4.weight": 0.1 / (1.5 / (16 + 3)) ** 0.5}
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(before[name] - value, torch.full_like(value, rates.get(name, 0.1)))
+    with pytest.raises(ValueError, match="no latent weights"):
+        scale_rates(CompositeOptimizer(parameter_groups(model, glorot_rates=True), OPTIMIZERS))
 
 
 # -- composite --------------------------------------------------------------------------------------------------------
