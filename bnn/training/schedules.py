@@ -103,16 +103,19 @@ class Scheduling(Callback):
             if schedule.by not in ("epoch", "step"):
                 raise ValueError(f"by must be 'epoch' or 'step', got {schedule.by!r}")
         self._schedules = schedules
+        self._steps = 1.0
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule, by: By, p: float) -> None:
         for schedule in self._schedules:
             if schedule.by == by:
                 schedule.set(pl_module.network, trainer.optimizers, p)  # type: ignore[arg-type]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps = trainer.estimated_stepping_batches
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert trainer.max_epochs is not None
         self._apply(trainer, pl_module, "epoch", trainer.current_epoch / trainer.max_epochs)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        steps = trainer.estimated_stepping_batches
-        self._apply(trainer, pl_module, "step", trainer.global_step / steps)
+        self._apply(trainer, pl_module, "step", trainer.global_step / self._steps)
