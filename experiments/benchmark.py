@@ -110,11 +110,11 @@ def own_layers(name: str, packed: Any, twin: Any, images: Any, threads: int, sec
 
     values: dict[str, Any] = {"x": images.numpy().transpose(0, 2, 3, 1).copy() if images.ndim == 4 else images.numpy()}
 
-    def keep(index: int, value: Any) -> Any:
-        values[packed.steps[index].output] = value
+    def keep(register: str, value: Any) -> Any:
+        values[register] = value
         return value
 
-    packed.trace(images.numpy(), keep)
+    packed.trace(images.numpy(), replace=keep)
     modules = [(path, m) for path, m in twin.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     inputs: dict[str, Any] = {}
     hooks = [m.register_forward_pre_hook(lambda m, x, path=path: inputs.update({path: x[0]})) for path, m in modules]

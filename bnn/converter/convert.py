@@ -1,16 +1,28 @@
 """bnn.convert: a trained network becomes a packed model."""
 
 import copy
+import functools
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 import bnn_kernels as bk
 import torch
-from torch import Tensor, nn
+from bnn_kernels.packed_model import input_register
+from torch import Tensor, fx, nn
 
-from bnn.converter.chain import trace_chain
+from bnn.converter import rules_elementwise as rules_elementwise  # registers the rules
+from bnn.converter import rules_layers as rules_layers
+from bnn.converter import rules_shape as rules_shape
+from bnn.converter.builder import Builder
+from bnn.converter.emitter import emit
 from bnn.converter.errors import ConversionError
-from bnn.converter.lowering import Lowering
+from bnn.converter.graph import Input, Value
+from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules
+from bnn.converter.rules_layers import quantizer_value
+from bnn.converter.trace import Traced, check_trace, results, trace
+from bnn.quantizers.base import Quantizer
 
 
 def _versions() -> dict[str, str]:
@@ -18,17 +30,8 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def convert(model: nn.Module, example_input: Tensor) -> bk.PackedModel:
-    """Convert a trained network into bits.
-
-    model: in evaluation mode; a sequence of the supported layers (nested Sequentials and plain forward functions
-        included). It is not changed.
-    example_input: float (N, C, H, W) or (N, K), of which only the shape counts.
-
-    Returns a PackedModel that answers like `model(x)` in evaluation: exactly where integers are fed in, within float
-    rounding elsewhere; `bnn.check_parity` shows it layer by layer. Raises ConversionError, with the module's dotted
-    path, on what it cannot convert.
-    """
+def check_model(model: nn.Module) -> None:
+    """ConversionError unless the model is in evaluation mode, finite, and does nothing beside its forward."""
     if model.training:
         raise ConversionError(
             "the model is in train mode, where batch norm and dropout depend on the batch: call model.eval() first"
@@ -36,23 +39,181 @@ def convert(model: nn.Module, example_input: Tensor) -> bk.PackedModel:
     for path, module in model.named_modules():
         if module.training:
             raise ConversionError(f"{path} is in train mode though the model is not: call model.eval() first")
-    if not isinstance(example_input, Tensor) or not example_input.is_floating_point():
-        raise TypeError(
-            f"example_input must be a float tensor, got {getattr(example_input, 'dtype', type(example_input))}"
-        )
-    if example_input.ndim not in (2, 4) or 0 in example_input.shape:
-        raise ConversionError(
-            f"example_input must have shape (N, C, H, W) or (N, K) with N >= 1, got {tuple(example_input.shape)}"
-        )
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ConversionError(f"{path or 'the model'} has forward hooks, which may change its output: remove them")
     bad = [name for name, p in model.state_dict().items() if p.is_floating_point() and not p.isfinite().all()]
     if bad:
         raise ConversionError(
             f"{bad[0]} holds NaN or infinite values: the training diverged, there is nothing to convert"
         )
+
+
+def check_examples(example_input: Any) -> list[Tensor]:
+    """Return the examples as float32 tensors of one image each; TypeError or ConversionError on anything else."""
+    examples = list(example_input) if isinstance(example_input, tuple | list) else [example_input]
+    for x in examples:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"example_input must be a float tensor, got {getattr(x, 'dtype', type(x))}")
+        if x.ndim not in (2, 3, 4) or 0 in x.shape:
+            raise ConversionError(
+                f"example_input must have shape (N, C, H, W), (N, C, L) or (N, K) with N >= 1, got {tuple(x.shape)}"
+            )
+    return [x[:1].detach().to("cpu", torch.float32) for x in examples]
+
+
+def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.PackedModel:
+    """Convert a trained network into bits.
+
+    model: in evaluation mode. Its Python code is traced (torch.fx), so branches, sums, shared modules and functional
+        calls are welcome; control flow that depends on data is not. It is not changed.
+    example_input: float (N, C, H, W), (N, C, L) or (N, K), of which only the shape counts; a tuple for several inputs.
+
+    Returns a PackedModel that answers like `model(x)` in evaluation: exactly where integers are fed in, within float
+    rounding elsewhere; `bnn.check_parity` shows it layer by layer. Raises ConversionError, with the dotted path of the
+    module, on what it cannot convert; `bnn.converter.register_rule` teaches it a module of your own.
+    """
+    check_model(model)
+    examples = check_examples(example_input)
     # Thresholds are those of the float32 network on a CPU, where the packed model runs.
     twin = copy.deepcopy(model).to("cpu", torch.float32)
-    example = example_input[:1].detach().to("cpu", torch.float32)
     with torch.no_grad():
-        links = trace_chain(twin, example)
-        steps = Lowering(links, tuple(example.shape[1:])).run()
-    return bk.PackedModel(example.shape[1:], steps, {"model": type(model).__name__}, _versions())
+        traced = trace(twin)
+        outputs = Lowering(traced, examples).run()
+        check_trace(twin, traced, examples)
+        steps, registers = emit(outputs)
+    if not steps:
+        raise ConversionError("nothing is left of the model: it has only layers that do nothing in evaluation")
+    shapes = [tuple(x.shape[1:]) for x in examples]
+    ends = [(register, value.shape) for register, value in zip(registers, outputs, strict=True)]
+    return bk.PackedModel(shapes, steps, {"model": type(model).__name__}, _versions(), ends)
+
+
+class Lowering:
+    """Walks a traced network and asks the rule of each node what it is made of."""
+
+    def __init__(self, traced: Traced, examples: Sequence[Tensor]):
+        self.traced = traced
+        self.modules = dict(traced.module.named_modules())
+        # What every node computes, for the shapes, and for all that does not depend on the input.
+        self.results = results(traced, examples)
+        self.values: dict[fx.Node, Any] = {}
+        self.inputs = [node for node in traced.nodes if node.op == "placeholder"][: len(examples)]
+
+    def run(self) -> list[Value]:
+        """Return the outputs of the network."""
+        for node in self.traced.nodes:
+            if node.op == "output":
+                return self._outputs(node)
+            self.values[node] = self._lower(node)
+        raise AssertionError("a graph has an output")
+
+    def _lower(self, node: fx.Node) -> Any:
+        found = self.results[node]
+        if node in self.inputs:
+            place = self.inputs.index(node)
+            return Input(tuple(found.shape[1:]), register=input_register(place))
+        args: Any = fx.map_arg(node.args, lambda n: self.values[n])
+        kwargs: Any = fx.map_arg(node.kwargs, lambda n: self.values[n])
+        if not any(isinstance(a, Value) for a in _flat((args, kwargs))):
+            return found  # depends on nothing but parameters
+        if not _holds_tensor(found):
+            return found  # shapes and the like
+        build = Builder(self.traced.places[node])
+        value = self._rule(node, build)(build, *args, **kwargs)
+        self._check(build, value, found)
+        if self._works_in_place(node):
+            self._overwrite(node, value, build)
+        return value
+
+    def _overwrite(self, node: fx.Node, value: Value, build: Builder) -> None:
+        """Let whoever reads the operand of a node that works in place, or another name of it, read the result."""
+        changed = self.results[node.all_input_nodes[0]]
+        for other in self.values:
+            tensor = self.results[other]
+            if (
+                not isinstance(tensor, Tensor)
+                or tensor.untyped_storage().data_ptr() != changed.untyped_storage().data_ptr()
+            ):
+                continue
+            same = tensor.shape == changed.shape and tensor.stride() == changed.stride()
+            if same and tensor.data_ptr() == changed.data_ptr():
+                self.values[other] = value
+            elif any(user not in self.values and user is not node for user in other.users):
+                build.fail(
+                    f"works in place on a part of {self.traced.places[other]}, which is read later; copy it first"
+                )
+
+    def _works_in_place(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return bool(getattr(self.modules[str(node.target)], "inplace", False))
+        if node.op == "call_method":
+            return str(node.target).endswith("_")
+        name = getattr(node.target, "__name__", "")
+        in_place = name in ("iadd", "isub", "imul", "itruediv") or name.endswith("_")
+        return in_place or node.kwargs.get("inplace") is True
+
+    def _rule(self, node: fx.Node, build: Builder) -> Rule:
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            of_module = rule_of_module(module)
+            if of_module is not None:
+                return functools.partial(_call, of_module, module)
+            if isinstance(module, Quantizer):
+                return lambda build, x: quantizer_value(build, module, x)
+            build.fail(
+                f"{type(module).__name__} cannot be converted. Supported are {', '.join(supported_modules())}; replace "
+                "the module, give it a rule with bnn.converter.register_rule, or convert the part of the network "
+                "before it"
+            )
+        rule = rule_of_function(node.target)
+        if rule is None:
+            name = getattr(node.target, "__name__", str(node.target))
+            build.fail(
+                f"{'method' if node.op == 'call_method' else 'function'} {name!r} cannot be converted; use a module or "
+                "function that can, or put it into a module of its own and give that a rule with "
+                "bnn.converter.register_rule"
+            )
+        return rule
+
+    @staticmethod
+    def _check(build: Builder, value: Any, found: Any) -> None:
+        """Name the place that a value comes from, and hold its shape against what the network computes."""
+        for made, real in zip(_flat(value), _flat(found), strict=True):
+            if not isinstance(made, Value):
+                continue
+            if made.shape != tuple(real.shape[1:]):
+                shapes = f"{('N', *made.shape)}, the network computes {('N', *real.shape[1:])}"
+                build.fail(f"its rule gives {shapes}: correct the rule")
+            made.source = made.source or build.place
+
+    def _outputs(self, node: fx.Node) -> list[Value]:
+        result: Any = fx.map_arg(node.args[0], lambda n: self.values[n])
+        outputs = list(result) if isinstance(result, tuple | list) else [result]
+        for value in outputs:
+            if not isinstance(value, Value):
+                kind = (
+                    "a dict" if isinstance(value, dict) else "a constant" if isinstance(value, Tensor) else repr(value)
+                )
+                raise ConversionError(
+                    "a network that returns a tensor, or a tuple of tensors, that depends on its input can be "
+                    f"converted; this one returns {kind}"
+                )
+        return outputs
+
+
+def _call(rule: Rule, module: nn.Module, build: Builder, *args: Any, **kwargs: Any) -> Any:
+    return rule(build, module, *args, **kwargs)
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, tuple | list):
+        return [part for item in value for part in _flat(item)]
+    if isinstance(value, dict):
+        return _flat(list(value.values()))
+    if isinstance(value, slice):
+        return _flat([value.start, value.stop, value.step])
+    return [value]
+
+
+def _holds_tensor(value: Any) -> bool:
+    return any(isinstance(part, Tensor) for part in _flat(value))

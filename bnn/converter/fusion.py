@@ -1,96 +1,94 @@
-"""What lies between a layer and the next input quantizer, as one monotone function of each channel.
+"""What lies between a value and a quantizer's levels behind it, as one monotone function of each channel.
 
 Scale, bias, batch norm and rising activations move no number of a channel past another, and max pooling commutes with
-all of them. So whatever that stretch of a network is, the next quantizer's levels are thresholds on the layer's own
-output, and pooling is a maximum or (where the rest falls) a minimum of levels.
+all of them. So whatever that stretch of a network is, the levels are thresholds on the value that it starts from, and
+pooling is a maximum or (where the rest falls) a minimum of levels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bnn.converter.chain import Link
-from bnn.converter.thresholds import LevelTable, input_term
-from bnn.layers import QuantConv2d, QuantLinear
+from bnn.converter.graph import Channelwise, Levels, Pool, Value
+from bnn.converter.planner import Demand
+from bnn.converter.thresholds import LevelTable, float_thresholds, integer_thresholds
 
-NOTHING = (nn.Dropout, nn.Dropout2d, nn.Identity)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-# Rising functions of one number, so they move no level past another.
-RISING = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 # Far beyond what a network computes, and far enough from the end of float32 that a batch norm does not overflow.
 LARGEST_FLOAT = 2.0**60
 
 
-@dataclass(frozen=True)
-class MonotoneRun:
-    """The links from one place to the next quantized layer, all monotone by channel.
+@dataclass(frozen=True, eq=False)
+class Thresholds:
+    """Level index = #{i : (x >= t[i]) xor flip}; t (L-1, C), flip bool (C,)."""
 
-    links: what lies between; following: the quantized layer's link; channels: of the values that enter;
-    pools: the places of max pooling in links.
-    """
+    t: np.ndarray
+    flip: np.ndarray
+    table: LevelTable
 
-    links: list[Link]
-    following: Link
-    channels: int
+    def same(self, other: "Thresholds") -> bool:
+        """Whether both give the same levels."""
+        mine, theirs = self.table, other.table
+        alike = (mine.signed, mine.multipliers) == (theirs.signed, theirs.multipliers)
+        return alike and np.array_equal(self.t, other.t) and np.array_equal(self.flip, other.flip)
 
-    @classmethod
-    def starting(cls, links: list[Link], at: int, entering: tuple[int, ...]) -> "MonotoneRun | None":
-        """Return the run from links[at] on, where values of this shape enter; None if it is not monotone."""
-        pixels, flattened = int(np.prod(entering[1:])), False
-        for place in range(at, len(links)):
-            module = links[place].module
-            if isinstance(module, QuantConv2d | QuantLinear):
-                # Only the input scale needs the floats that a fusion would never compute.
-                fits = module.input_quantizer.packable and not module.input_scale
-                # Behind a flatten a channel's pixels are channels of their own.
-                fits = fits and not (flattened and module.input_quantizer.channelwise)
-                return cls(links[at:place], links[place], entering[0]) if fits else None
-            if isinstance(module, nn.Flatten):
-                if (module.start_dim, module.end_dim) != (1, -1):
-                    return None
-                flattened = flattened or pixels > 1
-            elif isinstance(module, NORMS):
-                if flattened or module.running_mean is None:
-                    return None  # its channels are pixels now, or its numbers those of the batch
-            elif not isinstance(module, (*NOTHING, *RISING, nn.MaxPool2d)):
-                return None
-            pixels = int(np.prod(links[place].shape[1:])) if len(links[place].shape) > 1 else pixels
-        return None
+
+class Stretch:
+    """The way from a value with `channels` channels to the levels of a demand on it."""
+
+    def __init__(self, demand: Demand, channels: int):
+        self.levels: Levels = demand.levels
+        self.path = demand.path
+        self.channels = channels
+
+    @cached_property
+    def table(self) -> LevelTable:
+        """The levels in order."""
+        return self.levels.table
 
     @property
     def pools(self) -> list[int]:
-        return [i for i, link in enumerate(self.links) if isinstance(link.module, nn.MaxPool2d)]
-
-    @property
-    def source(self) -> str:
-        """Where the parity report can check the levels that come out."""
-        return f"{self.following.path} input"
-
-    @property
-    def table(self) -> LevelTable:
-        """The levels of the following quantizer."""
-        quantizer = self.following.module.input_quantizer
-        return LevelTable.of(input_term(quantizer, torch.zeros(1, 1), self.following.path))  # type: ignore[arg-type]
+        """Places of max pooling in the path."""
+        return [i for i, value in enumerate(self.path) if isinstance(value, Pool)]
 
     def apply(self, y: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Run links first..last on floats (T, channels), pooling left out."""
-        for link in self.links[first:last]:
-            if isinstance(link.module, nn.BatchNorm2d):
-                y = link.module(y[..., None, None])[..., 0, 0]
-            elif isinstance(link.module, (*RISING, nn.BatchNorm1d)):
-                y = link.module(y)
+        """Run path[first:last] on floats (T, channels), pooling and flattening left out."""
+        for value in self.path[first:last]:
+            if isinstance(value, Channelwise):
+                y = value.function(y)
         return y
 
-    def levels(self, y: Tensor) -> Tensor:
-        """Return the integer levels of floats (T, channels) after the whole run."""
-        planes = self.following.module.input_quantizer.planes(self.apply(y))  # type: ignore[operator,union-attr]
-        return planes.terms[0].levels()
+    def level(self, y: Tensor) -> Tensor:
+        """Return the integer levels of floats (T, channels) after the whole stretch."""
+        return self.levels.levels(self.apply(y))
 
     def rises(self, first: int, last: int | None, enter: Callable[[Tensor], Tensor] = lambda y: y) -> np.ndarray:
-        """Return bool (channels,): whether links first..last do not fall. `enter` comes before the first of them."""
+        """Return bool (channels,): whether path[first:last] does not fall. `enter` comes before the first of them."""
         ends = torch.tensor([[-LARGEST_FLOAT], [LARGEST_FLOAT]]).expand(2, self.channels)
         low, high = self.apply(enter(ends), first, last)
         return (high >= low).numpy().copy()
+
+    def on_floats(self) -> Thresholds:
+        """Return float32 thresholds on the value."""
+        return Thresholds(*float_thresholds(self.level, self.channels, LARGEST_FLOAT, self.table), self.table)
+
+    def on_integers(self, output: Callable[[Tensor], Tensor], largest: int) -> Thresholds:
+        """Return int32 thresholds on the sums from which `output` makes the value."""
+        found = integer_thresholds(lambda sums: self.level(output(sums)), self.channels, largest, self.table)
+        return Thresholds(*found, self.table)
+
+
+def pools_alike(a: Stretch, b: Stretch) -> bool:
+    """Whether two stretches from one value pool in the same way."""
+
+    def attrs(path: Sequence[Value]) -> list[dict]:
+        return [value.attrs for value in path if isinstance(value, Pool)]
+
+    if attrs(a.path) != attrs(b.path):
+        return False
+    return all(
+        np.array_equal(a.rises(i + 1, None), b.rises(j + 1, None)) for i, j in zip(a.pools, b.pools, strict=True)
+    )

@@ -1,203 +1,187 @@
 """The parity report: a trained network and its packed form, layer by layer on the same inputs.
 
-Each step is fed what PyTorch fed the same place, so a difference is shown where it arises. Integer steps must give
-the same levels; float steps may differ by rounding. Beside that both networks run freely, and their predictions are
-compared.
+Both networks run freely, and their predictions are compared. Beside that each step of the packed one is fed what
+PyTorch fed the same place, so a difference is shown where it arises: integer steps must give the same levels, float
+steps may differ by rounding, and so may signs of floats, where a float lies within rounding of its threshold.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import bnn_kernels as bk
 import numpy as np
 import torch
 from bnn_kernels.bit_tensor import BitTensor, unpack
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from bnn.layers.base import QuantLayer
+from bnn.converter.convert import check_examples
+from bnn.converter.parity_report import FreeRun, ParityReport, StepParity
+from bnn.converter.trace import Traced, trace
 
-# float32 sums of some thousand products in two orders.
-FLOAT_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class StepParity:
-    """One step against PyTorch: `exact` steps give integers or levels from integers, others floats."""
-
-    step: str
-    source: str
-    exact: bool
-    elements: int
-    different: int
-    max_difference: float
-    relative_difference: float
-
-    @property
-    def ok(self) -> bool:
-        """No different element of an exact step; a float step within FLOAT_TOLERANCE of its largest value."""
-        return self.different == 0 if self.exact else self.relative_difference <= FLOAT_TOLERANCE
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """Parity of a network on `inputs` inputs.
-
-    steps: each fed with PyTorch's values. agreement: share of equal predictions (argmax over axis 1) and
-    max_difference: largest difference of the outputs, when both run freely.
-    """
-
-    inputs: int
-    steps: tuple[StepParity, ...]
-    agreement: float
-    max_difference: float
-
-    @property
-    def first_difference(self) -> StepParity | None:
-        """The first step that is not ok, or None."""
-        return next((step for step in self.steps if not step.ok), None)
-
-    @property
-    def ok(self) -> bool:
-        """All steps are ok and all predictions agree."""
-        return self.first_difference is None and self.agreement == 1
-
-    def to_json(self) -> str:
-        """Return the report as JSON."""
-        rows = [{**asdict(step), "ok": step.ok} for step in self.steps]
-        first = self.first_difference
-        return json.dumps(
-            {
-                "inputs": self.inputs,
-                "ok": self.ok,
-                "prediction_agreement": self.agreement,
-                "max_output_difference": self.max_difference,
-                "first_difference": None if first is None else f"{first.step} ({first.source})",
-                "steps": rows,
-            },
-            indent=2,
-        )
-
-    def __str__(self) -> str:
-        rows = [("step", "checked at", "kind", "elements", "different", "max diff", "relative", "")]
-        for s in self.steps:
-            counts = (f"{s.elements:,}", f"{s.different:,}", f"{s.max_difference:.2g}", f"{s.relative_difference:.2g}")
-            rows.append((s.step, s.source, "exact" if s.exact else "float", *counts, "ok" if s.ok else "DIFFERS"))
-        widths = [max(len(row[i]) for row in rows) for i in range(8)]
-        lines = [
-            "  ".join(c.rjust(w) if 2 < i < 7 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in rows
-        ]
-        lines.append(
-            f"{self.inputs} inputs: predictions agree on {self.agreement:.2%}, "
-            f"largest output difference {self.max_difference:.2g}: {'parity holds' if self.ok else 'PARITY FAILS'}"
-        )
-        return "\n".join(lines)
+# A float within this share of the largest float of its map from a threshold may fall on either side of it.
+ROUNDING = 1e-5
 
 
 class _Recorder:
     """Keeps what PyTorch computes at the places that the plan's sources name."""
 
-    def __init__(self, model: nn.Module, sources: set[str]):
-        self.values: dict[str, Tensor] = {}
-        self.hooks = []
-        modules = dict(model.named_modules())
-        for source in sources:
-            path = source.removesuffix(" input")
-            if path not in modules:
-                continue
-            if source != path:
-                self.hooks.append(modules[path].register_forward_pre_hook(self._levels(source)))
-            else:
-                self.hooks.append(modules[path].register_forward_hook(self._output(source)))
+    def __init__(self, traced: Traced, sources: set[str]):
+        self.traced = traced
+        self.sources = sources
+        self.modules = dict(traced.module.named_modules())
+        self.values: dict[str, np.ndarray] = {}
 
-    def _levels(self, source: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(module, QuantLayer)
-            self.values[source] = module.input_quantizer.planes(inputs[0]).terms[0].levels()
+    def run(self, inputs: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
+        """Return the outputs, channels first; `values` holds the places'."""
+        self.values = {}
+        with torch.no_grad():
+            outputs = self.traced.run(inputs, self._watch)
+        return tuple(y.numpy() for y in (outputs if isinstance(outputs, tuple | list) else (outputs,)))
 
-        return hook
+    def _watch(self, node: fx.Node, args: Any, result: Any) -> None:
+        place = self.traced.places[node]
+        if place in self.sources and isinstance(result, Tensor):
+            # A copy: a later module may work in place.
+            self.values[place] = result.numpy().copy()
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            for source, quantizer in (
+                (f"{place} input", getattr(module, "input_quantizer", None)),
+                (f"{place} levels", module),
+            ):
+                if source in self.sources and quantizer is not None:
+                    self.values[source] = quantizer.planes(args[0]).terms[0].levels().numpy()
 
-    def _output(self, source: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self.values[source] = output
 
-        return hook
+class _Tally:
+    """Sums up the comparisons of one output of one step."""
 
-    def close(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
+    def __init__(self, step: str, source: str, exact: bool):
+        self.step, self.source, self.exact = step, source, exact
+        self.elements = self.different = self.explained = 0
+        self.largest = self.largest_value = 0.0
+
+    def add(self, found: np.ndarray, expected: np.ndarray, margins: Callable[[], np.ndarray | None]) -> None:
+        difference = np.abs(found.astype(np.float64) - expected)
+        wrong = int(np.count_nonzero(difference))
+        self.elements += difference.size
+        self.different += wrong
+        self.largest = max(self.largest, float(difference.max(initial=0)))
+        self.largest_value = max(self.largest_value, float(np.abs(expected).max(initial=0)))
+        self.explained += _explained(difference, margins()) if wrong else 0
+
+    def row(self, is_levels: bool) -> StepParity:
+        relative = self.largest / self.largest_value if self.largest_value else self.largest
+        return StepParity(
+            self.step, self.source, self.exact, is_levels, self.elements, self.different, self.explained,
+            self.largest, relative,
+        )  # fmt: skip
+
+
+def _explained(difference: np.ndarray, margins: np.ndarray | None) -> int:
+    """Return how many different levels stem from a float within rounding of its threshold."""
+    if margins is None or margins.size != difference.size:
+        return 0
+    if difference.ndim == 4:
+        difference = difference.transpose(0, 2, 3, 1)
+    return int(np.count_nonzero((difference.reshape(margins.shape) != 0) & (margins <= ROUNDING)))
+
+
+def _channels_first(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a register as PyTorch has it."""
+    found = unpack(value) if isinstance(value, BitTensor) else value
+    if found.ndim == 4 and not isinstance(value, BitTensor):
+        found = found.transpose(0, 3, 1, 2)
+    return found.reshape(shape)
 
 
 def _as_register(value: Any, expected: np.ndarray) -> Any:
-    """Return PyTorch's value (channels first) in the form of a register: a BitTensor, or an array channels last."""
+    """Return PyTorch's value in the form of a register: a BitTensor, or an array channels last."""
     if isinstance(value, BitTensor):
         return bk.pack_levels(expected.reshape(value.shape), value.multipliers, value.signed)
-    return np.ascontiguousarray(expected.transpose(0, 2, 3, 1)) if expected.ndim == 4 else expected
+    if value.ndim == 4:
+        n, h, w, c = value.shape
+        expected = expected.reshape(n, c, h, w).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(expected)
 
 
-def check_parity(model: nn.Module, packed: bk.PackedModel, inputs: Tensor, batch_size: int = 256) -> ParityReport:
-    """Run float inputs (N, C, H, W) or (N, K) through both networks and compare; the model is in evaluation mode.
+class _Comparison:
+    def __init__(self, packed: bk.PackedModel):
+        self.packed = packed
+        self.tallies: dict[str, _Tally] = {}
+        self.free: dict[str, _Tally] = {}
+        self.place: dict[str, tuple[int, str]] = {}
+        for index, spec in enumerate(packed.steps):
+            fed_by_floats = any(packed.specs[name].kind == "float" for name in spec.inputs)
+            for output, source in zip(spec.outputs, spec.sources, strict=True):
+                kind = packed.specs[output].kind
+                # Signs out of a pass are signs of floats; a packing step is fed the very floats of PyTorch.
+                signs_of_floats = kind == "bits" and spec.attrs.get("output", "float") == "float" and spec.op != "pack"
+                exact = kind != "float" and not (signs_of_floats and (fed_by_floats or spec.op.startswith("binary")))
+                if source:
+                    self.place[output] = index, source
+                    self.tallies[output] = _Tally(spec.op, source, exact)
+                    self.free[output] = _Tally(spec.op, source, exact)
+        self.sources = {source for _, source in self.place.values()}
 
-    ValueError if the model is in train mode or there are no inputs.
+    def run(self, inputs: Sequence[np.ndarray], values: dict[str, np.ndarray], free: bool) -> tuple[np.ndarray, ...]:
+        """Run the packed network and compare each place; unless `free`, later steps get PyTorch's values."""
+        tallies = self.free if free else self.tallies
+        registers = self.packed.enter(*inputs)
+
+        def compare(register: str, value: Any) -> Any:
+            registers[register] = value
+            index, source = self.place.get(register, (0, ""))
+            if source in values:
+                expected = values[source]
+
+                def margins() -> np.ndarray | None:
+                    return self.packed.margins(index, *[registers[name] for name in self.packed.steps[index].inputs])
+
+                tallies[register].add(_channels_first(value, expected.shape), expected, margins)
+                if not free:
+                    registers[register] = _as_register(value, expected)
+            return registers[register]
+
+        found = self.packed.trace(*inputs, replace=compare)
+        return found if isinstance(found, tuple) else (found,)
+
+    def rows(self, tallies: dict[str, _Tally]) -> tuple[StepParity, ...]:
+        return tuple(
+            tally.row(self.packed.specs[register].kind != "float")
+            for register, tally in tallies.items()
+            if tally.elements
+        )
+
+
+def check_parity(
+    model: nn.Module, packed: bk.PackedModel, inputs: Tensor | Sequence[Tensor], batch_size: int = 256
+) -> ParityReport:
+    """Run float inputs through both networks and compare; the model is in evaluation mode.
+
+    inputs: float (N, C, H, W), (N, C, L) or (N, K), or a tuple of such for several inputs. ValueError if the model is
+    in train mode or there are no inputs.
     """
     if model.training:
         raise ValueError("the model is in train mode: call model.eval() first")
-    if len(inputs) == 0:
+    given: list[Tensor] = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    count = len(given[0])
+    if count == 0:
         raise ValueError("parity needs at least one input")
-    counts = np.zeros((len(packed.steps), 2), np.int64)
-    largest = np.zeros((len(packed.steps), 3))
-    compared = [False] * len(packed.steps)
-    exact = [False] * len(packed.steps)
+    check_examples(given)
+    comparison = _Comparison(packed)
+    recorder = _Recorder(trace(model), comparison.sources)
     agree = output_difference = 0.0
-    # A step is checked at the last step of its source: a fused layer and its pooling are one place.
-    last = {spec.source: index for index, spec in enumerate(packed.steps)}
-    for start in range(0, len(inputs), batch_size):
-        x = inputs[start : start + batch_size]
-        recorder = _Recorder(model, set(last))
-        try:
-            with torch.no_grad():
-                expected_output = model(x).numpy()
-        finally:
-            recorder.close()
-
-        def compare(index: int, value: Any, values: dict[str, Tensor] = recorder.values) -> Any:
-            source = packed.steps[index].source
-            if last[source] != index or source not in values:
-                return value
-            expected = values[source].numpy()
-            is_bits = isinstance(value, BitTensor)
-            found = unpack(value) if is_bits else value
-            if found.ndim == 4 and not is_bits:
-                found = found.transpose(0, 3, 1, 2)
-            found = found.reshape(expected.shape)
-            difference = np.abs(found.astype(np.float64) - expected)
-            compared[index] = True
-            op = packed.steps[index].op
-            exact[index] = is_bits or op.startswith("binary")
-            if op.startswith("binary") and packed.steps[index].attrs.get("input_scale"):
-                exact[index] = False
-            counts[index] += (difference.size, np.count_nonzero(difference))
-            largest[index, 0] = max(largest[index, 0], difference.max(initial=0))
-            largest[index, 1] = max(largest[index, 1], np.abs(expected).max(initial=0))
-            return _as_register(value, expected)
-
-        packed.trace(x.numpy(), compare)
-        found = packed(x.numpy())
-        # A network that ends in a map predicts at every pixel.
-        agree += float((found.argmax(1) == expected_output.argmax(1)).reshape(len(x), -1).mean(1).sum())
-        output_difference = max(output_difference, float(np.abs(found - expected_output).max()))
-    rows = [
-        StepParity(
-            spec.op,
-            spec.source,
-            exact[i],
-            int(counts[i, 0]),
-            int(counts[i, 1]),
-            float(largest[i, 0]),
-            float(largest[i, 0] / largest[i, 1]) if largest[i, 1] else float(largest[i, 0]),
-        )
-        for i, spec in enumerate(packed.steps)
-        if compared[i]
-    ]
-    return ParityReport(len(inputs), tuple(rows), agree / len(inputs), output_difference)
+    for start in range(0, count, batch_size):
+        part = [x[start : start + batch_size] for x in given]
+        arrays = [x.numpy() for x in part]
+        expected = recorder.run(part)
+        comparison.run(arrays, recorder.values, free=False)
+        found = comparison.run(arrays, recorder.values, free=True)
+        # A network that ends in a map predicts at every pixel; one with several outputs predicts with the first.
+        same = found[0].argmax(1) == expected[0].argmax(1)
+        agree += float(same.reshape(len(same), -1).mean(1).sum())
+        for ours, theirs in zip(found, expected, strict=True):
+            output_difference = max(output_difference, float(np.abs(ours - theirs).max(initial=0)))
+    free = FreeRun(comparison.rows(comparison.free))
+    return ParityReport(count, comparison.rows(comparison.tallies), free, agree / count, output_difference)

@@ -18,8 +18,8 @@ from bnn_kernels.errors import PackedFileError as PackedFileError
 from bnn_kernels.errors import PlanError as PlanError
 from bnn_kernels.isa import cpu_features as cpu_features
 from bnn_kernels.packed_model import PackedModel as PackedModel
-from bnn_kernels.packed_model import StepSpec as StepSpec
 from bnn_kernels.packed_model import load as load
+from bnn_kernels.plan import StepSpec as StepSpec
 from bnn_kernels.threads import get_num_threads as get_num_threads
 from bnn_kernels.threads import set_num_threads as set_num_threads
 from bnn_kernels.thresholds import Thresholds as Thresholds

@@ -1,12 +1,15 @@
 """The packed file: safetensors with a JSON header, checked by SHA-256 before anything in it is believed.
 
-Layout (version 1). The safetensors metadata holds
+Layout (version 2). The safetensors metadata holds
     "format"   "bitplanes"
-    "version"  "1"
-    "header"   JSON: {"input_shape", "output", "steps": [{"op", "inputs", "output", "attrs", "tensors", "source"}],
-               "versions", "info"}
+    "version"  "2"
+    "header"   JSON: {"inputs": [shape], "outputs": [[register, shape]],
+               "steps": [{"op", "inputs", "outputs", "attrs", "tensors", "sources"}], "versions", "info"}
     "sha256"   over the header text, the table of tensors (names, dtypes, shapes, places) and the payload
-and tensor `name` of step i is stored as "i.name". Weights are dense bits, 1 bit a weight and plane (`dense_bits`).
+and tensor `name` of step i is stored as "i.name".
+Version 1 knew one input and output of a plan and one output of a step.
+
+Weights are dense bits, 1 bit a weight and plane (`dense_bits`).
 """
 
 import hashlib
@@ -23,7 +26,7 @@ import safetensors.numpy
 from bnn_kernels.errors import PackedFileError
 
 FORMAT = "bitplanes"
-VERSION = "1"
+VERSION = "2"
 
 
 def _digest(header: str, table: dict[str, Any], payload: memoryview | bytes) -> str:

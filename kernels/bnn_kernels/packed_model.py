@@ -3,65 +3,72 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnn_kernels import file_format
+from bnn_kernels import file_format, model_table
 from bnn_kernels import steps_bits as steps_bits  # registers the steps
+from bnn_kernels import steps_elementwise as steps_elementwise
 from bnn_kernels import steps_float as steps_float
+from bnn_kernels import steps_shape as steps_shape
 from bnn_kernels.errors import PackedFileError, PlanError
-from bnn_kernels.plan import STEPS, Spec, Step
+from bnn_kernels.plan import STEPS, Spec, Step, StepSpec, check_shape, need
 
 INPUT = "x"
 
 
-@dataclass
-class StepSpec:
-    """A step as it stands in a file: op, registers, attributes, tensors, and the module it came from."""
+def input_register(index: int) -> str:
+    """Return the register of an input: "x", "x1", "x2", ..."""
+    return INPUT if index == 0 else f"{INPUT}{index}"
 
-    op: str
+
+class _Placed(NamedTuple):
+    """A built step, the registers that it reads and writes, and those that nobody reads after it."""
+
+    step: Step
     inputs: list[str]
-    output: str
-    attrs: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, np.ndarray] = field(default_factory=dict)
-    source: str = ""
+    outputs: list[str]
+    dead: list[str]
+    given: list[Spec]
 
 
 class PackedModel:
     """A plan of steps over named registers.
 
-    input_shape: (C, H, W) or (K,) of one input. steps: in order; register "x" is the input. PlanError if a step is
-    malformed or the steps do not fit together.
+    input_shape: (C, H, W), (C, L) or (K,) of one input, or a list of such for several. steps: in order; registers "x",
+    "x1", ... are the inputs. outputs: (register, shape) of what a call returns; by default what the last step writes
+    first. PlanError if a step is malformed or the steps do not fit together.
+
+    The number of images in a call is free, and several threads may call one model at the same time.
     """
 
     def __init__(
         self,
-        input_shape: Sequence[int],
+        input_shape: Sequence[Any],
         steps: Sequence[StepSpec],
         info: dict[str, Any] | None = None,
         versions: dict[str, str] | None = None,
+        outputs: Sequence[tuple[str, Sequence[int]]] | None = None,
     ):
-        self.input_shape = tuple(int(v) for v in input_shape)
+        several = len(input_shape) > 0 and not isinstance(input_shape[0], (int, np.integer))
+        self.input_shapes = [check_shape(shape, "input") for shape in (input_shape if several else [input_shape])]
         self.steps = list(steps)
         self.info = dict(info or {})
         self.versions = dict(versions or {})
-        if len(self.input_shape) not in (1, 3) or min(self.input_shape) < 1:
-            raise PlanError(f"input shape must be (C, H, W) or (K,), got {self.input_shape}")
-        if not self.steps:
-            raise PlanError("a plan needs at least one step")
-        self._built: list[Step] = []
-        self.specs: dict[str, Spec] = {INPUT: Spec("float", self.input_shape)}
-        self._step_inputs: list[list[Spec]] = []
+        need(len(self.steps) > 0, "a plan needs at least one step")
+        self.specs = {
+            input_register(i): Spec("float", as_spec_shape(shape)) for i, shape in enumerate(self.input_shapes)
+        }
+        self._program: list[_Placed] = []
         for index, spec in enumerate(self.steps):
             self._add(index, spec)
-        self.output = self.steps[-1].output
-        if self.specs[self.output].kind == "bits":
-            raise PlanError("a plan ends with numbers, not with bits")
-        self._program = list(
-            zip(self._built, [s.inputs for s in self.steps], [s.output for s in self.steps], strict=True)
-        )
+        self.outputs = self._check_outputs(outputs)
+        kept = {register for register, _ in self.outputs}
+        for placed in reversed(self._program):
+            for register in {*placed.inputs, *placed.outputs} - kept:
+                placed.dead.append(register)
+                kept.add(register)
 
     def _add(self, index: int, spec: StepSpec) -> None:
         where = f"step {index} ({spec.op}{', from ' + spec.source if spec.source else ''})"
@@ -70,68 +77,119 @@ class PackedModel:
         missing = [name for name in spec.inputs if name not in self.specs]
         if missing:
             raise PlanError(f"{where}: reads {missing[0]!r}, which no earlier step writes")
-        if spec.output in self.specs:
-            raise PlanError(f"{where}: writes {spec.output!r} a second time")
         try:
             built = STEPS[spec.op](spec.attrs, spec.tensors)
-            if len(spec.inputs) != built.arity:
-                raise PlanError(f"takes {built.arity} inputs, got {len(spec.inputs)}")
+            need(len(spec.inputs) == built.arity, f"takes {built.arity} inputs, got {len(spec.inputs)}")
             inputs = [self.specs[name] for name in spec.inputs]
-            self.specs[spec.output] = built.infer(inputs)
-        except (PlanError, ValueError, TypeError) as error:
+            made = built.infer(inputs)
+            made = (made,) if isinstance(made, Spec) else made
+            need(len(spec.outputs) == len(made), f"writes {len(made)} outputs, got names for {len(spec.outputs)}")
+            for name, out in zip(spec.outputs, made, strict=True):
+                need(name not in self.specs, f"writes {name!r} a second time")
+                check_shape(out.shape, "output")
+                self.specs[name] = out
+        except (PlanError, ValueError, TypeError, OverflowError) as error:
             raise PlanError(f"{where}: {error}") from None
-        self._built.append(built)
-        self._step_inputs.append(inputs)
+        self._program.append(_Placed(built, list(spec.inputs), list(spec.outputs), [], inputs))
+
+    def _check_outputs(self, outputs: Sequence[tuple[str, Sequence[int]]] | None) -> list[tuple[str, tuple[int, ...]]]:
+        if outputs is None:
+            last = self.steps[-1].output
+            outputs = [(last, self.specs[last].shape)]
+        checked = [(register, check_shape(shape, "output")) for register, shape in outputs]
+        need(len(checked) > 0, "a plan needs at least one output")
+        for register, shape in checked:
+            need(register in self.specs, f"output {register!r} is written by no step")
+            need(self.specs[register].kind != "bits", "a plan ends with numbers, not with bits")
+            need(as_spec_shape(shape) == self.specs[register].shape, f"output {register!r} has not shape {shape}")
+        return checked
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the (first) input without the batch."""
+        return self.input_shapes[0]
 
     # -- running --------------------------------------------------------------------------------------------------
 
-    def _enter(self, x: np.ndarray) -> np.ndarray:
-        if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64, np.float16):
-            got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
-            raise TypeError(f"the input must be a NumPy float array, got {got}")
-        if x.shape[1:] != self.input_shape:
-            raise ValueError(f"the input must have shape (N, {', '.join(map(str, self.input_shape))}), got {x.shape}")
-        x = np.asarray(x, np.float32)
-        return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else np.ascontiguousarray(x)
+    def enter(self, *arrays: np.ndarray) -> dict[str, Any]:
+        """Return the input registers: checked, float32, maps channels last."""
+        if len(arrays) != len(self.input_shapes):
+            raise TypeError(f"the model takes {len(self.input_shapes)} inputs, got {len(arrays)}")
+        registers: dict[str, Any] = {}
+        for i, (x, shape) in enumerate(zip(arrays, self.input_shapes, strict=True)):
+            which = "the input" if len(arrays) == 1 else f"input {i}"
+            if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64, np.float16):
+                got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+                raise TypeError(f"{which} must be a NumPy float array, got {got}")
+            if x.ndim == 0 or x.shape[1:] != shape:
+                raise ValueError(f"{which} must have shape (N, {', '.join(map(str, shape))}), got {x.shape}")
+            if len(x) != len(arrays[0]):
+                raise ValueError(f"the inputs must have the same length, got {[len(a) for a in arrays]}")
+            x = np.asarray(x, np.float32)
+            if x.ndim == 3:
+                x = x[:, :, None]
+            registers[input_register(i)] = np.ascontiguousarray(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
+        return registers
 
-    def _leave(self, y: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(y.transpose(0, 3, 1, 2)) if y.ndim == 4 else y
+    def _leave(self, registers: dict[str, Any]) -> Any:
+        results = []
+        for register, shape in self.outputs:
+            y = registers[register]
+            y = np.ascontiguousarray(y.transpose(0, 3, 1, 2)).reshape(-1, *shape) if y.ndim == 4 else y
+            results.append(y)
+        return results[0] if len(results) == 1 else tuple(results)
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Return float32 outputs of float inputs (N, *input_shape), channels first on both sides.
+    def __call__(self, *inputs: np.ndarray) -> Any:
+        """Return float32 outputs of float inputs (N, *input_shape), channels first on both sides; a tuple if several.
 
-        TypeError if not a float array, ValueError on another shape or on a NaN that meets a quantizer.
+        TypeError if not float arrays, ValueError on another shape or on a NaN that meets a quantizer.
         """
-        registers: dict[str, Any] = {INPUT: self._enter(x)}
-        for step, inputs, output in self._program:
-            registers[output] = step.run(*[registers[name] for name in inputs])
-        return self._leave(registers[self.output])
+        registers = self.enter(*inputs)
+        for step, names, outputs, dead, _given in self._program:
+            value = step.run(*[registers[name] for name in names])
+            if len(outputs) == 1:
+                registers[outputs[0]] = value
+            else:
+                registers.update(zip(outputs, value, strict=True))
+            for name in dead:
+                del registers[name]
+        return self._leave(registers)
 
-    def trace(self, x: np.ndarray, replace: Callable[[int, Any], Any] | None = None) -> np.ndarray:
-        """Run step by step; `replace(index, value)` sees each step's value and returns what later steps are to get.
+    def trace(self, *inputs: np.ndarray, replace: Callable[[str, Any], Any]) -> Any:
+        """Run step by step; `replace(register, value)` sees each value and returns what later steps are to get.
 
         Maps lie channels last, bits are BitTensors. For parity reports and debugging.
         """
-        registers: dict[str, Any] = {INPUT: self._enter(x)}
-        for index, (step, inputs, output) in enumerate(self._program):
-            value = step.run(*[registers[name] for name in inputs])
-            registers[output] = value if replace is None else replace(index, value)
-        return self._leave(registers[self.output])
+        registers = self.enter(*inputs)
+        for placed in self._program:
+            value = placed.step.run(*[registers[name] for name in placed.inputs])
+            values = (value,) if len(placed.outputs) == 1 else value
+            for name, part in zip(placed.outputs, values, strict=True):
+                registers[name] = replace(name, part)
+        return self._leave(registers)
+
+    def margins(self, index: int, *inputs: Any) -> np.ndarray | None:
+        """Return how far each number of a step lies from its nearest threshold, relative to the largest number.
+
+        In the memory order of the bits that the step makes; None if it makes none from floats.
+        """
+        return self._program[index].step.margins(*inputs)
 
     def run_step(self, index: int, *inputs: Any) -> Any:
         """Run one step on values as `trace` hands them out."""
-        return self._built[index].run(*inputs)
+        return self._program[index].step.run(*inputs)
 
-    def profile(self, x: np.ndarray, repeats: int = 20) -> list[tuple[str, float]]:
-        """Return (step, median seconds) for every step on this input."""
+    def profile(self, *inputs: np.ndarray, repeats: int = 20) -> list[tuple[str, float]]:
+        """Return (step, median seconds) for every step on these inputs."""
         times = np.zeros((repeats, len(self.steps)))
         for repeat in range(-2, repeats):
-            registers: dict[str, Any] = {INPUT: self._enter(x)}
-            for index, (step, inputs, output) in enumerate(self._program):
+            registers = self.enter(*inputs)
+            for index, placed in enumerate(self._program):
                 start = time.perf_counter()
-                registers[output] = step.run(*[registers[name] for name in inputs])
+                value = placed.step.run(*[registers[name] for name in placed.inputs])
                 if repeat >= 0:
                     times[repeat, index] = time.perf_counter() - start
+                registers.update(zip(placed.outputs, (value,) if len(placed.outputs) == 1 else value, strict=True))
         names = [f"{spec.op} {spec.source}".strip() for spec in self.steps]
         return list(zip(names, np.median(times, axis=0).tolist(), strict=True))
 
@@ -139,31 +197,42 @@ class PackedModel:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all stored tensors: what the file holds beside its header."""
-        return sum(tensor.nbytes for spec in self.steps for tensor in spec.tensors.values())
+        """Bytes of all stored tensors: the payload of the file."""
+        return sum(spec.nbytes for spec in self.steps)
 
-    def summary(self) -> str:
-        """Return a table: step, source module, output, multiply-accumulates, stored bytes."""
-        rows = [("step", "from", "output", "MACs", "bytes")]
-        for spec, built, inputs in zip(self.steps, self._built, self._step_inputs, strict=True):
-            out = self.specs[spec.output]
-            kind = f"{len(out.multipliers)}-plane bits" if out.kind == "bits" else out.kind
-            shape = "x".join(map(str, out.shape))
-            size = sum(tensor.nbytes for tensor in spec.tensors.values())
-            rows.append((spec.op, spec.source, f"{kind} {shape}", f"{built.macs(inputs):,}", f"{size:,}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = [
-            "  ".join(
-                cell.rjust(w) if i > 2 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+    def costs(self) -> list[model_table.StepCost]:
+        """Return what each step makes and costs, for one image."""
+        return [
+            model_table.StepCost(
+                spec.op,
+                spec.source,
+                [self.specs[name] for name in spec.outputs],
+                placed.step.precision(placed.given),
+                placed.step.macs(placed.given),
+                spec.nbytes,
             )
-            for row in rows
+            for spec, placed in zip(self.steps, self._program, strict=True)
         ]
-        return "\n".join([*lines, f"{len(self.steps)} steps, {self.nbytes:,} bytes of weights and thresholds"])
+
+    def summary(self, *inputs: np.ndarray) -> str:
+        """Return a table of the steps: source module, output, bits, multiply-accumulates for one image, stored bytes.
+
+        With inputs each step is also timed on them.
+        """
+        seconds = [time for _, time in self.profile(*inputs)] if inputs else None
+        return model_table.table(self.costs(), seconds)
 
     def __repr__(self) -> str:
-        shape = ", ".join(map(str, self.input_shape))
-        output = ", ".join(map(str, self.specs[self.output].shape))
-        return f"PackedModel((N, {shape}) -> (N, {output}), {len(self.steps)} steps, {self.nbytes:,} bytes)"
+        def shapes(items: Sequence[tuple[int, ...]]) -> str:
+            return ", ".join(f"(N, {', '.join(map(str, shape))})" for shape in items)
+
+        name = self.info.get("model", "")
+        macs = model_table.macs_by_precision(self.costs())
+        return (
+            f"PackedModel({str(name) + ': ' if name else ''}{shapes(self.input_shapes)} -> "
+            f"{shapes([shape for _, shape in self.outputs])}, {len(self.steps)} steps, {self.nbytes:,} bytes"
+            f"{''.join(f', {count:,} MACs {precision}' for precision, count in macs.items())})"
+        )
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
@@ -173,15 +242,16 @@ class PackedModel:
             {
                 "op": spec.op,
                 "inputs": spec.inputs,
-                "output": spec.output,
+                "outputs": spec.outputs,
                 "attrs": spec.attrs,
                 "tensors": sorted(spec.tensors),
-                "source": spec.source,
+                "sources": spec.sources,
             }
             for spec in self.steps
         ]
         header = {
-            "input_shape": list(self.input_shape),
+            "inputs": [list(shape) for shape in self.input_shapes],
+            "outputs": [[register, list(shape)] for register, shape in self.outputs],
             "steps": steps,
             "versions": self.versions,
             "info": self.info,
@@ -190,19 +260,36 @@ class PackedModel:
         file_format.write(path, header, tensors)
 
 
+def as_spec_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a value has within a plan: a sequence (C, L) is a map of one row."""
+    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+
+
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"expected a list of names, got {value!r}")
+    return list(value)
+
+
 def load(path: str | os.PathLike[str]) -> PackedModel:
-    """Read a packed file. FileNotFoundError; PackedFileError if it is damaged; PlanError if its plan does not fit."""
+    """Map a packed file into memory.
+
+    FileNotFoundError; PackedFileError if it is damaged; PlanError if its plan does not fit. Tensors stay in the file
+    until a step needs them, so the file must not be changed in place while the model lives; saving over it is safe,
+    because that writes a new file under the same name.
+    """
     header, tensors = file_format.read(path)
     try:
         steps = []
         for index, step in enumerate(header["steps"]):
-            own = {str(name): tensors.pop(f"{index}.{name}") for name in step["tensors"]}
-            inputs = [str(name) for name in step["inputs"]]
-            attrs = dict(step["attrs"])
-            steps.append(StepSpec(str(step["op"]), inputs, str(step["output"]), attrs, own, str(step["source"])))
-        arguments = ([int(v) for v in header["input_shape"]], steps, dict(header["info"]), dict(header["versions"]))
+            own = {name: tensors.pop(f"{index}.{name}") for name in _names(step["tensors"])}
+            registers = _names(step["inputs"]), _names(step["outputs"])
+            steps.append(StepSpec(str(step["op"]), *registers, dict(step["attrs"]), own, _names(step["sources"])))
+        inputs = [tuple(shape) for shape in header["inputs"]]
+        outputs = [(str(register), tuple(shape)) for register, shape in header["outputs"]]
+        more = dict(header["info"]), dict(header["versions"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackedFileError(f"{path}: malformed header: {error!r}") from None
     if tensors:
         raise PackedFileError(f"{path}: tensor {min(tensors)!r} belongs to no step")
-    return PackedModel(*arguments)
+    return PackedModel(inputs, steps, *more, outputs)

@@ -1,9 +1,11 @@
-"""What a plan is made of: specs of the values between steps, and the step's interface.
+"""What a plan is made of: steps as they lie in a file, specs of the values between them, and the step's interface.
 
 A plan is a list of typed steps over named registers. Each step checks its own attributes and tensors when it is
 built, and says what it makes of its inputs' specs, so that a plan whose steps do not fit is refused before it runs.
 """
 
+import math
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -22,6 +24,37 @@ class Spec(NamedTuple):
     shape: tuple[int, ...]
     signed: bool = True
     multipliers: tuple[int, ...] = (1,)
+
+
+@dataclass
+class StepSpec:
+    """A step as it stands in a file.
+
+    op: its kind. inputs, outputs: names of registers. attrs: JSON values. tensors: weights and thresholds. sources: for
+    each output the place in the trained network that computes the same, such as "layer1.conv" or "layer2.conv input".
+    """
+
+    op: str
+    inputs: list[str]
+    outputs: list[str]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
+
+    @property
+    def output(self) -> str:
+        """The first output."""
+        return self.outputs[0]
+
+    @property
+    def source(self) -> str:
+        """The place that the first output comes from, "" if unknown."""
+        return self.sources[0] if self.sources else ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 class Step:
@@ -50,17 +83,28 @@ class Step:
     def build(self) -> None:
         """Check attributes and tensors and prepare what `run` needs."""
 
-    def infer(self, inputs: list[Spec]) -> Spec:
-        """Return the spec of the output; PlanError if the inputs do not fit."""
+    def infer(self, inputs: list[Spec]) -> Spec | tuple[Spec, ...]:
+        """Return the spec of the output, or a tuple of them; PlanError if the inputs do not fit."""
         raise NotImplementedError
 
     def run(self, *inputs: Any) -> Any:
-        """Compute the output: float32/int32 arrays channels last (N, H, W, C) or (N, K), or a BitTensor."""
+        """Compute the output: float32/int32 arrays channels last (N, H, W, C) or (N, K), or a BitTensor.
+
+        A step whose `infer` gives a tuple returns a tuple.
+        """
         raise NotImplementedError
 
     def macs(self, inputs: list[Spec]) -> int:
         """Multiply-accumulates for one image (0 for steps that are not layers)."""
         return 0
+
+    def precision(self, inputs: list[Spec]) -> str:
+        """What a layer multiplies, bits of weights and activations: "W1A1"; "" for steps that are not layers."""
+        return ""
+
+    def margins(self, *inputs: Any) -> np.ndarray | None:
+        """Return how far each number lies from its nearest threshold, relative to the largest; see PackedModel."""
+        return None
 
     # -- helpers for build() --------------------------------------------------------------------------------------
 
@@ -98,6 +142,20 @@ class Step:
         if value.dtype.kind == "f" and np.isnan(value).any():
             raise PlanError(f"tensor {name!r} holds a NaN")
         return value
+
+
+# Values of one image beyond this are no network's; kernels index with 64 bits, but no memory holds a batch of them.
+LARGEST_VALUE = 1 << 31
+
+
+def check_shape(shape: Any, name: str) -> tuple[int, ...]:
+    """Return a shape without batch, (C, H, W), (C, L) or (K,), as a tuple of ints; PlanError if it is none."""
+    fits = isinstance(shape, (tuple, list)) and 1 <= len(shape) <= 3
+    if not fits or any(not isinstance(v, (int, np.integer)) or isinstance(v, bool) or v < 1 for v in shape):
+        raise PlanError(f"{name} shape must be (C, H, W), (C, L) or (K,) of positive integers, got {shape!r}")
+    if math.prod(shape) > LARGEST_VALUE:
+        raise PlanError(f"{name} shape {tuple(shape)} is larger than any network's")
+    return tuple(int(v) for v in shape)
 
 
 STEPS: dict[str, type[Step]] = {}

@@ -1,6 +1,7 @@
 """Steps into, on and out of bits: pack, binary layers with their epilogues, pooling on integers and bits."""
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,18 +17,15 @@ from bnn_kernels.bit_tensor import (
     quantize_channels_last,
     unpack_channels_last,
 )
-from bnn_kernels.dense_bits import from_dense_bits
+from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits
 from bnn_kernels.input_scale import scale_by_input
+from bnn_kernels.later import Later
 from bnn_kernels.level_bits import in_order
 from bnn_kernels.plan import Spec, Step, need, step
-from bnn_kernels.steps_float import Pool, conv_size, geometry_of, read_terms
+from bnn_kernels.steps_elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map, relative
+from bnn_kernels.steps_float import Pool, conv_size, geometry_of, read_terms, weight_bits
 from bnn_kernels.threshold_code import expand
 from bnn_kernels.thresholds import Thresholds
-
-
-def as_map(x: np.ndarray) -> np.ndarray:
-    """Return (N, 1, 1, K) of a (N, K) array; maps pass."""
-    return x.reshape(len(x), 1, 1, x.shape[1]) if x.ndim == 2 else x
 
 
 def output_planes(this: Step) -> tuple[bool, tuple[int, ...]]:
@@ -83,6 +81,10 @@ class Pack(Step):
             return pack_by_bounds(as_map(x), shape, thresholds[0], flip)
         return quantize_channels_last(as_map(x), shape, thresholds, flip, self.codes, self.signed, self.multipliers)
 
+    def margins(self, x: np.ndarray) -> np.ndarray:
+        nearest = np.min([np.abs(as_map(x) - row) for row in self.thresholds], axis=0)
+        return relative(nearest, x)
+
     def for_channels(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Return thresholds and directions as the kernels take them, for that many channels."""
         if channels not in self.ready:
@@ -116,11 +118,14 @@ class BinaryLayer(Step):
     """What binary convolution and linear share: weight terms and three kinds of output.
 
     output "int": int32 sums. "bits": sums through integer thresholds. "float": sum over terms of float32(dot) * scale,
-    in the order of the terms, times XNOR-Net's K of a second input if `input_scale`, plus bias: the same float
-    operations in the same order as the PyTorch layer in evaluation, so the same numbers.
+    in the order of the terms, times XNOR-Net's K of a second input if `input_scale`, then what `Finish` says. With a
+    scale and a shift alone these are the operations of the PyTorch layer in evaluation in the same order, so the same
+    numbers.
     """
 
-    tensor_names = ("bits.*", "scale.*", "bias", *THRESHOLDS)
+    tensor_names = ("bits.*", "scale.*", *EPILOGUE_TENSORS, *THRESHOLDS)
+    # Whether outputs are vectors.
+    is_flat: ClassVar[bool]
 
     def layer(self, levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> Any:
         raise NotImplementedError
@@ -129,22 +134,33 @@ class BinaryLayer(Step):
         self.shape = self.layer_shape()
         self.output = self.attr("output", str)
         need(self.output in ("int", "float", "bits"), f"unknown output {self.output!r}")
-        self.layers = []
-        self.scales = []
         filters = self.shape[0]
-        for i, (multipliers, signed) in enumerate(read_terms(self)):
-            dense = self.tensor(f"bits.{i}", np.uint8, (len(multipliers), None))
-            codes = from_dense_bits(dense, self.shape)
-            levels = level_of_code(multipliers, signed)[codes]
-            self.layers.append(self.layer(levels, multipliers, signed))
-            if self.output == "float":
-                self.scales.append(self.tensor(f"scale.{i}", np.float32, (filters,)))
-        need(self.output == "float" or len(self.layers) == 1, "integer sums need a weight with one scale")
-        self.bias = self.tensor("bias", np.float32, (filters,)) if "bias" in self.tensors else None
-        need(self.bias is None or self.output == "float", "a bias needs a float output")
-        self.thresholds = None
-        if self.output == "bits":
-            self.thresholds = integer_thresholds(self, filters)
+        terms = read_terms(self)
+        need(self.output == "float" or len(terms) == 1, "integer sums need a weight with one scale")
+        self.layers = [self._later(i, *term) for i, term in enumerate(terms)]
+        self.input_scale = self.attr("input_scale", bool) if "input_scale" in self.attrs else False
+        self.arity = 1
+        if self.output == "float":
+            self.scales = [self.tensor(f"scale.{i}", np.float32, (filters,)) for i in range(len(terms))]
+            # One term without K goes through the epilogue as the layer's integers; all else as a sum of floats.
+            self.fused = len(terms) == 1 and not self.input_scale
+            self.finish = Finish(self, filters, self.scales[0] if self.fused else None)
+            self.arity += self.input_scale + self.finish.arity
+        else:
+            extra = {*self.attrs} & {"input_scale", *EPILOGUE_ATTRIBUTES}
+            need(not extra, f"attributes {sorted(extra)} need a float output")
+        self.thresholds = integer_thresholds(self, filters) if self.output == "bits" else None
+
+    def _later(self, index: int, multipliers: tuple[int, ...], signed: bool) -> Later[Any]:
+        """Return the layer of one term, expanded from its dense bits when it is first used."""
+        dense = self.tensor(f"bits.{index}", np.uint8, (len(multipliers), None))
+        check_dense_bits(dense, self.shape)
+
+        def make() -> Any:
+            levels = level_of_code(multipliers, signed)
+            return self.layer(levels.astype(np.int32)[from_dense_bits(dense, self.shape)], multipliers, signed)
+
+        return Later(make)
 
     def layer_shape(self) -> tuple[int, ...]:
         raise NotImplementedError
@@ -152,41 +168,64 @@ class BinaryLayer(Step):
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def infer(self, inputs: list[Spec]) -> Spec:
+    def infer(self, inputs: list[Spec]) -> Spec | tuple[Spec, ...]:
         x = inputs[0]
         need(x.kind == "bits", f"takes bits, got {x}")
         shape = self.out_shape(x.shape)
-        if self.output == "bits":
-            assert self.thresholds is not None
+        largest = max(int(np.abs(level_of_code(*term)).max()) for term in read_terms(self))
+        largest *= int(np.abs(level_of_code(x.multipliers, x.signed)).max()) * math.prod(self.shape[1:])
+        need(largest < np.iinfo(np.int32).max, f"sums of up to {largest} do not fit 32 bits")
+        if self.thresholds is not None:
             return Spec("bits", shape, self.thresholds.signed, self.thresholds.multipliers)
-        return Spec(self.output, shape)
+        if self.output == "int":
+            return Spec("int", shape)
+        if self.input_scale:
+            need(inputs[1].kind == "float" and inputs[1].shape == x.shape, f"K is of floats {x.shape}, got {inputs[1]}")
+        return self.finish.infer(shape, inputs[1 + self.input_scale :])
 
     def macs(self, inputs: list[Spec]) -> int:
-        return int(np.prod(self.shape)) * int(np.prod(self.infer(inputs).shape[1:]))
+        return math.prod(self.shape) * math.prod(self.out_shape(inputs[0].shape)[1:])
 
-    def run(self, x: BitTensor, floats: np.ndarray | None = None) -> Any:
+    def precision(self, inputs: list[Spec]) -> str:
+        return f"W{weight_bits(self)}A{len(inputs[0].multipliers)}"
+
+    def run(self, x: BitTensor, *given: np.ndarray) -> Any:
+        layer = self.layers[0]()
         if self.thresholds is not None:
-            return self.layers[0].to_levels(x, self.thresholds)
-        dot = self.layers[0].channels_last(x)
+            return layer.to_levels(x, self.thresholds)
         if self.output == "int":
-            return self.trim(dot)
-        y = dot.astype(np.float32)
+            return self.trim(layer.channels_last(x))
+        residual = None if self.finish.residual is None else given[-1]
+        if self.fused:
+            residual = None if residual is None else as_map(residual)
+            floats, bits = layer.finish(x, self.finish.epilogue, residual, self.finish.keep)
+            return self.finish.hand_on(floats, bits, self.is_flat)
+        return self.finish(self.sums(x, *given), residual)
+
+    def sums(self, x: BitTensor, *floats: np.ndarray) -> np.ndarray:
+        """Return what the epilogue finishes: sums over terms, scaled, times K; of one term alone its integers."""
+        y = self.layers[0]().channels_last(x).astype(np.float32)
+        if self.fused:
+            return self.trim(y)
         y *= self.scales[0]
         for layer, scale in zip(self.layers[1:], self.scales[1:], strict=True):
-            term = layer.channels_last(x).astype(np.float32)
+            term = layer().channels_last(x).astype(np.float32)
             term *= scale
             y += term
-        if floats is not None:
-            self.scale_by_input(floats, y)
-        if self.bias is not None:
-            y += self.bias
+        if self.input_scale:
+            self.scale_by_input(floats[0], y)
         return self.trim(y)
+
+    def margins(self, x: BitTensor, *floats: np.ndarray) -> np.ndarray | None:
+        if self.output != "float" or not self.finish.signs:
+            return None
+        return self.finish.margins(self.sums(x, *floats), None if self.finish.residual is None else floats[-1])
 
     def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
         raise NotImplementedError
 
     def trim(self, y: np.ndarray) -> np.ndarray:
-        return y
+        return y[:, 0, 0] if self.is_flat else y
 
 
 @step
@@ -196,8 +235,9 @@ class BinaryConv(BinaryLayer):
     op = "binary_conv"
     attributes = (
         "shape", "stride", "padding", "dilation", "groups", "pad_level",
-        "terms", "output", "signed", "multipliers", "input_scale",
+        "terms", "output", "signed", "multipliers", "input_scale", *EPILOGUE_ATTRIBUTES,
     )  # fmt: skip
+    is_flat = False
 
     def layer_shape(self) -> tuple[int, ...]:
         shape = self.ints("shape", 4, 1)
@@ -205,7 +245,7 @@ class BinaryConv(BinaryLayer):
         self.groups = self.attr("groups", int)
         need(self.groups >= 1 and shape[0] % self.groups == 0, f"groups {self.groups} do not divide {shape[0]} filters")
         self.pad_level = self.attr("pad_level", int)
-        self.arity = 2 if self.attrs.get("input_scale") else 1
+        need(abs(self.pad_level) <= 1 << 15, f"attribute 'pad_level' is no level of an input: {self.pad_level}")
         return shape
 
     def layer(self, levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedConv2d:
@@ -228,10 +268,10 @@ class BinaryLinear(BinaryLayer):
     """Matrix product of bit planes; attribute shape = (O, K); the input is (K,) or a map (C, H, W) with C*H*W = K."""
 
     op = "binary_linear"
-    attributes = ("shape", "terms", "output", "signed", "multipliers", "input_scale")
+    attributes = ("shape", "terms", "output", "signed", "multipliers", "input_scale", *EPILOGUE_ATTRIBUTES)
+    is_flat = True
 
     def layer_shape(self) -> tuple[int, ...]:
-        self.arity = 2 if self.attrs.get("input_scale") else 1
         return self.ints("shape", 2, 1, 1 << 30)
 
     def layer(self, levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedLinear:
@@ -242,10 +282,7 @@ class BinaryLinear(BinaryLayer):
         return (self.shape[0],)
 
     def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
-        y *= np.abs(floats).mean(1).reshape(-1, 1, 1, 1)
-
-    def trim(self, y: np.ndarray) -> np.ndarray:
-        return y[:, 0, 0]
+        y *= np.abs(floats).reshape(len(floats), -1).mean(1).reshape(-1, 1, 1, 1)
 
 
 @step

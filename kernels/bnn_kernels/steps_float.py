@@ -1,13 +1,16 @@
-"""Steps on floats: stem and classifier, affine (batch norm), activations, pooling, flatten."""
+"""Layers on floats, such as stem and classifier, and pooling."""
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from bnn_kernels import pooling
 from bnn_kernels.bit_planes import check_planes, level_of_code
-from bnn_kernels.dense_bits import from_dense_bits
+from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits
 from bnn_kernels.float_conv import FloatConv2d
+from bnn_kernels.later import Later
 from bnn_kernels.plan import Spec, Step, need, step
 
 
@@ -26,19 +29,28 @@ def conv_size(shape: tuple[int, ...], geometry: tuple[int, ...]) -> tuple[int, i
     return ho, wo
 
 
-def float_weight(this: Step, shape: tuple[int, ...]) -> np.ndarray:
-    """Return float32 weights: stored as floats, or as scaled bit planes that are expanded here."""
-    terms = this.attrs.get("terms")
-    if terms is None:
-        return this.tensor("weight", np.float32, shape)
-    total = np.zeros(shape, np.float32)
+def float_weight(this: Step, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+    """Return what makes the float32 weights: stored as floats, or as scaled bit planes; both are checked here."""
+    if "terms" not in this.attrs:
+        weight = this.tensor("weight", np.float32, shape)
+        return lambda: weight
+    terms = []
     for i, (multipliers, signed) in enumerate(read_terms(this)):
         dense = this.tensor(f"bits.{i}", np.uint8, (len(multipliers), None))
-        scale = this.tensor(f"scale.{i}", np.float32, (shape[0],))
-        levels = level_of_code(multipliers, signed).astype(np.float32)[from_dense_bits(dense, shape)]
-        term = levels * scale.reshape(-1, *[1] * (len(shape) - 1))
-        total = term if i == 0 else total + term
-    return total
+        check_dense_bits(dense, shape)
+        scale = this.tensor(f"scale.{i}", np.float32, (shape[0],)).reshape(-1, *[1] * (len(shape) - 1))
+        terms.append((dense, level_of_code(multipliers, signed).astype(np.float32), scale))
+
+    def make() -> np.ndarray:
+        parts = (levels[from_dense_bits(dense, shape)] * scale for dense, levels, scale in terms)
+        return functools.reduce(np.add, parts)
+
+    return make
+
+
+def weight_bits(this: Step) -> int:
+    """Return the bits of a weight: its planes, 32 for a float."""
+    return sum(len(term["multipliers"]) for term in this.attrs["terms"]) if "terms" in this.attrs else 32
 
 
 def read_terms(this: Step) -> list[tuple[tuple[int, ...], bool]]:
@@ -68,7 +80,9 @@ class FloatConv(Step):
         self.geometry = geometry_of(self, shape[2:])
         pad = float(self.attr("pad_value", float))
         bias = self.tensor("bias", np.float32, (shape[0],)) if "bias" in self.tensors else None
-        self.conv = FloatConv2d(float_weight(self, shape), bias, self.geometry, self.groups, pad)
+        need(np.isfinite(pad), f"attribute 'pad_value' must be finite, got {pad}")
+        weight = float_weight(self, shape)
+        self.conv = Later(lambda: FloatConv2d(weight(), bias, self.geometry, self.groups, pad))
         self.shape = shape
 
     def infer(self, inputs: list[Spec]) -> Spec:
@@ -79,11 +93,14 @@ class FloatConv(Step):
         return Spec("float", (self.shape[0], *conv_size(x.shape, self.geometry)))
 
     def macs(self, inputs: list[Spec]) -> int:
-        return int(np.prod(self.shape)) * int(np.prod(self.infer(inputs).shape[1:]))
+        return math.prod(self.shape) * math.prod(self.infer(inputs).shape[1:])
+
+    def precision(self, inputs: list[Spec]) -> str:
+        return f"W{weight_bits(self)}A32"
 
     def run(self, x: np.ndarray) -> np.ndarray:
         out_size = conv_size((x.shape[3], *x.shape[1:3]), self.geometry)
-        return self.conv(x, out_size)
+        return self.conv()(x, out_size)
 
 
 @step
@@ -96,7 +113,8 @@ class FloatLinear(Step):
 
     def build(self) -> None:
         self.shape = self.ints("shape", 2, 1, 1 << 30)
-        self.matrix = np.ascontiguousarray(float_weight(self, self.shape).T)
+        weight = float_weight(self, self.shape)
+        self.matrix = Later(lambda: np.ascontiguousarray(weight().T))
         self.bias = self.tensor("bias", np.float32, (self.shape[0],)) if "bias" in self.tensors else None
 
     def infer(self, inputs: list[Spec]) -> Spec:
@@ -105,56 +123,16 @@ class FloatLinear(Step):
         return Spec("float", (self.shape[0],))
 
     def macs(self, inputs: list[Spec]) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
+
+    def precision(self, inputs: list[Spec]) -> str:
+        return f"W{weight_bits(self)}A32"
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        y = x @ self.matrix
+        y = x @ self.matrix()
         if self.bias is not None:
             y += self.bias
         return y
-
-
-@step
-class Affine(Step):
-    """x * scale + shift by channel: batch norm in evaluation."""
-
-    op = "affine"
-    tensor_names = ("scale", "shift")
-
-    def build(self) -> None:
-        self.scale = self.tensor("scale", np.float32, (None,))
-        self.shift = self.tensor("shift", np.float32, self.scale.shape)
-
-    def infer(self, inputs: list[Spec]) -> Spec:
-        (x,) = inputs
-        need(x.kind == "float" and x.shape[0] == len(self.scale), f"takes {len(self.scale)} float channels, got {x}")
-        return x
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        y = x * self.scale
-        y += self.shift
-        return y
-
-
-@step
-class Clamp(Step):
-    """ReLU (low 0, no high), hardtanh: min(max(x, low), high)."""
-
-    op = "clamp"
-    attributes = ("low", "high")
-
-    def build(self) -> None:
-        self.low = np.float32(self.attr("low", float))
-        self.high = np.float32(np.inf) if self.attrs.get("high") is None else np.float32(self.attr("high", float))
-        need(bool(self.low <= self.high), f"low {self.low} is above high {self.high}")
-
-    def infer(self, inputs: list[Spec]) -> Spec:
-        need(inputs[0].kind == "float", f"takes floats, got {inputs[0]}")
-        return inputs[0]
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        y = np.maximum(x, self.low)
-        return np.minimum(y, self.high, out=y) if np.isfinite(self.high) else y
 
 
 class Pool(Step):
@@ -194,18 +172,3 @@ class AvgPool(Pool):
 
     def run(self, x: np.ndarray) -> np.ndarray:
         return pooling.avg_pool(x, self.geometry)
-
-
-@step
-class Flatten(Step):
-    """(C, H, W) -> (K,) in C, H, W order. Bits need no such step: a linear layer takes the map."""
-
-    op = "flatten"
-
-    def infer(self, inputs: list[Spec]) -> Spec:
-        (x,) = inputs
-        need(x.kind == "float", f"takes floats, got {x}")
-        return Spec("float", (int(np.prod(x.shape)),))
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        return x if x.ndim == 2 else np.ascontiguousarray(x.transpose(0, 3, 1, 2)).reshape(len(x), np.prod(x.shape[1:]))

@@ -19,8 +19,8 @@ def model():
     attrs = {"shape": [6, 40], "terms": [{"multipliers": [1], "signed": True}], "output": "float"}
     tensors = {"bits.0": bits, "scale.0": rng.standard_normal(6).astype(np.float32)}
     steps = [
-        bk.StepSpec("pack", ["x"], "a", {"signed": True, "multipliers": [1]}, pack, "net.0 input"),
-        bk.StepSpec("binary_linear", ["a"], "b", attrs, tensors, "net.0"),
+        bk.StepSpec("pack", ["x"], ["a"], {"signed": True, "multipliers": [1]}, pack, ["net.0 input"]),
+        bk.StepSpec("binary_linear", ["a"], ["b"], attrs, tensors, ["net.0"]),
     ]
     return bk.PackedModel((40,), steps, {"model": "Tiny"}, {"torch": "0"})
 
@@ -78,7 +78,7 @@ def test_missing_file_is_named(tmp_path):
         bk.load(tmp_path / "nothing.safetensors")
 
 
-def rewrite(path, change_header=lambda header: None, change_tensors=lambda tensors: None, version="1"):
+def rewrite(path, change_header=lambda header: None, change_tensors=lambda tensors: None, version=file_format.VERSION):
     """Forge: write changed content with a checksum that is right."""
     header, tensors = file_format.read(path)
     change_header(header)
@@ -92,8 +92,8 @@ def rewrite(path, change_header=lambda header: None, change_tensors=lambda tenso
 
 
 def test_other_versions_are_refused(file):
-    rewrite(file, version="2")
-    with pytest.raises(bk.PackedFileError, match="version '2', this library reads '1'"):
+    rewrite(file, version="1")
+    with pytest.raises(bk.PackedFileError, match="version '1', this library reads '2'"):
         bk.load(file)
 
 
@@ -116,8 +116,12 @@ def test_other_safetensors_are_refused(tmp_path):
         (lambda h: h["steps"][1].update(tensors=["bits.1"]), "bits.1"),
         (lambda h: h["steps"][1]["attrs"].update(shape=[6, 4000]), "4000|40"),
         (lambda h: h["steps"][1]["attrs"].update(shape=[6, -1]), "shape"),
-        (lambda h: h.update(input_shape=[0]), "input shape"),
-        (lambda h: h.update(input_shape="ab"), "malformed header"),
+        (lambda h: h.update(inputs=[[0]]), "input shape"),
+        (lambda h: h.update(inputs="ab"), "input shape"),
+        (lambda h: h.update(inputs=[[1 << 40]]), "larger than any"),
+        (lambda h: h.update(outputs=[["c", [6]]]), "written by no step"),
+        (lambda h: h.update(outputs=[["b", [7]]]), "has not shape"),
+        (lambda h: h.update(outputs=[]), "at least one output"),
     ],
 )
 def test_forged_headers_are_refused(file, change, words):
@@ -149,4 +153,4 @@ def test_header_is_json_text(file):
     size = int.from_bytes(file.read_bytes()[:8], "little")
     metadata = json.loads(file.read_bytes()[8 : 8 + size])["__metadata__"]
     assert metadata["format"] == "bitplanes"
-    assert json.loads(metadata["header"])["input_shape"] == [40]
+    assert json.loads(metadata["header"])["inputs"] == [[40]]

@@ -19,7 +19,7 @@ def run(x, *steps):
 
 
 def step(op, attrs=None, tensors=None, inputs=("x",), output="y"):
-    return bk.StepSpec(op, list(inputs), output, attrs or {}, tensors or {})
+    return bk.StepSpec(op, list(inputs), [output], attrs or {}, tensors or {})
 
 
 def levels_step(inputs="x", thresholds=None, flip=None, codes=(1, 0), signed=True, multipliers=(1,)):
@@ -147,15 +147,19 @@ def test_pool_on_integers_before_thresholds(geometry):
     np.testing.assert_array_equal(run(x, *steps), reference.thresholds(pooled, t, flips) / 2)
 
 
+def clamp(output="y", inputs=("x",), **attrs):
+    return step("elementwise", {"channels": 5, **attrs}, {}, inputs, output)
+
+
 def test_affine_clamp_flatten_linear():
     rng = np.random.default_rng(9)
     x = floats(9)
     scale, shift = rng.standard_normal((2, 5)).astype(np.float32)
-    y = run(x, step("affine", {}, {"scale": scale, "shift": shift}))
+    y = run(x, step("elementwise", {"channels": 5}, {"scale": scale, "shift": shift}))
     np.testing.assert_array_equal(y, x * scale[:, None, None] + shift[:, None, None])
-    np.testing.assert_array_equal(run(x, step("clamp", {"low": 0.0})), np.maximum(x, 0))
-    np.testing.assert_array_equal(run(x, step("clamp", {"low": -0.5, "high": 0.25})), np.clip(x, -0.5, 0.25))
-    flat = run(x, step("flatten"))
+    np.testing.assert_array_equal(run(x, clamp(low=0.0)), np.maximum(x, 0))
+    np.testing.assert_array_equal(run(x, clamp(low=-0.5, high=0.25)), np.clip(x, -0.5, 0.25))
+    flat = run(x, step("reshape", {"shape": [210]}))
     np.testing.assert_array_equal(flat, x.reshape(3, -1))
     w, bias = rng.standard_normal((4, 210)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
     y = run(flat, step("float_linear", {"shape": [4, 210]}, {"weight": w, "bias": bias}))
@@ -174,7 +178,7 @@ def test_input_scale(groups, stride, padding, dilation):
     attrs["terms"] = [{"multipliers": [1], "signed": True}]
     scale, bias = rng.standard_normal((2, 4)).astype(np.float32)
     dense = sign_bits(w)
-    tensors = {"bits.0": dense, "scale.0": scale, "bias": bias}
+    tensors = {"bits.0": dense, "scale.0": scale, "shift": bias}
     found = run(x, levels_step()[0], step("binary_conv", attrs, tensors, ["bits", "x"]))
     k = reference.input_scale(x, (3, 3), stride, padding, dilation, groups)
     dot = reference.conv2d(reference.sign(x).astype(int), w, stride, padding, dilation, groups)
@@ -190,18 +194,21 @@ ONE = np.ones(5, np.float32)
     [
         ([], "at least one step"),
         ([step("fly")], "step 0 .*unknown op"),
-        ([step("affine", {}, {"scale": ONE, "shift": ONE}, ["z"])], "reads 'z'"),
-        ([step("clamp", {"low": 0.0}), step("clamp", {"low": 0.0})], "writes 'y' a second time"),
-        ([step("clamp", {"low": 0.0}, output="x")], "writes 'x' a second time"),
-        ([step("clamp", {"low": "0"})], "'low' must be float"),
-        ([step("clamp", {"low": 0.0, "lo": 1})], "unknown attributes"),
-        ([step("clamp", {"low": 1.0, "high": 0.0})], "above high"),
-        ([step("clamp", {"low": 0.0}, {}, ["x", "x"])], "takes 1 inputs, got 2"),
-        ([step("affine", {}, {"scale": ONE[:4], "shift": ONE[:4]})], "takes 4 float channels"),
-        ([step("affine", {}, {"scale": ONE})], "'shift' is missing"),
-        ([step("affine", {}, {"scale": ONE, "shift": ONE.astype(np.float64)})], "'shift' must be float32"),
-        ([step("affine", {}, {"scale": ONE * np.nan, "shift": ONE})], "holds a NaN"),
-        ([step("affine", {}, {"scale": ONE, "shift": ONE, "extra": ONE})], "unknown tensor 'extra'"),
+        ([clamp(inputs=["z"])], "reads 'z'"),
+        ([clamp(low=0.0), clamp(low=0.0)], "writes 'y' a second time"),
+        ([clamp(low=0.0, output="x")], "writes 'x' a second time"),
+        ([clamp(low="0")], "'low' must be float"),
+        ([clamp(lo=1)], "unknown attributes"),
+        ([clamp(low=1.0, high=0.0)], "above high"),
+        ([clamp(inputs=["x", "x"])], "takes 1 inputs, got 2"),
+        ([clamp(residual="before")], "takes 2 inputs, got 1"),
+        ([clamp(residual="beside")], "unknown residual"),
+        ([clamp(keep=False)], "floats or bits"),
+        ([step("elementwise", {"channels": 4}, {"scale": ONE[:4]})], "takes 4 channels"),
+        ([step("elementwise", {"channels": 5}, {"bounds": ONE})], "'flip' is missing"),
+        ([step("elementwise", {"channels": 5}, {"scale": ONE.astype(np.float64)})], "'scale' must be float32"),
+        ([step("elementwise", {"channels": 5}, {"scale": ONE * np.nan})], "holds a NaN"),
+        ([step("elementwise", {"channels": 5}, {"extra": ONE})], "unknown tensor 'extra'"),
         ([step("max_pool", {"kernel": [2], "stride": [1, 1], "padding": [0, 0]})], "'kernel' must be 2 integers"),
         ([step("max_pool", {"kernel": [9, 9], "stride": [1, 1], "padding": [0, 0]})], "does not fit"),
         ([step("max_pool", {"kernel": [2, 2], "stride": [1, 1], "padding": [2, 0]})], "more than half"),
@@ -222,17 +229,17 @@ def test_plans_that_do_not_fit_are_refused(steps, words):
     ],
 )
 def test_bad_inputs_are_refused(x, error, words):
-    model = bk.PackedModel(SHAPE, [step("clamp", {"low": 0.0})])
+    model = bk.PackedModel(SHAPE, [clamp(low=0.0)])
     with pytest.raises(error, match=words):
         model(x)
 
 
 def test_looking_at_a_model():
-    model = bk.PackedModel(
-        SHAPE, [step("affine", {}, {"scale": ONE, "shift": ONE}), step("flatten", {}, {}, ["y"], "z")]
-    )
+    affine = step("elementwise", {"channels": 5}, {"scale": ONE, "shift": ONE})
+    model = bk.PackedModel(SHAPE, [affine, step("reshape", {"shape": [210]}, {}, ["y"], "z")])
     assert "(N, 210)" in repr(model)
     assert model.nbytes == 40
-    assert "affine" in model.summary()
-    assert [name for name, seconds in model.profile(floats(), 2) if seconds > 0] == ["affine", "flatten"]
+    assert "elementwise" in model.summary()
+    assert "us" in model.summary(floats())
+    assert [name for name, seconds in model.profile(floats(), repeats=2) if seconds > 0] == ["elementwise", "reshape"]
     assert model(floats(n=0)).shape == (0, 210)

@@ -1,0 +1,268 @@
+"""What conversion rules build values with."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnn.converter.errors import ConversionError
+from bnn.converter.graph import (
+    Add,
+    Affine,
+    Bend,
+    Channelwise,
+    Clamp,
+    Combine,
+    Concat,
+    Curve,
+    FloatLayer,
+    Moved,
+    Pool,
+    Value,
+)
+from bnn.converter.registry import rule_of_module
+
+Function = Callable[[Tensor], Tensor]
+
+
+def two(value: Any) -> list[int]:
+    """Return [y, x] of a number or a pair; of one number in a sequence, as 1-d layers have it, [0 or 1 row, x]."""
+    return [int(value), int(value)] if isinstance(value, int) else [int(v) for v in value]
+
+
+def to_numpy(x: Tensor) -> np.ndarray:
+    """Return a contiguous float32 copy."""
+    return np.ascontiguousarray(x.detach().cpu().to(torch.float32).numpy())
+
+
+class Builder:
+    """Makes the values that a rule returns. place: the dotted path that the rule is called for, for messages."""
+
+    def __init__(self, place: str = ""):
+        self.place = place
+
+    def fail(self, reason: str) -> NoReturn:
+        """Raise ConversionError with the dotted path of what is being converted."""
+        raise ConversionError(f"{self.place}: {reason}")
+
+    def lower(self, module: nn.Module, *values: Value) -> Any:
+        """Return what another module makes of the values: the rule for a module may be told by known modules."""
+        if isinstance(module, nn.Sequential):
+            result: Any = values[0]
+            for part in module:
+                result = self.lower(part, result)
+            return result
+        rule = rule_of_module(module)
+        if rule is None:
+            self.fail(f"{type(module).__name__} has no conversion rule")
+        return rule(self, module, *values)
+
+    # -- by channel -------------------------------------------------------------------------------------------------
+
+    def channel_vector(self, x: Value, constant: Any) -> np.ndarray:
+        """Return float64 (C,) of a number, or of a tensor that varies over the channels of x alone."""
+        tensor = torch.as_tensor(constant, dtype=torch.float64).detach().cpu()
+        channels = x.shape[0]
+        if tensor.numel() == 1:
+            return np.full(channels, tensor.item())
+        # One number a channel, as (C,) given to the builder or aligned with (N, C, H, W) in the network.
+        if tensor.shape == (channels,):
+            return tensor.numpy().copy()
+        full = tensor.reshape([1] * (len(x.shape) + 1 - tensor.ndim) + list(tensor.shape)) if tensor.ndim else tensor
+        if full.shape != (1, channels, *[1] * (len(x.shape) - 1)):
+            self.fail(
+                f"a constant of shape {tuple(tensor.shape)} does not vary by channel alone over {('N', *x.shape)}; "
+                "only one number a channel can be converted"
+            )
+        return full.reshape(channels).numpy().copy()
+
+    def affine(self, x: Value, scale: Any = None, shift: Any = None, function: Function | None = None) -> Value:
+        """Return x * scale + shift; numbers, or tensors that vary by channel.
+
+        function: (T, C) -> (T, C), the network's own computation, if it rounds in another way.
+        """
+        a = None if scale is None else self.channel_vector(x, scale)
+        b = None if shift is None else self.channel_vector(x, shift)
+
+        def compute(y: Tensor) -> Tensor:
+            y = y if a is None else y * torch.from_numpy(a).to(y.dtype)[: y.shape[-1]]
+            return y if b is None else y + torch.from_numpy(b).to(y.dtype)[: y.shape[-1]]
+
+        uniform = all(v is None or (v == v[0]).all() for v in (a, b))
+        return Channelwise(
+            x.shape, (x,), function=self._any_width(function or compute, x, uniform), form=Affine(a, b),
+            uniform=uniform, monotone=True,
+        )  # fmt: skip
+
+    @staticmethod
+    def _any_width(function: Function, x: Value, uniform: bool) -> Function:
+        """Return a function that, if it is the same for all channels, takes any number of them."""
+        if not uniform:
+            return function
+        channels = x.shape[0]
+
+        def compute(y: Tensor) -> Tensor:
+            if y.shape[-1] == channels:
+                return function(y)
+            return function(y.reshape(-1, 1).expand(-1, channels))[:, 0].reshape(y.shape)
+
+        return compute
+
+    def clamp(self, x: Value, low: float = -math.inf, high: float = math.inf) -> Value:
+        """Return min(max(x, low), high): ReLU, ReLU6, hardtanh."""
+        low, high = float(low), float(high)
+        if not low <= high:
+            self.fail(f"a clamp from {low} to {high} is empty")
+        return Channelwise(
+            x.shape, (x,), function=lambda y: y.clamp(low, high), form=Clamp(low, high), uniform=True, monotone=True
+        )
+
+    def bend(self, x: Value, slope: Any, pre: Any = None, post: Any = None, function: Function | None = None) -> Value:
+        """Return y = x - pre, times slope where y is negative, + post: LeakyReLU, PReLU, RPReLU."""
+        s = self.channel_vector(x, slope)
+        before = None if pre is None else self.channel_vector(x, pre)
+        after = None if post is None else self.channel_vector(x, post)
+
+        def compute(y: Tensor) -> Tensor:
+            width = y.shape[-1]
+            y = y if before is None else y - torch.from_numpy(before).to(y.dtype)[:width]
+            y = torch.where(y < 0, y * torch.from_numpy(s).to(y.dtype)[:width], y)
+            return y if after is None else y + torch.from_numpy(after).to(y.dtype)[:width]
+
+        uniform = all(v is None or (v == v[0]).all() for v in (s, before, after))
+        return Channelwise(
+            x.shape, (x,), function=self._any_width(function or compute, x, uniform), form=Bend(s, before, after),
+            uniform=uniform, monotone=bool((s >= 0).all()),
+        )  # fmt: skip
+
+    def curve(self, x: Value, kind: str, function: Function, monotone: bool) -> Value:
+        """Return a function that the kernels know by name: sigmoid, tanh, hard_sigmoid, silu, hard_swish."""
+        return Channelwise(x.shape, (x,), function=function, form=Curve(kind), uniform=True, monotone=monotone)
+
+    # -- several values ---------------------------------------------------------------------------------------------
+
+    def add(self, a: Value, b: Value) -> Value:
+        """Return a + b; sides of 1 are stretched."""
+        if a.shape == b.shape:
+            return Add(a.shape, (a, b))
+        return self._combine("add", a, b)
+
+    def multiply(self, a: Value, b: Value) -> Value:
+        """Return a * b; sides of 1 are stretched, as those of a gate (C, 1, 1) are."""
+        return self._combine("multiply", a, b)
+
+    def _combine(self, kind: str, a: Value, b: Value) -> Value:
+        if len(a.shape) != len(b.shape):
+            self.fail(f"{kind} of {('N', *a.shape)} and {('N', *b.shape)}: reshape one of them to the other's rank")
+        shape = tuple(max(m, n) for m, n in zip(a.shape, b.shape, strict=True))
+        return Combine(shape, (a, b), kind=kind)
+
+    def concat(self, values: Sequence[Value]) -> Value:
+        """Return the channels of all values one after the other."""
+        if len(values) == 1:
+            return values[0]
+        return Concat((sum(v.shape[0] for v in values), *values[0].shape[1:]), tuple(values))
+
+    # -- windows and layers -----------------------------------------------------------------------------------------
+
+    def pool(self, x: Value, kind: str, kernel: Any, stride: Any, padding: Any) -> Value:
+        """Return the maximum ("max") or mean ("avg", padding counted) over windows of a map or a sequence."""
+        attrs = {
+            "kernel": self.sides(x, kernel, 1),
+            "stride": self.sides(x, kernel if stride is None or stride == [] else stride, 1),
+            "padding": self.sides(x, padding, 0),
+        }
+        return Pool((x.shape[0], *self._size(x, **attrs, dilation=[1, 1])), (x,), kind=kind, attrs=attrs)
+
+    def sides(self, x: Value, value: Any, missing: int) -> list[int]:
+        """Return [y, x] of an argument of a 2-d layer, or of a 1-d one, whose maps have one row."""
+        if len(x.shape) == 3:
+            return two(value)
+        if len(x.shape) == 2:
+            return [missing, int(value) if isinstance(value, int) else int(value[0])]
+        self.fail(f"takes a map (N, C, H, W) or (N, C, L), got {('N', *x.shape)}")
+
+    @staticmethod
+    def _size(
+        x: Value, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    ) -> list[int]:
+        extents = x.shape[1:] if len(x.shape) == 3 else (1, x.shape[1])
+        size = [
+            (e + 2 * p - d * (k - 1) - 1) // s + 1
+            for e, k, s, p, d in zip(extents, kernel, stride, padding, dilation, strict=True)
+        ]
+        return size if len(x.shape) == 3 else size[1:]
+
+    def conv_attrs(
+        self, x: Value, shape: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Return a convolution's attributes and its output's shape; shape: the weight's, (O, C/groups, ...)."""
+        if isinstance(padding, str):
+            self.fail(f"padding must be given in numbers, got {padding!r}")
+        if len(shape) != len(x.shape) + 1:
+            self.fail(f"a convolution of {len(shape) - 2} axes does not take {('N', *x.shape)}")
+        attrs: dict[str, Any] = {
+            "shape": list(shape) if len(shape) == 4 else [*shape[:2], 1, shape[2]],
+            "stride": self.sides(x, stride, 1),
+            "padding": self.sides(x, padding, 0),
+            "dilation": self.sides(x, dilation, 1),
+            "groups": int(groups),
+        }
+        geometry = {name: attrs[name] for name in ("stride", "padding", "dilation")}
+        return attrs, (shape[0], *self._size(x, attrs["shape"][2:], **geometry))
+
+    def float_conv(
+        self, x: Value, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1, pad_value: float = 0.0,
+    ) -> Value:  # fmt: skip
+        """Return the convolution of a map or a sequence with float weights (O, C/groups, ...)."""
+        attrs, shape = self.conv_attrs(x, weight.shape, stride, padding, dilation, groups)
+        tensors = {"weight": to_numpy(weight).reshape(attrs["shape"])} | self._bias(bias)
+        return FloatLayer(shape, (x,), op="float_conv", attrs={**attrs, "pad_value": float(pad_value)}, tensors=tensors)
+
+    def float_linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
+        """Return x @ weight.T + bias of a vector (K,), float weight (O, K)."""
+        if len(x.shape) != 1:
+            self.fail(f"a linear layer can be converted for inputs (N, K), got {('N', *x.shape)}; flatten before it")
+        tensors = {"weight": to_numpy(weight)} | self._bias(bias)
+        return FloatLayer(
+            (weight.shape[0],), (x,), op="float_linear", attrs={"shape": list(weight.shape)}, tensors=tensors
+        )
+
+    @staticmethod
+    def _bias(bias: Tensor | None) -> dict[str, np.ndarray]:
+        return {} if bias is None else {"bias": to_numpy(bias)}
+
+    # -- moving -----------------------------------------------------------------------------------------------------
+
+    def move(self, x: Value, function: Callable[[Tensor], Any]) -> Any:
+        """Return what a function that only moves numbers makes of x: views, slices, shuffles, padding with zeros.
+
+        function: is called on a float64 tensor (2, *shape) of places; it must treat both images alike.
+        """
+        base, index = (x.inputs[0], x.index) if isinstance(x, Moved) else (x, None)
+        count = math.prod(x.shape)
+        places = torch.arange(1, 2 * count + 1, dtype=torch.float64).reshape(2, *x.shape)
+        with torch.no_grad():
+            results = function(places)
+        single = isinstance(results, Tensor)
+        return_values = []
+        for result in [results] if single else results:
+            if not isinstance(result, Tensor) or result.shape[:1] != (2,):
+                self.fail("changes the batch; only views of each image by itself can be converted")
+            found = result.numpy()
+            first, second = np.rint(found[0]).astype(np.int64), np.rint(found[1]).astype(np.int64)
+            moved = (found[0] == first).all() and first.min(initial=0) >= 0 and first.max(initial=0) <= count
+            if not moved or (second != np.where(first > 0, first + count, 0)).any():
+                self.fail("does more than move the numbers of each image, or pads with something else than zeros")
+            # 0 stays 0: both tables get a zero in front.
+            table = None if index is None else np.concatenate([[0], index.reshape(-1)])
+            composed = first if table is None else table[first]
+            same = composed.shape == base.shape and bool(
+                (composed.reshape(-1) == np.arange(1, composed.size + 1)).all()
+            )
+            return_values.append(base if same else Moved(composed.shape, (base,), index=composed))
+        return return_values[0] if single else tuple(return_values)

@@ -1,0 +1,90 @@
+"""How a chain of elementwise values fits into the one pass of the kernels' epilogue."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bnn.converter.graph import Add, Affine, Bend, Channelwise, Clamp, Value
+
+Link = tuple[Value, Value | None]
+
+
+def _times(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    return b if a is None else a if b is None else a * b
+
+
+def _plus(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    return b if a is None else a if b is None else a + b
+
+
+@dataclass(frozen=True)
+class EpilogueForm:
+    """What the epilogue does: affine, residual, bend, clamp, residual; see bnn_kernels.epilogue. float64 (C,)."""
+
+    scale: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    residual: Value | None = None
+    residual_is: str | None = None
+    pre: np.ndarray | None = None
+    slope: np.ndarray | None = None
+    post: np.ndarray | None = None
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether scale and shift are all there is."""
+        return self.residual is None and self._parts() == {} and self.low == -math.inf and self.high == math.inf
+
+    def _parts(self) -> dict[str, np.ndarray]:
+        vectors = {"pre": self.pre, "slope": self.slope, "post": self.post}
+        return {name: vector for name, vector in vectors.items() if vector is not None}
+
+    def attrs(self) -> dict[str, Any]:
+        """Return the attributes of a step with this epilogue."""
+        found: dict[str, Any] = {} if self.residual is None else {"residual": self.residual_is}
+        found |= {} if self.low == -math.inf else {"low": self.low}
+        return found | ({} if self.high == math.inf else {"high": self.high})
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Return its tensors, without scale and shift."""
+        return {name: vector.astype(np.float32) for name, vector in self._parts().items()}
+
+
+def fit(chain: Sequence[Link]) -> EpilogueForm | None:
+    """Return the form of a chain, first computed first, or None if it takes more than one pass.
+
+    Each link is a value and, of a sum, the operand that comes from elsewhere.
+    """
+    form: dict[str, Any] = {}
+    stage = 0  # 0 affine, 1 residual, 2 pre, 3 slope, 4 post, 5 clamp, 6 residual behind
+    for value, other in chain:
+        if isinstance(value, Add):
+            if "residual" in form:
+                return None
+            place, stage = ("before", 1) if stage < 1 else ("after", 6)
+            form |= {"residual": other, "residual_is": place}
+            continue
+        if not isinstance(value, Channelwise) or stage == 6:
+            return None
+        part = value.form
+        if isinstance(part, Affine) and stage == 0:
+            before = form.get("shift")
+            shift = before if before is None else _times(before, part.scale)
+            form |= {"scale": _times(form.get("scale"), part.scale), "shift": _plus(shift, part.shift)}
+        elif isinstance(part, Affine) and part.scale is None and part.shift is not None and stage in (1, 3):
+            form |= {"pre": -part.shift} if stage == 1 else {"post": part.shift}
+            stage += 1
+        elif isinstance(part, Bend) and stage < 3 and (part.pre is None or stage < 2):
+            form |= {"slope": part.slope, "post": part.post}
+            form |= {"pre": part.pre} if part.pre is not None else {}
+            stage = 3 if part.post is None else 4
+        elif isinstance(part, Clamp) and stage < 5:
+            form |= {"low": part.low, "high": part.high}
+            stage = 5
+        else:
+            return None
+    return EpilogueForm(**form)

@@ -1,0 +1,200 @@
+"""The typed graph between a traced network and its packed plan: what each value is made of.
+
+Shapes leave the batch out: (C, H, W), (C, L) or (K,). A value knows its operands, so a graph is its outputs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from bnn.converter.thresholds import LevelTable
+from bnn.planes import Term
+
+
+@dataclass(eq=False)
+class Value:
+    """A float tensor that the network computes.
+
+    shape: without the batch. inputs: what it is computed from. source: where the network computes the same numbers, ""
+    if nowhere.
+    """
+
+    shape: tuple[int, ...]
+    inputs: tuple["Value", ...] = ()
+    source: str = ""
+
+
+@dataclass(eq=False)
+class Input(Value):
+    """An input of the network."""
+
+    register: str = "x"
+
+
+@dataclass(eq=False)
+class Levels(Value):
+    """Integer levels of a quantized value; its only readers are binary layers and `Unpacked`.
+
+    levels: maps floats (T, C) to integer levels, the quantizer itself. uniform: it is the same for all channels.
+    term: planes and scale.
+    """
+
+    levels: Callable[[Tensor], Tensor] = field(kw_only=True)
+    uniform: bool = field(kw_only=True)
+    term: Term = field(kw_only=True)
+
+    @property
+    def table(self) -> LevelTable:
+        """The levels in order."""
+        return LevelTable.of(self.term)
+
+
+@dataclass(eq=False)
+class Unpacked(Value):
+    """Levels times their scale, as floats."""
+
+    @property
+    def term(self) -> Term:
+        """Planes and scale of the levels."""
+        (levels,) = self.inputs
+        assert isinstance(levels, Levels)
+        return levels.term
+
+
+@dataclass(eq=False)
+class FloatLayer(Value):
+    """Convolution or matrix product with float inputs."""
+
+    op: str = field(kw_only=True)
+    attrs: dict[str, Any] = field(kw_only=True)
+    tensors: dict[str, np.ndarray] = field(kw_only=True)
+
+
+@dataclass(eq=False)
+class BinaryLayer(Value):
+    """Convolution or matrix product of levels: sum over terms of scale * integer dot, times K, plus bias.
+
+    inputs: levels, and the floats of which K is the scale if input_scale. path: the module's.
+    """
+
+    op: str = field(kw_only=True)
+    attrs: dict[str, Any] = field(kw_only=True)
+    tensors: dict[str, np.ndarray] = field(kw_only=True)
+    terms: tuple[Term, ...] = field(kw_only=True)
+    scales: tuple[Tensor, ...] = field(kw_only=True)
+    bias: Tensor | None = field(kw_only=True)
+    largest: int = field(kw_only=True)
+    input_scale: bool = field(kw_only=True)
+    path: str = field(kw_only=True)
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether the output is a monotone function of one integer a channel."""
+        return len(self.terms) == 1 and not self.input_scale
+
+    def output(self, sums: Tensor) -> Tensor:
+        """Return the output for integer sums (T, O), as the layer computes it."""
+        y = sums.to(self.scales[0].dtype) * self.scales[0]
+        return y if self.bias is None else y + self.bias
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x * scale + shift, float64 (C,); None is 1 or 0."""
+
+    scale: np.ndarray | None
+    shift: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Bend:
+    """x - pre, times slope where negative, + post: PReLU and its kin; float64 (C,), None is 0."""
+
+    slope: np.ndarray
+    pre: np.ndarray | None = None
+    post: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """min(max(x, low), high)."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A function known to the kernels by name."""
+
+    kind: str
+
+
+@dataclass(eq=False)
+class Channelwise(Value):
+    """A function of one number for each channel.
+
+    function: (T, C) -> (T, C), what the network itself computes; form: how the kernels compute it. uniform: it is the
+    same for all channels. monotone: it never turns round, so levels behind it are thresholds before it.
+    """
+
+    function: Callable[[Tensor], Tensor] = field(kw_only=True)
+    form: Affine | Bend | Clamp | Curve = field(kw_only=True)
+    uniform: bool = field(kw_only=True)
+    monotone: bool = field(kw_only=True)
+
+
+@dataclass(eq=False)
+class Pool(Value):
+    """Maximum ("max") or mean ("avg") over windows."""
+
+    kind: str = field(kw_only=True)
+    attrs: dict[str, Any] = field(kw_only=True)
+
+
+@dataclass(eq=False)
+class Add(Value):
+    """Sum of two values of one shape."""
+
+
+@dataclass(eq=False)
+class Combine(Value):
+    """Sum ("add") or product ("multiply") with sides of 1 stretched."""
+
+    kind: str = field(kw_only=True)
+
+
+@dataclass(eq=False)
+class Concat(Value):
+    """Channels one after the other."""
+
+
+@dataclass(eq=False)
+class Moved(Value):
+    """The same numbers elsewhere: index int64 of the value's shape, 1 + the place in the operand, 0 for a zero."""
+
+    index: np.ndarray = field(kw_only=True)
+
+    @property
+    def is_flatten(self) -> bool:
+        """Whether this is the operand as it is, as a vector."""
+        return len(self.shape) == 1 and bool((self.index == np.arange(1, self.index.size + 1)).all())
+
+
+def live_values(outputs: list[Value]) -> list[Value]:
+    """Return all values that the outputs depend on, operands first."""
+    order: dict[Value, None] = {}
+    stack = [(value, False) for value in reversed(outputs)]
+    while stack:
+        value, ready = stack.pop()
+        if value in order:
+            continue
+        if ready:
+            order[value] = None
+        else:
+            stack.append((value, True))
+            stack.extend((operand, False) for operand in reversed(value.inputs))
+    return list(order)

@@ -1,0 +1,74 @@
+"""Moved numbers as steps: which channels, rows and columns of the operand, or a reshape of it."""
+
+from typing import Any
+
+import numpy as np
+
+from bnn.converter.errors import ConversionError
+from bnn.converter.graph import Moved
+
+Part = tuple[str, dict[str, Any], dict[str, np.ndarray]]
+
+
+def _as_map(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+
+
+def moving_steps(value: Moved) -> list[Part]:
+    """Return (op, attributes, tensors) of the steps that move the operand's numbers; ConversionError if none do."""
+    (operand,) = value.inputs
+    shape, before = value.shape, operand.shape
+    if len(shape) > 3:
+        raise ConversionError(
+            f"{value.source or 'a view'}: a value of shape {('N', *shape)} takes part in a computation; only those of "
+            "shape (N, C, H, W), (N, C, L) and (N, K) can be converted"
+        )
+    index = value.index
+    if (index.reshape(-1) == np.arange(1, index.size + 1)).all() and index.size == np.prod(before):
+        return [("reshape", {"shape": list(_as_map(shape))}, {})]
+    source, target = _as_map(before), _as_map(shape)
+    size = target if len(source) == len(target) else _same_rank(index, source)
+    found = _select(index.reshape(size), source)
+    if found is not None:
+        reshape: list[Part] = [] if size == target else [("reshape", {"shape": list(target)}, {})]
+        return [("select", {}, found), *reshape]
+    raise ConversionError(
+        f"{value.source or 'a view'}: moves numbers from {('N', *before)} to {('N', *shape)} in another way than by "
+        "channels, rows and columns; only views, slices, channel shuffles and zero padding can be converted"
+    )
+
+
+def _same_rank(index: np.ndarray, source: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape of the operand's rank that holds the moved numbers, to be reshaped afterwards."""
+    if len(source) == 1:
+        return (index.size,)
+    pixels = source[1] * source[2]
+    return (index.size // pixels, *source[1:]) if index.size % pixels == 0 else (index.size, 1, 1)
+
+
+def _select(index: np.ndarray, source: tuple[int, ...]) -> dict[str, np.ndarray] | None:
+    """Return channels, rows and columns (-1: zeros) of an index into a map or vector, None if it is no such thing."""
+    if len(source) == 1:
+        return {"channels": (index - 1).astype(np.int32)}
+    _, height, width = source
+    there = index > 0
+    if not there.any():
+        return None
+    axes = []
+    for axis in range(3):
+        other = tuple(a for a in range(3) if a != axis)
+        inside = there.any(axis=other)
+        place = np.where(there, index - 1, 0).max(axis=other)
+        number = (place // (height * width), place // width % height, place % width)[axis]
+        axes.append(np.where(inside, number, -1).astype(np.int64))
+    # Numbers along an axis come from the largest place; they must reproduce every single one.
+    c, y, x = (a.reshape([-1 if i == axis else 1 for i in range(3)]) for axis, a in enumerate(axes))
+    rebuilt = np.where((c >= 0) & (y >= 0) & (x >= 0), 1 + (c * height + y) * width + x, 0)
+    if rebuilt.shape != index.shape or (rebuilt != index).any():
+        return None
+    names = ("channels", "rows", "columns")
+    return {
+        name: a.astype(np.int32)
+        for name, a, extent in zip(names, axes, source, strict=True)
+        if not np.array_equal(a, np.arange(extent))
+    }

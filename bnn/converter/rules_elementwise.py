@@ -1,0 +1,228 @@
+"""Rules of what treats every number by itself: batch norm, activations, sums and products, what does nothing."""
+
+import math
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnn.converter.builder import Builder
+from bnn.converter.graph import Value
+from bnn.converter.registry import register_rule
+from bnn.layers.rprelu import RPReLU
+
+# -- nothing to do in evaluation --------------------------------------------------------------------------------------
+
+
+@register_rule(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+def nothing(build: Builder, module: nn.Module, x: Value) -> Value:
+    """What evaluation leaves out."""
+    return x
+
+
+@register_rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+def functional_dropout(build: Builder, x: Value, p: float = 0.5, training: Any = None, inplace: bool = False) -> Value:
+    """Dropout that knows that this is evaluation."""
+    if training is not False:
+        build.fail("dropout that drops in evaluation too: call it with training=self.training")
+    return x
+
+
+@register_rule("contiguous", "clone", "detach", "float", torch.clone)
+def copied(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """The same numbers; packed networks compute in float32."""
+    return x
+
+
+@register_rule("to", "type_as")
+def cast(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """A cast to a float type (or a device), of a network that was made float32."""
+    if any(isinstance(a, torch.dtype) and not a.is_floating_point for a in (*args, *kwargs.values())):
+        build.fail("a cast to integers cannot be converted")
+    return x
+
+
+# -- batch norm -------------------------------------------------------------------------------------------------------
+
+
+@register_rule(nn.BatchNorm1d, nn.BatchNorm2d)
+def batch_norm(build: Builder, module: Any, x: Value) -> Value:
+    """Batch norm in evaluation: one scale and shift a channel."""
+    if module.running_mean is None:
+        build.fail("batch norm without running statistics depends on the batch; track them")
+    scale = (module.running_var.double() + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight.double()
+    shift = -module.running_mean.double() * scale
+    if module.bias is not None:
+        shift = shift + module.bias.double()
+
+    def function(y: Tensor) -> Tensor:
+        return module(y[..., None, None])[..., 0, 0] if isinstance(module, nn.BatchNorm2d) else module(y)
+
+    return build.affine(x, scale, shift, function)
+
+
+# -- activations ------------------------------------------------------------------------------------------------------
+
+
+@register_rule(nn.ReLU)
+def relu(build: Builder, module: Any, x: Value) -> Value:
+    """max(x, 0)."""
+    return build.clamp(x, 0.0)
+
+
+@register_rule(nn.ReLU6, nn.Hardtanh)
+def hardtanh(build: Builder, module: Any, x: Value) -> Value:
+    """min(max(x, low), high)."""
+    return build.clamp(x, module.min_val, module.max_val)
+
+
+@register_rule(F.relu, torch.relu, "relu", "relu_", F.relu_, torch.relu_)
+def functional_relu(build: Builder, x: Value, inplace: bool = False) -> Value:
+    """max(x, 0)."""
+    return build.clamp(x, 0.0)
+
+
+@register_rule(F.relu6)
+def functional_relu6(build: Builder, x: Value, inplace: bool = False) -> Value:
+    """min(max(x, 0), 6)."""
+    return build.clamp(x, 0.0, 6.0)
+
+
+@register_rule(F.hardtanh)
+def functional_hardtanh(
+    build: Builder, x: Value, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Value:
+    """min(max(x, low), high)."""
+    return build.clamp(x, min_val, max_val)
+
+
+@register_rule(torch.clamp, torch.clip, "clamp", "clip", "clamp_")
+def functional_clamp(build: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
+    """min(max(x, low), high) with numbers."""
+    if any(isinstance(end, Value | Tensor) for end in (min, max)):
+        build.fail("clamp can be converted with numbers for ends, not with tensors")
+    return build.clamp(x, -math.inf if min is None else min, math.inf if max is None else max)
+
+
+@register_rule(nn.LeakyReLU)
+def leaky_relu(build: Builder, module: Any, x: Value) -> Value:
+    """x, or slope * x below 0."""
+    return build.bend(x, module.negative_slope)
+
+
+@register_rule(F.leaky_relu)
+def functional_leaky_relu(build: Builder, x: Value, negative_slope: float = 0.01, inplace: bool = False) -> Value:
+    """x, or slope * x below 0."""
+    return build.bend(x, negative_slope)
+
+
+@register_rule(nn.PReLU)
+def prelu(build: Builder, module: Any, x: Value) -> Value:
+    """x, or a learned slope times x below 0."""
+    return build.bend(x, module.weight)
+
+
+@register_rule(F.prelu, torch.prelu)
+def functional_prelu(build: Builder, x: Value, weight: Tensor) -> Value:
+    """x, or a learned slope times x below 0."""
+    return build.bend(x, weight)
+
+
+@register_rule(RPReLU)
+def rprelu(build: Builder, module: Any, x: Value) -> Value:
+    """PReLU between learned shifts (ReActNet)."""
+    return build.bend(x, module.beta, module.gamma, module.zeta, module)
+
+
+_CURVES = (
+    ("sigmoid", nn.Sigmoid, (torch.sigmoid, F.sigmoid, "sigmoid"), torch.sigmoid, True),
+    ("tanh", nn.Tanh, (torch.tanh, F.tanh, "tanh"), torch.tanh, True),
+    ("hard_sigmoid", nn.Hardsigmoid, (F.hardsigmoid,), F.hardsigmoid, True),
+    ("silu", nn.SiLU, (F.silu,), F.silu, False),
+    ("hard_swish", nn.Hardswish, (F.hardswish,), F.hardswish, False),
+)
+
+
+def _register_curve(kind: str, cls: Any, functions: tuple[Any, ...], function: Any, monotone: bool) -> None:
+    def of_module(build: Builder, module: Any, x: Value) -> Value:
+        return build.curve(x, kind, function, monotone)
+
+    def of_function(build: Builder, x: Value, inplace: bool = False) -> Value:
+        return build.curve(x, kind, function, monotone)
+
+    register_rule(cls)(of_module)
+    register_rule(*functions)(of_function)
+
+
+for _curve in _CURVES:
+    _register_curve(*_curve)
+
+
+# -- sums and products ------------------------------------------------------------------------------------------------
+
+
+@register_rule(operator.add, operator.iadd, torch.add, "add", "add_")
+def add(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
+    """a + alpha * b of two values, or of one and a constant."""
+    if isinstance(a, Value) and isinstance(b, Value):
+        return build.add(a, b if alpha == 1 else build.affine(b, scale=alpha))
+    value, constant = (a, b * alpha) if isinstance(a, Value) else (b, a)
+    return build.affine(value if isinstance(a, Value) or alpha == 1 else build.affine(b, scale=alpha), shift=constant)
+
+
+@register_rule(operator.sub, operator.isub, torch.sub, "sub", "sub_")
+def subtract(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
+    """a - alpha * b."""
+    if not isinstance(b, Value):
+        return build.affine(a, shift=-(b * alpha))
+    negative = build.affine(b, scale=-alpha)
+    return build.add(a, negative) if isinstance(a, Value) else build.affine(negative, shift=a)
+
+
+@register_rule(operator.mul, operator.imul, torch.mul, "mul", "mul_")
+def multiply(build: Builder, a: Any, b: Any) -> Value:
+    """a * b of two values, or of one and a constant."""
+    if isinstance(a, Value) and isinstance(b, Value):
+        return build.multiply(a, b)
+    return build.affine(a, scale=b) if isinstance(a, Value) else build.affine(b, scale=a)
+
+
+@register_rule(operator.truediv, operator.itruediv, torch.div, "div", "div_")
+def divide(build: Builder, a: Any, b: Any) -> Value:
+    """a / b by a constant."""
+    if isinstance(b, Value):
+        build.fail("a division by something that depends on the input cannot be converted")
+    divisor = torch.as_tensor(b, dtype=torch.float64)
+    if (divisor == 0).any():
+        build.fail("a division by zero")
+    by = torch.from_numpy(build.channel_vector(a, divisor)).to(torch.float32)
+    return build.affine(a, scale=1 / divisor, function=lambda y: y / by)
+
+
+@register_rule(operator.neg, torch.neg, "neg")
+def negate(build: Builder, x: Value) -> Value:
+    """-x."""
+    return build.affine(x, scale=-1.0)
+
+
+@register_rule("expand_as", "expand", "view_as")
+def expanded_constant(build: Builder, x: Any, *shape: Any) -> Any:
+    """A constant spread over a value's shape: sums and products spread it by themselves."""
+    if isinstance(x, Value):
+        build.fail("a value that is expanded cannot be converted; sums and products stretch sides of 1 themselves")
+    return x
+
+
+@register_rule(torch.cat, torch.concat)
+def concat(build: Builder, tensors: Any, dim: int = 0) -> Value:
+    """Values one after the other along the channels."""
+    if not all(isinstance(value, Value) for value in tensors):
+        build.fail("a concatenation with a constant cannot be converted")
+    rank = len(tensors[0].shape) + 1
+    if dim % rank != 1:
+        build.fail(f"a concatenation along axis {dim} cannot be converted, only along the channels")
+    return build.concat(tensors)

@@ -1,0 +1,178 @@
+"""Steps that treat every number by itself: batch norm, residual, activation and the next signs in one pass; gates."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bnn_kernels.epilogue import Epilogue
+from bnn_kernels.plan import Spec, Step, need, step
+
+EPILOGUE_ATTRIBUTES = ("residual", "low", "high", "keep")
+EPILOGUE_TENSORS = ("shift", "pre", "slope", "post", "bounds", "flip")
+
+
+def as_map(x: np.ndarray) -> np.ndarray:
+    """Return (N, 1, 1, K) of a (N, K) array; maps pass."""
+    return x.reshape(len(x), 1, 1, x.shape[1]) if x.ndim == 2 else x
+
+
+def relative(distance: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return a distance as a share of the largest number of x."""
+    return distance / max(float(np.abs(x).max(initial=0)), np.finfo(np.float32).tiny)
+
+
+class Finish:
+    """What a step does to its floats before it hands them on: read from its attributes and tensors.
+
+    residual: None, "before" or "after" (the step reads one more register then). keep: whether it hands on the floats.
+    signs: whether it hands on bits too.
+    """
+
+    def __init__(self, this: Step, channels: int, scale: np.ndarray | None):
+        self.residual = this.attrs.get("residual")
+        need(self.residual in (None, "before", "after"), f"unknown residual {self.residual!r}")
+        self.keep = this.attr("keep", bool) if "keep" in this.attrs else True
+        self.signs = "bounds" in this.tensors
+        need(self.keep or self.signs, "a step must make floats or bits")
+        parts: dict[str, Any] = {
+            name: this.tensor(name, np.float32, (channels,))
+            for name in ("shift", "pre", "slope", "post", "bounds")
+            if name in this.tensors
+        }
+        if self.signs:
+            parts["flip"] = this.tensor("flip", np.bool_, (channels,))
+        for name in ("low", "high"):
+            if this.attrs.get(name) is not None:
+                parts[name] = float(this.attr(name, float))
+        need(parts.get("low", -np.inf) <= parts.get("high", np.inf), "low is above high")
+        self.channels = channels
+        self.epilogue = Epilogue(channels, scale=scale, residual=self.residual, **parts)
+        # Nothing to do to the floats themselves.
+        self.is_plain = scale is None and not this.tensors.keys() & set(EPILOGUE_TENSORS) and set(parts) == set()
+        self.is_plain = self.is_plain and self.residual is None
+
+    @property
+    def arity(self) -> int:
+        """How many registers are read: the residual, if there is one."""
+        return 0 if self.residual is None else 1
+
+    def infer(self, shape: tuple[int, ...], residual: list[Spec]) -> Spec | tuple[Spec, ...]:
+        """Return the specs of floats and bits, those that are handed on."""
+        need(shape[0] == self.channels, f"takes {self.channels} channels, got {shape}")
+        for spec in residual:
+            need(spec == Spec("float", shape), f"the residual must be float {shape}, got {spec}")
+        made = [Spec("float", shape)] * self.keep + [Spec("bits", shape)] * self.signs
+        return made[0] if len(made) == 1 else tuple(made)
+
+    def hand_on(self, floats: np.ndarray | None, bits: Any, flat: bool) -> Any:
+        """Return what `infer` promised of the epilogue's results; flat: as (N, K)."""
+        if flat:
+            floats = None if floats is None else floats.reshape(len(floats), self.channels)
+            bits = None if bits is None else type(bits)(bits.words, bits.shape[:2], bits.signed, bits.multipliers)
+        return (floats, bits) if self.keep and self.signs else floats if self.keep else bits
+
+    def margins(self, y: np.ndarray, residual: np.ndarray | None) -> np.ndarray | None:
+        """Return the distances of finished floats from the bounds of their signs, relative to the largest float."""
+        if not self.signs:
+            return None
+        floats, _ = self.epilogue(as_map(y), None if residual is None else as_map(residual))
+        assert floats is not None and self.epilogue.bounds is not None
+        return relative(np.abs(floats - self.epilogue.bounds), floats)
+
+    def __call__(self, y: np.ndarray, residual: np.ndarray | None) -> Any:
+        """Finish floats (N, H, W, C) or (N, K)."""
+        if self.is_plain:
+            return y
+        other = None if residual is None else as_map(residual)
+        return self.hand_on(*self.epilogue(as_map(y), other, self.keep), flat=y.ndim == 2)
+
+
+@step
+class Elementwise(Step):
+    """y * scale + shift, residual, PReLU with shifts, clamp, signs: each if given, in the order of `Epilogue`."""
+
+    op = "elementwise"
+    attributes = ("channels", *EPILOGUE_ATTRIBUTES)
+    tensor_names = ("scale", *EPILOGUE_TENSORS)
+
+    def build(self) -> None:
+        channels = self.attr("channels", int)
+        need(1 <= channels <= 1 << 24, f"attribute 'channels' must be positive, got {channels}")
+        scale = self.tensor("scale", np.float32, (channels,)) if "scale" in self.tensors else None
+        self.finish = Finish(self, channels, scale)
+        self.arity = 1 + self.finish.arity
+
+    def infer(self, inputs: list[Spec]) -> Spec | tuple[Spec, ...]:
+        need(inputs[0].kind == "float", f"takes floats, got {inputs[0]}")
+        return self.finish.infer(inputs[0].shape, inputs[1:])
+
+    def run(self, x: np.ndarray, residual: np.ndarray | None = None) -> Any:
+        return self.finish(x, residual)
+
+    def margins(self, *inputs: Any) -> np.ndarray | None:
+        return self.finish.margins(inputs[0], inputs[1] if len(inputs) > 1 else None)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, np.float32(1), small) / (1 + small)
+
+
+def _hard_sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.clip(x + np.float32(3), 0, 6) / np.float32(6)
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "sigmoid": _sigmoid,
+    "tanh": np.tanh,
+    "hard_sigmoid": _hard_sigmoid,
+    "silu": lambda x: x * _sigmoid(x),
+    "hard_swish": lambda x: x * _hard_sigmoid(x),
+}
+
+
+@step
+class Activation(Step):
+    """A function of one number that is no chain of straight pieces; attribute kind names it."""
+
+    op = "activation"
+    attributes = ("kind",)
+
+    def build(self) -> None:
+        kind = self.attr("kind", str)
+        need(kind in ACTIVATIONS, f"unknown activation {kind!r}; known are {', '.join(ACTIVATIONS)}")
+        self.function = ACTIVATIONS[kind]
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        need(inputs[0].kind == "float", f"takes floats, got {inputs[0]}")
+        return inputs[0]
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return self.function(x)
+
+
+@step
+class Combine(Step):
+    """Sum or product of two values, sides of 1 stretched to the other's: gates (C, 1, 1), attention maps (1, H, W)."""
+
+    op = "combine"
+    attributes = ("kind",)
+    arity = 2
+
+    def build(self) -> None:
+        kind = self.attr("kind", str)
+        need(kind in ("add", "multiply"), f"unknown kind {kind!r}; known are add, multiply")
+        self.function = np.add if kind == "add" else np.multiply
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        a, b = inputs
+        need(a.kind == b.kind == "float", f"takes floats, got {a} and {b}")
+        fits = len(a.shape) == len(b.shape) and all(
+            m == n or 1 in (m, n) for m, n in zip(a.shape, b.shape, strict=True)
+        )
+        need(fits, f"the shapes {a.shape} and {b.shape} do not fit")
+        return Spec("float", tuple(max(m, n) for m, n in zip(a.shape, b.shape, strict=True)))
+
+    def run(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return self.function(a, b)

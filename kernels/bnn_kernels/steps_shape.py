@@ -1,0 +1,123 @@
+"""Steps that move numbers and compute nothing: reshape, concatenation, selection of channels, rows and columns."""
+
+import math
+
+import numpy as np
+
+from bnn_kernels.plan import Spec, Step, check_shape, need, step
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+
+@step
+class Reshape(Step):
+    """The same numbers in C, H, W order in another shape; bits need no flattening: a linear layer takes the map."""
+
+    op = "reshape"
+    attributes = ("shape",)
+
+    def build(self) -> None:
+        shape = check_shape(self.attr("shape", list), "attribute 'shape'")
+        need(len(shape) in (1, 3), f"attribute 'shape' must be (C, H, W) or (K,), got {shape}")
+        self.shape = shape
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float", f"takes floats, got {x}")
+        need(math.prod(x.shape) == math.prod(self.shape), f"cannot make {self.shape} of {x.shape}")
+        return Spec("float", self.shape)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = np.ascontiguousarray(_channels_first(x)).reshape(len(x), *self.shape)
+        return np.ascontiguousarray(y.transpose(0, 2, 3, 1)) if y.ndim == 4 else y
+
+
+@step
+class Concat(Step):
+    """Channels of several maps (or features of several vectors) one after the other."""
+
+    op = "concat"
+    attributes = ("count",)
+
+    def build(self) -> None:
+        self.arity = self.attr("count", int)
+        need(2 <= self.arity <= 1 << 12, f"attribute 'count' must be 2 or more, got {self.arity}")
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        first = inputs[0]
+        need(all(x.kind == "float" for x in inputs), f"takes floats, got {[x.kind for x in inputs]}")
+        need(
+            all(len(x.shape) == len(first.shape) and x.shape[1:] == first.shape[1:] for x in inputs),
+            f"the maps differ in size: {[x.shape for x in inputs]}",
+        )
+        return Spec("float", (sum(x.shape[0] for x in inputs), *first.shape[1:]))
+
+    def run(self, *inputs: np.ndarray) -> np.ndarray:
+        return np.concatenate(inputs, axis=-1)
+
+
+def _places(index: np.ndarray) -> tuple[slice | np.ndarray, slice | np.ndarray]:
+    """Return (places in the output, places in the input) of an index with -1 for zeros, as slices where possible."""
+    to = np.flatnonzero(index >= 0)
+    return _as_slice(to), _as_slice(index[to])
+
+
+def _as_slice(index: np.ndarray) -> slice | np.ndarray:
+    if len(index) == 0:
+        return slice(0, 0)
+    step = int(index[1] - index[0]) if len(index) > 1 else 1
+    if step > 0 and (np.diff(index) == step).all():
+        return slice(int(index[0]), int(index[-1]) + 1, step)
+    return index
+
+
+@step
+class Select(Step):
+    """Channels, rows and columns of a map by number, each in any order and number; -1 gives zeros.
+
+    Channel shuffles, slices, splits, zero padding, ResNet's parameter-free shortcuts.
+    """
+
+    op = "select"
+    tensor_names = ("channels", "rows", "columns")
+
+    def build(self) -> None:
+        self.index = {name: self.tensor(name, np.int32, (None,)) for name in self.tensor_names if name in self.tensors}
+        for name, index in self.index.items():
+            need(len(index) > 0 and int(index.min()) >= -1, f"tensor {name!r} must hold numbers from 0 on, or -1")
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float", f"takes floats, got {x}")
+        need(len(x.shape) == 3 or set(self.index) <= {"channels"}, "a vector has channels only")
+        shape = list(x.shape)
+        for axis, name in enumerate(self.tensor_names[: len(shape)]):
+            index = self.index.get(name)
+            if index is not None:
+                need(int(index.max()) < shape[axis], f"tensor {name!r} asks for more than {shape[axis]}")
+                shape[axis] = len(index)
+        self.shape = (*shape[1:], shape[0])
+        identity = (slice(None), slice(None))
+        channels, *sides = (
+            _places(self.index[name]) if name in self.index else identity for name in self.tensor_names[: len(shape)]
+        )
+        # In the order in which maps lie in memory; the batch comes first.
+        self.to, self.source = zip(identity, *sides, channels, strict=True)
+        return Spec("float", tuple(shape))
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = np.zeros((len(x), *self.shape), np.float32)
+        part = x
+        for axis, places in enumerate(self.source):
+            if not isinstance(places, slice):
+                part = np.take(part, places, axis=axis)
+            else:
+                part = part[(slice(None),) * axis + (places,)]
+        if all(isinstance(places, slice) for places in self.to):
+            y[self.to] = part
+        else:
+            grid = [np.arange(y.shape[a])[p] if isinstance(p, slice) else p for a, p in enumerate(self.to)]
+            y[np.ix_(*grid)] = part
+        return y
