@@ -11,7 +11,7 @@ from torch import nn
 
 import bnn
 from bnn.converter import ConversionError
-from bnn.layers import BitLinear, QuantConv2d, QuantLinear
+from bnn.layers import BitLinear, OutputScale, QuantConv2d, QuantLinear
 from bnn.quantizers import (
     AbcWeight,
     AdaBinWeight,
@@ -131,3 +131,26 @@ def test_a_bit_linear_converts_behind_its_norm():
     assert bnn.check_parity(net, bnn.convert(net, x), x).ok
     with pytest.raises(ConversionError, match=r"0\.norm|norm"):
         bnn.convert(nn.Sequential(layer).eval(), x)
+
+
+def scaled_by(case):
+    torch.manual_seed(0)
+    weight, given = configs.factories()["binaryconnect"][0], configs.factories()["bnn"][1]
+    conv = QuantConv2d(8, 6, 3, bias=False, weight_quantizer=weight, input_quantizer=given)
+    scale = OutputScale(6, 6, 6, case)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), conv, scale, nn.BatchNorm2d(6), nn.Flatten())
+    with torch.no_grad():
+        for factor in scale.factors:
+            factor.uniform_(-1, 2)
+    net(torch.randn(16, 1, 8, 8))
+    return net.eval(), torch.randn(8, 1, 8, 8)
+
+
+def test_a_scale_of_channels_converts_and_one_of_places_says_why_not():
+    net, x = scaled_by(case=1)
+    report = bnn.check_parity(net, bnn.convert(net, x), x)
+    assert report.ok, str(report)
+    for case in (2, 3, 4):
+        net, x = scaled_by(case)
+        with pytest.raises(ConversionError, match="only one number a channel"):
+            bnn.convert(net, x)
