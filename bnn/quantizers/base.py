@@ -18,7 +18,7 @@ class Quantizer(nn.Module):
     channel_axis, fan_in) is an argument of that name, which the layer passes.
 
     Class attributes:
-        packable: whether `planes` exists (False only for full precision).
+        packable: whether `planes` exists; without it the values are floats.
         elementwise: whether each output depends on its own input alone, so that as an input quantizer it is a set of
             thresholds. Scales that are computed from the whole tensor make it False.
         channelwise: whether these thresholds differ from channel to channel.
