@@ -12,15 +12,17 @@ Version 1 knew one input and output of a plan and one output of a step.
 Weights are dense bits, 1 bit a weight and plane (`dense_bits`).
 """
 
+import contextlib
 import hashlib
 import json
+import math
+import mmap
 import os
-import tempfile
+import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from bnn_kernels.errors import PackedFileError
@@ -28,58 +30,117 @@ from bnn_kernels.errors import PackedFileError
 FORMAT = "bitplanes"
 VERSION = "2"
 
+# The kinds of tensors in packed files, by their names in safetensors.
+DTYPES = {"F32": np.float32, "I32": np.int32, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
+# A header beyond this is no model's (safetensors has the same limit).
+LARGEST_HEADER = 100_000_000
 
-def _digest(header: str, table: dict[str, Any], payload: memoryview | bytes) -> str:
+
+def digest_of(header: str, table: dict[str, Any], payload: memoryview | bytes) -> str:
+    """Return the SHA-256 over header, table of tensors and payload, as hex digits."""
     digest = hashlib.sha256(header.encode())
     digest.update(json.dumps(table, sort_keys=True).encode())
     digest.update(payload)
     return digest.hexdigest()
 
 
-def _split(blob: bytes) -> tuple[dict[str, Any], memoryview]:
-    size = int.from_bytes(blob[:8], "little")
-    return json.loads(blob[8 : 8 + size]), memoryview(blob)[8 + size :]
-
-
 def write(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     """Write a packed file to a temporary name beside `path`, then rename it: an old file stays whole until then."""
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    table, payload = _split(safetensors.numpy.save(arrays, {"format": FORMAT}))
+    plain = safetensors.numpy.save(arrays, {"format": FORMAT})
+    size = int.from_bytes(plain[:8], "little")
+    table = json.loads(plain[8 : 8 + size])
     table.pop("__metadata__")
-    metadata = {"format": FORMAT, "version": VERSION, "header": text, "sha256": _digest(text, table, payload)}
-    blob = safetensors.numpy.save(arrays, metadata)
+    digest = digest_of(text, table, memoryview(plain)[8 + size :])
+    blob = safetensors.numpy.save(arrays, {"format": FORMAT, "version": VERSION, "header": text, "sha256": digest})
     target = Path(path)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, suffix=".tmp", delete=False) as file:
-        try:
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
             file.write(blob)
             file.flush()
             os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    # NamedTemporaryFile makes 0600; a result file is as readable as any other.
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(file.name, 0o666 & ~umask)
-    os.replace(file.name, target)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _parse(text: str | bytes) -> Any:
+    """Return JSON values; ValueError on NaN, names that stand twice, and nesting without end."""
+    try:
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _map(path: str | os.PathLike[str]) -> memoryview:
+    """Return the bytes of a file, mapped: pages are read when they are used, and writing to them changes no file."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < 8:
+            raise PackedFileError(f"{path}: {size} bytes, too short for a packed model; it was cut off. Convert again")
+        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY))
+
+
+def _tensors(path: str | os.PathLike[str], table: dict[str, Any], payload: memoryview) -> dict[str, np.ndarray]:
+    """Return views of the payload; PackedFileError if the table does not describe it to the byte."""
+    entries = []
+    for name, entry in table.items():
+        try:
+            dtype = np.dtype(DTYPES[entry["dtype"]])
+            shape = tuple(entry["shape"])
+            first, last = entry["data_offsets"]
+            good = all(type(v) is int and v >= 0 for v in (*shape, first, last))
+            good = good and last - first == math.prod(shape) * dtype.itemsize
+        except (KeyError, TypeError, ValueError):
+            good = False
+        if not good:
+            raise PackedFileError(f"{path}: tensor {name!r} has a malformed entry in the table of tensors")
+        entries.append((first, last, name, dtype, shape))
+    total = max((last for _, last, *_ in entries), default=0)
+    if total != len(payload):
+        raise PackedFileError(f"{path}: {len(payload)} bytes of tensors, the header says {total}: cut off?")
+    found, end = {}, 0
+    for first, last, name, dtype, shape in sorted(entries, key=lambda entry: entry[:3]):
+        if first != end:
+            raise PackedFileError(f"{path}: tensor {name!r} overlaps another one or leaves a gap before it")
+        array = np.frombuffer(payload[first:last], np.uint8).view(dtype).reshape(shape)
+        found[name] = array if array.flags.aligned else array.copy()
+        end = last
+    return found
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return (header, tensors). FileNotFoundError, or PackedFileError that says what is wrong with the file."""
-    blob = Path(path).read_bytes()
-    if len(blob) < 8:
-        raise PackedFileError(f"{path}: {len(blob)} bytes, too short for a packed model; it was cut off. Convert again")
+    """Return (header, tensors). FileNotFoundError, or PackedFileError that says what is wrong with the file.
+
+    The tensors are views of the mapped file.
+    """
+    blob = _map(path)
+    size = int.from_bytes(blob[:8], "little")
     try:
-        table, payload = _split(blob)
+        if size > min(len(blob) - 8, LARGEST_HEADER):
+            raise ValueError("longer than the file")
+        table = _parse(bytes(blob[8 : 8 + size]))
         metadata = table.pop("__metadata__", {})
-        names = metadata.get("format"), metadata.get("version"), metadata.get("header"), metadata.get("sha256")
-        end = max((int(entry["data_offsets"][1]) for entry in table.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        found_format, version, header, digest = (metadata.get(n) for n in ("format", "version", "header", "sha256"))
+    except (ValueError, TypeError, AttributeError):
         raise PackedFileError(
             f"{path} is not a packed model, or its header is damaged or cut off. Convert the run again"
         ) from None
-    found_format, version, header, digest = names
     if found_format != FORMAT:
         raise PackedFileError(f"{path} is a safetensors file, but not a packed model (no format {FORMAT!r})")
     if version != VERSION:
@@ -87,11 +148,15 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
             f"{path} has format version {version!r}, this library reads {VERSION!r}. "
             "Convert the run again with this version, or install the version that wrote it"
         )
-    if len(payload) != end:
-        raise PackedFileError(f"{path}: {len(payload)} bytes of tensors, the header says {end}: cut off?")
-    if not isinstance(header, str) or _digest(header, table, payload) != digest:
+    payload = blob[8 + size :]
+    tensors = _tensors(path, table, payload)
+    try:
+        matches = digest_of(header, table, payload) == digest
+    except (AttributeError, UnicodeError):
+        matches = False
+    if not matches:
         raise PackedFileError(f"{path}: the SHA-256 does not match, the file is damaged. Copy or convert it again")
     try:
-        return json.loads(header), safetensors.numpy.load(blob)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        return _parse(header), tensors
+    except ValueError as error:
         raise PackedFileError(f"{path}: malformed packed model: {error}") from None

@@ -113,6 +113,8 @@ class Step:
         value = self.attrs.get(name)
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise PlanError(f"attribute {name!r} must be {kind.__name__}, got {value!r}")
+        if kind is float and not abs(value) <= LARGEST_FLOAT:
+            raise PlanError(f"attribute {name!r} must be a float32, got {value!r}")
         return value
 
     def ints(self, name: str, count: int | None, smallest: int, largest: int = 1 << 20) -> tuple[int, ...]:
@@ -141,9 +143,12 @@ class Step:
             raise PlanError(f"tensor {name!r} must be {np.dtype(dtype)} {shape}, got {value.dtype} {value.shape}")
         if value.dtype.kind == "f" and np.isnan(value).any():
             raise PlanError(f"tensor {name!r} holds a NaN")
+        if value.dtype == np.bool_ and value.view(np.uint8).max(initial=0) > 1:
+            raise PlanError(f"tensor {name!r} holds bytes that are neither false nor true")
         return value
 
 
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 # Values of one image beyond this are no network's; kernels index with 64 bits, but no memory holds a batch of them.
 LARGEST_VALUE = 1 << 31
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels.epilogue import Epilogue
+from bnn_kernels.later import Later
 from bnn_kernels.plan import Spec, Step, need, step
 
 EPILOGUE_ATTRIBUTES = ("residual", "low", "high", "keep")
@@ -47,10 +48,15 @@ class Finish:
                 parts[name] = float(this.attr(name, float))
         need(parts.get("low", -np.inf) <= parts.get("high", np.inf), "low is above high")
         self.channels = channels
-        self.epilogue = Epilogue(channels, scale=scale, residual=self.residual, **parts)
+        self._epilogue = Later(lambda: Epilogue(channels, scale=scale, residual=self.residual, **parts))
         # Nothing to do to the floats themselves.
         self.is_plain = scale is None and not this.tensors.keys() & set(EPILOGUE_TENSORS) and set(parts) == set()
         self.is_plain = self.is_plain and self.residual is None
+
+    @property
+    def epilogue(self) -> Epilogue:
+        """The pass itself, made at its first use: no attribute of a file makes it allocate before."""
+        return self._epilogue()
 
     @property
     def arity(self) -> int:

@@ -23,6 +23,8 @@ def geometry_of(this: Step, kernel: Sequence[int]) -> tuple[int, ...]:
 def conv_size(shape: tuple[int, ...], geometry: tuple[int, ...]) -> tuple[int, int]:
     """Return (Ho, Wo) of a convolution over (C, H, W); PlanError if the filter does not fit."""
     kh, kw, sy, sx, py, px, dy, dx = geometry
+    for extent, padding in zip(shape[1:], (py, px), strict=True):
+        need(padding <= 2 * extent + 16, f"padding {padding} of a side of {extent} is mostly outside")
     ho = (shape[1] + 2 * py - dy * (kh - 1) - 1) // sy + 1
     wo = (shape[2] + 2 * px - dx * (kw - 1) - 1) // sx + 1
     need(ho > 0 and wo > 0, f"a {kh}x{kw} filter does not fit a {shape[1]}x{shape[2]} map")

@@ -1,0 +1,90 @@
+"""A small plan with every kind of step, for tests of files and of running."""
+
+import bnn_kernels as bk
+import numpy as np
+from bnn_kernels.dense_bits import to_dense_bits
+
+SIGNS = {"signed": True, "multipliers": [1]}
+
+
+def _conv(o, c, k, padding=0, groups=1):
+    return {
+        "shape": [o, c // groups, k, k],
+        "stride": [1, 1],
+        "padding": [padding] * 2,
+        "dilation": [1, 1],
+        "groups": groups,
+    }
+
+
+class _Writer:
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+        self.steps = []
+
+    def add(self, op, inputs, outputs, attrs=None, **tensors):
+        named = {name.replace("_0", ".0"): tensor for name, tensor in tensors.items()}
+        self.steps.append(bk.StepSpec(op, inputs, outputs, attrs or {}, named, [f"{op} {o}" for o in outputs]))
+
+    def floats(self, *shape):
+        return self.rng.standard_normal(shape).astype(np.float32)
+
+    def bits(self, *shape, planes=1):
+        return to_dense_bits(self.rng.integers(0, 1 << planes, shape).astype(np.uint8), planes)
+
+    def pack(self, register, output, channels):
+        codes = np.array([1, 0], np.uint8)
+        flip = self.rng.random(channels) < 0.5
+        self.add("pack", [register], [output], SIGNS, thresholds=self.floats(1, channels), flip=flip, codes=codes)
+
+
+def rich_model():
+    """Return a PackedModel of two inputs, (4, 6, 6) and (3,), and two outputs, (5,) and (4, 6, 6)."""
+    w = _Writer()
+    add, floats = w.add, w.floats
+    binary = {"terms": [SIGNS], "pad_level": 0}
+    add("float_conv", ["x"], ["a"], {**_conv(8, 4, 3, 1), "pad_value": 0.0}, weight=floats(8, 4, 3, 3), bias=floats(8))
+    w.pack("a", "b", 8)
+    both = {"bounds": floats(8), "flip": w.rng.random(8) < 0.5}
+    add(
+        "binary_conv", ["b", "a"], ["c", "d"], {**_conv(8, 8, 3, 1), **binary, "output": "float", "residual": "before"},
+        bits_0=w.bits(8, 8, 3, 3), scale_0=floats(8), shift=floats(8), slope=np.abs(floats(8)), **both,
+    )  # fmt: skip
+    levels = {"thresholds": np.array([[-3] * 8, [0] * 8, [4] * 8], np.int32), "flip": np.zeros(8, bool)}
+    levels["codes"] = np.arange(4, dtype=np.uint8)
+    two_bits = {"signed": False, "multipliers": [1, 2]}
+    add("binary_conv", ["d"], ["e"], {**_conv(8, 8, 1), **binary, "output": "int"}, bits_0=w.bits(8, 8, 1, 1))
+    pool = {"kernel": [2, 2], "stride": [2, 2], "padding": [0, 0]}
+    add("pool_int", ["e"], ["f"], pool, rising=w.rng.random(8) < 0.5)
+    add("threshold", ["f"], ["g"], two_bits, **levels)
+    add("pool_bits", ["d"], ["h"], pool, rising=w.rng.random(8) < 0.5)
+    signs = {"thresholds": np.zeros((1, 4), np.int32), "flip": np.zeros(4, bool), "codes": np.array([1, 0], np.uint8)}
+    add(
+        "binary_conv", ["g"], ["i"], {**_conv(4, 8, 3, 1, 2), **binary, **SIGNS, "output": "bits"},
+        bits_0=w.bits(4, 4, 3, 3), **signs,
+    )  # fmt: skip
+    add("unpack", ["h"], ["j"], {"scale": 0.5})
+    add("unpack", ["i"], ["k"], {"scale": 2.0})
+    add("concat", ["j", "k"], ["l"], {"count": 2})
+    add("select", ["l"], ["m"], channels=np.array([0, 2, 4, -1, 11, 9], np.int32), rows=np.array([2, 0], np.int32))
+    add("avg_pool", ["m"], ["n"], {"kernel": [2, 3], "stride": [1, 1], "padding": [0, 0]})
+    add("activation", ["n"], ["o"], {"kind": "sigmoid"})
+    add("combine", ["m", "o"], ["p"], {"kind": "multiply"})
+    add("max_pool", ["p"], ["q"], {"kernel": [2, 3], "stride": [1, 1], "padding": [0, 0]})
+    add("reshape", ["q"], ["r"], {"shape": [6]})
+    add("concat", ["r", "x1"], ["s"], {"count": 2})
+    add("elementwise", ["s"], ["t"], {"channels": 9, "low": -2.0, "high": 2.0}, scale=floats(9), shift=floats(9))
+    w.pack("t", "u", 9)
+    linear = {"shape": [7, 9], "terms": [{"signed": False, "multipliers": [1, -1]}], "output": "float"}
+    ternary = to_dense_bits(w.rng.integers(0, 3, (7, 9)).astype(np.uint8), 2)
+    add("binary_linear", ["u", "t"], ["v"], {**linear, "input_scale": True}, bits_0=ternary, scale_0=floats(7))
+    terms = {"shape": [5, 7], "terms": [SIGNS]}
+    add("float_linear", ["v"], ["w"], terms, bits_0=w.bits(5, 7), scale_0=floats(5), bias=floats(5))
+    add("select", ["c"], ["y"], channels=np.array([7, 5, 3, 1], np.int32))
+    outputs = [("w", (5,)), ("y", (4, 6, 6))]
+    return bk.PackedModel([(4, 6, 6), (3,)], w.steps, {"model": "Rich"}, {"torch": "0"}, outputs)
+
+
+def rich_inputs(n=3, seed=1):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, 4, 6, 6)).astype(np.float32), rng.standard_normal((n, 3)).astype(np.float32)
