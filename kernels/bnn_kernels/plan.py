@@ -109,8 +109,8 @@ class Step:
     # -- helpers for build() --------------------------------------------------------------------------------------
 
     def attr(self, name: str, kind: type) -> Any:
-        """Return an attribute of exactly this type."""
-        value = self.attrs.get(name)
+        """Return an attribute of exactly this type; a float is one of float32's."""
+        value: Any = self.attrs.get(name)
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise PlanError(f"attribute {name!r} must be {kind.__name__}, got {value!r}")
         if kind is float and not abs(value) <= LARGEST_FLOAT:

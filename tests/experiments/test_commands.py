@@ -177,6 +177,8 @@ def test_convert_fails_aloud_when_answers_differ(runs, command, monkeypatch):
     failed = command("experiments.convert", f"run={runs / 'xnor' / 'seed0'}", "parity=50")
     assert failed.status == 1
     assert "does not answer like the trained one" in failed.err
+    tolerant = command("experiments.convert", f"run={runs / 'xnor' / 'seed0'}", "parity=50", "tolerance=1.0")
+    assert tolerant.status == 0
 
 
 @pytest.mark.parametrize(
