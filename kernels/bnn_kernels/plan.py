@@ -113,7 +113,7 @@ class Step:
         value: Any = self.attrs.get(name)
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise PlanError(f"attribute {name!r} must be {kind.__name__}, got {value!r}")
-        if kind is float and not abs(value) <= LARGEST_FLOAT:
+        if isinstance(value, (int, float)) and kind is float and not abs(value) <= LARGEST_FLOAT:
             raise PlanError(f"attribute {name!r} must be a float32, got {value!r}")
         return value
 
