@@ -13,6 +13,7 @@ import numpy as np
 from bnn_kernels import _simd
 from bnn_kernels._jit import inline, jit
 from bnn_kernels.threads import run_rows
+from bnn_kernels.workspace import empty
 
 POSITIONS = 4
 BLOCK = 2 * _simd.LANES
@@ -169,17 +170,18 @@ class FloatConv2d:
     def __call__(self, x: np.ndarray, out_size: tuple[int, int]) -> np.ndarray:
         """Return float32 (N, Ho, Wo, O) of a map whose output has this size."""
         if self._matrix is not None:
-            y = x @ self._matrix
+            y = np.matmul(x, self._matrix, out=empty((*x.shape[:3], self.filters), np.float32))
             y += self._bias[0, : self.filters]
             return y
         kh, kw, sy, sx, py, px, dy, dx = self.geometry
         n, h, w, c = x.shape
         if py or px:
-            framed = np.full((n, h + 2 * py, w + 2 * px, c), self.pad, np.float32)
+            framed = empty((n, h + 2 * py, w + 2 * px, c), np.float32)
+            framed.fill(self.pad)
             framed[:, py : py + h, px : px + w] = x
             x, h, w = framed, h + 2 * py, w + 2 * px
         ho, wo = out_size
-        out = np.empty((n, ho, wo, self.groups * self.filters), np.float32)
+        out = empty((n, ho, wo, self.groups * self.filters), np.float32)
         offsets = window_offsets(c // self.groups, c, w, (kh, kw, dy, dx))
         size = (h, w, c, ho, wo, self.groups, self.filters, sy, sx)
         flat = (x.reshape(-1), offsets, self._lanes.reshape(-1), self._bias.reshape(-1), out.reshape(-1))

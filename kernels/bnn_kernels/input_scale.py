@@ -4,6 +4,7 @@ import numpy as np
 
 from bnn_kernels._jit import inline, jit
 from bnn_kernels.threads import run_rows
+from bnn_kernels.workspace import empty
 
 
 @jit
@@ -54,7 +55,7 @@ def scale_by_input(x: np.ndarray, y: np.ndarray, groups: int, geometry: tuple[in
     K is the mean of |x| over the channels (of the group), box filtered with 1/(kh*kw); outside the map |x| is 0
     (XNOR-Net, section 3.2).
     """
-    values = np.empty((*x.shape[:3], groups), np.float32)
+    values = empty((*x.shape[:3], groups), np.float32)
     rows = int(np.prod(x.shape[:3]))
     run_rows(_mean_abs, rows, x.size, x.reshape(rows, x.shape[3]), values.reshape(rows, groups))
     run_rows(_scale_by_k, y.shape[0] * y.shape[1], y.size, values, y, geometry)

@@ -12,8 +12,10 @@ from bnn_kernels import steps_bits as steps_bits  # registers the steps
 from bnn_kernels import steps_elementwise as steps_elementwise
 from bnn_kernels import steps_float as steps_float
 from bnn_kernels import steps_shape as steps_shape
+from bnn_kernels.bit_tensor import BitTensor
 from bnn_kernels.errors import PackedFileError, PlanError
 from bnn_kernels.plan import STEPS, Spec, Step, StepSpec, check_shape, need
+from bnn_kernels.workspace import Workspaces, contiguous
 
 INPUT = "x"
 
@@ -61,6 +63,7 @@ class PackedModel:
             input_register(i): Spec("float", as_spec_shape(shape)) for i, shape in enumerate(self.input_shapes)
         }
         self._program: list[_Placed] = []
+        self._workspaces = Workspaces()
         for index, spec in enumerate(self.steps):
             self._add(index, spec)
         self.outputs = self._check_outputs(outputs)
@@ -128,7 +131,7 @@ class PackedModel:
             x = np.asarray(x, np.float32)
             if x.ndim == 3:
                 x = x[:, :, None]
-            registers[input_register(i)] = np.ascontiguousarray(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
+            registers[input_register(i)] = contiguous(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
         return registers
 
     def _leave(self, registers: dict[str, Any]) -> Any:
@@ -144,16 +147,21 @@ class PackedModel:
 
         TypeError if not float arrays, ValueError on another shape or on a NaN that meets a quantizer.
         """
-        registers = self.enter(*inputs)
-        for step, names, outputs, dead, _given in self._program:
-            value = step.run(*[registers[name] for name in names])
-            if len(outputs) == 1:
-                registers[outputs[0]] = value
-            else:
-                registers.update(zip(outputs, value, strict=True))
-            for name in dead:
-                del registers[name]
-        return self._leave(registers)
+        with self._workspaces.one() as workspace:
+            registers = self.enter(*inputs)
+            workspace.keep(registers.values())
+            for step, names, outputs, dead, _given in self._program:
+                value = step.run(*[registers[name] for name in names])
+                values = (value,) if len(outputs) == 1 else value
+                registers.update(zip(outputs, values, strict=True))
+                workspace.keep(map(_memory, values))
+                for name in dead:
+                    workspace.drop(_memory(registers.pop(name)))
+            result = self._leave(registers)
+            for (register, _), y in zip(self.outputs, result if isinstance(result, tuple) else (result,), strict=True):
+                if not np.may_share_memory(registers[register], y):
+                    workspace.drop(registers[register])
+        return result
 
     def trace(self, *inputs: np.ndarray, replace: Callable[[str, Any], Any]) -> Any:
         """Run step by step; `replace(register, value)` sees each value and returns what later steps are to get.
@@ -258,6 +266,10 @@ class PackedModel:
         }
         tensors = {f"{i}.{name}": t for i, spec in enumerate(self.steps) for name, t in spec.tensors.items()}
         file_format.write(path, header, tensors)
+
+
+def _memory(value: Any) -> np.ndarray:
+    return value.words if isinstance(value, BitTensor) else value
 
 
 def as_spec_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

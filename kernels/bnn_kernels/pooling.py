@@ -12,6 +12,7 @@ import numpy as np
 from bnn_kernels._jit import jit
 from bnn_kernels.bit_tensor import BitTensor
 from bnn_kernels.threads import run_rows
+from bnn_kernels.workspace import empty
 
 
 def pooled_size(
@@ -112,7 +113,7 @@ def _avg_pool(x, out, geometry, first, last):
 
 def _run(kernel, x: np.ndarray, geometry: tuple[int, ...], *more: np.ndarray) -> np.ndarray:
     ho, wo = pooled_size(x.shape[1:3], geometry[:2], geometry[2:4], geometry[4:])
-    out = np.empty((x.shape[0], ho, wo, x.shape[3]), x.dtype)
+    out = empty((x.shape[0], ho, wo, x.shape[3]), x.dtype)
     work = out.size * geometry[0] * geometry[1]
     run_rows(kernel, x.shape[0] * ho, work, x, *more, out, geometry)
     return out

@@ -8,6 +8,7 @@ import numpy as np
 from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.later import Later
 from bnn_kernels.plan import Spec, Step, need, step
+from bnn_kernels.workspace import empty
 
 EPILOGUE_ATTRIBUTES = ("residual", "low", "high", "keep")
 EPILOGUE_TENSORS = ("shift", "pre", "slope", "post", "bounds", "flip")
@@ -169,7 +170,7 @@ class Combine(Step):
     def build(self) -> None:
         kind = self.attr("kind", str)
         need(kind in ("add", "multiply"), f"unknown kind {kind!r}; known are add, multiply")
-        self.function = np.add if kind == "add" else np.multiply
+        self.function: np.ufunc = np.add if kind == "add" else np.multiply
 
     def infer(self, inputs: list[Spec]) -> Spec:
         a, b = inputs
@@ -181,4 +182,4 @@ class Combine(Step):
         return Spec("float", tuple(max(m, n) for m, n in zip(a.shape, b.shape, strict=True)))
 
     def run(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return self.function(a, b)
+        return self.function(a, b, out=empty(np.broadcast_shapes(a.shape, b.shape), np.float32))

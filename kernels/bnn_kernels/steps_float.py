@@ -12,6 +12,7 @@ from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits
 from bnn_kernels.float_conv import FloatConv2d
 from bnn_kernels.later import Later
 from bnn_kernels.plan import Spec, Step, need, step
+from bnn_kernels.workspace import empty
 
 
 def geometry_of(this: Step, kernel: Sequence[int]) -> tuple[int, ...]:
@@ -131,7 +132,7 @@ class FloatLinear(Step):
         return f"W{weight_bits(self)}A32"
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        y = x @ self.matrix()
+        y = np.matmul(x, self.matrix(), out=empty((len(x), self.shape[0]), np.float32))
         if self.bias is not None:
             y += self.bias
         return y

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from bnn_kernels.plan import Spec, Step, check_shape, need, step
+from bnn_kernels.workspace import contiguous, empty, zeros
 
 
 def _channels_first(x: np.ndarray) -> np.ndarray:
@@ -30,8 +31,8 @@ class Reshape(Step):
         return Spec("float", self.shape)
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        y = np.ascontiguousarray(_channels_first(x)).reshape(len(x), *self.shape)
-        return np.ascontiguousarray(y.transpose(0, 2, 3, 1)) if y.ndim == 4 else y
+        y = contiguous(_channels_first(x)).reshape(len(x), *self.shape)
+        return contiguous(y.transpose(0, 2, 3, 1)) if y.ndim == 4 else y
 
 
 @step
@@ -55,7 +56,9 @@ class Concat(Step):
         return Spec("float", (sum(x.shape[0] for x in inputs), *first.shape[1:]))
 
     def run(self, *inputs: np.ndarray) -> np.ndarray:
-        return np.concatenate(inputs, axis=-1)
+        first = inputs[0]
+        out = empty((*first.shape[:-1], sum(x.shape[-1] for x in inputs)), np.float32)
+        return np.concatenate(inputs, axis=-1, out=out)
 
 
 def _places(index: np.ndarray) -> tuple[slice | np.ndarray, slice | np.ndarray]:
@@ -108,7 +111,7 @@ class Select(Step):
         return Spec("float", tuple(shape))
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        y = np.zeros((len(x), *self.shape), np.float32)
+        y = zeros((len(x), *self.shape), np.float32)
         part = x
         for axis, places in enumerate(self.source):
             if not isinstance(places, slice):

@@ -14,6 +14,7 @@ from bnn_kernels.bit_planes import check_planes
 from bnn_kernels.bit_tensor import BitTensor, words_for
 from bnn_kernels.level_bits import MOST_COMPARED, in_order, level_bits
 from bnn_kernels.threads import run_rows
+from bnn_kernels.workspace import empty, zeros
 
 
 @jit
@@ -81,10 +82,10 @@ class Thresholds:
         shape = (n, o, h, w)
         flat = dot.reshape(-1, o)
         if self.is_sign:
-            words = np.empty((1, n, h, w, words_for(o)), np.uint64)
+            words = empty((1, n, h, w, words_for(o)), np.uint64)
             run_rows(_sign_bits, n * h * w, dot.size, flat, self.t[0], self._flip, words.reshape(-1, words.shape[-1]))
         else:
-            words = np.zeros((planes, n, h, w, words_for(o)), np.uint64)
+            words = zeros((planes, n, h, w, words_for(o)), np.uint64)
             out = words.reshape(planes, -1, words.shape[-1])
             compares = len(self.codes) <= MOST_COMPARED
             tables = (self._ordered, self._flip, self.codes, compares, out, np.zeros(1, np.uint8))

@@ -1,0 +1,124 @@
+"""Memory of a running model: used again, never shared by two calls, never handed out."""
+
+import threading
+import tracemalloc
+
+import bnn_kernels as bk
+import numpy as np
+from bnn_kernels import workspace
+from bnn_kernels.workspace import SMALLEST, Workspace, Workspaces
+from rich_plan import rich_inputs, rich_model
+
+
+def test_without_a_model_it_is_plain_memory():
+    array = workspace.empty((3, SMALLEST), np.float32)
+    assert array.shape == (3, SMALLEST)
+    assert array.base is None
+    assert (workspace.zeros(5, np.uint64) == 0).all()
+
+
+def test_a_dropped_register_serves_the_next_request():
+    with Workspaces().one() as space:
+        first = workspace.empty((2, SMALLEST), np.uint8)
+        space.keep([first])
+        scratch = workspace.empty((2, SMALLEST), np.uint8)
+        view = first.reshape(-1)[:10]
+        space.keep([view])  # a second register in the same memory
+        again = workspace.empty((2, SMALLEST), np.uint8)
+        assert np.shares_memory(again, scratch), "scratch is free after its step"
+        assert not np.shares_memory(again, first)
+        space.keep([again])
+        space.drop(first)
+        assert not np.shares_memory(workspace.empty((2, SMALLEST), np.uint8), first), "the view still needs it"
+        space.keep([])
+        space.drop(view)
+        found = [workspace.empty((2, SMALLEST), np.uint8) for _ in range(2)]
+        assert any(np.shares_memory(array, first) for array in found)
+
+
+def test_what_a_call_found_no_use_for_is_dropped():
+    spaces = Workspaces()
+    for _ in range(2):
+        with spaces.one() as space:
+            space.keep([])
+            workspace.empty(8 * SMALLEST, np.uint8)
+    assert space.nbytes == 8 * SMALLEST
+    with spaces.one() as space:
+        workspace.empty(SMALLEST, np.uint8)
+    assert space.nbytes == SMALLEST
+
+
+def test_sizes_that_nearly_agree_share():
+    space = Workspace()
+    first = space.take(1_000_000)
+    space.keep([])
+    assert np.shares_memory(space.take(990_000), first)
+
+
+def test_outputs_are_the_callers(monkeypatch):
+    monkeypatch.setattr(workspace, "SMALLEST", 1)
+    model = rich_model()
+    first = model(*rich_inputs(4, seed=1))
+    copies = [y.copy() for y in first]
+    for seed in range(5):
+        model(*rich_inputs(4, seed))
+    for y, copy in zip(first, copies, strict=True):
+        np.testing.assert_array_equal(y, copy)
+
+
+def test_many_threads_call_one_model(monkeypatch):
+    monkeypatch.setattr(workspace, "SMALLEST", 1)
+    model = rich_model()
+    inputs = [rich_inputs(n, n) for n in range(1, 7)]
+    expected = [rich_model()(*x) for x in inputs]
+    wrong = []
+
+    def call(i):
+        for _ in range(20):
+            found = model(*inputs[i])
+            if not all(np.array_equal(a, b) for a, b in zip(found, expected[i], strict=True)):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_failed_call_leaves_the_model_usable():
+    model = rich_model()
+    expected = model(*rich_inputs())
+    broken = rich_inputs()
+    broken[0][0, 0, 0, 0] = np.nan
+    for _ in range(3):
+        try:
+            model(*broken)
+        except ValueError as error:
+            assert "NaN" in str(error)
+    for found, right in zip(model(*rich_inputs()), expected, strict=True):
+        np.testing.assert_array_equal(found, right)
+
+
+def test_the_second_call_allocates_little(monkeypatch):
+    """What large maps take in the first call is there in the second."""
+    conv = {"shape": [32, 4, 1, 1], "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+    pool = {"kernel": [2, 2], "stride": [1, 1], "padding": [0, 0]}
+    weight = np.ones((32, 4, 1, 1), np.float32)
+    steps = [
+        bk.StepSpec("float_conv", ["x"], ["a"], {**conv, "pad_value": 0.0}, {"weight": weight}),
+        bk.StepSpec("max_pool", ["a"], ["b"], pool),
+        bk.StepSpec("avg_pool", ["b"], ["c"], pool),
+        bk.StepSpec("max_pool", ["c"], ["d"], {"kernel": [61, 61], "stride": [1, 1], "padding": [0, 0]}),
+    ]
+    for step in steps:
+        step.sources = [""]
+    model = bk.PackedModel((4, 64, 64), steps)
+    x = np.ones((2, 4, 64, 64), np.float32)
+    model(x)
+    tracemalloc.start()
+    model(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 32 * 64 * 64 * 4 / 4, "less than a quarter of one map"
