@@ -16,24 +16,11 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 from rich.table import Table
 
-from experiments import cli
+from experiments import benchmark_networks, cli
 from experiments.results import write_json
-from experiments.timing import pair
+from experiments.timing import pair, set_threads
 
 Row = dict[str, Any]
-
-
-def set_threads(count: int) -> int:
-    """Set the threads of PyTorch, of the kernels and of their BLAS; 0 stands for all cores. Returns the count."""
-    import os
-
-    import bnn_kernels as bk
-    import torch
-
-    count = count or len(os.sched_getaffinity(0))
-    torch.set_num_threads(count)
-    bk.set_num_threads(count)
-    return count
 
 
 def compare(name: str, packed: Any, reference: Any, images: Any, threads: int, seconds: float) -> Row:
@@ -175,6 +162,8 @@ def task(config: DictConfig) -> None:
 
     from bnn.training import provenance
 
+    if config.networks:
+        return benchmark_networks.task(config)
     folder = None if config.run is None else Path(config.run)
     rows: dict[str, list[Row]] = {"networks": [], "layers": []}
     with Progress(transient=True) as progress:

@@ -1,12 +1,24 @@
-"""Timing two functions fairly: in turn, in one run, best and median of many."""
+"""Timing functions fairly: in turn, in one run, best and median of many."""
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 BLOCK_SECONDS = 0.02
+
+
+def set_threads(count: int) -> int:
+    """Set the threads of PyTorch, of the kernels and of their BLAS; 0 stands for all cores. Returns the count."""
+    import bnn_kernels as bk
+    import torch
+
+    count = count or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    bk.set_num_threads(count)
+    return count
 
 
 @dataclass(frozen=True)
@@ -18,22 +30,27 @@ class Timing:
     calls: int
 
 
-def pair(first: Callable[[], object], second: Callable[[], object], seconds: float) -> tuple[Timing, Timing]:
-    """Time two functions in turn, in blocks of calls A A A B B B A A A ..., for about `seconds` in all.
+def in_turn(functions: Sequence[Callable[[], object]], seconds: float, least: int = 10) -> list[Timing]:
+    """Time functions in turn, in blocks of calls A A A B B B ... A A A ..., for about `seconds` in all.
 
     A block lasts about BLOCK_SECONDS, so that each side mostly finds the caches as it left them, and there are at
-    least 10 calls of each; every call counts.
+    least `least` calls of each; every call counts.
     """
-    functions = (first, second)
     for function in functions:  # compile, fill caches
         function()
         function()
-    samples: tuple[list[float], list[float]] = ([], [])
+    samples: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, samples)) < 10:
+    while time.perf_counter() < end or min(map(len, samples)) < least:
         for function, times in zip(functions, samples, strict=True):
             block = time.perf_counter() + BLOCK_SECONDS
             while (start := time.perf_counter()) < block:
                 function()
                 times.append(time.perf_counter() - start)
-    return tuple(Timing(min(t), float(np.median(t)), len(t)) for t in samples)  # type: ignore[return-value]
+    return [Timing(min(t), float(np.median(t)), len(t)) for t in samples]
+
+
+def pair(first: Callable[[], object], second: Callable[[], object], seconds: float) -> tuple[Timing, Timing]:
+    """Time two functions in turn; see `in_turn`."""
+    one, other = in_turn((first, second), seconds)
+    return one, other

@@ -18,7 +18,7 @@ ALLOWED = {
     "bnn/data": {"torch", "numpy", "pooch", "sklearn"},
     "bnn/training": {"torch", "numpy", "lightning"},
     "bnn/converter": {"torch", "numpy", "bnn_kernels"},
-    "experiments": {"torch", "numpy", "hydra", "omegaconf", "rich", "bnn", "bnn_kernels", "paper_figures"},
+    "experiments": {"torch", "numpy", "hydra", "omegaconf", "rich", "bnn", "bnn_kernels", "paper_figures", "openvino"},
     "paper_figures": {"numpy", "matplotlib", "bnn", "torch"},  # torch for the curves of quantizers
 }
 

@@ -59,6 +59,14 @@ def test_suites_compose(suite):
     assert bool(config.batch_sizes) == (suite == "network")
 
 
+def test_the_networks_suite_names_models_and_quantizers():
+    config = compose("benchmark", ["suite=networks"])
+    names = {(group, name) for group, name in CHOICES}
+    for entry in config.networks:
+        model, _, quantizer = entry.partition("/")
+        assert {("model", model), ("quantizer", quantizer or "xnor")} <= names
+
+
 def test_the_two_mnist_runs_differ_in_nothing_but_precision_and_optimizer():
     xnor, twin = (composed(f"experiment={name}_lenet5_mnist") for name in ("xnor", "fp32"))
     same = ("data", "name", "epochs", "batch_size", "seed", "scheduler", "trainer")

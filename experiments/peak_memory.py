@@ -1,0 +1,67 @@
+"""Peak memory of one network in a process of its own: python -m experiments.peak_memory packed|fp32 FILE BATCH C H W.
+
+Prints, in bytes, the memory of the process after the imports and its peak after one run on random images.
+packed: a packed file, without torch. fp32: a frozen TorchScript file.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def _peak() -> int:
+    # Not resource's ru_maxrss: a new process inherits its parent's there.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("this system does not say how much memory a process has used")
+
+
+def _run_packed(file: str, images: np.ndarray) -> int:
+    import bnn_kernels as bk
+
+    bk.set_num_threads(1)
+    bk.PackedConv2d(np.ones((8, 8, 3, 3), np.float32), padding=1)(np.ones((1, 8, 4, 4), np.float32))  # load the kernels
+    before = _peak()
+    bk.load(file)(images)
+    return before
+
+
+def _run_fp32(file: str, images: np.ndarray) -> int:
+    import warnings
+
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.nn.Conv2d(8, 8, 3)(torch.ones(1, 8, 4, 4))
+    before = _peak()
+    with torch.inference_mode():
+        torch.jit.load(file)(torch.from_numpy(images))
+    return before
+
+
+def measure(kind: str, file: Path, batch: int, shape: tuple[int, ...]) -> dict[str, int]:
+    """Return {"imports_bytes", "peak_bytes"} of a new process; RuntimeError with its output if it fails."""
+    command = [sys.executable, "-m", "experiments.peak_memory", kind, str(file), *map(str, (batch, *shape))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
+    if done.returncode:
+        raise RuntimeError(f"measuring memory failed: {done.stderr.strip()[-500:]}")
+    imports, peak = map(int, done.stdout.split())
+    return {"imports_bytes": imports, "peak_bytes": peak}
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point."""
+    kind, file, *shape = arguments
+    run: Any = {"packed": _run_packed, "fp32": _run_fp32}[kind]
+    images = np.random.default_rng(0).standard_normal([int(n) for n in shape], dtype=np.float32)
+    before = run(file, images)
+    print(before, _peak())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,69 @@
+"""suite=networks on a tiny network: every side is there, checked, and the file says what was measured."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from experiments import network_peers
+from experiments.timing import in_turn
+
+TINY = ("suite=networks", "batch_sizes=[1,2]", "threads=[1,99]", "seconds=0.05", "least_calls=1")
+
+
+def test_a_network_is_timed_beside_its_peers(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(network_peers, "has_openvino", lambda: False)
+    file = tmp_path / "networks.json"
+    done = command("experiments.benchmark", *TINY, "networks=[digits_cnn/dorefa2]", f"output={file}")
+    assert done.status == 0, done.err
+    assert "OpenVINO is not installed" in done.out
+    assert "99 threads are left out" in done.out
+    found = json.loads(file.read_text())
+    assert [row["name"] for row in found["networks"]] == ["DigitsCNN dorefa2"]
+    for network in found["networks"]:
+        assert network["file_bytes"] < network["fp32_bytes"]
+        for side in ("packed", "fp32"):
+            assert network["memory"][side]["peak_bytes"] >= network["memory"][side]["imports_bytes"] > 1e7
+    assert [(row["batch"], row["threads"]) for row in found["latency"]] == [(1, 1), (2, 1)]
+    for row in found["latency"]:
+        for peer in ("eager", "frozen"):
+            assert row[peer]["ratio"]["median"] == pytest.approx(row[peer]["median"] / row["packed_us"]["median"], 0.05)
+        assert "openvino" not in row
+    assert {"command", "versions", "hardware", "kernels"} <= set(found)
+
+
+def test_a_wrong_network_is_not_timed(command, monkeypatch):
+    import bnn
+
+    right = bnn.convert
+
+    def wrong(model, images):
+        other = type(model)().eval()  # other weights
+        return right(other, images)
+
+    monkeypatch.setattr(bnn, "convert", wrong, raising=False)
+    with pytest.raises(RuntimeError, match="nothing to time"):
+        command("experiments.benchmark", *TINY, "networks=[lenet5]", "output=null")
+
+
+def test_a_peer_with_other_outputs_is_refused(monkeypatch):
+    monkeypatch.setattr(network_peers, "frozen", lambda model, x: lambda x: model(x) + 1)
+    twin = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten()).eval()
+    with pytest.raises(RuntimeError, match="frozen gives other outputs"):
+        network_peers.make_peers(twin, torch.randn(1, 1, 5, 5), 1, False)
+
+
+def test_openvino_answers_like_pytorch():
+    pytest.importorskip("openvino")
+    twin = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()).eval()
+    peers = network_peers.make_peers(twin, torch.randn(1, 1, 5, 5), 1, True)
+    assert "openvino" in peers
+
+
+def test_all_sides_are_called_in_turn():
+    calls = []
+    timings = in_turn([lambda: calls.append("a"), lambda: calls.append("b"), lambda: calls.append("c")], 0.0, least=3)
+    assert [t.calls >= 3 for t in timings] == [True] * 3
+    assert all(t.best <= t.median for t in timings)
+    assert set(calls) == {"a", "b", "c"}
