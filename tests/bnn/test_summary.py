@@ -2,29 +2,98 @@
 
 from functools import partial
 
+import bnn_kernels as bk
 import pytest
+import torch
 from torch import nn
 
 import bnn
-from bnn.models import LeNet5
-from bnn.quantizers import DoReFaActivation, DoReFaWeight, SteSign, TernaryWeight, XnorWeight
+from bnn.layers import QuantConv3d, QuantEmbedding
+from bnn.models import (
+    BNNVGG,
+    NIN,
+    AlexNet,
+    BiRealNet18,
+    LeNet5,
+    ReActNetA,
+    ResNet18,
+    ResNet20,
+    VGGSmall,
+    trained_like,
+)
+from bnn.quantizers import DoReFaActivation, DoReFaWeight, FullPrecision, RSign, SteSign, TernaryWeight, XnorWeight
+
+BINARY = {"weight_quantizer": XnorWeight, "input_quantizer": SteSign}
 
 
 def test_lenet5_in_bits():
-    summary = bnn.summary(LeNet5(weight_quantizer=XnorWeight, input_quantizer=SteSign), (1, 28, 28))
+    summary = bnn.summary(LeNet5(**BINARY), (1, 28, 28))
     rows = {row.name: row for row in summary.layers}
     macs = {"conv1": 20 * 25 * 24 * 24, "conv2": 50 * 500 * 8 * 8, "linear3": 800 * 500, "linear4": 500 * 10}
     assert {name: rows[name].macs for name in macs} == macs
     assert summary.macs == sum(macs.values())
     assert summary.bops == 1024 * (macs["conv1"] + macs["linear4"]) + macs["conv2"] + macs["linear3"]
-    assert rows["conv2"].bytes == 50 * 500 / 8 + 4 * 50
-    assert rows["linear3"].bytes == 800 * 500 / 8 + 4 * 500
+    floats, bits = macs["conv1"] + macs["linear4"], macs["conv2"] + macs["linear3"]
+    assert summary.macs_by_precision == {(1, 1): bits, (32, 32): floats}
+    assert summary.operations == floats + bits / 64
+    # A threshold and a direction for all between two binary layers; scale and bias where floats come out.
+    assert rows["conv2"].bytes == 50 * 500 / 8 + 5 * 50
+    assert rows["linear3"].bytes == 800 * 500 / 8 + 8 * 500
     assert rows["conv1"].bytes == 4 * (500 + 20)
-    assert rows["norm1"].bytes == 4 * 4 * 20
+    assert rows["norm1"].bytes == 5 * 20
+    assert rows["norm2"].bytes == rows["norm3"].bytes == 0
     assert summary.parameters == 520 + 80 + 80 + 25050 + 200 + 400500 + 5010
     assert rows["conv2"].output_shape == (50, 8, 8)
     assert "conv2" in str(summary)
     assert f"{summary.parameters:,}" in str(summary)
+    assert f"1/1: {bits:,}, 32/32: {floats:,}" in str(summary)
+
+
+ZOO = [LeNet5, NIN, VGGSmall, BNNVGG, AlexNet, ResNet18, BiRealNet18, ResNet20, ReActNetA]
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_bytes_are_those_of_the_packed_file(kind, tmp_path):
+    """Over the zoo (AlexNet at half its width, for time): summary == loaded weights == file payload, within 1 %."""
+    options = {**BINARY, "input_quantizer": RSign} if kind is ReActNetA else BINARY
+    model = kind(**options, width=0.5) if kind is AlexNet else kind(**options)
+    size = 64 if model.input_shape[1] == 224 and kind is not AlexNet else model.input_shape[1]
+    images = torch.randn(2, model.input_shape[0], size, size)
+    trained_like(model, images)
+    packed = bnn.convert(model, images)
+    assert bnn.summary(model, tuple(images.shape[1:])).bytes == pytest.approx(packed.nbytes, rel=0.01)
+    packed.save(tmp_path / "packed.safetensors")
+    loaded = bk.load(tmp_path / "packed.safetensors")
+    assert loaded.nbytes == packed.nbytes
+    # Header and table of tensors come to the payload.
+    assert 0 < (tmp_path / "packed.safetensors").stat().st_size - packed.nbytes < 1000 * len(packed.steps)
+
+
+@pytest.mark.parametrize("kind", [LeNet5, VGGSmall, ResNet20])
+@pytest.mark.parametrize(
+    ("weight", "given"),
+    [
+        (partial(DoReFaWeight, 2), partial(DoReFaActivation, 2)),
+        (partial(DoReFaWeight, 4), partial(DoReFaActivation, 4)),
+        (TernaryWeight, FullPrecision),
+        (XnorWeight, FullPrecision),
+        (FullPrecision, FullPrecision),
+    ],
+)
+def test_bytes_of_other_precisions(kind, weight, given):
+    model = kind(weight_quantizer=weight, input_quantizer=given)
+    images = torch.randn(2, *model.input_shape)
+    trained_like(model, images)
+    assert bnn.summary(model, model.input_shape).bytes == pytest.approx(bnn.convert(model, images).nbytes, rel=0.02)
+
+
+def test_bytes_follow_the_bits():
+    """The published sizes: weights of AlexNet, ResNet-18 and VGG-small at 1 bit, first and last layer at 32."""
+    for kind, float_weights in ((AlexNet, 96 * 363 + 4096 * 1000), (VGGSmall, 3456 + 81920)):
+        model = kind(**BINARY)
+        weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        size = (weights - float_weights) / 8 + 4 * float_weights
+        assert bnn.summary(model, model.input_shape).bytes == pytest.approx(size, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -39,8 +108,43 @@ def test_bits_of_a_layer(weight, given, bits):
     layer = bnn.layers.QuantLinear(10, 4, False, weight_quantizer=weight, input_quantizer=given)
     (row,) = bnn.summary(nn.Sequential(layer), (10,)).layers
     assert (row.weight_bits, row.activation_bits) == bits
-    assert row.bytes == 40 * bits[0] / 8
+    assert row.bytes == 40 * bits[0] / 8 + 4 * 4  # and a scale for each output
     assert row.bops == 40 * bits[0] * bits[1]
+
+
+def test_macs_of_every_kind_of_layer():
+    layers = nn.Sequential(
+        nn.Conv1d(2, 4, 3), nn.Unflatten(2, (2, 3)), nn.ConvTranspose2d(4, 6, 3, 2, groups=2),
+        nn.Unflatten(2, (1, 5)), QuantConv3d(6, 4, (1, 2, 2)), nn.Flatten(2), nn.Linear(24, 5), nn.Flatten(),
+        nn.Linear(20, 2),
+    )  # fmt: skip
+    rows = [row.macs for row in bnn.summary(layers, (2, 8)).layers]
+    assert rows == [4 * 2 * 3 * 6, 4 * 3 * 9 * 6, 4 * 6 * 4 * 1 * 4 * 6, 4 * 24 * 5, 20 * 2]
+
+
+def test_embeddings_and_layers_of_unknown_cost():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = QuantEmbedding(16, 8, weight_quantizer=XnorWeight)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.linear = nn.Linear(8, 8)
+            self.position = nn.Parameter(torch.zeros(1, 4, 8))
+
+        def forward(self, x):
+            x = self.embedding(x) + self.position
+            x = self.attention(x, x, x)[0]
+            return self.linear(self.linear(x))  # twice
+
+    model = Net()
+    summary = bnn.summary(model, torch.zeros(3, 4, dtype=torch.long))
+    rows = {row.name: row for row in summary.layers}
+    assert rows["embedding"].bytes == 16 * 8 / 8 + 4 * 16  # a scale for each row
+    assert rows["embedding"].macs == 0
+    assert rows["linear"].macs == 2 * 4 * 64
+    assert summary.parameters == sum(p.numel() for p in model.parameters())
+    assert set(summary.uncounted) == {"", "attention", "attention.out_proj"}
+    assert "which are not known here" in str(summary)
 
 
 def test_the_model_is_left_as_it_was():
