@@ -1,7 +1,7 @@
 """Fork and join inside compiled code: how several threads share the rows of one kernel call without the GIL.
 
 A job is a compiled kernel, its arguments and a number of rows. The calling thread writes it into an array that all
-threads see, takes rows a grain at a time and, when none are left, closes the job. A worker that sees a new job while
+threads see, takes rows part by part and, when none are left, closes the job. A worker that sees a new job while
 it is open takes rows too; one that comes late finds it closed and waits for the next. The caller waits only for
 workers inside the job, so nothing depends on a worker being awake, and a job costs about a microsecond when one is.
 
@@ -21,11 +21,11 @@ from numba.extending import intrinsic
 from bnn_kernels._jit import jit
 
 # Places in the shared array, a cache line (8 numbers) apart where different threads write them.
-JOB, OPEN, TASK, CONTEXT, ROWS, GRAIN = 0, 1, 2, 3, 4, 5
+JOB, OPEN, TASK, CONTEXT, ROWS, GRAIN, THREADS = 0, 1, 2, 3, 4, 5, 6
 NEXT, INSIDE, FAILED, STOP = 8, 16, 24, 32
 SIZE = 40
 # Looks at the array before a worker goes to sleep: some 100 us, longer than the Python between two kernels.
-SPINS = 3000
+SPINS = 4000
 
 _I8P = ir.IntType(8).as_pointer()
 _I64 = ir.IntType(64)
@@ -65,6 +65,18 @@ def _add(typing, array, place, value):
         return builder.atomic_rmw("add", _slot(context, builder, signature.args[0], *args[:2]), args[2], "seq_cst")
 
     return types.int64(array, types.int64, types.int64), emit
+
+
+@intrinsic
+def _replace(typing, array, place, old, new):
+    """array[place] = new if it is `old`, atomically; return whether it was."""
+
+    def emit(context, builder, signature, args):
+        slot = _slot(context, builder, signature.args[0], *args[:2])
+        pair = builder.cmpxchg(slot, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(array, types.int64, types.int64, types.int64), emit
 
 
 @intrinsic
@@ -124,25 +136,32 @@ def _call_task(typing, task, context_address, first, last):
 
 @jit
 def _take_rows(state):
-    """Run the open job's task on grains of rows until none are left."""
+    """Run the open job's task on parts of its rows until none are left.
+
+    Each part is half of an even share of what is left, so that one who comes late or is disturbed does not keep
+    the others waiting, and at least `GRAIN` rows.
+    """
     task, context = state[TASK], state[CONTEXT]
-    rows, grain = state[ROWS], state[GRAIN]
+    rows, grain, threads = state[ROWS], state[GRAIN], state[THREADS]
     while True:
-        first = _add(state, NEXT, grain)
+        first = _read(state, NEXT)
         if first >= rows:
             return
-        if _call_task(task, context, first, min(first + grain, rows)):
+        count = max((rows - first) // (2 * threads * grain), 1) * grain
+        last = min(first + count, rows)
+        if _replace(state, NEXT, first, last) and _call_task(task, context, first, last):
             _write(state, FAILED, 1)
 
 
 @jit
-def launch(state, kernel, rows, grain, arguments):
+def launch(state, kernel, rows, grain, threads, arguments):
     """Run kernel(*arguments, first, last) over all rows together with whoever waits in `work`; True if it failed."""
     task, context = _make_task(kernel, arguments)
     state[TASK] = task
     state[CONTEXT] = context
     state[ROWS] = rows
     state[GRAIN] = grain
+    state[THREADS] = threads
     _write(state, FAILED, 0)
     _write(state, NEXT, 0)
     job = state[JOB] + 1

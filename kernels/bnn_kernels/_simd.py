@@ -229,6 +229,34 @@ def add_words(typing, a, b):
     return int64x8(int64x8, int64x8), lambda context, builder, signature, args: builder.add(*args)
 
 
+@intrinsic
+def word_if_negative(typing, array, offset, word):
+    """`word` in the lanes where a float32 array[offset + i] < 0, else 0."""
+
+    def emit(context, builder, signature, args):
+        x = _load(context, builder, signature.args[0], args[0], args[1])
+        negative = builder.fcmp_ordered("<", x, ir.Constant(_VECTOR, [0.0] * LANES))
+        return builder.select(negative, _in_all_lanes(builder, args[2], _WORDS), ir.Constant(_WORDS, [0] * LANES))
+
+    return int64x8(array, types.uint64, types.uint64), emit
+
+
+@intrinsic
+def or_words(typing, a, b):
+    """a | b."""
+    return int64x8(int64x8, int64x8), lambda context, builder, signature, args: builder.or_(*args)
+
+
+@intrinsic
+def lane(typing, words, place):
+    """One lane of eight words."""
+
+    def emit(context, builder, signature, args):
+        return builder.extract_element(args[0], builder.trunc(args[1], _I32))
+
+    return types.uint64(int64x8, types.int64), emit
+
+
 # -- eight int32, whose sums wrap around ----------------------------------------------------------------------------
 
 
@@ -306,6 +334,92 @@ def store_int32(typing, array, offset, value):
     return types.void(array, types.uint64, int32x8), emit
 
 
+# -- plain addresses: an array in a tuple costs a reference count each time the tuple is taken apart ------------------
+
+
+def _at(builder, address, offset, element, to):
+    pointer = builder.inttoptr(address, element.as_pointer())
+    return builder.bitcast(builder.gep(pointer, [offset]), to.as_pointer())
+
+
+@intrinsic
+def load_from(typing, address, offset):
+    """Eight neighbours of the float32 at an address, from element `offset` on."""
+
+    def emit(context, builder, signature, args):
+        value = builder.load(_at(builder, *args, _FLOAT, _VECTOR))
+        value.align = 4
+        return value
+
+    return float32x8(types.int64, types.int64), emit
+
+
+@intrinsic
+def store_to(typing, address, offset, value):
+    """Write eight neighbours of the float32 at an address, from element `offset` on."""
+
+    def emit(context, builder, signature, args):
+        builder.store(args[2], _at(builder, args[0], args[1], _FLOAT, _VECTOR)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, float32x8), emit
+
+
+@intrinsic
+def load_some(typing, address, offset, count):
+    """The first `count` lanes, 1 .. 8, of the float32 at an address; 0 in the others, which are not read."""
+
+    def emit(context, builder, signature, args):
+        pointer = _at(builder, args[0], args[1], _FLOAT, _VECTOR)
+        mask = _first_lanes(builder, args[2])
+        kind = ir.FunctionType(_VECTOR, [pointer.type, _I32, mask.type, _VECTOR])
+        load = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.load.v8f32.p0")
+        return builder.call(load, [pointer, ir.Constant(_I32, 4), mask, ir.Constant(_VECTOR, [0.0] * LANES)])
+
+    return float32x8(types.int64, types.int64, types.int64), emit
+
+
+@intrinsic
+def store_some(typing, address, offset, value, count):
+    """Write the first `count` lanes, 1 .. 8, to the float32 at an address."""
+
+    def emit(context, builder, signature, args):
+        pointer = _at(builder, args[0], args[1], _FLOAT, _VECTOR)
+        mask = _first_lanes(builder, args[3])
+        kind = ir.FunctionType(ir.VoidType(), [_VECTOR, pointer.type, _I32, mask.type])
+        store = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.store.v8f32.p0")
+        builder.call(store, [args[2], pointer, ir.Constant(_I32, 4), mask])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, float32x8, types.int64), emit
+
+
+def _first_lanes(builder, count):
+    lanes = ir.Constant(_INTS, list(range(LANES)))
+    return builder.icmp_signed("<", lanes, _in_all_lanes(builder, builder.trunc(count, _I32), _INTS))
+
+
+@intrinsic
+def byte_from(typing, address, offset):
+    """The byte `offset` behind an address, as uint64."""
+
+    def emit(context, builder, signature, args):
+        return builder.zext(builder.load(_at(builder, *args, _I8, _I8)), _I64)
+
+    return types.uint64(types.int64, types.int64), emit
+
+
+@intrinsic
+def byte_to(typing, address, offset, value):
+    """Write the low byte of a uint64 `offset` behind an address."""
+
+    def emit(context, builder, signature, args):
+        builder.store(builder.trunc(args[2], _I8), _at(builder, args[0], args[1], _I8, _I8))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.uint64), emit
+
+
 # -- eight floats ---------------------------------------------------------------------------------------------------
 
 
@@ -357,29 +471,24 @@ def scale_negative(typing, a, slope):
 
 
 @intrinsic
-def clamp(typing, a, ends):
-    """min(max(a, ends[0]), ends[1]) for a float32 array of two; NaN stays NaN."""
+def clamp(typing, a, low, high):
+    """min(max(a, low), high), lane by lane; NaN stays NaN."""
 
     def emit(context, builder, signature, args):
-        value = args[0]
-        for place, sign in ((0, "<"), (1, ">")):
-            at = ir.Constant(_I64, place)
-            single = builder.load(_address(context, builder, signature.args[1], args[1], at, _FLOAT))
-            end = _in_all_lanes(builder, single, _VECTOR)
-            value = builder.select(builder.fcmp_ordered(sign, value, end), end, value)
-        return value
+        value, low, high = args
+        value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+        return builder.select(builder.fcmp_ordered(">", value, high), high, value)
 
-    return float32x8(float32x8, ends), emit
+    return float32x8(float32x8, float32x8, float32x8), emit
 
 
 @intrinsic
-def below_floats(typing, a, bounds, at):
-    """(mask, nan mask): bit i says whether lane i of a < bounds[at + i], and whether it is NaN."""
+def below_floats(typing, a, bounds):
+    """(mask, nan mask): bit i says whether lane i of a < bounds, and whether it is NaN."""
 
     def emit(context, builder, signature, args):
-        t = _load(context, builder, signature.args[1], args[1], args[2])
-        masks = [builder.fcmp_ordered("<", args[0], t), builder.fcmp_unordered("uno", args[0], args[0])]
+        masks = [builder.fcmp_ordered("<", *args), builder.fcmp_unordered("uno", args[0], args[0])]
         values = [builder.zext(builder.bitcast(mask, _I8), _I64) for mask in masks]
         return context.make_tuple(builder, signature.return_type, values)
 
-    return types.UniTuple(types.uint64, 2)(float32x8, bounds, types.uint64), emit
+    return types.UniTuple(types.uint64, 2)(float32x8, float32x8), emit

@@ -29,8 +29,8 @@ from bnn_kernels.thresholds import Thresholds
 
 # Map sizes that one layer keeps its tables for.
 MOST_PLANS = 64
-# Positions that a kernel computes together.
-POSITIONS = 4
+# Positions that a kernel should get at a time at least: it computes four together.
+POSITIONS = 8
 
 
 def pair(value: int | Sequence[int], name: str, smallest: int) -> tuple[int, int]:
@@ -267,13 +267,9 @@ class PackedConv2d:
             return epilogue(self._dots(bits), residual, keep)
         plan, n = self._plan(bits), bits.words.shape[1]
         shape = (n, plan.ho, plan.wo, self.shape[0])
-        rest = epilogue.check(shape, residual)
-        floats, as_bytes, words = epilogue.outputs(shape, keep)
-        nan = np.zeros(1, np.uint8)
-        parts, tables, row_bytes = epilogue.parts_for(keep), epilogue.tables, words_for(self.shape[0]) * 8
-        sink = (rest, parts, tables, floats.reshape(-1), as_bytes, row_bytes, self.shape[0], nan)
+        sink, results = epilogue.sink(shape, residual, keep)
         plan.run(*self._input(bits, plan), n * plan.ho * plan.wo, "to_floats", sink)
-        return epilogue.results(floats, words, shape, keep, nan)
+        return results()
 
     @property
     def _whole_bytes(self) -> bool:

@@ -87,6 +87,43 @@ def _pack_by_bounds(x, bounds, flip, words, nan, first, last):
         nan[0] = 1
 
 
+@jit
+def _pack_channels_first(x, words, size, nan, first, last):
+    """x float32 flat (N, C, pixels), words uint64 flat (N, pixels, V): bit = x < 0; rows are blocks of eight pixels.
+
+    Lanes are pixels: 64 channels of eight pixels become eight words without a transposition.
+    """
+    channels, pixels, word_count = size
+    blocks = (pixels + 7) // 8
+    bad = np.uint64(0)
+    for row in range(first, last):
+        n = row // blocks
+        p = (row - n * blocks) * 8
+        # The last block begins earlier and packs some pixels again; a small map goes pixel by pixel.
+        start = min(p, pixels - 8)
+        for v in range(word_count):
+            here = min(64, channels - v * 64)
+            at = (n * channels + v * 64) * pixels
+            if pixels >= 8:
+                packed = _simd.zero_words()
+                for c in range(here):
+                    k = np.uint64(at + c * pixels + start)
+                    packed = _simd.or_words(packed, _simd.word_if_negative(x, k, np.uint64(1) << np.uint64(c)))
+                    bad |= _simd.nan_mask(x, k)
+                for i in range(8):
+                    words[(n * pixels + start + i) * word_count + v] = _simd.lane(packed, i)
+                continue
+            for i in range(pixels):
+                word = np.uint64(0)
+                for c in range(here):
+                    value = x[at + c * pixels + i]
+                    word |= np.uint64(value < 0) << np.uint64(c)
+                    bad |= np.uint64(value != value)
+                words[(n * pixels + i) * word_count + v] = word
+    if bad != 0:
+        nan[0] = 1
+
+
 def channels_last(x: np.ndarray) -> np.ndarray:
     """Return a contiguous (N, H, W, C) copy or view of a (N, C, H, W) or (N, K) array (H = W = 1)."""
     if x.ndim == 2:
@@ -117,7 +154,21 @@ def pack(x: np.ndarray) -> BitTensor:
     x: float (N, C, H, W) or (N, K), any strides. Returns one signed plane. TypeError if not float, ValueError on
     another number of dimensions or on NaN.
     """
-    return pack_channels_last(channels_last(_check_float(x)), tuple(x.shape))
+    x = _check_float(x)
+    if x.ndim == 4 and x.dtype == np.float32 and x.flags.c_contiguous and min(x.shape) > 0:
+        return _pack_contiguous(x)
+    return pack_channels_last(channels_last(x), tuple(x.shape))
+
+
+def _pack_contiguous(x: np.ndarray) -> BitTensor:
+    n, c, h, w = x.shape
+    words = np.empty((1, n, h, w, words_for(c)), np.uint64)
+    nan = np.zeros(1, np.uint8)
+    size = (c, h * w, words_for(c))
+    run_rows(_pack_channels_first, n * -(-h * w // 8), x.size // 4, x.reshape(-1), words.reshape(-1), size, nan)
+    if nan[0]:
+        raise_nan()
+    return BitTensor(words, x.shape)
 
 
 def flip_words(flip: np.ndarray) -> np.ndarray:

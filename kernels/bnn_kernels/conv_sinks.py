@@ -12,7 +12,7 @@ import numpy as np
 
 from bnn_kernels import _simd
 from bnn_kernels._jit import inline
-from bnn_kernels.epilogue import finish_block
+from bnn_kernels.epilogue import addresses, finish_block
 
 
 @inline
@@ -30,9 +30,9 @@ def to_ints(value, table_at, position, channel, left, tables, sink, scratch):
     if left >= 8:
         _simd.store_int32(out, np.uint64(at), dot)
     else:
-        _simd.store_int32(scratch[0], np.uint64(0), dot)
+        _simd.store_int32(scratch, np.uint64(0), dot)
         for k in range(left):
-            out[at + k] = scratch[0][k]
+            out[at + k] = scratch[k]
 
 
 @inline
@@ -46,9 +46,15 @@ def to_bits(value, table_at, position, channel, left, tables, sink, scratch):
 
 @inline
 def to_floats(value, table_at, position, channel, left, tables, sink, scratch):
-    """sink = (residual, parts, epilogue tables, out, bits, row bytes, O, nan), see `epilogue.finish_block`."""
-    residual, parts, epilogue, out, bits, row_bytes, channels, nan = sink
-    v = _simd.to_floats(_dot(value, table_at, tables))
-    at = position * channels + channel
-    byte = position * row_bytes + (channel >> 3)
-    finish_block(v, at, channel, left, residual, parts, epilogue, out, bits, byte, scratch[1], nan)
+    """sink: see `epilogue.addresses`."""
+    finish_block(_simd.to_floats(_dot(value, table_at, tables)), position, channel, left, sink)
+
+
+@inline
+def as_is(sink):
+    """Return a sink that its kernel takes as it is given."""
+    return sink
+
+
+# What a kernel makes of its sink before it begins.
+PREPARE = {"to_ints": as_is, "to_bits": as_is, "to_floats": addresses}

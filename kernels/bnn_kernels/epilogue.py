@@ -11,7 +11,8 @@ the same numbers:
     bit = (v < bounds) xor flip                    the next layer's signs
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,83 +30,76 @@ _NO_MAP = np.empty(0, np.float32)
 _NO_BITS = np.empty(0, np.uint8)
 
 
+# Rows of `Epilogue.table`, each one number a lane.
+SCALE, SHIFT, PRE, SLOPE, POST, LOW, HIGH, BOUNDS = range(8)
+
+
 @inline
-def finish_floats(v, c, residual, rest, parts, channel_tables):
-    """Return eight finished floats of channels c .. c+7 from eight scaled ones; `rest` is their residual."""
-    pre, slope, post, ends = channel_tables
+def addresses(sink):
+    """Return a sink for `finish_block` with the addresses of its arrays, which the caller keeps alive.
+
+    sink = (parts, channels, table, flip, residual, out, bits, row bytes, nan): table float32 flat (8, lanes), see
+    `Epilogue.table`; flip uint8 (lanes / 8,); residual and out float32 flat (positions, channels); bits uint8 flat
+    (positions, row bytes); nan uint8 (1,).
+    """
+    parts, channels, table, flip, residual, out, bits, row_bytes, nan = sink
+    lanes = len(table) // 8
+    places = (table.ctypes.data, flip.ctypes.data, residual.ctypes.data, out.ctypes.data, bits.ctypes.data)
+    return parts, channels, lanes, row_bytes, nan.ctypes.data, places
+
+
+@inline
+def finish_block(y, position, c, left, sink):
+    """Finish channels c .. c+7 of one position from y as floats; sink: see `addresses`; left: channels from c on."""
+    parts, channels, lanes, row_bytes, nan, places = sink
+    table, flip, residual, out, bits = places
+    count = min(left, 8)
+    at = position * channels + c
+    v = _simd.multiply_floats(y, _simd.load_from(table, SCALE * lanes + c))
+    v = _simd.add_floats(v, _simd.load_from(table, SHIFT * lanes + c))
+    rest = v
+    if parts & (BEFORE | AFTER):
+        rest = _simd.load_from(residual, at) if count == 8 else _simd.load_some(residual, at, count)
     if parts & BEFORE:
         v = _simd.add_floats(v, rest)
     if parts & ACTIVATION:
-        v = _simd.subtract_floats(v, _simd.load(pre, c))
-        v = _simd.scale_negative(v, _simd.load(slope, c))
-        v = _simd.add_floats(v, _simd.load(post, c))
+        v = _simd.subtract_floats(v, _simd.load_from(table, PRE * lanes + c))
+        v = _simd.scale_negative(v, _simd.load_from(table, SLOPE * lanes + c))
+        v = _simd.add_floats(v, _simd.load_from(table, POST * lanes + c))
     if parts & CLAMP:
-        v = _simd.clamp(v, ends)
+        v = _simd.clamp(v, _simd.load_from(table, LOW * lanes + c), _simd.load_from(table, HIGH * lanes + c))
     if parts & AFTER:
         v = _simd.add_floats(v, rest)
-    return v
-
-
-@inline
-def _load_part(array, at, scratch, count):
-    """Load `count` floats (8 or fewer) without a read past them."""
-    if count >= 8:
-        return _simd.load(array, np.uint64(at))
-    for k in range(count):
-        scratch[k] = array[at + k]
-    return _simd.load(scratch, np.uint64(0))
-
-
-@inline
-def write_floats(out, to, v, scratch, count):
-    """Write the first `count` lanes."""
-    if count >= 8:
-        _simd.store(out, np.uint64(to), v)
-    else:
-        _simd.store(scratch, np.uint64(0), v)
-        for k in range(count):
-            out[to + k] = scratch[k]
-
-
-@inline
-def finish_block(v, at, c, count, residual, parts, tables, out, bits, byte, scratch, nan):
-    """Finish channels c .. c+7 of one position from y as floats: write floats to out[at:] and bits to bits[byte].
-
-    count: how many of the eight are channels (8 or less); tables: see `Epilogue.tables`; scratch float32 (8,).
-    """
-    scale, shift, pre, slope, post, ends, bounds, flip = tables
-    k = np.uint64(c)
-    v = _simd.add_floats(_simd.multiply_floats(v, _simd.load(scale, k)), _simd.load(shift, k))
-    rest = v
-    if parts & (BEFORE | AFTER):
-        rest = _load_part(residual, at, scratch, count)
-    v = finish_floats(v, k, residual, rest, parts, (pre, slope, post, ends))
     if parts & BITS:
-        mask, bad = _simd.below_floats(v, bounds, k)
-        live = (np.uint64(1) << np.uint64(min(count, 8))) - np.uint64(1)
-        bits[byte] = np.uint8((mask ^ np.uint64(flip[c >> 3])) & live)
+        mask, bad = _simd.below_floats(v, _simd.load_from(table, BOUNDS * lanes + c))
+        live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+        _simd.byte_to(bits, position * row_bytes + (c >> 3), (mask ^ _simd.byte_from(flip, c >> 3)) & live)
         if bad & live:
-            nan[0] = 1
+            _simd.byte_to(nan, 0, np.uint64(1))
     if parts & KEEP:
-        write_floats(out, at, v, scratch, count)
+        if count == 8:
+            _simd.store_to(out, at, v)
+        else:
+            _simd.store_some(out, at, v, count)
 
 
 @jit
-def _epilogue_rows(y, residual, parts, tables, out, bits, row_bytes, channels, nan, first, last):
-    """Rows of y float32 or int32 flat (R, C); out float32 flat (R, C), bits uint8 flat (R, row_bytes)."""
+def _epilogue_rows(y, sink, first, last):
+    """Rows of y float32 or int32 flat (R, C); sink: see `addresses`."""
+    channels = sink[1]
+    ready = addresses(sink)
     scratch = np.zeros(8, np.float32)
     for row in range(first, last):
         for c in range(0, channels, 8):
             at = row * channels + c
-            count = channels - c
-            if count >= 8:
+            left = channels - c
+            if left >= 8:
                 v = _simd.load_as_floats(y, np.uint64(at))
             else:
-                for k in range(count):
+                for k in range(left):
                     scratch[k] = np.float32(y[at + k])
                 v = _simd.load(scratch, np.uint64(0))
-            byte = row * row_bytes + (c >> 3)
-            finish_block(v, at, c, count, residual, parts, tables, out, bits, byte, scratch, nan)
+            finish_block(v, row, c, left, ready)
 
 
 class Epilogue:
@@ -157,12 +151,12 @@ class Epilogue:
             | (CLAMP if clamps else 0)
             | (BITS if bounds is not None else 0)
         )
-        self.tables = (
-            *(self._lanes(v) for v in (self.scale, self.shift, self.pre, self.slope, self.post)),
-            np.array([self.low, self.high], np.float32),
-            self._lanes(np.zeros(self.channels, np.float32) if self.bounds is None else self.bounds),
-            np.packbits(self.flip, bitorder="little"),
-        )
+        lanes = -(-self.channels // LANES) * LANES
+        self.table = np.zeros((8, lanes), np.float32)
+        rows = (self.scale, self.shift, self.pre, self.slope, self.post, self.low, self.high, self.bounds)
+        for row, value in zip(self.table, rows, strict=True):
+            row[: self.channels] = 0 if value is None else value
+        self.packed_flip = np.packbits(self.flip, bitorder="little")
 
     def _vector(self, name: str, value: np.ndarray | None, default: float) -> np.ndarray:
         if value is None:
@@ -173,16 +167,6 @@ class Epilogue:
         if np.isnan(array).any():
             raise ValueError(f"{name} holds a NaN")
         return array
-
-    def _lanes(self, value: np.ndarray) -> np.ndarray:
-        """Return the vector filled up to whole vectors of eight."""
-        padded = np.zeros(-(-self.channels // LANES) * LANES, np.float32)
-        padded[: self.channels] = value
-        return padded
-
-    def parts_for(self, keep: bool) -> int:
-        """Return the parts of a call that keeps its floats or not."""
-        return self.parts | (KEEP if keep else 0)
 
     def check(self, shape: tuple[int, ...], residual: np.ndarray | None) -> np.ndarray:
         """Return the residual, flat, of an output of shape (N, H, W, C); ValueError if it does not fit."""
@@ -196,25 +180,32 @@ class Epilogue:
             raise ValueError(f"the residual must be float32 {shape}, got {residual.dtype} {residual.shape}")
         return np.ascontiguousarray(residual).reshape(-1)
 
-    def outputs(self, shape: tuple[int, ...], keep: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return (floats, bits as bytes, words) to write to, for an output of shape (N, H, W, C)."""
+    def sink(
+        self, shape: tuple[int, ...], residual: np.ndarray | None, keep: bool
+    ) -> tuple[tuple[Any, ...], Callable[[], tuple[np.ndarray | None, BitTensor | None]]]:
+        """Return where a kernel writes an output of shape (N, H, W, C), see `addresses`, and what hands it out."""
         if not keep and self.bounds is None:
             raise ValueError("nothing to compute: neither floats are kept nor bounds given")
-        floats = np.empty(shape, np.float32) if keep else _NO_MAP
-        if self.bounds is None:
-            return floats, _NO_BITS, None
-        make = np.empty if self.channels % 64 == 0 else np.zeros
-        words = make((1, *shape[:3], words_for(self.channels)), np.uint64)
-        return floats, words.view(np.uint8).reshape(-1), words
+        rest = self.check(shape, residual)
+        floats = np.empty(shape, np.float32) if keep else None
+        words = None
+        if self.bounds is not None:
+            make = np.empty if self.channels % 64 == 0 else np.zeros
+            words = make((1, *shape[:3], words_for(self.channels)), np.uint64)
+        nan = np.zeros(1, np.uint8)
 
-    def results(
-        self, floats: np.ndarray, words: np.ndarray | None, shape: tuple[int, ...], keep: bool, nan: np.ndarray
-    ) -> tuple[np.ndarray | None, BitTensor | None]:
-        """Return what `__call__` returns; ValueError if a NaN was met on its way into bits."""
-        if nan[0]:
-            raise_nan()
-        n, h, w, c = shape
-        return floats if keep else None, None if words is None else BitTensor(words, (n, c, h, w))
+        def results() -> tuple[np.ndarray | None, BitTensor | None]:
+            if nan[0]:
+                raise_nan()
+            n, h, w, c = shape
+            return floats, None if words is None else BitTensor(words, (n, c, h, w))
+
+        out = _NO_MAP if floats is None else floats.reshape(-1)
+        bits = _NO_BITS if words is None else words.view(np.uint8).reshape(-1)
+        parts = self.parts | (KEEP if keep else 0)
+        row_bytes = words_for(self.channels) * 8
+        tables = (self.table.reshape(-1), self.packed_flip)
+        return (parts, self.channels, *tables, rest, out, bits, row_bytes, nan), results
 
     def __call__(
         self, y: np.ndarray, residual: np.ndarray | None = None, keep: bool = True
@@ -225,21 +216,10 @@ class Epilogue:
         """
         if y.dtype not in (np.float32, np.int32):
             raise TypeError(f"the epilogue takes float32 or int32, got {y.dtype}")
-        rest = self.check(y.shape, residual)
-        floats, as_bytes, words = self.outputs(y.shape, keep)
-        nan = np.zeros(1, np.uint8)
+        sink, results = self.sink(y.shape, residual, keep)
         rows = int(np.prod(y.shape[:3]))
-        row_bytes = words_for(self.channels) * 8
-        flat = (
-            np.ascontiguousarray(y).reshape(-1),
-            rest,
-            self.parts_for(keep),
-            self.tables,
-            floats.reshape(-1),
-            as_bytes,
-        )
-        run_rows(_epilogue_rows, rows, y.size // 2, *flat, row_bytes, self.channels, nan)
-        return self.results(floats, words, y.shape, keep, nan)
+        run_rows(_epilogue_rows, rows, y.size // 2, np.ascontiguousarray(y).reshape(-1), sink)
+        return results()
 
     def apply_reference(
         self, y: np.ndarray, residual: np.ndarray | None = None, keep: bool = True

@@ -164,7 +164,7 @@ def lookup_kernel(sink_name: str) -> Any:
     Its arguments are those of `popcount_conv.popcount_kernel`, except w uint8 flat, `spread_weights`, and in the place
     of `direct` a table uint8 flat, `pair_table`.
     """
-    write = getattr(conv_sinks, sink_name)
+    write, prepare = getattr(conv_sinks, sink_name), conv_sinks.PREPARE[sink_name]
 
     def look_up(rows, plane_size, table, w, y_kind, x_kind, pairs, size, geometry, tables, sink, first, last):
         groups, channels, filters, _, planes = size[3:8]
@@ -178,7 +178,8 @@ def lookup_kernel(sink_name: str) -> Any:
         tile_size = TILE * stride
         weight_plane = groups * tiles * tile_size
         kinds = (y_kind, x_kind)
-        scratch = (np.empty(8, np.int32), np.zeros(8, np.float32))
+        ready = prepare(sink)
+        scratch = np.empty(8, np.int32)
         kind_at = np.zeros(CHUNK, np.int64)
         counts = np.empty(4 * TILE, np.uint16)
         sums = np.empty(4 * TILE, np.int32)
@@ -208,7 +209,7 @@ def lookup_kernel(sink_name: str) -> Any:
                                 value = _simd.load_uint16(counts, at) if one else _simd.load_int32(sums, at)
                                 here = f + 8 * v
                                 table_at, channel = kind_at[i + k] + here, g * filters + here
-                                write(value, table_at, start + i + k, channel, filters - here, tables, sink, scratch)
+                                write(value, table_at, start + i + k, channel, filters - here, tables, ready, scratch)
 
     look_up.__name__ = look_up.__qualname__ = f"lookup_{sink_name}"
     return jit(look_up)

@@ -117,7 +117,7 @@ def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
     size = (Ho, Wo, rows, G, channels of a group, filters of a group, row words, P);
     geometry = (kh, kw, sy, sx, dy, dx); tables, sink: see `conv_sinks`.
     """
-    write = getattr(conv_sinks, sink_name)
+    write, prepare = getattr(conv_sinks, sink_name), conv_sinks.PREPARE[sink_name]
     counters = _counters(_simd.xor_popcount if xor else _simd.and_popcount)
     sums_4, sums_1 = _bare(*counters) if single else _weighted(*counters)
 
@@ -128,7 +128,8 @@ def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
         block_size = words * 8
         weight_plane = groups * blocks * block_size
         kinds = (y_kind, x_kind)
-        scratch = (np.empty(8, np.int32), np.zeros(8, np.float32))
+        ready = prepare(sink)
+        scratch = np.empty(8, np.int32)
         kind_at = np.zeros(CHUNK, np.int64)
         windows = rows if direct else np.empty(window_words(planes, words), np.uint64)
         plane_words = plane_size if direct else CHUNK * words
@@ -146,7 +147,7 @@ def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
                     while i < count:
                         if i == count - 1 or count < 4:
                             one = sums_1(windows, at + i, words, plane_words, w, j, weight_plane, pairs, planes)
-                            write(one, kind_at[i] + b * 8, start + i, channel, left, tables, sink, scratch)
+                            write(one, kind_at[i] + b * 8, start + i, channel, left, tables, ready, scratch)
                             i += 1
                             continue
                         # A last tile of two or three positions begins earlier and writes some sums again.
@@ -154,7 +155,7 @@ def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
                         t = sums_4(windows, at + tile, words, plane_words, w, j, weight_plane, pairs, planes)
                         for k in range(4):
                             table_at = kind_at[tile + k] + b * 8
-                            write(t[k], table_at, start + tile + k, channel, left, tables, sink, scratch)
+                            write(t[k], table_at, start + tile + k, channel, left, tables, ready, scratch)
                         i = tile + 4
 
     name = f"popcount_{'xor' if xor else 'and'}_{'one' if single else 'many'}_{sink_name}"

@@ -17,10 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from bnn_kernels import _fork_join
 
-# With less work than this for each thread (steps of a kernel's inner loop, about 10 us) sharing does not pay.
-MIN_WORK_PER_THREAD = 20_000
-# Grains a thread takes, so that one that comes late or is disturbed does not keep the others waiting.
-GRAINS_PER_THREAD = 4
+# With less work than this for each thread (steps of a kernel's inner loop, about 6 us) sharing does not pay.
+MIN_WORK_PER_THREAD = 8_000
 
 
 def _available() -> int:
@@ -52,7 +50,7 @@ class _Workers:
             if not awake[0]:
                 awake[0] = 1
                 wake.release()
-        return _fork_join.launch(self.state, address, rows, grain, arguments)
+        return _fork_join.launch(self.state, address, rows, grain, len(self.awake) + 1, arguments)
 
     def stop(self) -> None:
         """Let the threads end."""
@@ -116,8 +114,7 @@ def run_rows(kernel: Any, rows: int, work: int, *args: Any, multiple: int = 1) -
         kernel(*args, 0, rows)
         return
     try:
-        grain = -(-rows // (parts * GRAINS_PER_THREAD * multiple)) * multiple
-        failed = workers.run(_fork_join.address_of(kernel, args), rows, grain, args)
+        failed = workers.run(_fork_join.address_of(kernel, args), rows, multiple, args)
     finally:
         workers.busy.release()
     if failed:
