@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from bnn_kernels.aligned import aligned
 from bnn_kernels.bit_planes import check_planes, encode, level_of_code
 from bnn_kernels.bit_rows import SLACK, bit_rows, row_length
 from bnn_kernels.bit_tensor import BitTensor, code_of, pack, pack_codes, words_for
 from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.isa import isa
+from bnn_kernels.level_lookup_conv import PlanePairs, level_lookup_kernel, lookups_for
 from bnn_kernels.lookup_conv import MOST_BITS, lookup_kernel, pair_table, spread_weights
 from bnn_kernels.popcount_conv import LANES, popcount_kernel
 from bnn_kernels.threads import run_rows
@@ -82,20 +84,29 @@ class _Plan:
         sums = np.einsum("yk,xl,gfkl->yxgf", *masks, inside - outside) + outside.sum((2, 3))
         offsets = np.zeros((*sums.shape[:3], -(-conv.filters // LANES) * LANES), np.int32)
         offsets[..., : conv.filters] = sums * sum(bits.multipliers)
-        pairs = np.array([factor * a * b for a in bits.multipliers for b in conv.multipliers], np.int32)
+        self.kind, plane_pairs = conv.kernel_for(bits.multipliers, self.ho * self.wo)
+        multipliers = bits.multipliers
+        if plane_pairs is not None:
+            multipliers = tuple(int(m) for m in plane_pairs.factors)
+            lookups = lookups_for(conv.shape[2], conv.shape[3] * own)
+            too_much = lookups * int(plane_pairs.factors @ plane_pairs.bias) * sum(conv.multipliers)
+            offsets[..., : conv.filters] -= factor * too_much
+        pairs = np.array([factor * a * b for a in multipliers for b in conv.multipliers], np.int32)
         self.single = len(pairs) == 1
-        self.looks_up = conv.looks_up(self.ho * self.wo)
         row_words = row_length(w, own, conv.padding[1])
         size = (self.ho, self.wo, h + 2 * conv.padding[0], groups, own, conv.filters, row_words, planes)
         # The input's own words are the windows of a 1x1 convolution.
         kernel = (*conv.shape[2:], *conv.stride, *conv.padding, groups, own % 64)
-        self.direct = not self.looks_up and kernel == (1, 1, 1, 1, 0, 0, 1, 0)
-        weights = conv.spread_weights() if self.looks_up else conv.lane_weights
-        table = pair_table(self.xor) if self.looks_up else self.direct
+        self.direct = self.kind == "popcount" and kernel == (1, 1, 1, 1, 0, 0, 1, 0)
+        if plane_pairs is not None:
+            extra: Any = (plane_pairs.table, plane_pairs.most)
+        else:
+            extra = pair_table(self.xor) if self.kind == "lookup" else self.direct
         geometry = (*conv.shape[2:], *conv.stride, *conv.dilation)
         self.factor = int(pairs[0]) if self.single else 1
         self.offsets = offsets
-        self.head = (table, weights, *(k.astype(np.int32) for k in kinds), pairs, size, geometry)
+        weights = conv.weights_for(self.kind)
+        self.head = (extra, weights, *(k.astype(np.int32) for k in kinds), pairs, size, geometry)
         self.tables = (np.int32(self.factor), offsets.reshape(-1))
         self.work = conv.lane_weights.size // LANES * planes
         self._bounds: tuple[Thresholds, np.ndarray, np.ndarray] | None = None
@@ -132,7 +143,12 @@ class _Plan:
 
     def run(self, rows: np.ndarray, plane_size: int, positions: int, sink_name: str, sink: tuple[Any, ...]) -> None:
         """Compute all positions into a sink (`conv_sinks`)."""
-        kernel = lookup_kernel(sink_name) if self.looks_up else popcount_kernel(sink_name, self.xor, self.single)
+        if self.kind == "popcount":
+            kernel = popcount_kernel(sink_name, self.xor, self.single)
+        elif self.kind == "lookup":
+            kernel = lookup_kernel(sink_name)
+        else:
+            kernel = level_lookup_kernel(sink_name)
         work = positions * self.work
         run_rows(kernel, positions, work, rows, plane_size, *self.head, self.tables, sink, multiple=POSITIONS)
 
@@ -208,13 +224,13 @@ class PackedConv2d:
         self.in_channels = channels * self.groups
         self.filters = o // self.groups
         codes = encode(levels.transpose(0, 2, 3, 1), self.multipliers, self.signed)
-        self._words = _filter_words(codes, len(self.multipliers), self.groups)
+        self._words = aligned(_filter_words(codes, len(self.multipliers), self.groups))
         self.lane_weights = self._words.reshape(-1)
         planes = ((codes[None] >> np.arange(len(self.multipliers)).reshape(-1, 1, 1, 1, 1)) & 1).sum(-1)
         # Set bits of every tap and filter, weighted over planes.
         self.tap_ones = np.tensordot(self.multipliers, planes, 1).reshape(self.groups, self.filters, kh, kw)
         self._plans: dict[tuple[Any, ...], _Plan] = {}
-        self._spread_weights: np.ndarray | None = None
+        self._layouts = {"popcount": self.lane_weights}
 
     @property
     def nbytes(self) -> int:
@@ -349,19 +365,33 @@ class PackedConv2d:
             kinds.append(kind.reshape(-1))
         return kinds, masks
 
-    def looks_up(self, positions: int) -> bool:
-        """Whether the lookup kernel is the faster one: it works on 64 filters and four positions at a time."""
-        run = self.shape[2] * -(-self.shape[3] * self.shape[1] // 8) * 8
-        return isa() == "avx2" and self.filters >= 24 and positions >= 4 and run <= MOST_BITS
+    def kernel_for(self, multipliers: tuple[int, ...], positions: int) -> tuple[str, PlanePairs | None]:
+        """Return the fastest kernel for inputs of these planes: "popcount", "lookup", or "levels" with its plane pairs.
 
-    def spread_weights(self) -> np.ndarray:
-        """Return the weights of the lookup kernel, made once."""
-        if self._spread_weights is None:
+        Lookups work on 32 filters and four positions at a time.
+        """
+        if isa() == "avx2" and self.filters >= 24 and positions >= 4:
+            pairs = self.plane_pairs(multipliers) if len(multipliers) > 1 else None
+            if pairs is not None:
+                return "levels", pairs
+            if lookups_for(self.shape[2], self.shape[3] * self.shape[1]) * 4 <= MOST_BITS:
+                return "lookup", None
+        return "popcount", None
+
+    def plane_pairs(self, multipliers: tuple[int, ...]) -> PlanePairs | None:
+        """Return how "levels" takes inputs of these planes; None if its sums would not hold them."""
+        pairs = PlanePairs(multipliers, self.signed)
+        return pairs if pairs.fits(lookups_for(self.shape[2], self.shape[3] * self.shape[1])) else None
+
+    def weights_for(self, kind: str) -> np.ndarray:
+        """Return the weights as a kernel takes them, flat, made once."""
+        if kind not in self._layouts:
             planes, groups = self._words.shape[:2]
-            words = self._words.swapaxes(3, 4).reshape(planes, groups, -1, self._words.shape[3])
-            run_bits = self.shape[3] * self.shape[1]
-            self._spread_weights = spread_weights(words[:, :, : self.filters], run_bits, self.shape[2]).reshape(-1)
-        return self._spread_weights
+            words = self._words.swapaxes(3, 4).reshape(planes, groups, -1, self._words.shape[3])[:, :, : self.filters]
+            multiple = (2, 3) if kind == "lookup" else (1, 1)
+            spread = spread_weights(words, self.shape[2], self.shape[3] * self.shape[1], multiple)
+            self._layouts[kind] = spread.reshape(-1)
+        return self._layouts[kind]
 
     def with_threshold(self, t: np.ndarray, flip: np.ndarray) -> "ThresholdConv2d":
         """Return a convolution to bits: bit = (dot < t) xor flip, with t int32 (O,) and flip bool (O,)."""

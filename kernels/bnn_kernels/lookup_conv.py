@@ -24,6 +24,7 @@ import numpy as np
 from bnn_kernels import _simd, conv_sinks
 from bnn_kernels import _simd_bytes as simd
 from bnn_kernels._jit import inline, jit
+from bnn_kernels.aligned import aligned
 from bnn_kernels.conv_windows import CHUNK, fill_chunk, window_words
 
 LANES = simd.LANES
@@ -37,31 +38,42 @@ def pair_table(xor: bool) -> np.ndarray:
     """Return uint8 (256 * 16,): byte w of row a | b << 4 is popcount(a ^ w) | popcount(b ^ w) << 4, or with & for ^."""
     ones = np.array([[(a ^ w if xor else a & w).bit_count() for w in range(16)] for a in range(16)], np.uint8)
     rows = np.arange(256)
-    return (ones[rows & 15] | ones[rows >> 4] << 4).reshape(-1)
+    return aligned((ones[rows & 15] | ones[rows >> 4] << 4).reshape(-1))
 
 
-def spread_weights(words: np.ndarray, run_bits: int, kh: int) -> np.ndarray:
-    """Return uint8 (P, G, tiles, 2, steps * 3, 32): four bits of 32 filters side by side, zeros behind.
+def spread_weights(words: np.ndarray, kh: int, run_bits: int, multiple: tuple[int, int]) -> np.ndarray:
+    """Return uint8 (P, G, vectors, steps, 32): four bits of 32 filters side by side, zeros behind.
 
-    words: uint64 (P, G, filters, kh * run words), each filter row a run of `run_bits` bits.
+    words: uint64 (P, G, filters, kh * run words), each filter row a run of `run_bits` bits that is made whole bytes;
+    multiple: of which vectors and steps are made multiples.
     """
     planes, groups, filters = words.shape[:3]
-    run_bytes = -(-run_bits // 8)
     runs = np.ascontiguousarray(words.reshape(planes, groups, filters, kh, -1), "<u8")
-    as_bytes = runs.view(np.uint8)[..., :run_bytes]
+    as_bytes = runs.view(np.uint8)[..., : -(-run_bits // 8)]
     fours = np.stack([as_bytes & 15, as_bytes >> 4], -1).reshape(planes, groups, filters, -1)
     count = fours.shape[-1]
-    tiles, steps = -(-filters // TILE), -(-count // 3)
-    padded = np.zeros((planes, groups, tiles * TILE, steps * 3), np.uint8)
+    vectors = -(-filters // (LANES * multiple[0])) * multiple[0]
+    steps = -(-count // multiple[1]) * multiple[1]
+    padded = np.zeros((planes, groups, vectors * LANES, steps), np.uint8)
     padded[:, :, :filters, :count] = fours
-    return np.ascontiguousarray(padded.reshape(planes, groups, tiles, 2, LANES, -1).swapaxes(4, 5))
+    return aligned(padded.reshape(planes, groups, vectors, LANES, steps).swapaxes(3, 4))
 
 
 @inline
-def _place_pairs(windows, words, run_words, run_bytes, kh, count, places, stride):
+def place_pairs(first, second, places, run_bytes):
+    """Write the addresses of the table rows of two runs of bytes: uint16 (2 * run_bytes,)."""
+    low, high = np.uint16(15), np.uint16(240)
+    for k in range(run_bytes):
+        a = np.uint16(first[k])
+        b = np.uint16(second[k])
+        places[2 * k] = ((a & low) << np.uint16(4)) | ((b & low) << np.uint16(8))
+        places[2 * k + 1] = (a & high) | ((b & high) << np.uint16(4))
+
+
+@inline
+def _place_windows(windows, words, run_words, run_bytes, kh, count, places, stride):
     """Write for each pair of windows the addresses of its table rows: uint16 (pairs, stride)."""
     as_bytes = windows.view(np.uint8)
-    low, high = np.uint16(15), np.uint16(240)
     for pair in range((count + 1) // 2):
         for ky in range(kh):
             at = (2 * pair * words + ky * run_words) * 8
@@ -69,18 +81,12 @@ def _place_pairs(windows, words, run_words, run_bytes, kh, count, places, stride
             first = as_bytes[at : at + run_bytes]
             second = as_bytes[at + words * 8 : at + words * 8 + run_bytes]
             to = pair * stride + 2 * ky * run_bytes
-            run = places[to : to + 2 * run_bytes]
-            for k in range(run_bytes):
-                a = np.uint16(first[k])
-                b = np.uint16(second[k])
-                run[2 * k] = ((a & low) << np.uint16(4)) | ((b & low) << np.uint16(8))
-                run[2 * k + 1] = (a & high) | ((b & high) << np.uint16(4))
+            place_pairs(first, second, places[to : to + 2 * run_bytes], run_bytes)
 
 
 @inline
-def _count_tile(places, at0, at1, w, j0, j1, steps, table, counts):
-    """counts uint16 (4, 64) = popcounts of two pairs of windows against 64 filters."""
-    counts[:] = 0
+def _count_tile(places, at0, at1, w, j0, j1, steps, table, counts, to):
+    """counts[to:] uint16 (4, 64) += popcounts of two pairs of windows against 64 filters."""
     three = np.uint64(96)
     done = 0
     while done < steps:
@@ -117,44 +123,27 @@ def _count_tile(places, at0, at1, w, j0, j1, steps, table, counts):
             j1 += three
             at0 += np.uint64(3)
             at1 += np.uint64(3)
-        simd.add_to_uint16(counts, np.uint64(0), simd.low_of(s00, h00))
-        simd.add_to_uint16(counts, np.uint64(32), simd.low_of(s01, h01))
-        simd.add_to_uint16(counts, np.uint64(64), h00)
-        simd.add_to_uint16(counts, np.uint64(96), h01)
-        simd.add_to_uint16(counts, np.uint64(128), simd.low_of(s10, h10))
-        simd.add_to_uint16(counts, np.uint64(160), simd.low_of(s11, h11))
-        simd.add_to_uint16(counts, np.uint64(192), h10)
-        simd.add_to_uint16(counts, np.uint64(224), h11)
+        simd.add_to_uint16(counts, to, simd.low_of(s00, h00))
+        simd.add_to_uint16(counts, to + np.uint64(32), simd.low_of(s01, h01))
+        simd.add_to_uint16(counts, to + np.uint64(64), h00)
+        simd.add_to_uint16(counts, to + np.uint64(96), h01)
+        simd.add_to_uint16(counts, to + np.uint64(128), simd.low_of(s10, h10))
+        simd.add_to_uint16(counts, to + np.uint64(160), simd.low_of(s11, h11))
+        simd.add_to_uint16(counts, to + np.uint64(192), h10)
+        simd.add_to_uint16(counts, to + np.uint64(224), h11)
         done = stop
 
 
 @inline
-def _weigh(counts, sums, factor, first):
-    """sums int32 (4, 64) = (or += ) counts * factor."""
+def weigh(counts, sums, factor, first):
+    """sums int32 (= or +=) counts uint16 * factor."""
     m = _simd.splat(factor)
-    for v in range(0, 4 * TILE, 8):
+    for v in range(0, len(counts), 8):
         k = np.uint64(v)
         value = _simd.multiply(_simd.load_uint16(counts, k), m)
         if not first:
             value = _simd.add(value, _simd.load_int32(sums, k))
         _simd.store_int32(sums, k, value)
-
-
-@inline
-def _sum_tile(places, plane_places, pair, stride, w, j, weight_plane, pairs, planes, table, counts, sums):
-    """sums int32 (4, 64) over all pairs of planes for windows 2 pair .. 2 pair + 3 and the 64 filters at w[j:].
-
-    The counts of a single pair of planes stay where they are.
-    """
-    weight_planes = len(pairs) // planes
-    steps = stride // 3
-    for p in range(planes):
-        at = np.uint64(p * plane_places + pair * stride)
-        for q in range(weight_planes):
-            k = np.uint64(j + q * weight_plane)
-            _count_tile(places, at, at + np.uint64(stride), w, k, k + np.uint64(32 * stride), steps, table, counts)
-            if len(pairs) > 1:
-                _weigh(counts, sums, pairs[p * weight_planes + q], p == 0 and q == 0)
 
 
 @functools.cache
@@ -177,12 +166,13 @@ def lookup_kernel(sink_name: str) -> Any:
         stride = (kh * run_bytes * 2 + 2) // 3 * 3
         tile_size = TILE * stride
         weight_plane = groups * tiles * tile_size
+        weight_planes = len(pairs) // planes
         kinds = (y_kind, x_kind)
         ready = prepare(sink)
         scratch = np.empty(8, np.int32)
         kind_at = np.zeros(CHUNK, np.int64)
-        counts = np.empty(4 * TILE, np.uint16)
-        sums = np.empty(4 * TILE, np.int32)
+        counts = np.empty(CHUNK * TILE, np.uint16)
+        sums = np.empty(CHUNK * TILE if len(pairs) > 1 else 0, np.int32)
         windows = np.zeros(window_words(planes, words), np.uint64)
         plane_places = CHUNK // 2 * stride
         places = np.zeros(planes * plane_places, np.uint16)
@@ -193,23 +183,30 @@ def lookup_kernel(sink_name: str) -> Any:
                 for p in range(planes):
                     own = windows[p * CHUNK * words : (p + 1) * CHUNK * words]
                     to = places[p * plane_places : (p + 1) * plane_places]
-                    _place_pairs(own, words, run_words, run_bytes, kh, count, to, stride)
+                    _place_windows(own, words, run_words, run_bytes, kh, count, to, stride)
                 for tile in range(tiles):
-                    j = (g * tiles + tile) * tile_size
                     f = tile * TILE
                     vectors = min(TILE, lanes - f) // 8
-                    for i in range(0, count, 4):
-                        _sum_tile(
-                            places, plane_places, i // 2, stride, w, j, weight_plane, pairs, planes, table, counts, sums
-                        )
-                        for k in range(min(4, count - i)):
-                            for v in range(vectors):
-                                at = np.uint64(k * TILE + 8 * v)
-                                one = len(pairs) == 1
-                                value = _simd.load_uint16(counts, at) if one else _simd.load_int32(sums, at)
-                                here = f + 8 * v
-                                table_at, channel = kind_at[i + k] + here, g * filters + here
-                                write(value, table_at, start + i + k, channel, filters - here, tables, ready, scratch)
+                    for pair in range(len(pairs)):
+                        p = pair // weight_planes
+                        q = pair - p * weight_planes
+                        counts[:] = 0
+                        j = np.uint64(q * weight_plane + (g * tiles + tile) * tile_size)
+                        for i in range(0, count, 4):
+                            at = np.uint64(p * plane_places + i // 2 * stride)
+                            next_j, to = j + np.uint64(LANES * stride), np.uint64(i * TILE)
+                            steps = stride // 3
+                            _count_tile(places, at, at + np.uint64(stride), w, j, next_j, steps, table, counts, to)
+                        if len(pairs) > 1:
+                            weigh(counts, sums, pairs[pair], pair == 0)
+                    for i in range(count):
+                        for v in range(vectors):
+                            at = np.uint64(i * TILE + 8 * v)
+                            only = len(pairs) == 1
+                            value = _simd.load_uint16(counts, at) if only else _simd.load_int32(sums, at)
+                            here = f + 8 * v
+                            table_at, channel = kind_at[i] + here, g * filters + here
+                            write(value, table_at, start + i, channel, filters - here, tables, ready, scratch)
 
     look_up.__name__ = look_up.__qualname__ = f"lookup_{sink_name}"
     return jit(look_up)

@@ -15,21 +15,31 @@ INT32 = np.iinfo(np.int32)
 SIGNS = ((1,), True, (-1, 1))
 ZERO_ONE = ((1,), False, (0, 1))
 TERNARY = ((1, -1), False, (-1, 0, 1))
+UNEVEN = ((3, -6, 1), False, (-6, -5, -3, -2, 0, 1, 3, 4))
 TWO_BITS = ((1, 2), False, (0, 1, 2, 3))
 THREE_BIT_WEIGHTS = ((1, 2, 4), True, tuple(range(-7, 8, 2)))
 KINDS = {"signs": SIGNS, "zero_one": ZERO_ONE, "ternary": TERNARY, "two_bits": TWO_BITS, "weights3": THREE_BIT_WEIGHTS}
+KINDS["uneven"] = UNEVEN
 
 
-@pytest.fixture(autouse=True, params=["popcount", "lookup"])
+def forced(kernel):
+    """Return a choice of this kernel wherever its sums hold what they must, whatever the shape."""
+
+    def choose(conv, multipliers, positions):
+        if kernel == "lookup" and np.prod(conv.shape[1:]) < 60_000:
+            return "lookup", None
+        pairs = conv.plane_pairs(multipliers) if kernel == "levels" else None
+        return ("popcount", None) if pairs is None else ("levels", pairs)
+
+    return choose
+
+
+@pytest.fixture(autouse=True, params=["popcount", "lookup", "levels"])
 def _kernel(request, monkeypatch):
-    """Every test runs on both kernels where the CPU has them."""
-    if request.param == "lookup":
-        if "avx2" not in bk.cpu_features()["possible"]:
-            pytest.skip("the lookup kernel needs AVX2")
-        # Also on shapes that the popcount kernel would get.
-        monkeypatch.setattr(bk.PackedConv2d, "looks_up", lambda conv, positions: np.prod(conv.shape[1:]) < 60_000)
-    else:
-        monkeypatch.setattr(bk.PackedConv2d, "looks_up", lambda conv, positions: False)
+    """Every test runs on every kernel that the CPU can run."""
+    if request.param != "popcount" and "avx2" not in bk.cpu_features()["possible"]:
+        pytest.skip("lookups need AVX2")
+    monkeypatch.setattr(bk.PackedConv2d, "kernel_for", forced(request.param))
 
 
 def draw(rng, kind, *shape):
@@ -82,23 +92,63 @@ def test_every_pair_of_planes(a_kind, w_kind):
     check(x, w, a_kind, w_kind, padding=2, pad_value=1)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_random_configurations(data):
-    pick = data.draw
+@st.composite
+def configurations(pick):
+    """Shapes, geometry, kinds of planes and an epilogue, all small and odd."""
     groups = pick(st.sampled_from([1, 1, 2, 3]))
-    channels, filters = groups * pick(st.integers(1, 70)), groups * pick(st.integers(1, 9))
     kernel = pick(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     dilation = pick(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     padding = pick(st.tuples(st.integers(0, 3), st.integers(0, 3)))
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    size = [max(1, r - 2 * p) + pick(st.integers(0, 5)) for r, p in zip(reach, padding, strict=True)]
-    a_kind, w_kind = pick(st.sampled_from(sorted(KINDS))), pick(st.sampled_from(sorted(KINDS)))
-    stride = pick(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    rng = np.random.default_rng(pick(st.integers(0, 1000)))
-    x = draw(rng, a_kind, pick(st.integers(0, 3)), channels, *size)
-    w = draw(rng, w_kind, filters, channels // groups, *kernel)
-    check(x, w, a_kind, w_kind, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return {
+        "size": [max(1, r - 2 * p) + pick(st.integers(0, 5)) for r, p in zip(reach, padding, strict=True)],
+        "batch": pick(st.integers(0, 3)),
+        "channels": groups * pick(st.integers(1, 70)),
+        "filters": groups * pick(st.one_of(st.integers(1, 9), st.integers(30, 70))),
+        "kernel": kernel,
+        "kinds": (pick(st.sampled_from(sorted(KINDS))), pick(st.sampled_from(sorted(KINDS)))),
+        "geometry": {
+            "stride": pick(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+        },
+        "seed": pick(st.integers(0, 1000)),
+    }
+
+
+def check_configuration(c):
+    """Integers, bits behind thresholds and floats behind an epilogue, all exact."""
+    rng = np.random.default_rng(c["seed"])
+    x = draw(rng, c["kinds"][0], c["batch"], c["channels"], *c["size"])
+    w = draw(rng, c["kinds"][1], c["filters"], c["channels"] // c["geometry"]["groups"], *c["kernel"])
+    conv, bits = check(x, w, *c["kinds"], **c["geometry"])
+    dots = reference.conv2d(x, w, **c["geometry"])
+    t = rng.integers(-20, 20, c["filters"]).astype(np.int32)
+    flip = rng.random(c["filters"]) < 0.5
+    expected = reference.pack_words(reference.threshold(dots, t, flip))
+    np.testing.assert_array_equal(conv.with_threshold(t, flip)(bits).words[0], expected)
+    scale = rng.standard_normal(c["filters"]).astype(np.float32)
+    epilogue = bk.Epilogue(c["filters"], scale=scale, residual="before", low=0.0, bounds=scale / 2, flip=flip)
+    sums = np.ascontiguousarray(dots.transpose(0, 2, 3, 1)).astype(np.int32)
+    rest = rng.standard_normal(sums.shape).astype(np.float32)
+    floats, signs = conv.finish(bits, epilogue, rest)
+    plain, plain_signs = epilogue.apply_reference(sums, rest)
+    np.testing.assert_array_equal(floats, plain)
+    np.testing.assert_array_equal(signs.words, plain_signs.words)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(c=configurations())
+def test_random_configurations(c):
+    check_configuration(c)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None, derandomize=True, database=None)
+@given(c=configurations())
+def test_thousands_of_random_configurations(c):
+    check_configuration(c)
 
 
 def test_float_weights_and_inputs_count_by_sign():
