@@ -28,6 +28,20 @@ def frozen(model: nn.Module, example: Tensor, file: Path | None = None) -> Any:
         return torch.jit.optimize_for_inference(graph)
 
 
+def _with_affine_norms(model: nn.Module) -> nn.Module:
+    """Return a copy whose batch norms all have a gamma and a beta, 1 and 0 where they had none: the same function.
+
+    PyTorch's optimized graphs fail on others.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and not module.affine:
+            module.affine = True
+            module.weight = nn.Parameter(torch.ones(module.num_features))
+            module.bias = nn.Parameter(torch.zeros(module.num_features))
+    return model
+
+
 def _openvino(model: nn.Module, example: Tensor, threads: int) -> Callable[[np.ndarray], Any]:
     import openvino
 
@@ -55,6 +69,7 @@ def make_peers(twin: nn.Module, images: Tensor, threads: int, has_peer: bool) ->
     twin: in evaluation mode. threads: for OpenVINO; PyTorch's are set already. has_peer: build OpenVINO's too.
     RuntimeError if one of them gives other outputs.
     """
+    twin = _with_affine_norms(twin)
     last = copy.deepcopy(twin).to(memory_format=torch.channels_last)
     given = images.to(memory_format=torch.channels_last)
     graph, graph_last = frozen(twin, images), frozen(last, given)

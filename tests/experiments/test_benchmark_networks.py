@@ -54,6 +54,13 @@ def test_a_peer_with_other_outputs_is_refused(monkeypatch):
         network_peers.make_peers(twin, torch.randn(1, 1, 5, 5), 1, False)
 
 
+def test_peers_of_a_network_with_batch_norm_that_is_not_affine():
+    twin = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8, affine=False), nn.Flatten()).eval()
+    peers = network_peers.make_peers(twin, torch.randn(2, 3, 8, 8), 1, False)
+    assert set(peers) == {"eager", "eager, channels last", "frozen", "frozen, channels last"}
+    assert not twin[2].affine
+
+
 def test_openvino_answers_like_pytorch():
     pytest.importorskip("openvino")
     twin = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten()).eval()
