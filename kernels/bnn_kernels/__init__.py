@@ -7,6 +7,8 @@ same functions in plain NumPy.
 from bnn_kernels import reference as reference
 from bnn_kernels.binary_conv import PackedConv2d as PackedConv2d
 from bnn_kernels.binary_conv import ThresholdConv2d as ThresholdConv2d
+from bnn_kernels.binary_conv1d import PackedConv1d as PackedConv1d
+from bnn_kernels.binary_conv1d import ThresholdConv1d as ThresholdConv1d
 from bnn_kernels.binary_linear import PackedLinear as PackedLinear
 from bnn_kernels.binary_linear import ThresholdLinear as ThresholdLinear
 from bnn_kernels.bit_tensor import BitTensor as BitTensor

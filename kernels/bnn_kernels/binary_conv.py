@@ -25,6 +25,7 @@ from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.isa import isa
 from bnn_kernels.level_lookup_conv import PlanePairs, level_lookup_kernel, lookups_for
 from bnn_kernels.lookup_conv import MOST_BITS, lookup_kernel, pair_table, spread_weights
+from bnn_kernels.memory import new_array
 from bnn_kernels.popcount_conv import LANES, popcount_kernel
 from bnn_kernels.threads import run_rows
 from bnn_kernels.thresholds import Thresholds
@@ -306,7 +307,7 @@ class PackedConv2d:
     def _dots(self, bits: BitTensor) -> np.ndarray:
         """Return int32 (N, Ho, Wo, O) of words whose channel count has been checked."""
         plan, n = self._plan(bits), bits.words.shape[1]
-        out = np.empty((n, plan.ho, plan.wo, self.shape[0]), np.int32)
+        out = new_array((n, plan.ho, plan.wo, self.shape[0]), np.int32, "an output")
         plan.run(*self._input(bits, plan), n * plan.ho * plan.wo, "to_ints", (out.reshape(-1), self.shape[0]))
         return out
 
@@ -315,8 +316,8 @@ class PackedConv2d:
         plan, n = self._plan(bits), bits.words.shape[1]
         filters = self.shape[0]
         # The kernel writes whole bytes; only words that are not made of 8 need their tail zeroed first.
-        make = np.empty if filters % 64 == 0 else np.zeros
-        words = make((1, n, plan.ho, plan.wo, words_for(filters)), np.uint64)
+        shape = (1, n, plan.ho, plan.wo, words_for(filters))
+        words = new_array(shape, np.uint64, "an output", zeros=filters % 64 != 0)
         sink = (*plan.bounds(thresholds), words.view(np.uint8).reshape(-1), words_for(filters) * 8)
         plan.run(*self._input(bits, plan), n * plan.ho * plan.wo, "to_bits", sink)
         return BitTensor(words, (n, filters, plan.ho, plan.wo))

@@ -7,6 +7,7 @@ x * channels + c. The bits under one row of a filter are then one run, whatever 
 import numpy as np
 
 from bnn_kernels._jit import inline, jit
+from bnn_kernels.memory import new_array
 from bnn_kernels.threads import run_rows
 
 
@@ -80,7 +81,7 @@ def bit_rows(
     p, n, h, w, _ = planes.shape
     row_words = row_length(w, channels, padding[1])
     size = n * (h + 2 * padding[0]) * groups * row_words
-    rows = np.zeros(p * size + SLACK, np.uint64)
+    rows = new_array((p * size + SLACK,), np.uint64, f"the input with its border {padding}", zeros=True)
     shape = (h, w, planes.shape[4], *padding, groups, channels, row_words)
     for index, (words, bit) in enumerate(zip(planes, pad_bits, strict=True)):
         out = rows[index * size : (index + 1) * size]

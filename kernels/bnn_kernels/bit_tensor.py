@@ -27,8 +27,8 @@ def words_for(channels: int) -> int:
 class BitTensor:
     """Bit planes of a tensor of integer levels: level = sum_p multipliers[p] * plane[p].
 
-    words: uint64 (P, N, H, W, ceil(C/64)); a (N, K) tensor has H = W = 1 and C = K.
-    shape: the logical shape, (N, C, H, W) or (N, K).
+    words: uint64 (P, N, H, W, ceil(C/64)); a (N, C, L) tensor has H = 1, a (N, K) tensor H = W = 1 and C = K.
+    shape: the logical shape, (N, C, H, W), (N, C, L) or (N, K).
     signed: planes are {-1,+1} (bit 1 is -1) or {0,1} (bit 1 is 1).
     """
 
@@ -125,9 +125,11 @@ def _pack_channels_first(x, words, size, nan, first, last):
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
-    """Return a contiguous (N, H, W, C) copy or view of a (N, C, H, W) or (N, K) array (H = W = 1)."""
+    """Return a contiguous (N, H, W, C) copy or view; (N, C, L) has H = 1, (N, K) has H = W = 1."""
     if x.ndim == 2:
         return np.ascontiguousarray(x).reshape(x.shape[0], 1, 1, x.shape[1])
+    if x.ndim == 3:
+        return np.ascontiguousarray(x.transpose(0, 2, 1))[:, None]
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
@@ -135,8 +137,8 @@ def _check_float(x: np.ndarray) -> np.ndarray:
     if not isinstance(x, np.ndarray) or not np.issubdtype(x.dtype, np.floating):
         got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
         raise TypeError(f"pack takes a NumPy float array, got {got}; integer levels go through pack_levels")
-    if x.ndim not in (2, 4):
-        raise ValueError(f"pack takes shape (N, C, H, W) or (N, K), got {x.shape}")
+    if x.ndim not in (2, 3, 4):
+        raise ValueError(f"pack takes shape (N, C, H, W), (N, C, L) or (N, K), got {x.shape}")
     # Half floats would be compiled for nothing: every float16 is a float32.
     return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
 
@@ -151,8 +153,8 @@ def raise_nan() -> None:
 def pack(x: np.ndarray) -> BitTensor:
     """Pack the signs of a float array: bit 1 where x < 0, so sign(0) = sign(-0.0) = +1.
 
-    x: float (N, C, H, W) or (N, K), any strides. Returns one signed plane. TypeError if not float, ValueError on
-    another number of dimensions or on NaN.
+    x: float (N, C, H, W), (N, C, L) or (N, K), any strides. Returns one signed plane. TypeError if not float,
+    ValueError on another number of dimensions or on NaN.
     """
     x = _check_float(x)
     if x.ndim == 4 and x.dtype == np.float32 and x.flags.c_contiguous and min(x.shape) > 0:
@@ -240,13 +242,13 @@ def pack_codes(codes: np.ndarray, planes: int) -> np.ndarray:
 
 
 def pack_levels(levels: np.ndarray, multipliers: Sequence[int] = (1,), signed: bool = True) -> BitTensor:
-    """Pack integer levels of shape (N, C, H, W) or (N, K); level = sum_p multipliers[p] * plane[p].
+    """Pack integer levels of shape (N, C, H, W), (N, C, L) or (N, K); level = sum_p multipliers[p] * plane[p].
 
     TypeError if not integers; ValueError on another number of dimensions or a level that has no code.
     """
     checked = check_planes(multipliers, signed)
-    if levels.ndim not in (2, 4):
-        raise ValueError(f"pack_levels takes shape (N, C, H, W) or (N, K), got {levels.shape}")
+    if levels.ndim not in (2, 3, 4):
+        raise ValueError(f"pack_levels takes shape (N, C, H, W), (N, C, L) or (N, K), got {levels.shape}")
     codes = encode(channels_last(levels), checked, bool(signed))
     return BitTensor(pack_codes(codes, len(checked)), tuple(levels.shape), bool(signed), checked)
 
@@ -270,7 +272,7 @@ def unpack_channels_last(bits: BitTensor) -> np.ndarray:
 def unpack(bits: BitTensor) -> np.ndarray:
     """Return the integer levels as float32 of the logical shape: +1 and -1 for what `pack` returns."""
     levels = unpack_channels_last(bits)
-    return levels.reshape(bits.shape) if len(bits.shape) == 2 else levels.transpose(0, 3, 1, 2)
+    return levels.transpose(0, 3, 1, 2).reshape(bits.shape) if len(bits.shape) < 4 else levels.transpose(0, 3, 1, 2)
 
 
 def code_of(level: int, bits: BitTensor) -> int:

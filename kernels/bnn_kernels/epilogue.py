@@ -19,6 +19,7 @@ import numpy as np
 from bnn_kernels import _simd
 from bnn_kernels._jit import inline, jit
 from bnn_kernels.bit_tensor import BitTensor, pack_codes, raise_nan, words_for
+from bnn_kernels.memory import new_array
 from bnn_kernels.threads import run_rows
 
 LANES = _simd.LANES
@@ -187,11 +188,11 @@ class Epilogue:
         if not keep and self.bounds is None:
             raise ValueError("nothing to compute: neither floats are kept nor bounds given")
         rest = self.check(shape, residual)
-        floats = np.empty(shape, np.float32) if keep else None
+        floats = new_array(shape, np.float32, "an output") if keep else None
         words = None
         if self.bounds is not None:
-            make = np.empty if self.channels % 64 == 0 else np.zeros
-            words = make((1, *shape[:3], words_for(self.channels)), np.uint64)
+            size = (1, *shape[:3], words_for(self.channels))
+            words = new_array(size, np.uint64, "an output", zeros=self.channels % 64 != 0)
         nan = np.zeros(1, np.uint8)
 
         def results() -> tuple[np.ndarray | None, BitTensor | None]:

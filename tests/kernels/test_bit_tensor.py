@@ -53,7 +53,7 @@ def test_empty_batch():
     [
         (np.array([[1.0, np.nan]]), ValueError, "NaN"),
         (np.ones((2, 3), np.int64), TypeError, "int64"),
-        (np.ones((2, 3, 4)), ValueError, r"\(2, 3, 4\)"),
+        (np.ones((2, 3, 4, 5, 6)), ValueError, r"\(2, 3, 4, 5, 6\)"),
         ([[1.0]], TypeError, "list"),
     ],
 )
