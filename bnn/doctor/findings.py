@@ -77,7 +77,7 @@ RULES = (
         "no_gradient",
         0.9,
         _percent("latent weights get no gradient"),
-        "the surrogate passes nothing: widen its window, clip latents to it, or look for a dead layer above",
+        "the surrogate passes nothing (widen its window, clip latents to it), or inputs are 0 (see constant channels)",
     ),
     _Rule(
         "lopsided weights",
