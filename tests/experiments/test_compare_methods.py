@@ -110,3 +110,13 @@ def test_every_quantizer_is_a_method():
         found = methods(compose("compare_methods"))
         assert set(found) == {file.stem for file in (cli.CONFIGS / "quantizer").glob("*.yaml")} | {"bop"}
         assert row_of(compose("compare_methods", ["folder=nowhere"]), "xnor") is None
+
+
+def test_the_documents_table_is_that_of_the_result():
+    text = (cli.CONFIGS.parent / "docs" / "training.md").read_text()
+    content = json.loads((cli.CONFIGS.parent / "results" / "methods_mnist.json").read_text())
+    for row in content["rows"]:
+        assert row["seeds"] == 3
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| `{row['method']}` | ")]
+        assert f" | {100 * row['mean']:.2f} ± {100 * row['std']:.2f} | {row['diverged'] or ''}" in line
+        assert all(run["findings"] for run in row["runs"] if run["diverged"])
