@@ -4,6 +4,7 @@
 (numba), `bnn.training` Lightning, `bnn.data` the data sets.
 """
 
+import importlib
 from typing import Any
 
 from bnn import layers as layers
@@ -16,9 +17,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "check_parity"):
+    if name in ("convert", "check_parity", "converter"):
         # `bnn.convert` is the function; the package of the same name is bnn.converter.
-        from bnn import converter
-
-        return getattr(converter, name)
+        converter = importlib.import_module("bnn.converter")
+        return converter if name == "converter" else getattr(converter, name)
     raise AttributeError(f"module 'bnn' has no attribute {name!r}")

@@ -79,10 +79,13 @@ class Builder:
             )
         return full.reshape(channels).numpy().copy()
 
-    def affine(self, x: Value, scale: Any = None, shift: Any = None, function: Function | None = None) -> Value:
+    def affine(
+        self, x: Value, scale: Any = None, shift: Any = None, function: Function | None = None, is_norm: bool = False
+    ) -> Value:
         """Return x * scale + shift; numbers, or tensors that vary by channel.
 
-        function: (T, C) -> (T, C), the network's own computation, if it rounds in another way.
+        function: (T, C) -> (T, C), the network's own computation, if it rounds in another way. is_norm: product and
+            sum are rounded once, as in PyTorch's batch norm.
         """
         a = None if scale is None else self.channel_vector(x, scale)
         b = None if shift is None else self.channel_vector(x, shift)
@@ -93,7 +96,7 @@ class Builder:
 
         uniform = all(v is None or (v == v[0]).all() for v in (a, b))
         return Channelwise(
-            x.shape, (x,), function=self._any_width(function or compute, x, uniform), form=Affine(a, b),
+            x.shape, (x,), function=self._any_width(function or compute, x, uniform), form=Affine(a, b, is_norm),
             uniform=uniform, monotone=True,
         )  # fmt: skip
 

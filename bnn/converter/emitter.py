@@ -140,14 +140,9 @@ class _Emitter:
         if takes_layer and isinstance(base, BinaryLayer):
             outputs = self._binary_pass(base, form, attrs, tensors, residual, sources)
         else:
-            entering = self.registers[base] if not takes_layer else self._scaled_layer(base, form, value)
-            if takes_layer and form.is_affine and not signs:
-                self.registers[value] = entering
-                return
-            if not takes_layer:
-                tensors |= self._affine(form)
             attrs["channels"] = value.shape[0]
-            outputs = self._step("elementwise", [entering, *residual], sources, attrs, tensors)
+            tensors |= self._affine(form)
+            outputs = self._step("elementwise", [self.registers[base], *residual], sources, attrs, tensors)
         if keep:
             self.registers[value] = outputs[0]
         if signs:
@@ -182,21 +177,6 @@ class _Emitter:
             attrs["input_scale"] = True
             inputs.append(self.registers[layer.inputs[1]])
         return self._step(layer.op, inputs + residual, sources, attrs, {**layer.tensors, **tensors})
-
-    def _scaled_layer(self, layer: Value, form: EpilogueForm, value: Value) -> str:
-        """Emit a float layer with the pass's scale and shift in its weights."""
-        assert isinstance(layer, FloatLayer) and form.scale is not None
-        tensors = dict(layer.tensors)
-        for name, tensor in layer.tensors.items():
-            if name == "weight" or name.startswith("scale."):
-                factor = form.scale.reshape(-1, *[1] * (tensor.ndim - 1))
-                tensors[name] = np.ascontiguousarray(tensor * factor, np.float32)
-        bias = np.zeros(len(form.scale)) if "bias" not in tensors else tensors["bias"] * form.scale
-        bias = bias if form.shift is None else bias + form.shift
-        tensors["bias"] = bias.astype(np.float32)
-        inputs = [self.registers[operand] for operand in layer.inputs]
-        source = value.source if form.is_affine else ""
-        return self._step(layer.op, inputs, [source], layer.attrs, tensors)[0]
 
     # -- levels -----------------------------------------------------------------------------------------------------
 

@@ -22,10 +22,12 @@ def _plus(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class EpilogueForm:
-    """What the epilogue does: affine, residual, bend, clamp, residual; see bnn_kernels.epilogue. float64 (C,)."""
+    """What the epilogue does: affine, norm, residual, bend, clamp, residual; see bnn_kernels.epilogue. float64 (C,)."""
 
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
+    norm_scale: np.ndarray | None = None
+    norm_shift: np.ndarray | None = None
     residual: Value | None = None
     residual_is: str | None = None
     pre: np.ndarray | None = None
@@ -34,13 +36,9 @@ class EpilogueForm:
     low: float = -math.inf
     high: float = math.inf
 
-    @property
-    def is_affine(self) -> bool:
-        """Whether scale and shift are all there is."""
-        return self.residual is None and self._parts() == {} and self.low == -math.inf and self.high == math.inf
-
     def _parts(self) -> dict[str, np.ndarray]:
         vectors = {"pre": self.pre, "slope": self.slope, "post": self.post}
+        vectors |= {"norm_scale": self.norm_scale, "norm_shift": self.norm_shift}
         return {name: vector for name, vector in vectors.items() if vector is not None}
 
     def attrs(self) -> dict[str, Any]:
@@ -72,9 +70,12 @@ def fit(chain: Sequence[Link]) -> EpilogueForm | None:
             return None
         part = value.form
         if isinstance(part, Affine) and stage == 0:
-            before = form.get("shift")
+            # A second batch norm is joined with the first one.
+            slot = "norm_" if part.is_norm or "norm_scale" in form else ""
+            before = form.get(f"{slot}shift")
             shift = before if before is None else _times(before, part.scale)
-            form |= {"scale": _times(form.get("scale"), part.scale), "shift": _plus(shift, part.shift)}
+            form |= {f"{slot}scale": _times(form.get(f"{slot}scale"), part.scale)}
+            form |= {f"{slot}shift": _plus(shift, part.shift)}
         elif isinstance(part, Affine) and part.scale is None and part.shift is not None and stage in (1, 3):
             form |= {"pre": -part.shift} if stage == 1 else {"post": part.shift}
             stage += 1

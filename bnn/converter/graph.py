@@ -103,10 +103,11 @@ class BinaryLayer(Value):
 
 @dataclass(frozen=True)
 class Affine:
-    """x * scale + shift, float64 (C,); None is 1 or 0."""
+    """x * scale + shift, float64 (C,); None is 1 or 0. is_norm: rounded once, as batch norm is, not twice."""
 
     scale: np.ndarray | None
     shift: np.ndarray | None
+    is_norm: bool = False
 
 
 @dataclass(frozen=True)

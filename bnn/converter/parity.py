@@ -5,6 +5,7 @@ PyTorch fed the same place, so a difference is shown where it arises: integer st
 steps may differ by rounding, and so may signs of floats, where a float lies within rounding of its threshold.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import bnn_kernels as bk
 import numpy as np
 import torch
 from bnn_kernels.bit_tensor import BitTensor, unpack
+from bnn_kernels.pooling import max_pool
 from torch import Tensor, fx, nn
 
 from bnn.converter.convert import check_examples
@@ -111,6 +113,7 @@ class _Comparison:
         self.tallies: dict[str, _Tally] = {}
         self.free: dict[str, _Tally] = {}
         self.place: dict[str, tuple[int, str]] = {}
+        self.made_by = {output: i for i, spec in enumerate(packed.steps) for output in spec.outputs}
         for index, spec in enumerate(packed.steps):
             fed_by_floats = any(packed.specs[name].kind == "float" for name in spec.inputs)
             for output, source in zip(spec.outputs, spec.sources, strict=True):
@@ -135,9 +138,7 @@ class _Comparison:
             if source in values:
                 expected = values[source]
 
-                def margins() -> np.ndarray | None:
-                    return self.packed.margins(index, *[registers[name] for name in self.packed.steps[index].inputs])
-
+                margins = functools.partial(self._margins, index, registers)
                 tallies[register].add(_channels_first(value, expected.shape), expected, margins)
                 if not free:
                     registers[register] = _as_register(value, expected)
@@ -145,6 +146,17 @@ class _Comparison:
 
         found = self.packed.trace(*inputs, replace=compare)
         return found if isinstance(found, tuple) else (found,)
+
+    def _margins(self, index: int, registers: dict[str, Any]) -> np.ndarray | None:
+        """Return the margins of a step's levels; behind a pooling, the smallest of each window."""
+        step = self.packed.steps[index]
+        if step.op != "pool_bits":
+            return self.packed.margins(index, *[registers[name] for name in step.inputs])
+        before = self._margins(self.made_by[step.inputs[0]], registers)
+        if before is None:
+            return None
+        geometry = (*step.attrs["kernel"], *step.attrs["stride"], *step.attrs["padding"])
+        return -max_pool(-before.astype(np.float32), geometry)
 
     def rows(self, tallies: dict[str, _Tally]) -> tuple[StepParity, ...]:
         return tuple(

@@ -14,7 +14,6 @@ from bnn.converter.graph import (
     BinaryLayer,
     Channelwise,
     Curve,
-    FloatLayer,
     Levels,
     Moved,
     Pool,
@@ -38,7 +37,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass that makes a value: from which value (a layer's output if `takes_layer`), and how."""
+    """One pass that makes a value: from which value (a binary layer's sums if `takes_layer`), and how."""
 
     base: Value
     form: EpilogueForm
@@ -133,10 +132,10 @@ class _Planner:
             if not self._can_absorb(main):
                 plan.floats.add(main)
                 break
-            if isinstance(main, BinaryLayer) or (isinstance(main, FloatLayer) and form.scale is not None):
+            if isinstance(main, BinaryLayer):
                 plan.absorbed.add(main)
                 break
-            if isinstance(main, FloatLayer) or fit([(main, self._operands(main)[1]), *chain]) is None:
+            if fit([(main, self._operands(main)[1]), *chain]) is None:
                 plan.floats.add(main)
                 break
             plan.absorbed.add(main)
@@ -147,15 +146,13 @@ class _Planner:
             plan.floats.add(form.residual)
         if isinstance(main, BinaryLayer) and takes_layer:
             plan.floats.update(main.inputs[1:])
-        elif isinstance(main, FloatLayer) and takes_layer:
-            plan.floats.update(main.inputs)
 
     def _can_absorb(self, value: Value) -> bool:
         if self.users[value] > 1:
             return False
         if isinstance(value, Channelwise):
             return not isinstance(value.form, Curve)
-        return isinstance(value, Add | BinaryLayer | FloatLayer)
+        return isinstance(value, Add | BinaryLayer)
 
     def _operands(self, value: Value) -> tuple[Value, Value | None]:
         """Return the operand that the pass goes on from and, of a sum, the other one."""
@@ -165,14 +162,13 @@ class _Planner:
         return (a, b) if self._rank(a) >= self._rank(b) else (b, a)
 
     def _rank(self, value: Value) -> int:
-        """How much is gained by absorbing: a binary layer most, then a float one, then anything."""
+        """How much is gained by going on from an operand: a binary layer most, then anything that can be absorbed."""
+        found = 0
         while self._can_absorb(value):
             if isinstance(value, BinaryLayer):
-                return 3
-            if isinstance(value, FloatLayer):
                 return 2
-            value = value.inputs[0]
-        return 0
+            found, value = 1, value.inputs[0]
+        return found
 
 
 def _spreads(value: Value) -> bool:

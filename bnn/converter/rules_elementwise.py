@@ -52,17 +52,18 @@ def batch_norm(build: Builder, module: Any, x: Value) -> Value:
     """Batch norm in evaluation: one scale and shift a channel."""
     if module.running_mean is None:
         build.fail("batch norm without running statistics depends on the batch; track them")
-    scale = (module.running_var.double() + module.eps).rsqrt()
+    # PyTorch's own float32 numbers, to the bit: the sum is rounded once.
+    scale = (module.running_var + module.eps).rsqrt()
     if module.weight is not None:
-        scale = scale * module.weight.double()
-    shift = -module.running_mean.double() * scale
+        scale = scale * module.weight
+    shift = -module.running_mean.double() * scale.double()
     if module.bias is not None:
         shift = shift + module.bias.double()
 
     def function(y: Tensor) -> Tensor:
         return module(y[..., None, None])[..., 0, 0] if isinstance(module, nn.BatchNorm2d) else module(y)
 
-    return build.affine(x, scale, shift, function)
+    return build.affine(x, scale, shift.float(), function, is_norm=True)
 
 
 # -- activations ------------------------------------------------------------------------------------------------------

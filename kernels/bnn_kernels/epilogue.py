@@ -1,9 +1,10 @@
 """The epilogue: what follows a layer, in one pass over its output.
 
-Per channel, float32, every operation rounded once and none contracted, so that the plain NumPy version beside it gives
-the same numbers:
+Per channel, float32, every operation rounded once and none contracted but that of the batch norm, so that the plain
+NumPy version beside it gives the same numbers:
 
-    v = y * scale + shift                          batch norm, the scale of the weights, a bias
+    v = y * scale + shift                          the scale of the weights, a bias
+    v = v * norm_scale + norm_shift                batch norm, rounded once where the CPU can, as PyTorch does it
     v = v + residual                               if the residual comes "before" the activation
     v = v - pre;  v = v * slope if v < 0;  v = v + post     PReLU, RPReLU (ReActNet, section 4.2)
     v = min(max(v, low), high)                     ReLU, hardtanh
@@ -25,26 +26,27 @@ from bnn_kernels.threads import run_rows
 LANES = _simd.LANES
 
 # Bits of `Epilogue.parts`: which parts there are.
-BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP = 1, 2, 4, 8, 16, 32
+BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM = 1, 2, 4, 8, 16, 32, 64
 
 _NO_MAP = np.empty(0, np.float32)
 _NO_BITS = np.empty(0, np.uint8)
 
 
 # Rows of `Epilogue.table`, each one number a lane.
-SCALE, SHIFT, PRE, SLOPE, POST, LOW, HIGH, BOUNDS = range(8)
+ROWS = 10
+SCALE, SHIFT, NORM_SCALE, NORM_SHIFT, PRE, SLOPE, POST, LOW, HIGH, BOUNDS = range(ROWS)
 
 
 @inline
 def addresses(sink):
     """Return a sink for `finish_block` with the addresses of its arrays, which the caller keeps alive.
 
-    sink = (parts, channels, table, flip, residual, out, bits, row bytes, nan): table float32 flat (8, lanes), see
+    sink = (parts, channels, table, flip, residual, out, bits, row bytes, nan): table float32 flat (ROWS, lanes), see
     `Epilogue.table`; flip uint8 (lanes / 8,); residual and out float32 flat (positions, channels); bits uint8 flat
     (positions, row bytes); nan uint8 (1,).
     """
     parts, channels, table, flip, residual, out, bits, row_bytes, nan = sink
-    lanes = len(table) // 8
+    lanes = len(table) // ROWS
     places = (table.ctypes.data, flip.ctypes.data, residual.ctypes.data, out.ctypes.data, bits.ctypes.data)
     return parts, channels, lanes, row_bytes, nan.ctypes.data, places
 
@@ -58,6 +60,9 @@ def finish_block(y, position, c, left, sink):
     at = position * channels + c
     v = _simd.multiply_floats(y, _simd.load_from(table, SCALE * lanes + c))
     v = _simd.add_floats(v, _simd.load_from(table, SHIFT * lanes + c))
+    if parts & NORM:
+        gain, offset = _simd.load_from(table, NORM_SCALE * lanes + c), _simd.load_from(table, NORM_SHIFT * lanes + c)
+        v = _simd.multiply_add(v, gain, offset)
     rest = v
     if parts & (BEFORE | AFTER):
         rest = _simd.load_from(residual, at) if count == 8 else _simd.load_some(residual, at, count)
@@ -106,9 +111,10 @@ def _epilogue_rows(y, sink, first, last):
 class Epilogue:
     """Affine, residual, activation and next sign of a layer's output, in one pass; see the module for the order.
 
-    channels: C. scale, shift, pre, slope, post: float32 (C,) or None. residual: whether a second map is added, "before"
-    or "after" the activation. low, high: the ends of a clamp. bounds float32 (C,) with flip bool (C,) or None: also
-    return the signs, bit = (v < bounds) xor flip. ValueError on shapes that do not fit and on NaN.
+    channels: C. scale, shift, norm_scale, norm_shift, pre, slope, post: float32 (C,) or None. residual: whether a
+    second map is added, "before" or "after" the activation. low, high: the ends of a clamp. bounds float32 (C,) with
+    flip bool (C,) or None: also return the signs, bit = (v < bounds) xor flip. ValueError on shapes that do not fit and
+    on NaN.
     """
 
     def __init__(
@@ -117,6 +123,8 @@ class Epilogue:
         *,
         scale: np.ndarray | None = None,
         shift: np.ndarray | None = None,
+        norm_scale: np.ndarray | None = None,
+        norm_shift: np.ndarray | None = None,
         residual: Literal["before", "after"] | None = None,
         pre: np.ndarray | None = None,
         slope: np.ndarray | None = None,
@@ -135,6 +143,8 @@ class Epilogue:
         self.low, self.high = np.float32(low), np.float32(high)
         self.scale = self._vector("scale", scale, 1)
         self.shift = self._vector("shift", shift, 0)
+        self.norm_scale = self._vector("norm_scale", norm_scale, 1)
+        self.norm_shift = self._vector("norm_shift", norm_shift, 0)
         self.pre = self._vector("pre", pre, 0)
         self.slope = self._vector("slope", slope, 1)
         self.post = self._vector("post", post, 0)
@@ -148,13 +158,15 @@ class Epilogue:
         clamps = bool(self.low > -np.inf or self.high < np.inf)
         self.parts = (
             (BEFORE if residual == "before" else AFTER if residual == "after" else 0)
+            | (NORM if norm_scale is not None or norm_shift is not None else 0)
             | (ACTIVATION if activation else 0)
             | (CLAMP if clamps else 0)
             | (BITS if bounds is not None else 0)
         )
         lanes = -(-self.channels // LANES) * LANES
-        self.table = np.zeros((8, lanes), np.float32)
-        rows = (self.scale, self.shift, self.pre, self.slope, self.post, self.low, self.high, self.bounds)
+        self.table = np.zeros((ROWS, lanes), np.float32)
+        norm = (self.norm_scale, self.norm_shift)
+        rows = (self.scale, self.shift, *norm, self.pre, self.slope, self.post, self.low, self.high, self.bounds)
         for row, value in zip(self.table, rows, strict=True):
             row[: self.channels] = 0 if value is None else value
         self.packed_flip = np.packbits(self.flip, bitorder="little")
@@ -227,6 +239,8 @@ class Epilogue:
     ) -> tuple[np.ndarray | None, BitTensor | None]:
         """Return what `__call__` returns, in plain NumPy."""
         v = y.astype(np.float32) * self.scale + self.shift
+        if self.parts & NORM:  # the product of two float32 is exact in float64
+            v = (v.astype(np.float64) * self.norm_scale + self.norm_shift).astype(np.float32)
         if self.residual == "before":
             v = v + residual
         if self.parts & ACTIVATION:

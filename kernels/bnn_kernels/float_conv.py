@@ -98,6 +98,7 @@ def _write(out, to, value, scratch, count):
 def _conv_rows(x, offsets, w, bias, out, size, first, last):
     """Rows (n, oy) of out float32 flat (N, Ho, Wo, O).
 
+    The bias is added last, as oneDNN does behind PyTorch; its order of the sum is this one too.
     x float32 flat (N, H, W, C), border included; offsets from `window_offsets`; w flat `filter_lanes`; bias float32
     flat (G, blocks, 16); size = (H, W, C, Ho, Wo, G, filters of a group, sy, sx).
     """
@@ -109,7 +110,8 @@ def _conv_rows(x, offsets, w, bias, out, size, first, last):
     # A map narrower than four positions computes its first one four times; of the last tile some is done twice.
     tile = 4 if wo >= 4 else 1
     position = np.uint64(sx * channels) if tile == 4 else np.uint64(0)
-    scratch = np.empty(8, np.float32)
+    scratch = np.zeros(8, np.float32)
+    zero = _simd.load(scratch, np.uint64(0))
     for row in range(first, last):
         n = row // ho
         oy = row - n * ho
@@ -125,24 +127,24 @@ def _conv_rows(x, offsets, w, bias, out, size, first, last):
                 at = np.uint64(line + ox * sx * channels + g * own)
                 to = (row * wo + ox) * pixel + g * filters + f
                 if f + 8 < filters:
-                    s = _tile_4x2(x, offsets, at, position, w, j, (b0, b1, b0, b1, b0, b1, b0, b1))
+                    s = _tile_4x2(x, offsets, at, position, w, j, (zero, zero, zero, zero, zero, zero, zero, zero))
                     count = filters - f
-                    _write(out, to, s[0], scratch, count)
-                    _write(out, to + 8, s[1], scratch, count - 8)
+                    _write(out, to, _simd.add_floats(s[0], b0), scratch, count)
+                    _write(out, to + 8, _simd.add_floats(s[1], b1), scratch, count - 8)
                     if tile == 4:
-                        _write(out, to + pixel, s[2], scratch, count)
-                        _write(out, to + pixel + 8, s[3], scratch, count - 8)
-                        _write(out, to + 2 * pixel, s[4], scratch, count)
-                        _write(out, to + 2 * pixel + 8, s[5], scratch, count - 8)
-                        _write(out, to + 3 * pixel, s[6], scratch, count)
-                        _write(out, to + 3 * pixel + 8, s[7], scratch, count - 8)
+                        _write(out, to + pixel, _simd.add_floats(s[2], b0), scratch, count)
+                        _write(out, to + pixel + 8, _simd.add_floats(s[3], b1), scratch, count - 8)
+                        _write(out, to + 2 * pixel, _simd.add_floats(s[4], b0), scratch, count)
+                        _write(out, to + 2 * pixel + 8, _simd.add_floats(s[5], b1), scratch, count - 8)
+                        _write(out, to + 3 * pixel, _simd.add_floats(s[6], b0), scratch, count)
+                        _write(out, to + 3 * pixel + 8, _simd.add_floats(s[7], b1), scratch, count - 8)
                 else:
-                    q = _tile_4x1(x, offsets, at, position, w, j, (b0, b0, b0, b0))
-                    _write(out, to, q[0], scratch, filters - f)
+                    q = _tile_4x1(x, offsets, at, position, w, j, (zero, zero, zero, zero))
+                    _write(out, to, _simd.add_floats(q[0], b0), scratch, filters - f)
                     if tile == 4:
-                        _write(out, to + pixel, q[1], scratch, filters - f)
-                        _write(out, to + 2 * pixel, q[2], scratch, filters - f)
-                        _write(out, to + 3 * pixel, q[3], scratch, filters - f)
+                        _write(out, to + pixel, _simd.add_floats(q[1], b0), scratch, filters - f)
+                        _write(out, to + 2 * pixel, _simd.add_floats(q[2], b0), scratch, filters - f)
+                        _write(out, to + 3 * pixel, _simd.add_floats(q[3], b0), scratch, filters - f)
 
 
 class FloatConv2d:

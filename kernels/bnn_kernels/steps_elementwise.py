@@ -11,7 +11,7 @@ from bnn_kernels.plan import Spec, Step, need, step
 from bnn_kernels.workspace import empty
 
 EPILOGUE_ATTRIBUTES = ("residual", "low", "high", "keep")
-EPILOGUE_TENSORS = ("shift", "pre", "slope", "post", "bounds", "flip")
+EPILOGUE_TENSORS = ("shift", "norm_scale", "norm_shift", "pre", "slope", "post", "bounds", "flip")
 
 
 def as_map(x: np.ndarray) -> np.ndarray:
@@ -39,7 +39,7 @@ class Finish:
         need(self.keep or self.signs, "a step must make floats or bits")
         parts: dict[str, Any] = {
             name: this.tensor(name, np.float32, (channels,))
-            for name in ("shift", "pre", "slope", "post", "bounds")
+            for name in ("shift", "norm_scale", "norm_shift", "pre", "slope", "post", "bounds")
             if name in this.tensors
         }
         if self.signs:
@@ -97,7 +97,7 @@ class Finish:
 
 @step
 class Elementwise(Step):
-    """y * scale + shift, residual, PReLU with shifts, clamp, signs: each if given, in the order of `Epilogue`."""
+    """y * scale + shift, batch norm, residual, PReLU with shifts, clamp, signs: each if given, as in `Epilogue`."""
 
     op = "elementwise"
     attributes = ("channels", *EPILOGUE_ATTRIBUTES)

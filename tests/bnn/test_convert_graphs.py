@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import bnn_kernels as bk
 import numpy as np
 import pytest
 import torch
@@ -262,6 +263,20 @@ def test_bireal_blocks_are_one_pass_each():
         "pack", "binary_conv", "binary_conv", "avg_pool", "reshape", "float_linear",
     ]  # fmt: skip
     assert [len(step.outputs) for step in packed.steps[1:3]] == [2, 1]
+
+
+@pytest.mark.skipif(bk.cpu_features()["isa"] == "generic", reason="PyTorch rounds a batch norm once, with FMA")
+@pytest.mark.parametrize("name", ["bireal", "reactnet", "preactivated"])
+def test_floats_of_residual_networks_are_the_same_numbers(name):
+    """Not within rounding: the operations are PyTorch's, in its order, so no sign behind them can differ."""
+    torch.manual_seed(0)
+    forward, modules = TOPOLOGIES[name]
+    network = small_state(Network(forward, **modules), 6)
+    x = images(8, 6, 9, 9)
+    report = bnn.check_parity(network, bnn.convert(network, x), x)
+    maps = [row for row in report.free.steps if not row.source.startswith("head")]
+    assert len(maps) >= 3
+    assert sum(row.different for row in maps) == 0, str(report)
 
 
 def test_several_inputs_and_outputs(tmp_path):

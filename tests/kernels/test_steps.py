@@ -157,6 +157,11 @@ def test_affine_clamp_flatten_linear():
     scale, shift = rng.standard_normal((2, 5)).astype(np.float32)
     y = run(x, step("elementwise", {"channels": 5}, {"scale": scale, "shift": shift}))
     np.testing.assert_array_equal(y, x * scale[:, None, None] + shift[:, None, None])
+    norm = {"norm_scale": scale[::-1].copy(), "norm_shift": shift[::-1].copy()}
+    y = run(x, step("elementwise", {"channels": 5}, {"scale": scale, "shift": shift, **norm}))
+    expected = x * scale[:, None, None] + shift[:, None, None]
+    expected = expected * scale[::-1, None, None] + shift[::-1, None, None]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(run(x, clamp(low=0.0)), np.maximum(x, 0))
     np.testing.assert_array_equal(run(x, clamp(low=-0.5, high=0.25)), np.clip(x, -0.5, 0.25))
     flat = run(x, step("reshape", {"shape": [210]}))
