@@ -14,6 +14,7 @@ from bnn_kernels._jit import jit
 from bnn_kernels.bit_planes import check_planes, code_of_level, encode, level_of_code
 from bnn_kernels.level_bits import MOST_COMPARED, level_bits
 from bnn_kernels.threads import run_rows
+from bnn_kernels.workspace import empty
 
 WORD_BITS = 64
 
@@ -164,7 +165,7 @@ def pack(x: np.ndarray) -> BitTensor:
 
 def _pack_contiguous(x: np.ndarray) -> BitTensor:
     n, c, h, w = x.shape
-    words = np.empty((1, n, h, w, words_for(c)), np.uint64)
+    words = empty((1, n, h, w, words_for(c)), np.uint64)
     nan = np.zeros(1, np.uint8)
     size = (c, h * w, words_for(c))
     run_rows(_pack_channels_first, n * -(-h * w // 8), x.size // 4, x.reshape(-1), words.reshape(-1), size, nan)
@@ -183,7 +184,7 @@ def pack_channels_last(x: np.ndarray, shape: tuple[int, ...]) -> BitTensor:
     if x.dtype == np.float32:
         return pack_by_bounds(x, shape, np.zeros(x.shape[3], np.float32), np.zeros(words_for(x.shape[3]), np.uint64))
     n, h, w, c = x.shape
-    words = np.empty((1, n, h, w, words_for(c)), np.uint64)
+    words = empty((1, n, h, w, words_for(c)), np.uint64)
     nan = np.zeros(1, np.uint8)
     run_rows(_pack_signs, n * h * w, x.size, x.reshape(-1, c), words.reshape(-1, words.shape[-1]), nan)
     if nan[0]:
@@ -197,7 +198,7 @@ def pack_by_bounds(x: np.ndarray, shape: tuple[int, ...], bounds: np.ndarray, fl
     bounds: float32 (C,); flip: uint64 (V,), see `flip_words`.
     """
     n, h, w, c = x.shape
-    words = np.empty((1, n, h, w, words_for(c)), np.uint64)
+    words = empty((1, n, h, w, words_for(c)), np.uint64)
     nan = np.zeros(1, np.uint8)
     out = words.reshape(-1, words.shape[-1])
     run_rows(_pack_by_bounds, n * h * w, x.size // 8, x.reshape(-1), bounds, flip, out, nan)

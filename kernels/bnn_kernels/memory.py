@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from bnn_kernels import workspace
+
 # Smaller arrays are not worth the question.
 WORTH_ASKING = 1 << 28
 
@@ -26,7 +28,10 @@ def available_memory() -> int | None:
 
 
 def new_array(shape: tuple[int, ...], dtype: Any, what: str, zeros: bool = False) -> np.ndarray:
-    """Return a new array; MemoryError, before anything is allocated, names what does not fit and what there is."""
+    """Return an array for a result or scratch, of the running model's workspace if there is one.
+
+    MemoryError, before anything is allocated, names what does not fit and what there is.
+    """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size >= WORTH_ASKING:
         left = available_memory()
@@ -35,4 +40,4 @@ def new_array(shape: tuple[int, ...], dtype: Any, what: str, zeros: bool = False
                 f"{what} of shape {shape} takes {size / 2**30:,.1f} GiB, and {left / 2**30:,.1f} GiB of memory are "
                 "left: use a smaller batch or a smaller map"
             )
-    return np.zeros(shape, dtype) if zeros else np.empty(shape, dtype)
+    return workspace.zeros(shape, dtype) if zeros else workspace.empty(shape, dtype)
