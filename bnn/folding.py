@@ -1,7 +1,7 @@
 """What the per-channel floats of a network become in evaluation: merged, or gone into thresholds.
 
 Between two quantized layers the scale of the weights, the bias and batch norm are monotone by channel, so one integer
-threshold a channel stands for all of them. Elsewhere a bias and a batch norm behind a layer are one shift a channel.
+threshold a channel stands for all of them. Elsewhere a batch norm is a scale and a shift a channel.
 This is what a packed file stores; `summary` counts by it. Nothing here changes a network.
 """
 
@@ -32,13 +32,11 @@ class Folding:
         its own per-channel floats are replaced by that many thresholds a channel.
     direct: convolutions whose input quantizer takes signs of floats as they are, as behind a residual sum.
     gone: modules whose floats are in such thresholds.
-    shifts: batch norms that are merged into the layer before -> whether that layer had no bias to put them into.
     """
 
     thresholds: dict[str, int] = field(default_factory=dict)
     direct: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
-    shifts: dict[str, bool] = field(default_factory=dict)
 
 
 class _Tracer(fx.Tracer):
@@ -70,16 +68,6 @@ class _Walk:
             nodes.append(node)
         return None
 
-    def norm_behind(self, node: fx.Node) -> fx.Node | None:
-        """Return the batch norm that directly follows a layer and is all that does."""
-        while len(node.users) == 1:
-            (node,) = node.users
-            if isinstance(self.module(node), NORMS):
-                return node
-            if not isinstance(self.module(node), _NOTHING):
-                return None
-        return None
-
 
 def _sums_are_integers(layer: QuantLayer) -> bool:
     both = layer.weight_quantizer.packable and layer.input_quantizer.packable
@@ -102,16 +90,11 @@ def folding(model: nn.Module) -> Folding:
                 found.direct.add(path)
         starts = isinstance(module, NORMS) or (isinstance(module, QuantLayer) and _sums_are_integers(module))
         run = walk.run_behind(node) if starts and path not in found.gone else None
-        if run is not None and path not in found.shifts:
+        if run is not None:
             nodes, levels = run
             found.thresholds[path] = levels
             found.gone.update(_norms(walk, nodes))
             reached.update((nodes[-1] if nodes else node).users)
-        elif isinstance(module, (*_CONVS, nn.Linear)):
-            norm = walk.norm_behind(node)
-            # A batch norm that a run of its own begins with is thresholds there.
-            if norm is not None and walk.run_behind(norm) is None:
-                found.shifts[str(norm.target)] = module.bias is None
     return found
 
 

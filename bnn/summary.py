@@ -144,8 +144,6 @@ def _bytes(path: str, module: Any, folded: Folding) -> int:
             return 0
         if path in folded.thresholds:
             return channels * _threshold_bytes(folded.thresholds[path])
-        if path in folded.shifts:
-            return 4 * channels if folded.shifts[path] else 0
         return 8 * channels if module.track_running_stats or module.affine else 0
     if isinstance(module, Quantizer):
         return 0 if module.packable else sum(4 * t.numel() for t in tensors.values())  # thresholds and scales elsewhere
