@@ -7,17 +7,19 @@ PyTorch gets its better memory layout. Ratios are PyTorch's time over ours, of b
 import copy
 import sys
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import Progress
 from rich.table import Table
 
 from experiments import benchmark_networks, cli
+from experiments.benchmark_kernels import binary_layers
 from experiments.results import write_json
+from experiments.roofline import roofline
 from experiments.timing import pair, set_threads
 
 Row = dict[str, Any]
@@ -119,40 +121,25 @@ def own_layers(name: str, packed: Any, twin: Any, images: Any, threads: int, sec
         yield compare(f"{name}: {path} ({packed.steps[index].op})", run, module, inputs[path], threads, seconds)
 
 
-def binary_layers(config: DictConfig) -> Iterable[Row]:
-    """Yield rows of binary convolutions, packed bits in and thresholded bits out, against FP32 convolutions."""
-    import bnn_kernels as bk
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    for threads in config.threads:
-        count = set_threads(threads)
-        for channels, filters, size, kernel in config.layers:
-            x = torch.randn(1, channels, size, size, generator=generator)
-            weight = torch.randn(filters, channels, kernel, kernel, generator=generator)
-            conv = bk.PackedConv2d(weight.numpy(), padding=kernel // 2)
-            bits = bk.pack(x.numpy())
-            signs = (torch.where(t < 0, -1.0, 1.0) for t in (x, weight))
-            expected = torch.nn.functional.conv2d(*signs, padding=kernel // 2).numpy()
-            if not np.array_equal(conv(bits), expected):
-                raise RuntimeError(f"the {channels}->{filters} {size}x{size} layer is wrong: nothing to time")
-            layer = conv.with_threshold(np.zeros(filters, np.int32), np.zeros(filters, bool))
-            reference = torch.nn.Conv2d(channels, filters, kernel, padding=kernel // 2, bias=False)
-            name = f"conv {channels}->{filters} {size}x{size} {kernel}x{kernel}"
-            macs = weight.numel() * size * size
-            row = compare(name, lambda _x, run=layer, b=bits: run(b), reference, x, count, config.seconds)
-            yield row | {"gmacs_per_second": round(macs / row["packed_us"]["median"] / 1e3, 1)}
-
-
 def show(rows: list[Row], title: str) -> None:
     """Print rows as a table."""
     table = Table(title=title)
-    for column in ("what", "batch", "threads", "packed us", "FP32 us", "ratio of medians", "of best times"):
+    for column in (
+        "what",
+        "batch",
+        "threads",
+        "packed us",
+        "FP32 us",
+        "ratio of medians",
+        "of best times",
+        "float to float",
+    ):
         table.add_column(column, justify="left" if column == "what" else "right")
     for row in rows:
         times = [f"{row[side]['median']:,.1f}" for side in ("packed_us", "fp32_us")]
         ratios = [f"{row['ratio'][kind]:.2f}x" for kind in ("median", "best")]
-        table.add_row(row["name"], str(row["batch"]), str(row["threads"]), *times, *ratios)
+        floats = f"{row['floats_ratio']['median']:.2f}x" if "floats_ratio" in row else ""
+        table.add_row(row["name"], str(row["batch"]), str(row["threads"]), *times, *ratios, floats)
     cli.console().print(table)
 
 
@@ -161,6 +148,7 @@ def task(config: DictConfig) -> None:
     import bnn_kernels as bk
 
     from bnn.training import provenance
+    from experiments.network_peers import has_openvino
 
     if config.networks:
         return benchmark_networks.task(config)
@@ -172,7 +160,10 @@ def task(config: DictConfig) -> None:
             for row in source:
                 rows[kind].append(row)
                 progress.update(bar, advance=1, description=f"timed {row['name']}")
-    origin = provenance() | {"kernels": bk.cpu_features()}
+    set_threads(1)
+    origin = provenance() | {"kernels": bk.cpu_features(), "roofline": roofline()}
+    if has_openvino():
+        origin["versions"] = {**origin["versions"], "openvino": version("openvino")}
     title = f"packed beside PyTorch {origin['versions']['torch']} FP32 on {origin['hardware']['cpu']}"
     show(rows["networks"] + rows["layers"], title)
     if config.output is not None:
