@@ -1,4 +1,4 @@
-"""How fast a binary convolution can be at all on this core: products a cycle that the inner loop's instructions allow."""
+"""How fast a binary convolution can be at all on this core: the products a cycle that its inner loop allows."""
 
 import time
 from typing import Any
