@@ -39,7 +39,8 @@ def read(path: Path) -> tuple[dict[tuple[int, int], float], str]:
     """Return ({(channels, filter size): ratio of medians}, CPU); SystemExit with a message if the file is another."""
     try:
         content = json.loads(path.read_text())
-        matches = [(LAYER.fullmatch(row["name"]), row["ratio"]["median"]) for row in content["layers"]]
+        alone = [row for row in content["layers"] if (row["batch"], row["threads"]) == (1, 1)]
+        matches = [(LAYER.fullmatch(row["name"]), row["ratio"]["median"]) for row in alone]
         cpu = content["hardware"]["cpu"]
     except FileNotFoundError:
         raise SystemExit(f"error: {path} is missing; run python -m experiments.benchmark suite=kernels") from None

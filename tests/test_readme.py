@@ -29,20 +29,48 @@ def test_accuracies_and_sizes(label, quantizer):
     assert same == f"{row['same_predictions']:,} of {row['test_images']:,}"
 
 
-NETWORKS = [row for row in rows("lenet5_mnist_benchmark.json", "networks") if ":" not in row["name"]]
-TIMES = NETWORKS + rows("lenet5_mnist_benchmark.json", "layers")
+def near(cell, number):
+    """Whether a cell of the README is a number to its printed digits."""
+    digits = cell.split()[0].rstrip("x").replace(",", "")
+    places = len(digits.partition(".")[2])
+    assert float(digits) == pytest.approx(number, abs=0.51 * 10**-places), cell
 
 
-@pytest.mark.parametrize("row", [r for r in TIMES if r["threads"] == 1], ids=lambda r: f"{r['name']} {r['batch']}")
-def test_times(row):
-    conv = row["name"].startswith("conv")
-    label = ", ".join(row["name"].split()[1:]) if conv else f"LeNet-5, batch {row['batch']}"
-    packed, fp32, ratio = cells(label)
-    assert float(packed.split()[0]) == pytest.approx(row["packed_us"]["median"] / 1000, rel=0.005, abs=0.00051)
-    assert float(fp32.split()[0]) == pytest.approx(row["fp32_us"]["median"] / 1000, rel=0.005, abs=0.00051)
-    assert float(ratio.rstrip("x")) == pytest.approx(
-        row["ratio"]["median"], abs=0.51 if row["ratio"]["median"] >= 10 else 0.051
-    )
+LAYERS = [row for row in rows("kernels.json", "layers") if (row["batch"], row["threads"]) == (1, 1)]
+
+
+@pytest.mark.parametrize("label", ["64->64", "128->128", "256->256", "512->512", "256->256 1x1", "linear 4096->4096"])
+def test_layers(label):
+    shape, _, kernel = label.partition(" ")
+    (row, *_) = [
+        r
+        for r in LAYERS
+        if r["name"].startswith(label if shape == "linear" else f"conv {shape} ") and (kernel or "3x3") in r["name"]
+    ]
+    name = row["name"].removeprefix("conv ").replace(" ", ", ") if shape != "linear" else row["name"]
+    bits, floats, fp32, ratio, floats_ratio, binary = cells(name)
+    near(bits, row["packed_us"]["median"] / 1000)
+    near(floats, row["floats_us"]["median"] / 1000)
+    near(fp32, row["fp32_us"]["median"] / 1000)
+    near(ratio, row["ratio"]["median"])
+    near(floats_ratio, row["floats_ratio"]["median"])
+    if binary:
+        near(binary, row["peers"]["openvino binary"]["ratio"]["median"])
+
+
+@pytest.mark.parametrize("network", rows("networks.json", "networks"), ids=lambda network: network["name"])
+def test_networks(network):
+    packed, eager, frozen, peer, size, fp32_size = cells(network["name"].split()[0])
+    (row,) = [
+        r
+        for r in rows("networks.json", "latency")
+        if r["name"] == network["name"] and (r["batch"], r["threads"]) == (1, 1)
+    ]
+    near(packed, row["packed_us"]["median"] / 1000)
+    for cell, name in ((eager, "eager"), (frozen, "frozen"), (peer, "openvino")):
+        near(cell, row[name]["ratio"]["median"])
+    near(size, network["file_bytes"] / 1000)
+    near(fp32_size, network["fp32_bytes"] / 1000)
 
 
 def test_the_example_runs(tmp_path, monkeypatch):

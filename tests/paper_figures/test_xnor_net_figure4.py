@@ -18,7 +18,8 @@ def test_theory(channels, size, expected):
 
 
 def write(path, names):
-    rows = [{"name": name, "ratio": {"median": 2.0 + i}} for i, name in enumerate(names)]
+    rows = [{"name": name, "batch": 1, "threads": 1, "ratio": {"median": 2.0 + i}} for i, name in enumerate(names)]
+    rows += [{**row, "threads": 2, "ratio": {"median": 99.0}} for row in rows]
     path.write_text(json.dumps({"layers": rows, "hardware": {"cpu": "a CPU"}}))
 
 
