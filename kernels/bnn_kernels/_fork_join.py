@@ -24,8 +24,8 @@ from bnn_kernels._jit import jit
 JOB, OPEN, TASK, CONTEXT, ROWS, GRAIN, THREADS = 0, 1, 2, 3, 4, 5, 6
 NEXT, INSIDE, FAILED, STOP = 8, 16, 24, 32
 SIZE = 40
-# Looks at the array before a worker goes to sleep: some 100 us, longer than the Python between two kernels.
-SPINS = 4000
+# Looks at the array before a worker goes to sleep: some 500 us, longer than most steps that are not shared.
+SPINS = 20_000
 
 _I8P = ir.IntType(8).as_pointer()
 _I64 = ir.IntType(64)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels.aligned import aligned
-from bnn_kernels.bit_planes import check_planes, encode, level_of_code
+from bnn_kernels.bit_planes import check_codes, check_planes, encode, level_of_code
 from bnn_kernels.bit_rows import SLACK, bit_rows, row_length
 from bnn_kernels.bit_tensor import BitTensor, code_of, pack, pack_codes, words_for
 from bnn_kernels.epilogue import Epilogue
@@ -175,8 +175,7 @@ class PackedConv2d:
             raise TypeError(f"weight must be floats (their signs are used), got dtype {np.asarray(weight).dtype}")
         if np.isnan(weight).any():
             raise ValueError("NaN in the weight: a NaN has no sign")
-        signs = np.where(np.asarray(weight) < 0, -1, 1)
-        self._build(signs, (1,), True, stride, padding, dilation, groups, pad_value)
+        self._build((np.asarray(weight) < 0).astype(np.uint8), (1,), True, stride, padding, dilation, groups, pad_value)
 
     @classmethod
     def from_levels(
@@ -191,13 +190,29 @@ class PackedConv2d:
         pad_value: int = 0,
     ) -> "PackedConv2d":
         """Build from integer weight levels (O, C/groups, kh, kw), level = sum_p multipliers[p] * plane[p]."""
+        codes = encode(levels, check_planes(multipliers, signed), bool(signed))
+        return cls.from_codes(codes, multipliers, signed, stride, padding, dilation, groups, pad_value)
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: np.ndarray,
+        multipliers: Sequence[int] = (1,),
+        signed: bool = True,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        pad_value: int = 0,
+    ) -> "PackedConv2d":
+        """Build from codes uint8 (O, C/groups, kh, kw), whose bit p is that of plane p, see `bit_planes`."""
         self = cls.__new__(cls)
-        self._build(levels, multipliers, signed, stride, padding, dilation, groups, pad_value)
+        self._build(codes, multipliers, signed, stride, padding, dilation, groups, pad_value)
         return self
 
     def _build(
         self,
-        levels: np.ndarray,
+        codes: np.ndarray,
         multipliers: Sequence[int],
         signed: bool,
         stride: int | Sequence[int],
@@ -206,13 +221,13 @@ class PackedConv2d:
         groups: int,
         pad_value: int,
     ) -> None:
-        if levels.ndim != 4 or 0 in levels.shape:
-            raise ValueError(f"weight must have shape (O, C/groups, kh, kw) with no empty side, got {levels.shape}")
-        if isinstance(groups, bool) or groups < 1 or levels.shape[0] % groups:
-            raise ValueError(f"groups must divide the {levels.shape[0]} output channels, got {groups}")
+        if codes.ndim != 4 or 0 in codes.shape:
+            raise ValueError(f"weight must have shape (O, C/groups, kh, kw) with no empty side, got {codes.shape}")
+        if isinstance(groups, bool) or groups < 1 or codes.shape[0] % groups:
+            raise ValueError(f"groups must divide the {codes.shape[0]} output channels, got {groups}")
         if int(pad_value) != pad_value:
             raise ValueError(f"pad_value must be an integer level of the input such as 0, +1 or -1, got {pad_value}")
-        self.shape = tuple(levels.shape)
+        self.shape = tuple(codes.shape)
         self.stride = pair(stride, "stride", 1)
         self.padding = pair(padding, "padding", 0)
         self.dilation = pair(dilation, "dilation", 1)
@@ -224,7 +239,7 @@ class PackedConv2d:
         o, channels, kh, kw = self.shape
         self.in_channels = channels * self.groups
         self.filters = o // self.groups
-        codes = encode(levels.transpose(0, 2, 3, 1), self.multipliers, self.signed)
+        codes = check_codes(codes, len(self.multipliers)).transpose(0, 2, 3, 1)
         self._words = aligned(_filter_words(codes, len(self.multipliers), self.groups))
         self.lane_weights = self._words.reshape(-1)
         planes = ((codes[None] >> np.arange(len(self.multipliers)).reshape(-1, 1, 1, 1, 1)) & 1).sum(-1)

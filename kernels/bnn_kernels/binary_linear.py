@@ -1,11 +1,12 @@
 """Binary and bit-serial linear layer: the convolution whose filter covers the whole map."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from bnn_kernels.binary_conv import PackedConv2d
-from bnn_kernels.bit_planes import check_planes, encode, level_of_code
+from bnn_kernels.bit_planes import check_codes, check_planes, encode
 from bnn_kernels.bit_tensor import BitTensor, pack
 from bnn_kernels.dense_bits import from_dense_bits, to_dense_bits
 from bnn_kernels.epilogue import Epilogue
@@ -26,22 +27,28 @@ class PackedLinear:
             raise TypeError(f"weight must be floats (their signs are used), got dtype {weight.dtype}")
         if np.isnan(weight).any():
             raise ValueError("NaN in the weight: a NaN has no sign")
-        self._build(np.where(weight < 0, -1, 1), (1,), True)
+        self._build((weight < 0).astype(np.uint8), (1,), True)
 
     @classmethod
     def from_levels(cls, levels: np.ndarray, multipliers: Sequence[int] = (1,), signed: bool = True) -> "PackedLinear":
         """Build from integer weight levels (O, K), level = sum_p multipliers[p] * plane[p]."""
+        return cls.from_codes(encode(levels, check_planes(multipliers, signed), bool(signed)), multipliers, signed)
+
+    @classmethod
+    def from_codes(cls, codes: np.ndarray, multipliers: Sequence[int] = (1,), signed: bool = True) -> "PackedLinear":
+        """Build from codes uint8 (O, K), whose bit p is that of plane p, see `bit_planes`."""
         self = cls.__new__(cls)
-        self._build(levels, multipliers, signed)
+        self._build(codes, multipliers, signed)
         return self
 
-    def _build(self, levels: np.ndarray, multipliers: Sequence[int], signed: bool) -> None:
-        if levels.ndim != 2 or 0 in levels.shape:
-            raise ValueError(f"weight must have shape (O, K) with no empty side, got {levels.shape}")
-        self.shape = tuple(levels.shape)
+    def _build(self, codes: np.ndarray, multipliers: Sequence[int], signed: bool) -> None:
+        if codes.ndim != 2 or 0 in codes.shape:
+            raise ValueError(f"weight must have shape (O, K) with no empty side, got {codes.shape}")
+        self.shape = tuple(codes.shape)
         self.multipliers = check_planes(multipliers, signed)
         self.signed = bool(signed)
-        self._dense = to_dense_bits(encode(levels, self.multipliers, self.signed), len(self.multipliers))
+        planes = len(self.multipliers)
+        self._dense = to_dense_bits(check_codes(codes, planes), planes)
         self._layouts: dict[tuple[int, ...], PackedConv2d] = {}
 
     @property
@@ -54,9 +61,8 @@ class PackedLinear:
         found = self._layouts.get(shape)
         if found is None:
             codes = from_dense_bits(self._dense, self.shape)
-            levels = level_of_code(self.multipliers, self.signed)[codes]
-            filters = levels.reshape(self.shape[0], *(shape if len(shape) == 3 else (self.shape[1], 1, 1)))
-            found = PackedConv2d.from_levels(filters, self.multipliers, self.signed)
+            filters = codes.reshape(self.shape[0], *(shape if len(shape) == 3 else (self.shape[1], 1, 1)))
+            found = PackedConv2d.from_codes(filters, self.multipliers, self.signed)
             self._layouts[shape] = found
         return found
 
@@ -83,7 +89,7 @@ class PackedLinear:
         return self.layout(bits.shape[1:])._dots(bits)
 
     def _check_input(self, bits: BitTensor) -> None:
-        features = int(np.prod(bits.shape[1:]))
+        features = math.prod(bits.shape[1:])
         if features != self.shape[1]:
             raise ValueError(f"the input {bits.shape} has {features} features, the weight takes {self.shape[1]}")
 

@@ -48,6 +48,15 @@ def code_of_level(multipliers: tuple[int, ...], signed: bool) -> tuple[int, np.n
     return lowest, table
 
 
+def check_codes(codes: np.ndarray, planes: int) -> np.ndarray:
+    """Return uint8 codes of so many planes, or raise TypeError or ValueError."""
+    if codes.dtype != np.uint8:
+        raise TypeError(f"codes must be uint8, got dtype {codes.dtype}")
+    if codes.size and int(codes.max()) >> planes:
+        raise ValueError(f"code {codes.max()} does not fit {planes} planes")
+    return codes
+
+
 def encode(levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> np.ndarray:
     """Return uint8 codes of integer levels, same shape. ValueError names the first level that has no code."""
     if not np.issubdtype(levels.dtype, np.integer):

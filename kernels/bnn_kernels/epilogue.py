@@ -12,6 +12,7 @@ NumPy version beside it gives the same numbers:
     bit = (v < bounds) xor flip                    the next layer's signs
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -230,7 +231,7 @@ class Epilogue:
         if y.dtype not in (np.float32, np.int32):
             raise TypeError(f"the epilogue takes float32 or int32, got {y.dtype}")
         sink, results = self.sink(y.shape, residual, keep)
-        rows = int(np.prod(y.shape[:3]))
+        rows = math.prod(y.shape[:3])
         run_rows(_epilogue_rows, rows, y.size // 2, np.ascontiguousarray(y).reshape(-1), sink)
         return results()
 

@@ -127,7 +127,7 @@ class BinaryLayer(Step):
     # Whether outputs are vectors.
     is_flat: ClassVar[bool]
 
-    def layer(self, levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> Any:
+    def layer(self, codes: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> Any:
         raise NotImplementedError
 
     def build(self) -> None:
@@ -157,8 +157,7 @@ class BinaryLayer(Step):
         check_dense_bits(dense, self.shape)
 
         def make() -> Any:
-            levels = level_of_code(multipliers, signed)
-            return self.layer(levels.astype(np.int32)[from_dense_bits(dense, self.shape)], multipliers, signed)
+            return self.layer(from_dense_bits(dense, self.shape), multipliers, signed)
 
         return Later(make)
 
@@ -248,11 +247,9 @@ class BinaryConv(BinaryLayer):
         need(abs(self.pad_level) <= 1 << 15, f"attribute 'pad_level' is no level of an input: {self.pad_level}")
         return shape
 
-    def layer(self, levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedConv2d:
+    def layer(self, codes: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedConv2d:
         g = self.geometry
-        return PackedConv2d.from_levels(
-            levels, multipliers, signed, g[2:4], g[4:6], g[6:8], self.groups, self.pad_level
-        )
+        return PackedConv2d.from_codes(codes, multipliers, signed, g[2:4], g[4:6], g[6:8], self.groups, self.pad_level)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         channels = self.shape[1] * self.groups
@@ -274,8 +271,8 @@ class BinaryLinear(BinaryLayer):
     def layer_shape(self) -> tuple[int, ...]:
         return self.ints("shape", 2, 1, 1 << 30)
 
-    def layer(self, levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedLinear:
-        return PackedLinear.from_levels(levels, multipliers, signed)
+    def layer(self, codes: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedLinear:
+        return PackedLinear.from_codes(codes, multipliers, signed)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         need(int(np.prod(shape)) == self.shape[1], f"takes {self.shape[1]} features, got {shape}")

@@ -8,6 +8,8 @@ Workers are Python threads that wait inside compiled code (`_fork_join`), so tha
 Those that find no work for a while sleep on a semaphore until the next large kernel.
 """
 
+import contextlib
+import ctypes
 import os
 import threading
 from typing import Any
@@ -19,10 +21,18 @@ from bnn_kernels import _fork_join
 
 # With less work than this for each thread (steps of a kernel's inner loop, about 6 us) sharing does not pay.
 MIN_WORK_PER_THREAD = 8_000
+# Waking a worker takes up to 100 us.
+MIN_WORK_TO_WAKE = 200_000
 
 
 def _available() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+try:
+    _current_cpu = ctypes.PyDLL(None).sched_getcpu
+except (AttributeError, OSError, TypeError):
+    _current_cpu = None
 
 
 class _Workers:
@@ -33,12 +43,15 @@ class _Workers:
         self.state = _fork_join.new_state()
         self.awake = [np.zeros(1, np.int64) for _ in range(count)]
         self.wake = [threading.Semaphore(0) for _ in range(count)]
+        self.threads: list[int] = [0] * count
+        self.cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         for index in range(count):
             name = f"bnn_kernels {index + 1}"
             threading.Thread(target=self._work, args=(index,), name=name, daemon=True).start()
 
     def _work(self, index: int) -> None:
         awake, last = self.awake[index], 0
+        self.threads[index] = threading.get_native_id()
         while not self.state[_fork_join.STOP]:
             self.wake[index].acquire()
             awake[0] = 1
@@ -46,11 +59,28 @@ class _Workers:
 
     def run(self, address: int, rows: int, grain: int, arguments: tuple[Any, ...]) -> bool:
         """Run a kernel's rows together with the workers; the caller holds `busy`. True if the kernel failed."""
-        for awake, wake in zip(self.awake, self.wake, strict=True):
+        for index, awake in enumerate(self.awake):
             if not awake[0]:
+                self._keep_off_this_cpu(index)
                 awake[0] = 1
-                wake.release()
+                self.wake[index].release()
         return _fork_join.launch(self.state, address, rows, grain, len(self.awake) + 1, arguments)
+
+    def _keep_off_this_cpu(self, index: int) -> None:
+        """Let a sleeping worker wake on another CPU than the caller's.
+
+        On the caller's it would find every job done: it only gets the CPU when the caller has been there for a time
+        slice, sees no job, sleeps, and is woken at the same place again.
+        """
+        if _current_cpu is None or len(self.cpus) < 2 or not self.threads[index]:
+            return
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(self.threads[index], self.cpus - {_current_cpu()})
+
+    @property
+    def all_asleep(self) -> bool:
+        """Whether every worker would have to be woken."""
+        return not any(awake[0] for awake in self.awake)
 
     def stop(self) -> None:
         """Let the threads end."""
@@ -110,7 +140,8 @@ def run_rows(kernel: Any, rows: int, work: int, *args: Any, multiple: int = 1) -
     """
     parts = min(_threads, -(-rows // multiple), work // MIN_WORK_PER_THREAD)
     workers = _get_workers() if parts > 1 else None
-    if workers is None or not workers.busy.acquire(blocking=False):
+    drowsy = workers is not None and workers.all_asleep and work < MIN_WORK_TO_WAKE
+    if workers is None or drowsy or not workers.busy.acquire(blocking=False):
         kernel(*args, 0, rows)
         return
     try:
