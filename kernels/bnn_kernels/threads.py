@@ -30,7 +30,7 @@ def _available() -> int:
 
 
 try:
-    _current_cpu = ctypes.PyDLL(None).sched_getcpu
+    _current_cpu: Any = ctypes.PyDLL(None).sched_getcpu
 except (AttributeError, OSError, TypeError):
     _current_cpu = None
 

@@ -62,6 +62,7 @@ def test_threads_do_not_change_the_result(monkeypatch):
     import bnn_kernels as bk
 
     monkeypatch.setattr("bnn_kernels.threads.MIN_WORK_PER_THREAD", 1)
+    monkeypatch.setattr("bnn_kernels.threads.MIN_WORK_TO_WAKE", 1)
     rng = np.random.default_rng(3)
     x = rng.standard_normal((2, 12, 13, 3)).astype(np.float32)
     conv = FloatConv2d(rng.standard_normal((20, 3, 5, 5)).astype(np.float32), None, (5, 5, 1, 1, 0, 0, 1, 1))

@@ -1,0 +1,94 @@
+"""Sharing of rows: each is computed once, whoever is awake, asleep, forked or failing."""
+
+import subprocess
+import sys
+import time
+
+import bnn_kernels as bk
+import numpy as np
+import pytest
+from bnn_kernels import threads
+from bnn_kernels._jit import jit
+
+
+@jit
+def count_rows(out, first, last):
+    for row in range(first, last):
+        out[row] += 1
+
+
+@jit
+def fail(out, first, last):
+    if last > 0:
+        raise ValueError("no memory")
+
+
+@pytest.fixture(autouse=True)
+def _always_share(monkeypatch):
+    monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
+    monkeypatch.setattr(threads, "MIN_WORK_TO_WAKE", 1)
+    before = bk.get_num_threads()
+    yield
+    bk.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_every_row_is_computed_once(count, multiple):
+    bk.set_num_threads(count)
+    for rows in (1, 2, 7, 8, 9, 100, 1001):
+        out = np.zeros(rows, np.int64)
+        for _ in range(20):
+            threads.run_rows(count_rows, rows, 1_000_000, out, multiple=multiple)
+        assert (out == 20).all()
+
+
+def test_workers_sleep_and_wake():
+    bk.set_num_threads(2)
+    out = np.zeros(1000, np.int64)
+    threads.run_rows(count_rows, 1000, 1_000_000, out)
+    workers = threads._get_workers()
+    end = time.monotonic() + 10
+    while not workers.all_asleep and time.monotonic() < end:
+        time.sleep(0.01)
+    assert workers.all_asleep
+    threads.run_rows(count_rows, 1000, 1_000_000, out)
+    assert (out == 2).all()
+
+
+def test_small_work_wakes_nobody(monkeypatch):
+    monkeypatch.setattr(threads, "MIN_WORK_TO_WAKE", 1000)
+    bk.set_num_threads(2)
+    out = np.zeros(10, np.int64)
+    threads.run_rows(count_rows, 10, 999, out)
+    assert threads._get_workers().all_asleep and (out == 1).all()
+
+
+def test_a_failing_kernel_raises_and_leaves_the_workers_free():
+    bk.set_num_threads(2)
+    with pytest.raises(MemoryError, match="fail"):
+        threads.run_rows(fail, 10, 1_000_000, np.zeros(10, np.int64))
+    out = np.zeros(10, np.int64)
+    threads.run_rows(count_rows, 10, 1_000_000, out)
+    assert (out == 1).all()
+
+
+FORK = """
+import os, warnings
+import numpy as np, bnn_kernels as bk
+warnings.simplefilter("ignore")
+bk.set_num_threads(2)
+x = bk.pack(np.ones((8, 64, 14, 14), np.float32))
+conv = bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32))
+expected = conv(x)
+child = os.fork()
+same = np.array_equal(conv(x), expected)
+if child == 0:
+    os._exit(0 if same else 1)
+assert same and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
+def test_a_forked_process_gets_workers_of_its_own():
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=120)
