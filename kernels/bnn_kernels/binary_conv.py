@@ -19,21 +19,19 @@ import numpy as np
 
 from bnn_kernels.aligned import aligned
 from bnn_kernels.bit_planes import check_codes, check_planes, encode, level_of_code
-from bnn_kernels.bit_rows import SLACK, bit_rows, row_length
-from bnn_kernels.bit_tensor import BitTensor, code_of, pack, pack_codes, words_for
+from bnn_kernels.bit_rows import SLACK, bit_rows
+from bnn_kernels.bit_tensor import BitTensor, pack, pack_codes, words_for
+from bnn_kernels.conv_plan import ConvPlan
 from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.isa import isa
-from bnn_kernels.level_lookup_conv import PlanePairs, level_lookup_kernel, lookups_for
-from bnn_kernels.lookup_conv import MOST_BITS, lookup_kernel, pair_table, spread_weights
+from bnn_kernels.level_lookup_conv import PlanePairs, lookups_for
+from bnn_kernels.lookup_conv import MOST_BITS, spread_weights
 from bnn_kernels.memory import new_array
-from bnn_kernels.popcount_conv import LANES, popcount_kernel
-from bnn_kernels.threads import run_rows
+from bnn_kernels.popcount_conv import LANES
 from bnn_kernels.thresholds import Thresholds
 
 # Map sizes that one layer keeps its tables for.
 MOST_PLANS = 64
-# Positions that a kernel should get at a time at least: it computes four together.
-POSITIONS = 8
 
 
 def pair(value: int | Sequence[int], name: str, smallest: int) -> tuple[int, int]:
@@ -59,99 +57,6 @@ def _filter_words(codes: np.ndarray, planes: int, groups: int) -> np.ndarray:
     padded = np.zeros((planes, groups, blocks * LANES, words.shape[3]), np.uint64)
     padded[:, :, : words.shape[2]] = words
     return np.ascontiguousarray(padded.reshape(planes, groups, blocks, LANES, -1).swapaxes(3, 4))
-
-
-class _Plan:
-    """What a convolution needs for maps of one size and kind of planes."""
-
-    def __init__(self, conv: "PackedConv2d", bits: BitTensor):
-        h, w = bits.words.shape[2:4]
-        own, groups = conv.shape[1], conv.groups
-        self.ho, self.wo = conv.output_size(h, w)
-        planes = len(bits.multipliers)
-        pads = conv.pad_value != 0 and conv.padding != (0, 0)
-        code = code_of(conv.pad_value, bits) if pads else 0
-        self.pad_bits = tuple(bool(code >> p & 1) for p in range(planes))
-        kinds, masks = conv.border_kinds((h, w), (self.ho, self.wo), pads)
-        kinds[0] = kinds[0] * len(masks[1])
-        self.xor = conv.signed
-        # Factor of a count, and what taps inside and outside the map add for each tap.
-        ones = conv.tap_ones
-        everywhere = np.full_like(ones, own * sum(conv.multipliers))
-        if conv.signed:
-            factor, inside, outside = (-2, everywhere, 2 * ones) if bits.signed else (1, -ones, -ones)
-        else:
-            factor, inside, outside = (-2, ones, 0 * ones) if bits.signed else (1, 0 * ones, 0 * ones)
-        sums = np.einsum("yk,xl,gfkl->yxgf", *masks, inside - outside) + outside.sum((2, 3))
-        offsets = np.zeros((*sums.shape[:3], -(-conv.filters // LANES) * LANES), np.int32)
-        offsets[..., : conv.filters] = sums * sum(bits.multipliers)
-        self.kind, plane_pairs = conv.kernel_for(bits.multipliers, self.ho * self.wo)
-        multipliers = bits.multipliers
-        if plane_pairs is not None:
-            multipliers = tuple(int(m) for m in plane_pairs.factors)
-            lookups = lookups_for(conv.shape[2], conv.shape[3] * own)
-            too_much = lookups * int(plane_pairs.factors @ plane_pairs.bias) * sum(conv.multipliers)
-            offsets[..., : conv.filters] -= factor * too_much
-        pairs = np.array([factor * a * b for a in multipliers for b in conv.multipliers], np.int32)
-        self.single = len(pairs) == 1
-        row_words = row_length(w, own, conv.padding[1])
-        size = (self.ho, self.wo, h + 2 * conv.padding[0], groups, own, conv.filters, row_words, planes)
-        # The input's own words are the windows of a 1x1 convolution.
-        kernel = (*conv.shape[2:], *conv.stride, *conv.padding, groups, own % 64)
-        self.direct = self.kind == "popcount" and kernel == (1, 1, 1, 1, 0, 0, 1, 0)
-        if plane_pairs is not None:
-            extra: Any = (plane_pairs.table, plane_pairs.most)
-        else:
-            extra = pair_table(self.xor) if self.kind == "lookup" else self.direct
-        geometry = (*conv.shape[2:], *conv.stride, *conv.dilation)
-        self.factor = int(pairs[0]) if self.single else 1
-        self.offsets = offsets
-        weights = conv.weights_for(self.kind)
-        self.head = (extra, weights, *(k.astype(np.int32) for k in kinds), pairs, size, geometry)
-        self.tables = (np.int32(self.factor), offsets.reshape(-1))
-        self.work = conv.lane_weights.size // LANES * planes
-        self._bounds: tuple[Thresholds, np.ndarray, np.ndarray] | None = None
-
-    def bounds(self, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray]:
-        """Return (bounds int32 flat like the offsets, flip uint8): thresholds of a sign solved for the kernel's sums.
-
-        factor * sum + offset < t is sum < ceil((t - offset) / factor) for a positive factor, and for a negative one
-        not sum < floor((t - offset) / factor) + 1. Lanes without a filter give bit 0.
-        """
-        found = self._bounds
-        if found is None or found[0] is not thresholds:
-            t = np.zeros(self.offsets.shape[2] * self.offsets.shape[3], np.int64).reshape(self.offsets.shape[2:])
-            flip = np.zeros(t.shape, bool)
-            filters = thresholds.channels // t.shape[0]
-            t[:, :filters] = thresholds.t[0].reshape(t.shape[0], -1)
-            flip[:, :filters] = thresholds.flip.reshape(t.shape[0], -1)
-            rest = t - self.offsets
-            if self.factor > 0:
-                bounds = -(-rest // self.factor)
-            else:
-                bounds = rest // self.factor + 1
-                flip = ~flip
-            ends = np.iinfo(np.int32)
-            bounds[..., filters:] = ends.max if self.factor < 0 else ends.min
-            flip[:, filters:] = self.factor < 0
-            found = (
-                thresholds,
-                bounds.clip(ends.min, ends.max).astype(np.int32).reshape(-1),
-                np.packbits(flip, bitorder="little"),
-            )
-            self._bounds = found
-        return found[1], found[2]
-
-    def run(self, rows: np.ndarray, plane_size: int, positions: int, sink_name: str, sink: tuple[Any, ...]) -> None:
-        """Compute all positions into a sink (`conv_sinks`)."""
-        if self.kind == "popcount":
-            kernel = popcount_kernel(sink_name, self.xor, self.single)
-        elif self.kind == "lookup":
-            kernel = lookup_kernel(sink_name)
-        else:
-            kernel = level_lookup_kernel(sink_name)
-        work = positions * self.work
-        run_rows(kernel, positions, work, rows, plane_size, *self.head, self.tables, sink, multiple=POSITIONS)
 
 
 class PackedConv2d:
@@ -245,7 +150,7 @@ class PackedConv2d:
         planes = ((codes[None] >> np.arange(len(self.multipliers)).reshape(-1, 1, 1, 1, 1)) & 1).sum(-1)
         # Set bits of every tap and filter, weighted over planes.
         self.tap_ones = np.tensordot(self.multipliers, planes, 1).reshape(self.groups, self.filters, kh, kw)
-        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._plans: dict[tuple[Any, ...], ConvPlan] = {}
         self._layouts = {"popcount": self.lane_weights}
 
     @property
@@ -337,7 +242,7 @@ class PackedConv2d:
         plan.run(*self._input(bits, plan), n * plan.ho * plan.wo, "to_bits", sink)
         return BitTensor(words, (n, filters, plan.ho, plan.wo))
 
-    def _input(self, bits: BitTensor, plan: "_Plan") -> tuple[np.ndarray, int]:
+    def _input(self, bits: BitTensor, plan: ConvPlan) -> tuple[np.ndarray, int]:
         """Return the input as flat dense rows, and the words of one plane."""
         words = bits.words
         if plan.direct:
@@ -346,7 +251,7 @@ class PackedConv2d:
         rows = bit_rows(np.ascontiguousarray(words), self.shape[1], self.groups, self.padding, plan.pad_bits)
         return rows, (len(rows) - SLACK) // len(words)
 
-    def _plan(self, bits: BitTensor) -> "_Plan":
+    def _plan(self, bits: BitTensor) -> ConvPlan:
         """Return what depends on the size of the map and on its planes only; made once for each."""
         key = (*bits.words.shape[2:4], bits.signed, bits.multipliers)
         plan = self._plans.get(key)
@@ -354,7 +259,7 @@ class PackedConv2d:
             self._check_range(bits)
             if len(self._plans) >= MOST_PLANS:  # maps of ever new sizes must not fill the memory
                 self._plans.clear()
-            plan = self._plans[key] = _Plan(self, bits)
+            plan = self._plans[key] = ConvPlan(self, bits)
         return plan
 
     def _check_range(self, bits: BitTensor) -> None:
