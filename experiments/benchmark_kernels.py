@@ -5,7 +5,7 @@ Each result is checked against PyTorch first; then all sides are timed in turn, 
 channels last on both sides. PyTorch's FP32 is that of its better memory layout.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,11 @@ def _time(layer: Layer, threads: int, config: DictConfig, with_peers: bool) -> R
 
 def binary_layers(config: DictConfig) -> Iterable[Row]:
     """Yield a row for each layer of `config.layers` and of `config.variants`, and each number of threads."""
+    from bnn.training import RunError
+
+    bad = [entry for entry in config.layers if not isinstance(entry, Sequence) or len(entry) != 4]
+    if bad:
+        raise RunError(f"an entry of layers is [in, out, size, kernel], got {bad[0]}")
     specs = [dict(zip(("in", "out", "size", "kernel"), entry, strict=True)) for entry in config.layers]
     for number, spec in enumerate([*specs, *map(dict, config.variants)]):
         layer = Layer(spec)

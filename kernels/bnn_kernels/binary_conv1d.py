@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bnn_kernels.binary_conv import PackedConv2d
+from bnn_kernels.binary_conv import PackedConv2d, ThresholdConv2d
 from bnn_kernels.bit_tensor import BitTensor, pack
 from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.thresholds import Thresholds
@@ -99,15 +99,5 @@ class PackedConv1d:
         return f"PackedConv1d({self.conv!r})"
 
 
-class ThresholdConv1d:
-    """A PackedConv1d followed by integer thresholds: bits in, bits out."""
-
-    def __init__(self, conv: PackedConv1d, thresholds: Thresholds):
-        if thresholds.channels != conv.shape[0]:
-            raise ValueError(f"{thresholds.channels} thresholds for {conv.shape[0]} output channels")
-        self.conv = conv
-        self.thresholds = thresholds
-
-    def __call__(self, x: BitTensor | np.ndarray) -> BitTensor:
-        """Return the packed levels of the thresholded sums, shape (N, O, Lo)."""
-        return self.conv.to_levels(x if isinstance(x, BitTensor) else pack(x), self.thresholds)
+class ThresholdConv1d(ThresholdConv2d):
+    """A PackedConv1d followed by integer thresholds: bits in (N, C, L), bits out (N, O, Lo)."""
