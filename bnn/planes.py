@@ -85,8 +85,7 @@ class Planes:
     """A quantized tensor as a sum of terms, plus an offset where the values are not symmetric.
 
     offset: float, shape () or (C,) for the channels of axis 0 of a weight, or None for 0. It takes part in every
-    product: `parts` holds it as one more term. bnn.convert refuses an offset of inputs, which no set of thresholds
-    and no integer sum can carry.
+    product: `parts` holds it as one more term.
     """
 
     terms: tuple[Term, ...]

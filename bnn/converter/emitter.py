@@ -22,6 +22,7 @@ from bnn.converter.graph import (
     Unpacked,
     Value,
 )
+from bnn.converter.level_table import values_of_codes
 from bnn.converter.moving import moving_steps
 from bnn.converter.planner import Demand, Plan, plan_graph
 
@@ -110,7 +111,12 @@ class _Emitter:
 
     def _unpack(self, value: Unpacked) -> None:
         (levels,) = value.inputs
-        (register,) = self._step("unpack", [self.registers[levels]], [""], {"scale": float(value.term.scale)})
+        planes = value.planes
+        if len(planes.parts) == 1:
+            attrs, tensors = {"scale": float(planes.terms[0].scale)}, {}
+        else:
+            attrs, tensors = {}, {"values": values_of_codes(planes)}
+        (register,) = self._step("unpack", [self.registers[levels]], [""], attrs, tensors)
         if self.map_shape.get(levels, _shape(levels)) != _shape(value):
             (register,) = self._step("reshape", [register], [""], {"shape": list(_shape(value))})
         self.steps[-1].sources = [value.source]
@@ -171,7 +177,7 @@ class _Emitter:
             shift = form.shift if shift is None else shift + form.shift
         if shift is not None:
             tensors["shift"] = shift.astype(np.float32)
-        attrs = {**layer.attrs, **attrs, "output": "float"}
+        attrs = {**layer.attrs, **layer.input_attrs, **attrs, "output": "float"}
         inputs = [self.registers[layer.inputs[0]]]
         if layer.input_scale:
             attrs["input_scale"] = True

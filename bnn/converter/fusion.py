@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from bnn.converter.graph import Channelwise, Levels, Pool, Value
+from bnn.converter.level_table import LARGEST_FLOAT, LevelTable
 from bnn.converter.planner import Demand
-from bnn.converter.thresholds import LevelTable, float_thresholds, integer_thresholds
-
-# Far beyond what a network computes, and far enough from the end of float32 that a batch norm does not overflow.
-LARGEST_FLOAT = 2.0**60
+from bnn.converter.thresholds import float_thresholds, integer_thresholds
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +31,7 @@ class Thresholds:
         """Whether both give the same levels."""
         mine, theirs = self.table, other.table
         alike = (mine.signed, mine.multipliers) == (theirs.signed, theirs.multipliers)
+        alike = alike and np.array_equal(mine.codes, theirs.codes)
         return alike and np.array_equal(self.t, other.t) and np.array_equal(self.flip, other.flip)
 
 

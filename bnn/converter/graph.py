@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bnn.converter.thresholds import LevelTable
-from bnn.planes import Term
+from bnn.converter.level_table import LevelTable
+from bnn.planes import Planes, Term
 
 
 @dataclass(eq=False)
@@ -38,30 +38,27 @@ class Input(Value):
 class Levels(Value):
     """Integer levels of a quantized value; its only readers are binary layers and `Unpacked`.
 
-    levels: maps floats (T, C) to integer levels, the quantizer itself. uniform: it is the same for all channels.
-    term: planes and scale.
+    levels: maps floats (T, C) to integer levels, the quantizer itself; see `level_table` for those of several terms.
+    uniform: it is the same for all channels. planes: of some input, for terms, scales and offset. table: the levels in
+    order.
     """
 
     levels: Callable[[Tensor], Tensor] = field(kw_only=True)
     uniform: bool = field(kw_only=True)
-    term: Term = field(kw_only=True)
-
-    @property
-    def table(self) -> LevelTable:
-        """The levels in order."""
-        return LevelTable.of(self.term)
+    planes: Planes = field(kw_only=True)
+    table: LevelTable = field(kw_only=True)
 
 
 @dataclass(eq=False)
 class Unpacked(Value):
-    """Levels times their scale, as floats."""
+    """The values of levels, as floats."""
 
     @property
-    def term(self) -> Term:
-        """Planes and scale of the levels."""
+    def planes(self) -> Planes:
+        """Planes of the levels."""
         (levels,) = self.inputs
         assert isinstance(levels, Levels)
-        return levels.term
+        return levels.planes
 
 
 @dataclass(eq=False)
@@ -77,7 +74,9 @@ class FloatLayer(Value):
 class BinaryLayer(Value):
     """Convolution or matrix product of levels: sum over terms of scale * integer dot, times K, plus bias.
 
-    inputs: levels, and the floats of which K is the scale if input_scale. path: the module's.
+    inputs: levels, and the floats of which K is the scale if input_scale. terms: the weight's. scales: for each of them
+    in turn one (O,) for each part of the input. input_attrs: how a step takes the input's parts apart. constant: (O,),
+    what the input's offset adds to the one scaled sum everywhere, if there is one and it does. path: the module's.
     """
 
     op: str = field(kw_only=True)
@@ -85,6 +84,8 @@ class BinaryLayer(Value):
     tensors: dict[str, np.ndarray] = field(kw_only=True)
     terms: tuple[Term, ...] = field(kw_only=True)
     scales: tuple[Tensor, ...] = field(kw_only=True)
+    input_attrs: dict[str, Any] = field(kw_only=True)
+    constant: Tensor | None = field(kw_only=True)
     bias: Tensor | None = field(kw_only=True)
     largest: int = field(kw_only=True)
     input_scale: bool = field(kw_only=True)
@@ -93,11 +94,12 @@ class BinaryLayer(Value):
     @property
     def has_integers(self) -> bool:
         """Whether the output is a monotone function of one integer a channel."""
-        return len(self.terms) == 1 and not self.input_scale
+        return (len(self.scales) == 1 or self.constant is not None) and not self.input_scale
 
     def output(self, sums: Tensor) -> Tensor:
         """Return the output for integer sums (T, O), as the layer computes it."""
         y = sums.to(self.scales[0].dtype) * self.scales[0]
+        y = y if self.constant is None else y + self.constant
         return y if self.bias is None else y + self.bias
 
 

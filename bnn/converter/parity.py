@@ -17,6 +17,7 @@ from bnn_kernels.pooling import max_pool
 from torch import Tensor, fx, nn
 
 from bnn.converter.convert import check_examples
+from bnn.converter.level_table import as_one_term
 from bnn.converter.parity_report import FreeRun, ParityReport, StepParity
 from bnn.converter.trace import Traced, trace
 
@@ -52,7 +53,7 @@ class _Recorder:
                 (f"{place} levels", module),
             ):
                 if source in self.sources and quantizer is not None:
-                    self.values[source] = quantizer.planes(args[0]).terms[0].levels().numpy()
+                    self.values[source] = as_one_term(quantizer.planes(args[0])).levels().numpy()
 
 
 class _Tally:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from bnn.converter.builder import Builder
 from bnn.converter.graph import BinaryLayer, FloatLayer, Levels, Unpacked, Value
+from bnn.converter.level_table import as_one_term, check_input, monotone_table
 from bnn.converter.registry import register_rule
-from bnn.converter.thresholds import input_term
 from bnn.layers import QuantConv1d, QuantConv2d, QuantLinear
 from bnn.layers.base import QuantLayer, output_scale, weight_planes
-from bnn.planes import Term
+from bnn.planes import Planes, Term
 from bnn.quantizers.base import Quantizer
 
 
@@ -77,16 +77,25 @@ def quantize(build: Builder, quantizer: Quantizer, x: Value, source: str) -> Lev
         return y.reshape(*y.shape, *[1] * (len(x.shape) - 1)) if maps else y
 
     try:
-        term = input_term(quantizer, spread(torch.zeros(1, x.shape[0])), build.place)
+        planes = quantizer.planes(spread(torch.zeros(1, x.shape[0])))
     except RuntimeError as error:
         build.fail(f"{quantizer} does not take {x.shape[0]} channels: {error}")
+    check_input(quantizer, planes, build.place)
 
     def levels(y: Tensor) -> Tensor:
-        return quantizer.planes(spread(y)).terms[0].levels().reshape(y.shape)
+        return as_one_term(quantizer.planes(spread(y))).levels().reshape(y.shape)
 
-    state = [*quantizer.parameters(), *quantizer.buffers()]
-    uniform = not quantizer.channelwise and all(t.numel() == 1 for t in state)
-    return Levels(x.shape, (x,), source, levels=levels, uniform=uniform, term=term)
+    uniform = not quantizer.channelwise and _takes(quantizer, spread(torch.zeros(1, x.shape[0] + 1)))
+    table = monotone_table(quantizer, planes, levels, x.shape[0], build.place)
+    return Levels(x.shape, (x,), source, levels=levels, uniform=uniform, planes=planes, table=table)
+
+
+def _takes(quantizer: Quantizer, x: Tensor) -> bool:
+    """Whether a quantizer quantizes any number of channels: it holds nothing for each of them."""
+    try:
+        return quantizer.planes(x).terms[0].bits.shape[1:] == x.shape
+    except RuntimeError:
+        return False
 
 
 def quantizer_value(build: Builder, module: Quantizer, x: Value) -> Value:
@@ -115,8 +124,12 @@ def dense(term: Term) -> np.ndarray:
 
 def stored_terms(terms: tuple[Term, ...]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Return the attribute "terms" and the bits of weight terms."""
-    attrs = [{"multipliers": list(term.multipliers), "signed": term.signed} for term in terms]
-    return attrs, {f"bits.{i}": dense(term) for i, term in enumerate(terms)}
+    return term_attrs(terms), {f"bits.{i}": dense(term) for i, term in enumerate(terms)}
+
+
+def term_attrs(terms: tuple[Term, ...]) -> list[dict[str, Any]]:
+    """Return the planes of terms as attributes."""
+    return [{"multipliers": list(term.multipliers), "signed": term.signed} for term in terms]
 
 
 def _attrs(build: Builder, layer: Any, x: Value) -> tuple[str, dict[str, Any], tuple[int, ...]]:
@@ -161,18 +174,16 @@ def quantized_layer(build: Builder, layer: Any, x: Value) -> Value:
 def _binary(
     build: Builder, layer: Any, x: Value, levels: Levels, kind: str, attrs: dict[str, Any], shape: tuple[int, ...]
 ) -> Value:
-    given = levels.term
+    parts = levels.planes.parts
     if kind == "conv":
-        try:
-            attrs["pad_level"] = int(layer.pad_level(given))
-        except ValueError as error:
-            build.fail(str(error))
+        attrs["pad_level"] = _pad_level(build, layer, parts)
     terms = weight_terms(build, layer)
-    largest = max(given.max_level * term.max_level for term in terms) * layer.weight[0].numel()
+    largest = max(given.max_level * term.max_level for given in parts for term in terms) * layer.weight[0].numel()
     if largest > np.iinfo(np.int32).max:
         build.fail(f"sums of up to {largest} do not fit 32 bits; use fewer bits or inputs")
     filters = layer.weight.shape[0]
     attrs["terms"], tensors = stored_terms(terms)
+    scales = tuple(output_scale(given, term, 2).reshape(-1).expand(filters) for term in terms for given in parts)
     return BinaryLayer(
         shape,
         (levels, x) if layer.input_scale else (levels,),
@@ -180,9 +191,39 @@ def _binary(
         attrs=attrs,
         tensors=tensors,
         terms=terms,
-        scales=tuple(output_scale(given, term, 2).reshape(-1).expand(filters) for term in terms),
+        scales=scales,
+        input_attrs=_input_attrs(levels.planes),
+        constant=_constant(levels.planes, terms, scales, any(attrs.get("padding", ()))),
         bias=None if layer.bias is None else layer.bias.detach(),
         largest=largest,
         input_scale=bool(layer.input_scale),
         path=build.place,
     )
+
+
+def _pad_level(build: Builder, layer: Any, parts: tuple[Term, ...]) -> int:
+    """Return the level of the input that stands for the layer's pad_value."""
+    if layer._pad() != 0 and len(parts) != 1:
+        build.fail(f"pad_value {layer._pad():+g} needs an input quantizer of one term without an offset: use 0")
+    try:
+        return int(layer.pad_level(parts[0]))
+    except ValueError as error:
+        build.fail(str(error))
+
+
+def _input_attrs(planes: Planes) -> dict[str, Any]:
+    """Return the attributes of a step whose input has several terms or an offset; none for one term alone."""
+    attrs: dict[str, Any] = {}
+    if len(planes.terms) > 1:
+        attrs["input_terms"] = term_attrs(planes.terms)
+    if planes.offset is not None:
+        attrs["input_offset"] = True
+    return attrs
+
+
+def _constant(planes: Planes, terms: tuple[Term, ...], scales: tuple[Tensor, ...], pads: bool) -> Tensor | None:
+    """Return what the input's offset adds to a layer of one term of inputs and weights, unless it varies by place."""
+    if planes.offset is None or len(scales) != 2 or len(terms) != 1 or pads:
+        return None
+    ones = terms[0].levels(torch.int64).flatten(1).sum(1)
+    return ones.to(scales[1].dtype) * scales[1]

@@ -7,60 +7,14 @@ gamma < 0 (a falling channel) and gamma = 0 (a constant one) need no special cas
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from bnn_kernels.bit_planes import level_of_code
 from torch import Tensor
 
-from bnn.converter.errors import ConversionError
-from bnn.planes import Term
-from bnn.quantizers.base import Quantizer
+from bnn.converter.level_table import LevelTable
 
 INT_MIN, INT_MAX = np.iinfo(np.int32).min, np.iinfo(np.int32).max
-
-
-@dataclass(frozen=True)
-class LevelTable:
-    """The levels of a quantizer with one term: codes[i] is the code of the i-th level in ascending order."""
-
-    levels: np.ndarray
-    codes: np.ndarray
-    signed: bool
-    multipliers: tuple[int, ...]
-
-    @classmethod
-    def of(cls, term: Term) -> "LevelTable":
-        """Return the table of a term."""
-        by_code = level_of_code(term.multipliers, term.signed)
-        levels, codes = np.unique(by_code, return_index=True)
-        return cls(levels, codes.astype(np.uint8), term.signed, term.multipliers)
-
-    @property
-    def is_sign(self) -> bool:
-        """Whether this is one {-1,+1} plane."""
-        return self.signed and self.multipliers == (1,)
-
-    def rank(self, levels: Tensor) -> Tensor:
-        """Return the index of each level in ascending order."""
-        return torch.searchsorted(torch.from_numpy(self.levels), levels.to(torch.int64).contiguous())
-
-
-def input_term(quantizer: Quantizer, x: Tensor, path: str) -> Term:
-    """Return the one term of a quantized input; ConversionError if the quantizer is not a set of thresholds."""
-    if not quantizer.elementwise:
-        raise ConversionError(
-            f"{path}: {type(quantizer).__name__} computes its scale from the whole input, so it is no set of fixed "
-            "thresholds; use an elementwise input quantizer such as SteSign or DoReFaActivation"
-        )
-    planes = quantizer.planes(x)
-    terms = planes.terms
-    if planes.offset is not None:
-        raise ConversionError(f"{path}: the two values of {quantizer} have an offset, which no integer sum can carry")
-    if len(terms) != 1 or terms[0].scale.ndim != 0 or not terms[0].scale > 0:
-        raise ConversionError(f"{path}: an input quantizer with one positive scale can be converted, got {quantizer}")
-    return terms[0]
 
 
 def _smallest_true(predicate: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:

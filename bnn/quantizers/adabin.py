@@ -64,7 +64,7 @@ class AdaBinActivation(Quantizer):
     - "paper" (default): as above.
     - "released" (the authors' code): alpha (sign((x - beta) / alpha) + beta).
 
-    bnn.convert refuses it as an input quantizer: its offset is no integer.
+    The offset costs one map of sums that does not depend on the input: nothing where it fits an integer threshold.
 
     >>> quantizer = AdaBinActivation()
     >>> with torch.no_grad():

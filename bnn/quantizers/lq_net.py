@@ -131,7 +131,7 @@ class LqActivation(_LqNet):
     begins at 0.6745 * 2 / (2^K - 1) * 2^k, the quartile of a normalized input times 2 at the top.
     Zhang et al., "LQ-Nets", ECCV 2018; meant for inputs >= 0, such as those behind a ReLU.
 
-    bnn.convert refuses more than one bit as an input quantizer: K scales are K terms, and a term is one set of planes.
+    As inputs of a layer they cost K convolutions of each term of its weights: every basis has a scale of its own.
 
     bits: K, 1 .. 8. momentum: weight of the newest fit.
 

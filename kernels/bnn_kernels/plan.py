@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from bnn_kernels.bit_planes import check_planes
 from bnn_kernels.errors import PlanError
 
 
@@ -176,3 +177,15 @@ def need(condition: bool, message: str) -> None:
     """Raise PlanError(message) unless the condition holds."""
     if not condition:
         raise PlanError(message)
+
+
+def read_planes(this: Step, name: str) -> list[tuple[tuple[int, ...], bool]]:
+    """Return (multipliers, signed) of each term of a list attribute; PlanError if it is malformed."""
+    terms = this.attr(name, list)
+    need(0 < len(terms) <= 8, f"attribute {name!r} has 1 to 8 terms, got {len(terms)}")
+    result = []
+    for term in terms:
+        need(isinstance(term, dict) and set(term) == {"multipliers", "signed"}, f"malformed term {term!r}")
+        need(isinstance(term["multipliers"], list), f"malformed term {term!r}")
+        result.append((check_planes(term["multipliers"], term["signed"]), term["signed"]))
+    return result

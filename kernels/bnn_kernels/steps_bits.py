@@ -1,5 +1,6 @@
 """Steps into, on and out of bits: pack, binary layers with their epilogues, pooling on integers and bits."""
 
+import functools
 import math
 from typing import Any, ClassVar
 
@@ -16,9 +17,11 @@ from bnn_kernels.bit_tensor import (
     pack_codes,
     quantize_channels_last,
     unpack_channels_last,
+    unpack_codes,
 )
 from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits
 from bnn_kernels.input_scale import scale_by_input
+from bnn_kernels.input_terms import InputTerms, add_scaled, offset_map
 from bnn_kernels.later import Later
 from bnn_kernels.level_bits import in_order
 from bnn_kernels.plan import Spec, Step, need, step
@@ -97,35 +100,45 @@ class Pack(Step):
 
 @step
 class Unpack(Step):
-    """Bits -> float: level * scale, for float weights behind a quantized input."""
+    """Bits -> float, for float weights behind a quantized input: level * scale, or the value of every code."""
 
     op = "unpack"
     attributes = ("scale",)
+    tensor_names = ("values",)
 
     def build(self) -> None:
-        self.scale = np.float32(self.attr("scale", float))
+        need(("scale" in self.attrs) != ("values" in self.tensors), "needs a scale or values, one of them")
+        self.values = self.tensor("values", np.float32, (None,)) if "values" in self.tensors else None
+        self.scale = np.float32(self.attr("scale", float)) if self.values is None else None
 
     def infer(self, inputs: list[Spec]) -> Spec:
-        need(inputs[0].kind == "bits", f"takes bits, got {inputs[0]}")
-        return Spec("float", inputs[0].shape)
+        (x,) = inputs
+        need(x.kind == "bits", f"takes bits, got {x}")
+        codes = 1 << len(x.multipliers)
+        need(self.values is None or len(self.values) == codes, f"has not one value for each of {codes} codes")
+        return Spec("float", x.shape)
 
     def run(self, x: BitTensor) -> np.ndarray:
-        y = unpack_channels_last(x) * self.scale
+        y = unpack_channels_last(x) * self.scale if self.values is None else self.values[unpack_codes(x)]
         return y[:, 0, 0] if len(x.shape) == 2 else y
+
+
+INPUT_ATTRIBUTES = ("input_terms", "input_offset", "input_scale")
 
 
 class BinaryLayer(Step):
     """What binary convolution and linear share: weight terms and three kinds of output.
 
-    output "int": int32 sums. "bits": sums through integer thresholds. "float": sum over terms of float32(dot) * scale,
-    in the order of the terms, times XNOR-Net's K of a second input if `input_scale`, then what `Finish` says. With a
-    scale and a shift alone these are the operations of the PyTorch layer in evaluation in the same order, so the same
-    numbers.
+    output "int": int32 sums. "bits": sums through integer thresholds. "float": sum over the weight's terms, and for
+    each over the input's (see `InputTerms`), of float32(dot) * scale, times XNOR-Net's K of a second input if
+    `input_scale`, then what `Finish` says. With a scale and a shift alone these are the operations of the PyTorch layer
+    in evaluation in the same order, so the same numbers.
     """
 
     tensor_names = ("bits.*", "scale.*", *EPILOGUE_TENSORS, *THRESHOLDS)
     # Whether outputs are vectors.
     is_flat: ClassVar[bool]
+    pad_level = 0
 
     def layer(self, codes: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> Any:
         raise NotImplementedError
@@ -136,18 +149,22 @@ class BinaryLayer(Step):
         need(self.output in ("int", "float", "bits"), f"unknown output {self.output!r}")
         filters = self.shape[0]
         terms = read_terms(self)
-        need(self.output == "float" or len(terms) == 1, "integer sums need a weight with one scale")
+        self.given = InputTerms(self)
+        several = len(terms) > 1 or self.given.several
+        need(self.output == "float" or not several, "integer sums need a weight and an input with one scale")
+        need(self.pad_level == 0 or not self.given.several, "an input of several terms can be padded with zeros only")
         self.layers = [self._later(i, *term) for i, term in enumerate(terms)]
         self.input_scale = self.attr("input_scale", bool) if "input_scale" in self.attrs else False
         self.arity = 1
         if self.output == "float":
-            self.scales = [self.tensor(f"scale.{i}", np.float32, (filters,)) for i in range(len(terms))]
+            count = len(terms) * self.given.count
+            self.scales = [self.tensor(f"scale.{i}", np.float32, (filters,)) for i in range(count)]
             # One term without K goes through the epilogue as the layer's integers; all else as a sum of floats.
-            self.fused = len(terms) == 1 and not self.input_scale
+            self.fused = not several and not self.input_scale
             self.finish = Finish(self, filters, self.scales[0] if self.fused else None)
             self.arity += self.input_scale + self.finish.arity
         else:
-            extra = {*self.attrs} & {"input_scale", *EPILOGUE_ATTRIBUTES}
+            extra = {*self.attrs} & {*INPUT_ATTRIBUTES, *EPILOGUE_ATTRIBUTES}
             need(not extra, f"attributes {sorted(extra)} need a float output")
         self.thresholds = integer_thresholds(self, filters) if self.output == "bits" else None
 
@@ -172,8 +189,10 @@ class BinaryLayer(Step):
         need(x.kind == "bits", f"takes bits, got {x}")
         shape = self.out_shape(x.shape)
         largest = max(int(np.abs(level_of_code(*term)).max()) for term in read_terms(self))
-        largest *= int(np.abs(level_of_code(x.multipliers, x.signed)).max()) * math.prod(self.shape[1:])
+        largest *= self.given.largest_level(x) * math.prod(self.shape[1:])
         need(largest < np.iinfo(np.int32).max, f"sums of up to {largest} do not fit 32 bits")
+        if self.given.offset:
+            self.offsets = [Later(functools.partial(self._offset, i, x.shape)) for i in range(len(self.layers))]
         if self.thresholds is not None:
             return Spec("bits", shape, self.thresholds.signed, self.thresholds.multipliers)
         if self.output == "int":
@@ -203,17 +222,26 @@ class BinaryLayer(Step):
 
     def sums(self, x: BitTensor, *floats: np.ndarray) -> np.ndarray:
         """Return what the epilogue finishes: sums over terms, scaled, times K; of one term alone its integers."""
-        y = self.layers[0]().channels_last(x).astype(np.float32)
         if self.fused:
-            return self.trim(y)
-        y *= self.scales[0]
-        for layer, scale in zip(self.layers[1:], self.scales[1:], strict=True):
-            term = layer().channels_last(x).astype(np.float32)
-            term *= scale
-            y += term
+            return self.trim(self.layers[0]().channels_last(x).astype(np.float32))
+        parts = self.given.split(x)
+        scales = iter(self.scales)
+        y: np.ndarray | None = None
+        for i, layer in enumerate(self.layers):
+            for part in parts:
+                y = add_scaled(layer().channels_last(part), next(scales), y)
+            if self.given.offset:
+                next(scales)
+                y += self.offsets[i]()
+        assert y is not None
         if self.input_scale:
             self.scale_by_input(floats[0], y)
         return self.trim(y)
+
+    def _offset(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Return what the input's offset times the weight's term of this number adds to every output."""
+        scale = self.scales[(index + 1) * self.given.count - 1]
+        return offset_map(self.layers[index]().channels_last, shape, scale)
 
     def margins(self, x: BitTensor, *floats: np.ndarray) -> np.ndarray | None:
         if self.output != "float" or not self.finish.signs:
@@ -234,7 +262,7 @@ class BinaryConv(BinaryLayer):
     op = "binary_conv"
     attributes = (
         "shape", "stride", "padding", "dilation", "groups", "pad_level",
-        "terms", "output", "signed", "multipliers", "input_scale", *EPILOGUE_ATTRIBUTES,
+        "terms", *INPUT_ATTRIBUTES, "output", "signed", "multipliers", *EPILOGUE_ATTRIBUTES,
     )  # fmt: skip
     is_flat = False
 
@@ -265,7 +293,7 @@ class BinaryLinear(BinaryLayer):
     """Matrix product of bit planes; attribute shape = (O, K); the input is (K,) or a map (C, H, W) with C*H*W = K."""
 
     op = "binary_linear"
-    attributes = ("shape", "terms", "output", "signed", "multipliers", "input_scale", *EPILOGUE_ATTRIBUTES)
+    attributes = ("shape", "terms", *INPUT_ATTRIBUTES, "output", "signed", "multipliers", *EPILOGUE_ATTRIBUTES)
     is_flat = True
 
     def layer_shape(self) -> tuple[int, ...]:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bnn_kernels import pooling
-from bnn_kernels.bit_planes import check_planes, level_of_code
+from bnn_kernels.bit_planes import level_of_code
 from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits
 from bnn_kernels.float_conv import FloatConv2d
 from bnn_kernels.later import Later
-from bnn_kernels.plan import Spec, Step, need, step
+from bnn_kernels.plan import Spec, Step, need, read_planes, step
 from bnn_kernels.workspace import empty
 
 
@@ -58,14 +58,7 @@ def weight_bits(this: Step) -> int:
 
 def read_terms(this: Step) -> list[tuple[tuple[int, ...], bool]]:
     """Return (multipliers, signed) of each term of a quantized weight."""
-    terms = this.attr("terms", list)
-    need(0 < len(terms) <= 8, f"a weight has 1 to 8 terms, got {len(terms)}")
-    result = []
-    for term in terms:
-        need(isinstance(term, dict) and set(term) == {"multipliers", "signed"}, f"malformed term {term!r}")
-        need(isinstance(term["multipliers"], list), f"malformed term {term!r}")
-        result.append((check_planes(term["multipliers"], term["signed"]), term["signed"]))
-    return result
+    return read_planes(this, "terms")
 
 
 @step

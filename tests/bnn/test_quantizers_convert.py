@@ -14,6 +14,7 @@ from bnn.converter import ConversionError
 from bnn.layers import BitLinear, OutputScale, QuantConv2d, QuantLinear
 from bnn.quantizers import (
     AbcWeight,
+    AdaBinActivation,
     AdaBinWeight,
     DoReFaWeight,
     FullPrecision,
@@ -25,14 +26,13 @@ from bnn.quantizers import (
     RSign,
     SteSign,
     TernaryActivation,
+    TernaryWeight,
     XnorWeight,
 )
 
 # Configs that cannot become bits as a whole, and what the error must say.
 REFUSED = {
-    "adabin": "offset",
     "bitnet": "computes its scale from the whole input",
-    "lqnet2": "one positive scale",
 }
 
 
@@ -86,6 +86,10 @@ WIDTHS = [
     *[(partial(AbcWeight, k), partial(LsqActivation, 2)) for k in (1, 2, 5)],
     (partial(LsqWeight, 4, per_channel=True), partial(LqActivation, 1)),
     (AdaBinWeight, partial(TernaryActivation, threshold=0.5)),
+    *[(weight, partial(LqActivation, k)) for weight, k in ((XnorWeight, 2), (AdaBinWeight, 3), (FullPrecision, 2))],
+    (XnorWeight, AdaBinActivation),
+    (TernaryWeight, partial(AdaBinActivation, form="released")),
+    (FullPrecision, AdaBinActivation),
     (partial(XnorWeight, center=True), partial(SteSign, boundary="open")),
 ]
 

@@ -1,5 +1,7 @@
 """A small plan with every kind of step, for tests of files and of running."""
 
+import re
+
 import bnn_kernels as bk
 import numpy as np
 from bnn_kernels.dense_bits import to_dense_bits
@@ -23,7 +25,7 @@ class _Writer:
         self.steps = []
 
     def add(self, op, inputs, outputs, attrs=None, **tensors):
-        named = {name.replace("_0", ".0"): tensor for name, tensor in tensors.items()}
+        named = {re.sub(r"_(\d)$", r".\1", name): tensor for name, tensor in tensors.items()}
         self.steps.append(bk.StepSpec(op, inputs, outputs, attrs or {}, named, [f"{op} {o}" for o in outputs]))
 
     def floats(self, *shape):
@@ -64,8 +66,14 @@ def rich_model():
         bits_0=w.bits(4, 4, 3, 3), **signs,
     )  # fmt: skip
     add("unpack", ["h"], ["j"], {"scale": 0.5})
-    add("unpack", ["i"], ["k"], {"scale": 2.0})
-    add("concat", ["j", "k"], ["l"], {"count": 2})
+    add("unpack", ["i"], ["k"], values=floats(2))
+    parts = {"input_terms": [{"signed": False, "multipliers": [1]}, SIGNS], "input_offset": True}
+    add(
+        "binary_conv", ["g"], ["kk"], {**_conv(4, 8, 3, 1), **binary, **parts, "output": "float"},
+        bits_0=w.bits(4, 8, 3, 3), scale_0=floats(4), scale_1=floats(4), scale_2=floats(4),
+    )  # fmt: skip
+    add("combine", ["k", "kk"], ["kkk"], {"kind": "add"})
+    add("concat", ["j", "kkk"], ["l"], {"count": 2})
     add("select", ["l"], ["m"], channels=np.array([0, 2, 4, -1, 11, 9], np.int32), rows=np.array([2, 0], np.int32))
     add("avg_pool", ["m"], ["n"], {"kernel": [2, 3], "stride": [1, 1], "padding": [0, 0]})
     add("activation", ["n"], ["o"], {"kind": "sigmoid"})

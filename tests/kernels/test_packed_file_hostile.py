@@ -189,7 +189,7 @@ def attack(path, count, seed):
 
 def test_mutants_are_refused_or_harmless(tmp_path):
     refused = attack(tmp_path / "model.safetensors", 300, 0)
-    assert refused["flip"] > 30
+    assert refused["flip"] > 20
     assert refused["cut"] > 10
     assert refused["change_header"] > 50
     assert refused["change_steps"] > 10

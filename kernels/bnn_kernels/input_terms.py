@@ -1,0 +1,97 @@
+"""Inputs that are sums of several scaled terms, and offsets: sum_t scale[t] * level[t] + offset.
+
+All planes of such an input lie in one register, those of the first term first. A layer multiplies each term by each
+term of its weight, exactly, and adds the scaled sums in order. The offset is a term that is 1 on the whole map (and 0
+on the padding around it), so its sums are one map for all inputs.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bnn_kernels._jit import jit
+from bnn_kernels.bit_planes import level_of_code
+from bnn_kernels.bit_tensor import BitTensor, pack_codes
+from bnn_kernels.plan import Spec, Step, need, read_planes
+from bnn_kernels.threads import run_rows
+from bnn_kernels.workspace import empty
+
+
+class InputTerms:
+    """How a layer takes its register of bits apart: read from the attributes "input_terms" and "input_offset".
+
+    several: whether there is more than one part, so that no single integer stands for the input.
+    """
+
+    def __init__(self, this: Step):
+        self.terms = read_planes(this, "input_terms") if "input_terms" in this.attrs else None
+        self.offset = this.attr("input_offset", bool) if "input_offset" in this.attrs else False
+        self.count = (1 if self.terms is None else len(self.terms)) + self.offset
+
+    @property
+    def several(self) -> bool:
+        """Whether the input is more than one scaled integer."""
+        return self.count > 1
+
+    def largest_level(self, x: Spec) -> int:
+        """Return the largest magnitude of a term's levels; PlanError if the planes of x are not those of the terms."""
+        if self.terms is None:
+            return _largest(x.multipliers, x.signed)
+        planes = sum(len(multipliers) for multipliers, _ in self.terms)
+        need(planes == len(x.multipliers), f"has terms of {planes} planes, got {len(x.multipliers)}")
+        return max(_largest(*term) for term in self.terms)
+
+    def split(self, x: BitTensor) -> list[BitTensor]:
+        """Return the terms of an input, without the offset."""
+        if self.terms is None:
+            return [x]
+        parts, start = [], 0
+        for multipliers, signed in self.terms:
+            end = start + len(multipliers)
+            parts.append(BitTensor(x.words[start:end], x.shape, signed, multipliers))
+            start = end
+        return parts
+
+
+def _largest(multipliers: tuple[int, ...], signed: bool) -> int:
+    return int(np.abs(level_of_code(multipliers, signed)).max())
+
+
+def ones(shape: tuple[int, ...]) -> BitTensor:
+    """Return one image (C, H, W), or vector (K,), of the offset's term: 1 everywhere."""
+    channels, height, width = shape if len(shape) == 3 else (shape[0], 1, 1)
+    words = pack_codes(np.ones((1, height, width, channels), np.uint8), 1)
+    return BitTensor(words, (1, *shape), False, (1,))
+
+
+@jit
+def _scaled_rows(sums, scale, out, adds, first, last):
+    """Rows of sums int32 (R, C): out float32 (R, C) = float32(sums) * scale, added to what is there if `adds`."""
+    channels = sums.shape[1]
+    for row in range(first, last):
+        if adds:
+            for c in range(channels):
+                out[row, c] += np.float32(sums[row, c]) * scale[c]
+        else:
+            for c in range(channels):
+                out[row, c] = np.float32(sums[row, c]) * scale[c]
+
+
+def add_scaled(sums: np.ndarray, scale: np.ndarray, total: np.ndarray | None) -> np.ndarray:
+    """Return total + float32(sums) * scale, each product rounded; in place unless total is None.
+
+    sums: int32 (N, H, W, C). scale: float32 (C,). total: float32 of the same shape.
+    """
+    out = empty(sums.shape, np.float32) if total is None else total
+    channels = sums.shape[3]
+    flat = sums.reshape(-1, channels), scale, out.reshape(-1, channels), total is not None
+    run_rows(_scaled_rows, len(flat[0]), sums.size, *flat)
+    return out
+
+
+def offset_map(sums: Callable[[BitTensor], np.ndarray], shape: tuple[int, ...], scale: np.ndarray) -> np.ndarray:
+    """Return float32 (1, H, W, O), what the offset of an input (C, H, W) or (K,) adds to a layer's output.
+
+    sums: the layer. scale: float32 (O,), that of weight times offset.
+    """
+    return sums(ones(shape)).astype(np.float32) * scale
