@@ -9,7 +9,7 @@ from bnn.planes import Planes, sign_planes
 from bnn.quantizers.approx_sign import triangle
 from bnn.quantizers.base import Quantizer
 from bnn.quantizers.ede_sign import ede_slope
-from bnn.quantizers.filters import centered, filters, like_filters
+from bnn.quantizers.filters import centered, deviation, divided, filters, like_filters
 from bnn.quantizers.sharpness import Sharpened
 from bnn.quantizers.straight_through import sign, straight_through
 
@@ -39,10 +39,8 @@ class AdaBinWeight(Sharpened, Quantizer):
     @staticmethod
     def _parts(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return V, alpha and beta."""
-        beta = filters(w).mean(1)
-        rest = centered(w)
-        alpha = filters(rest).square().mean(1).clamp(min=torch.finfo(w.dtype).tiny).sqrt()
-        return rest / like_filters(alpha, w), alpha, beta
+        alpha = deviation(w, correction=0)
+        return divided(centered(w), alpha), alpha, filters(w).mean(1)
 
     def forward(self, w: Tensor) -> Tensor:
         v, alpha, beta = self._parts(w)

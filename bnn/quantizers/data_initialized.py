@@ -9,7 +9,7 @@ from bnn.quantizers.base import Quantizer
 
 
 class DataInitialized(Quantizer):
-    """Calls `initialize(x)` once, on the first tensor that it quantizes in training mode.
+    """Calls `initialize(x)` once, on the first tensor that it quantizes in training mode and that is not empty.
 
     So a pretrained network needs one forward in training mode before it is evaluated. The buffer `initialized` tells
     a checkpoint whether that has happened. Under torch.distributed all processes take the mean of what each of them
@@ -28,7 +28,7 @@ class DataInitialized(Quantizer):
 
     def initialize_once(self, x: Tensor) -> None:
         """Begin the forward of every subclass with this."""
-        if self._done or not self.training:
+        if self._done or not self.training or x.numel() == 0:
             return
         with torch.no_grad():
             self.initialize(x.detach())

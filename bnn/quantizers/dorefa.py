@@ -44,8 +44,9 @@ class DoReFaWeight(Quantizer):
     @staticmethod
     def _smooth(w: Tensor) -> Tensor:
         squashed = torch.tanh(w)
-        # A layer of zeros has no largest weight; any positive bound keeps it at r = 1/2.
-        return squashed / squashed.abs().max().clamp(min=torch.finfo(w.dtype).tiny)
+        largest = squashed.abs().max()
+        # A layer of zeros has no largest weight; dividing it by 1 keeps it at r = 1/2, with a gradient of its size.
+        return squashed / torch.where(largest > 0, largest, 1)
 
     def forward(self, w: Tensor) -> Tensor:
         if self._bits == 1:

@@ -36,10 +36,11 @@ class FdaSign(SurrogateSign):
 
     def slope(self, x: Tensor) -> Tensor:
         terms = int(self.n) + 1
-        angle = self.frequency * x
+        inside = x.abs() <= 1
+        angle = self.frequency * torch.where(inside, x, 0)
         # The sum of cosines is sin(2 m a) / (2 sin a) for m terms, and m at 0.
         waves = torch.where(angle == 0, float(terms), torch.sin(2 * terms * angle) / (2 * torch.sin(angle)))
-        return 4 * self.frequency / math.pi * waves * (x.abs() <= 1)
+        return 4 * self.frequency / math.pi * waves * inside
 
     def extra_repr(self) -> str:
         return f"n={self.n}, frequency={self.frequency}"

@@ -31,13 +31,21 @@ def centered(w: Tensor) -> Tensor:
     return w - like_filters(filters(w).mean(1), w)
 
 
-def variance(w: Tensor) -> Tensor:
-    """Return the unbiased variance of each filter, shaped to go with the weight; 0 for filters of one weight."""
+def deviation(w: Tensor, correction: int = 1) -> Tensor:
+    """Return the standard deviation of each filter, (filters,); 0, with gradient 0, where all its weights are equal."""
     flat = filters(w)
-    return like_filters(flat.var(1, correction=min(1, flat.shape[1] - 1)), w)
+    return flat.std(1, correction=min(correction, flat.shape[1] - 1))
+
+
+def divided(w: Tensor, by: Tensor) -> Tensor:
+    """Return the weight divided by a number >= 0 for each filter; filters whose number is about 0 stay as they are.
+
+    So filters of equal weights, whose deviation is 0, get neither a NaN nor a gradient of any size. About 0 is what
+    has no square: the gradient of a deviation divides by it twice.
+    """
+    return w / like_filters(torch.where(by > torch.finfo(w.dtype).tiny ** 0.5, by, 1), w)
 
 
 def standardized(w: Tensor) -> Tensor:
     """Return the weight with mean 0 and standard deviation 1 in each filter; filters of equal weights become 0."""
-    smallest = torch.finfo(w.dtype).tiny
-    return centered(w) / variance(w).clamp(min=smallest).sqrt()
+    return divided(centered(w), deviation(w))

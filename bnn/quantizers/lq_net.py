@@ -14,6 +14,11 @@ _QUARTILE = 0.6745
 _RIDGE = 1e-4
 
 
+def _or_nan(x: Tensor, value: Tensor) -> Tensor:
+    """Return the value, or NaN where x is: every NaN has a place among the levels, but it shall show."""
+    return torch.where(x.isnan(), x, value)
+
+
 class _LqNet(DataInitialized):
     """levels = B v: v (rows, K) is the basis of each row of data, B holds all 2^K combinations of two code values."""
 
@@ -121,7 +126,8 @@ class LqWeight(_LqNet):
 
     def forward(self, w: Tensor) -> Tensor:
         self._prepare(w)
-        return straight_through(w, self.planes(w).value())
+        fixed = w.detach()
+        return straight_through(w, _or_nan(fixed, self.planes(fixed).value()))
 
 
 class LqActivation(_LqNet):
@@ -164,4 +170,4 @@ class LqActivation(_LqNet):
         self._prepare(x)
         fixed = x.detach()
         top = self.basis.clamp(min=0).sum().to(x.dtype)
-        return straight_through(x, self.planes(fixed).value(), fixed <= top)
+        return straight_through(x, _or_nan(fixed, self.planes(fixed).value()), fixed <= top)

@@ -1,5 +1,6 @@
 """Uniform quantizers whose step is learned: LSQ."""
 
+import math
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class _LearnedStep(torch.autograd.Function):
         low, high = ctx.bounds
         ratio = x / step
         inside = (ratio > low) & (ratio < high)
-        to_step = (g * (levels - ratio * inside)).sum_to_size(step.shape) * ctx.factor
+        to_step = (g * (levels - torch.where(inside, ratio, 0))).sum_to_size(step.shape) * ctx.factor
         return g * inside, to_step, None, None, None
 
 
@@ -131,7 +132,7 @@ class LsqWeight(_Lsq):
         self.per_channel = self.for_weights = per_channel
 
     def _features(self, x: Tensor) -> int:
-        return x[0].numel() if self.per_channel else x.numel()
+        return math.prod(x.shape[1:]) if self.per_channel else x.numel()
 
     def extra_repr(self) -> str:
         return f"bits={self._bits}, per_channel={self.per_channel}"
@@ -164,7 +165,7 @@ class LsqActivation(_Lsq):
         super().__init__(bits, signed)
 
     def _features(self, x: Tensor) -> int:
-        return x[0].numel() if x.ndim > 1 else x.numel()
+        return math.prod(x.shape[1:]) if x.ndim > 1 else x.numel()
 
     def extra_repr(self) -> str:
         return f"bits={self._bits}, signed={self.signed}"

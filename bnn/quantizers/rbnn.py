@@ -102,7 +102,8 @@ class RotatedWeight(Sharpened, DataInitialized):
         """Turn the rotations, in place, so that the rotated weights come closer to their own signs."""
         # At least float32: an SVD of fewer bits does not exist.
         dtype = torch.promote_types(w.dtype, torch.float32)
-        x = self._matrices(standardized(w.detach().to(dtype)))
+        # What is not finite has no direction; an SVD would fail on it, and the forward shows it anyway.
+        x = self._matrices(standardized(w.detach().to(dtype))).nan_to_num(0, 0, 0)
         r1, r2 = self.rotation1.to(dtype), self.rotation2.to(dtype)
         for _ in range(self.rounds):
             signs = sign(r1.T @ x @ r2)

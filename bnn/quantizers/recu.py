@@ -8,7 +8,7 @@ from torch import Tensor
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.approx_sign import triangle
 from bnn.quantizers.base import Quantizer
-from bnn.quantizers.filters import centered, like_filters, parameter_per_channel, variance
+from bnn.quantizers.filters import centered, filters, like_filters, parameter_per_channel
 from bnn.quantizers.straight_through import sign, straight_through
 
 _EPSILON = 1e-5
@@ -46,7 +46,9 @@ class RecuWeight(Quantizer):
         self.alpha = parameter_per_channel(channels, 1.0)
 
     def _clipped(self, w: Tensor) -> Tensor:
-        u = 2 * math.sqrt(2) * centered(w) / (variance(w) + _EPSILON).sqrt()
+        flat = filters(w)
+        variance = like_filters(flat.var(1, correction=min(1, flat.shape[1] - 1)), w)
+        u = 2 * math.sqrt(2) * centered(w) / (variance + _EPSILON).sqrt()
         bound = -u.detach().abs().mean() * math.log(2 - 2 * self.tau)
         return torch.minimum(torch.maximum(u, -bound), bound)
 
@@ -84,8 +86,8 @@ class RecuSign(Quantizer):
     elementwise = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and x[0].numel() > 1:
-            flat = x.reshape(x.shape[0], -1)
+        if self.training and x.numel() > len(x):  # more than one number in a sample
+            flat = x.flatten(1)
             scaled = x / (flat.var(1).reshape(-1, *[1] * (x.ndim - 1)) + _EPSILON).sqrt()
         else:
             scaled = x

@@ -9,9 +9,9 @@ from bnn.quantizers.straight_through import sign, straight_through
 
 
 def random_sign(x: Tensor) -> Tensor:
-    """Return +1 with probability clip((x + 1) / 2, 0, 1), else -1, dtype of x."""
+    """Return +1 with probability clip((x + 1) / 2, 0, 1), else -1, dtype of x; a NaN stays NaN."""
     drawn = torch.rand_like(x) < (x + 1) / 2
-    return torch.where(drawn, 1.0, -1.0).to(x.dtype)
+    return torch.where(x.isnan(), x, torch.where(drawn, 1.0, -1.0).to(x.dtype))
 
 
 class StochasticSign(Quantizer):

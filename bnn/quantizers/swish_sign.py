@@ -30,7 +30,8 @@ class SwishSign(SurrogateSign):
         self.beta = beta
 
     def slope(self, x: Tensor) -> Tensor:
-        z = self.beta * x
+        # Beyond it the gradient is below 1e-40; an infinite z would make it NaN.
+        z = (self.beta * x).clamp(-100, 100)
         return self.beta * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z))
 
     def extra_repr(self) -> str:

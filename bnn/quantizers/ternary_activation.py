@@ -55,12 +55,13 @@ class TernaryActivation(Quantizer):
 
     @staticmethod
     def _levels(x: Tensor, delta: Tensor) -> Tensor:
-        return (x > delta).to(x.dtype) - (x < -delta).to(x.dtype)
+        levels = (x > delta).to(x.dtype) - (x < -delta).to(x.dtype)
+        return torch.where(x.isnan(), x, levels)
 
     def forward(self, x: Tensor) -> Tensor:
         fixed = x.detach()
         delta = self._delta(fixed)
-        if self.training and self.fixed is None:
+        if self.training and self.fixed is None and x.numel() > 0:
             self.threshold.lerp_(delta.to(self.threshold.dtype), self.momentum)
         return straight_through(x, self._levels(fixed, delta), fixed.abs() <= 1)
 

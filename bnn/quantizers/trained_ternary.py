@@ -59,8 +59,8 @@ class TrainedTernary(Quantizer):
 
     def forward(self, w: Tensor) -> Tensor:
         positive, negative = self._zones(w.detach())
-        # 0 - 1: the levels of the planes, in which no zero is -0.0.
-        levels = positive.to(w.dtype), 0 - negative.to(w.dtype)
+        # 0 - 1: the levels of the planes, in which no zero is -0.0. A weight that is NaN lies in no zone, but shows.
+        levels = positive.to(w.dtype), torch.where(w.isnan(), w.detach(), 0 - negative.to(w.dtype))
         return _ScaledZones.apply(w, self.wp.to(w.dtype), self.wn.to(w.dtype), *levels)
 
     def planes(self, w: Tensor) -> Planes:
