@@ -24,7 +24,7 @@ from bnn.converter.graph import (
 )
 from bnn.converter.level_table import values_of_codes
 from bnn.converter.moving import moving_steps
-from bnn.converter.planner import Demand, Plan, plan_graph
+from bnn.converter.planner import Demand, Plan, finishes, plan_graph
 
 Tensors = dict[str, np.ndarray]
 
@@ -73,7 +73,7 @@ class _Emitter:
         if self.plan.makes_integers(value):
             assert isinstance(value, BinaryLayer)
             self._integers(value, wishes)
-        elif isinstance(value, BinaryLayer) or value in self.plan.passes:
+        elif finishes(value) or value in self.plan.passes:
             self._pass(value, wishes)
         else:
             self._plain(value)
@@ -145,6 +145,8 @@ class _Emitter:
         residual = [] if form.residual is None else [self.registers[form.residual]]
         if takes_layer and isinstance(base, BinaryLayer):
             outputs = self._binary_pass(base, form, attrs, tensors, residual, sources)
+        elif takes_layer and isinstance(base, FloatLayer):
+            outputs = self._float_pass(base, form, attrs, tensors, residual, sources)
         else:
             attrs["channels"] = value.shape[0]
             tensors |= self._affine(form)
@@ -183,6 +185,24 @@ class _Emitter:
             attrs["input_scale"] = True
             inputs.append(self.registers[layer.inputs[1]])
         return self._step(layer.op, inputs + residual, sources, attrs, {**layer.tensors, **tensors})
+
+    def _float_pass(
+        self, layer: FloatLayer, form: EpilogueForm, attrs: dict[str, Any], tensors: Tensors, residual: list[str],
+        sources: list[str],
+    ) -> list[str]:  # fmt: skip
+        """Emit a convolution of floats: its bias joined with the pass's scale and shift."""
+        own = dict(layer.tensors)
+        bias = own.pop("bias", None)
+        if form.scale is not None:
+            tensors["scale"] = form.scale.astype(np.float32)
+        if bias is not None and form.scale is not None:
+            bias = bias * form.scale
+        if form.shift is not None:
+            bias = form.shift if bias is None else bias + form.shift
+        if bias is not None:
+            tensors["bias"] = bias.astype(np.float32)
+        inputs = [self.registers[layer.inputs[0]]]
+        return self._step(layer.op, inputs + residual, sources, {**layer.attrs, **attrs}, {**own, **tensors})
 
     # -- levels -----------------------------------------------------------------------------------------------------
 

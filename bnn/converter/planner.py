@@ -14,6 +14,7 @@ from bnn.converter.graph import (
     BinaryLayer,
     Channelwise,
     Curve,
+    FloatLayer,
     Levels,
     Moved,
     Pool,
@@ -37,7 +38,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass that makes a value: from which value (a binary layer's sums if `takes_layer`), and how."""
+    """One pass that makes a value: from which value (a layer's sums if `takes_layer`), and how."""
 
     base: Value
     form: EpilogueForm
@@ -132,7 +133,7 @@ class _Planner:
             if not self._can_absorb(main):
                 plan.floats.add(main)
                 break
-            if isinstance(main, BinaryLayer):
+            if finishes(main):
                 plan.absorbed.add(main)
                 break
             if fit([(main, self._operands(main)[1]), *chain]) is None:
@@ -144,15 +145,15 @@ class _Planner:
         plan.passes[value] = Pass(main, form, takes_layer)
         if form.residual is not None:
             plan.floats.add(form.residual)
-        if isinstance(main, BinaryLayer) and takes_layer:
-            plan.floats.update(main.inputs[1:])
+        if finishes(main) and takes_layer:
+            plan.floats.update(operand for operand in main.inputs if not isinstance(operand, Levels))
 
     def _can_absorb(self, value: Value) -> bool:
         if self.users[value] > 1:
             return False
         if isinstance(value, Channelwise):
             return not isinstance(value.form, Curve)
-        return isinstance(value, Add | BinaryLayer)
+        return isinstance(value, Add) or finishes(value)
 
     def _operands(self, value: Value) -> tuple[Value, Value | None]:
         """Return the operand that the pass goes on from and, of a sum, the other one."""
@@ -162,13 +163,18 @@ class _Planner:
         return (a, b) if self._rank(a) >= self._rank(b) else (b, a)
 
     def _rank(self, value: Value) -> int:
-        """How much is gained by going on from an operand: a binary layer most, then anything that can be absorbed."""
+        """How much is gained by going on from an operand: a binary layer most, then a float one, then any pass."""
         found = 0
         while self._can_absorb(value):
-            if isinstance(value, BinaryLayer):
-                return 2
+            if finishes(value):
+                return 3 if isinstance(value, BinaryLayer) else 2
             found, value = 1, value.inputs[0]
         return found
+
+
+def finishes(value: Value) -> bool:
+    """Whether the step of a layer runs a pass over its sums."""
+    return isinstance(value, BinaryLayer) or (isinstance(value, FloatLayer) and value.op == "float_conv")
 
 
 def _spreads(value: Value) -> bool:

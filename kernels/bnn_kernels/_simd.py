@@ -79,6 +79,12 @@ def _in_all_lanes(builder, value, vector):
 
 
 @intrinsic
+def zero(typing):
+    """Eight zeros."""
+    return float32x8(), lambda context, builder, signature, args: ir.Constant(_VECTOR, [0.0] * LANES)
+
+
+@intrinsic
 def load(typing, array, offset):
     """Eight neighbours of a float32 array, from element `offset` on."""
 

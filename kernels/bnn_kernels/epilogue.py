@@ -27,7 +27,7 @@ from bnn_kernels.threads import run_rows
 LANES = _simd.LANES
 
 # Bits of `Epilogue.parts`: which parts there are.
-BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM = 1, 2, 4, 8, 16, 32, 64
+BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE = 1, 2, 4, 8, 16, 32, 64, 128
 
 _NO_MAP = np.empty(0, np.float32)
 _NO_BITS = np.empty(0, np.uint8)
@@ -59,8 +59,10 @@ def finish_block(y, position, c, left, sink):
     table, flip, residual, out, bits = places
     count = min(left, 8)
     at = position * channels + c
-    v = _simd.multiply_floats(y, _simd.load_from(table, SCALE * lanes + c))
-    v = _simd.add_floats(v, _simd.load_from(table, SHIFT * lanes + c))
+    v = y
+    if parts & AFFINE:
+        v = _simd.multiply_floats(v, _simd.load_from(table, SCALE * lanes + c))
+        v = _simd.add_floats(v, _simd.load_from(table, SHIFT * lanes + c))
     if parts & NORM:
         gain, offset = _simd.load_from(table, NORM_SCALE * lanes + c), _simd.load_from(table, NORM_SHIFT * lanes + c)
         v = _simd.multiply_add(v, gain, offset)
@@ -159,12 +161,14 @@ class Epilogue:
         clamps = bool(self.low > -np.inf or self.high < np.inf)
         self.parts = (
             (BEFORE if residual == "before" else AFTER if residual == "after" else 0)
+            | (AFFINE if scale is not None or shift is not None else 0)
             | (NORM if norm_scale is not None or norm_shift is not None else 0)
             | (ACTIVATION if activation else 0)
             | (CLAMP if clamps else 0)
             | (BITS if bounds is not None else 0)
         )
-        lanes = -(-self.channels // LANES) * LANES
+        # Eight lanes more than there are: a block of filters need not begin at a multiple of eight.
+        lanes = -(-self.channels // LANES) * LANES + LANES
         self.table = np.zeros((ROWS, lanes), np.float32)
         norm = (self.norm_scale, self.norm_shift)
         rows = (self.scale, self.shift, *norm, self.pre, self.slope, self.post, self.low, self.high, self.bounds)

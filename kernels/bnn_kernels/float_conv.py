@@ -1,22 +1,27 @@
-"""Direct FP32 convolution, channels last: the stem of a binary network.
+"""Direct FP32 convolution, channels last, with its epilogue: the stem of a binary network, and FP32 shortcuts.
 
-Lanes are filters. A tile of four output positions and two vectors of filters keeps eight sums in registers; each
-step loads two vectors of weights and broadcasts four inputs: eight multiply-adds for six loads, where two loads and
-two multiply-adds can start in a cycle. No im2col: a table says how far from the first input of a window each other
-one lies.
+Lanes are filters. A tile of six output positions and sixteen filters keeps its sums in registers; each step loads
+the weights of sixteen filters and takes one input of each position: twelve multiply-adds of eight lanes for eight
+loads, where two loads and two multiply-adds can start in a cycle (with AVX-512 six of sixteen lanes for seven). No
+im2col: a table says how far from the first input of a window each other one lies.
 """
 
 import functools
 
 import numpy as np
 
-from bnn_kernels import _simd
+from bnn_kernels import _simd, _simd16
 from bnn_kernels._jit import inline, jit
+from bnn_kernels.aligned import aligned
+from bnn_kernels.bit_tensor import BitTensor
+from bnn_kernels.epilogue import Epilogue, addresses, finish_block
 from bnn_kernels.threads import run_rows
 from bnn_kernels.workspace import empty
 
-POSITIONS = 4
-BLOCK = 2 * _simd.LANES
+POSITIONS = 6
+BLOCK = _simd16.LANES
+# The map of a 1x1 convolution is one long row of positions, cut into pieces whose inputs stay in the cache.
+PIECE = 8 * POSITIONS
 
 
 def filter_lanes(weight: np.ndarray, groups: int) -> np.ndarray:
@@ -27,7 +32,7 @@ def filter_lanes(weight: np.ndarray, groups: int) -> np.ndarray:
     flat = np.zeros((groups, kh * kw * channels, blocks * BLOCK), np.float32)
     by_group = weight.reshape(groups, filters, channels, kh, kw).transpose(0, 3, 4, 2, 1)
     flat[..., :filters] = by_group.reshape(groups, -1, filters)
-    return np.ascontiguousarray(flat.reshape(groups, -1, blocks, BLOCK).transpose(0, 2, 1, 3))
+    return aligned(flat.reshape(groups, -1, blocks, BLOCK).transpose(0, 2, 1, 3))
 
 
 @functools.lru_cache(maxsize=256)
@@ -39,112 +44,107 @@ def window_offsets(own: int, channels: int, width: int, taps: tuple[int, int, in
 
 
 @inline
-def _tile_4x2(x, offsets, at, position, w, j, sums):
-    """Add the products of four windows, `position` apart, with two vectors of filters."""
-    s00, s01, s10, s11, s20, s21, s30, s31 = sums
-    at1 = at + position
-    at2 = at1 + position
-    at3 = at2 + position
+def _tile_of_sixteen(x, offsets, at, w, j, sums):
+    """Write the products of six windows, which begin at `at`, with sixteen filters to sums (6, 16)."""
+    a0, a1, a2, a3, a4, a5 = at
+    s0 = s1 = s2 = s3 = s4 = s5 = _simd16.zero()
     for k in range(len(offsets)):
         offset = offsets[k]
-        w0 = _simd.load(w, j)
-        w1 = _simd.load(w, j + np.uint64(8))
+        weights = _simd16.load(w, j)
         j += np.uint64(16)
-        x0 = _simd.broadcast(x, at + offset)
-        x1 = _simd.broadcast(x, at1 + offset)
-        x2 = _simd.broadcast(x, at2 + offset)
-        x3 = _simd.broadcast(x, at3 + offset)
-        s00 = _simd.multiply_add(x0, w0, s00)
-        s01 = _simd.multiply_add(x0, w1, s01)
-        s10 = _simd.multiply_add(x1, w0, s10)
-        s11 = _simd.multiply_add(x1, w1, s11)
-        s20 = _simd.multiply_add(x2, w0, s20)
-        s21 = _simd.multiply_add(x2, w1, s21)
-        s30 = _simd.multiply_add(x3, w0, s30)
-        s31 = _simd.multiply_add(x3, w1, s31)
-    return s00, s01, s10, s11, s20, s21, s30, s31
+        s0 = _simd16.multiply_add(_simd16.broadcast(x, a0 + offset), weights, s0)
+        s1 = _simd16.multiply_add(_simd16.broadcast(x, a1 + offset), weights, s1)
+        s2 = _simd16.multiply_add(_simd16.broadcast(x, a2 + offset), weights, s2)
+        s3 = _simd16.multiply_add(_simd16.broadcast(x, a3 + offset), weights, s3)
+        s4 = _simd16.multiply_add(_simd16.broadcast(x, a4 + offset), weights, s4)
+        s5 = _simd16.multiply_add(_simd16.broadcast(x, a5 + offset), weights, s5)
+    _simd16.store(sums, np.uint64(0), s0)
+    _simd16.store(sums, np.uint64(16), s1)
+    _simd16.store(sums, np.uint64(32), s2)
+    _simd16.store(sums, np.uint64(48), s3)
+    _simd16.store(sums, np.uint64(64), s4)
+    _simd16.store(sums, np.uint64(80), s5)
 
 
 @inline
-def _tile_4x1(x, offsets, at, position, w, j, sums):
-    """The same with the first vector of a block."""
-    s0, s1, s2, s3 = sums
-    at1 = at + position
-    at2 = at1 + position
-    at3 = at2 + position
+def _tile_of_eight(x, offsets, at, w, j, sums):
+    """The same with the first eight filters of a block, where no more are left."""
+    a0, a1, a2, a3, a4, a5 = at
+    s0 = s1 = s2 = s3 = s4 = s5 = _simd.zero()
     for k in range(len(offsets)):
         offset = offsets[k]
-        w0 = _simd.load(w, j)
+        weights = _simd.load(w, j)
         j += np.uint64(16)
-        s0 = _simd.multiply_add(_simd.broadcast(x, at + offset), w0, s0)
-        s1 = _simd.multiply_add(_simd.broadcast(x, at1 + offset), w0, s1)
-        s2 = _simd.multiply_add(_simd.broadcast(x, at2 + offset), w0, s2)
-        s3 = _simd.multiply_add(_simd.broadcast(x, at3 + offset), w0, s3)
-    return s0, s1, s2, s3
-
-
-@inline
-def _write(out, to, value, scratch, count):
-    """Write the first `count` lanes."""
-    if count >= 8:
-        _simd.store(out, np.uint64(to), value)
-    else:
-        _simd.store(scratch, np.uint64(0), value)
-        for i in range(count):
-            out[to + i] = scratch[i]
+        s0 = _simd.multiply_add(_simd.broadcast(x, a0 + offset), weights, s0)
+        s1 = _simd.multiply_add(_simd.broadcast(x, a1 + offset), weights, s1)
+        s2 = _simd.multiply_add(_simd.broadcast(x, a2 + offset), weights, s2)
+        s3 = _simd.multiply_add(_simd.broadcast(x, a3 + offset), weights, s3)
+        s4 = _simd.multiply_add(_simd.broadcast(x, a4 + offset), weights, s4)
+        s5 = _simd.multiply_add(_simd.broadcast(x, a5 + offset), weights, s5)
+    _simd.store(sums, np.uint64(0), s0)
+    _simd.store(sums, np.uint64(16), s1)
+    _simd.store(sums, np.uint64(32), s2)
+    _simd.store(sums, np.uint64(48), s3)
+    _simd.store(sums, np.uint64(64), s4)
+    _simd.store(sums, np.uint64(80), s5)
 
 
 @jit
-def _conv_rows(x, offsets, w, bias, out, size, first, last):
-    """Rows (n, oy) of out float32 flat (N, Ho, Wo, O).
+def _conv_rows(x, offsets, w, sink, size, first, last):
+    """Rows (n, oy) of an output; the bias is added last, as oneDNN does behind PyTorch.
 
-    The bias is added last, as oneDNN does behind PyTorch; its order of the sum is this one too.
-    x float32 flat (N, H, W, C), border included; offsets from `window_offsets`; w flat `filter_lanes`; bias float32
-    flat (G, blocks, 16); size = (H, W, C, Ho, Wo, G, filters of a group, sy, sx).
+    x float32 flat (N, H, W, C), border included; offsets from `window_offsets`; w flat `filter_lanes`; sink: see
+    `epilogue.addresses`; size = (H, W, C, Ho, Wo, positions in all, G, filters of a group, sy, sx).
     """
-    h, width, channels, ho, wo, groups, filters, sy, sx = size
+    h, width, channels, ho, wo, positions, groups, filters, sy, sx = size
     blocks = (filters + 15) // 16
     block_size = len(offsets) * 16
     own = channels // groups
-    pixel = groups * filters
-    # A map narrower than four positions computes its first one four times; of the last tile some is done twice.
-    tile = 4 if wo >= 4 else 1
-    position = np.uint64(sx * channels) if tile == 4 else np.uint64(0)
-    scratch = np.zeros(8, np.float32)
-    zero = _simd.load(scratch, np.uint64(0))
+    sums = np.zeros(96, np.float32)
+    ready = addresses(sink)
     for row in range(first, last):
         n = row // ho
         oy = row - n * ho
-        line = (n * h + oy * sy) * width * channels
+        here = min(wo, positions - row * wo)
         for block in range(groups * blocks):
             g = block // blocks
             f = (block - g * blocks) * 16
             j = np.uint64(block * block_size)
-            b0 = _simd.load(bias, np.uint64(block * 16))
-            b1 = _simd.load(bias, np.uint64(block * 16 + 8))
-            for tile_x in range(0, wo, tile):
-                ox = min(tile_x, wo - tile)
-                at = np.uint64(line + ox * sx * channels + g * own)
-                to = (row * wo + ox) * pixel + g * filters + f
-                if f + 8 < filters:
-                    s = _tile_4x2(x, offsets, at, position, w, j, (zero, zero, zero, zero, zero, zero, zero, zero))
-                    count = filters - f
-                    _write(out, to, _simd.add_floats(s[0], b0), scratch, count)
-                    _write(out, to + 8, _simd.add_floats(s[1], b1), scratch, count - 8)
-                    if tile == 4:
-                        _write(out, to + pixel, _simd.add_floats(s[2], b0), scratch, count)
-                        _write(out, to + pixel + 8, _simd.add_floats(s[3], b1), scratch, count - 8)
-                        _write(out, to + 2 * pixel, _simd.add_floats(s[4], b0), scratch, count)
-                        _write(out, to + 2 * pixel + 8, _simd.add_floats(s[5], b1), scratch, count - 8)
-                        _write(out, to + 3 * pixel, _simd.add_floats(s[6], b0), scratch, count)
-                        _write(out, to + 3 * pixel + 8, _simd.add_floats(s[7], b1), scratch, count - 8)
+            start = (n * h + oy * sy) * width * channels + g * own
+            step = sx * channels
+            halves = 2 if f + 8 < filters else 1
+            for ox in range(0, here, 6):
+                # Of the last tile some positions are done twice, and not written.
+                end = here - 1
+                at = (
+                    np.uint64(start + ox * step),
+                    np.uint64(start + min(ox + 1, end) * step),
+                    np.uint64(start + min(ox + 2, end) * step),
+                    np.uint64(start + min(ox + 3, end) * step),
+                    np.uint64(start + min(ox + 4, end) * step),
+                    np.uint64(start + min(ox + 5, end) * step),
+                )
+                if halves == 2:
+                    _tile_of_sixteen(x, offsets, at, w, j, sums)
                 else:
-                    q = _tile_4x1(x, offsets, at, position, w, j, (zero, zero, zero, zero))
-                    _write(out, to, _simd.add_floats(q[0], b0), scratch, filters - f)
-                    if tile == 4:
-                        _write(out, to + pixel, _simd.add_floats(q[1], b0), scratch, filters - f)
-                        _write(out, to + 2 * pixel, _simd.add_floats(q[2], b0), scratch, filters - f)
-                        _write(out, to + 3 * pixel, _simd.add_floats(q[3], b0), scratch, filters - f)
+                    _tile_of_eight(x, offsets, at, w, j, sums)
+                for i in range(min(6, here - ox)):
+                    for half in range(halves):
+                        value = _simd.load(sums, np.uint64(i * 16 + half * 8))
+                        left = filters - f - half * 8
+                        finish_block(value, row * wo + ox + i, g * filters + f + half * 8, left, ready)
+
+
+def framed(x: np.ndarray, py: int, px: int, value: float) -> np.ndarray:
+    """Return (N, H + 2 py, W + 2 px, C): the map with a border."""
+    n, h, w, c = x.shape
+    out = empty((n, h + 2 * py, w + 2 * px, c), x.dtype)
+    out[:, :py] = value
+    out[:, py + h :] = value
+    out[:, py : py + h, :px] = value
+    out[:, py : py + h, px + w :] = value
+    out[:, py : py + h, px : px + w] = x
+    return out
 
 
 class FloatConv2d:
@@ -159,33 +159,47 @@ class FloatConv2d:
     ):
         self.geometry, self.groups, self.pad = geometry, groups, pad
         self.filters = weight.shape[0] // groups
-        self._lanes = filter_lanes(weight, groups)
-        blocks, self._steps = self._lanes.shape[1:3]
-        self._bias = np.zeros((groups, blocks * BLOCK), np.float32)
-        if bias is not None:
-            self._bias[:, : self.filters] = bias.reshape(groups, self.filters)
-        # A 1x1 convolution is a matrix product, which BLAS does as well for any size of map.
-        self._matrix = None
-        if geometry == (1, 1, 1, 1, 0, 0, 1, 1) and groups == 1:
-            self._matrix = np.ascontiguousarray(weight.reshape(weight.shape[:2]).T)
+        lanes = filter_lanes(weight, groups)
+        self._steps = lanes.shape[1] * lanes.shape[2] * groups
+        self._lanes = lanes.reshape(-1)
+        self._plain = Epilogue(weight.shape[0], shift=bias)
+        self._is_pointwise = geometry == (1, 1, 1, 1, 0, 0, 1, 1)
 
     def __call__(self, x: np.ndarray, out_size: tuple[int, int]) -> np.ndarray:
         """Return float32 (N, Ho, Wo, O) of a map whose output has this size."""
-        if self._matrix is not None:
-            y = np.matmul(x, self._matrix, out=empty((*x.shape[:3], self.filters), np.float32))
-            y += self._bias[0, : self.filters]
-            return y
+        floats, _ = self.finish(x, out_size, self._plain)
+        assert floats is not None
+        return floats
+
+    def finish(
+        self,
+        x: np.ndarray,
+        out_size: tuple[int, int],
+        epilogue: Epilogue,
+        residual: np.ndarray | None = None,
+        keep: bool = True,
+    ) -> tuple[np.ndarray | None, BitTensor | None]:
+        """Return (float32 (N, Ho, Wo, O) or None, signs or None): the sums, without the bias, through an epilogue.
+
+        residual: float32 (N, Ho, Wo, O) if the epilogue adds one; keep: whether the floats are wanted.
+        """
+        if epilogue.bounds is not None and self.groups > 1 and self.filters % _simd.LANES:
+            # A byte of signs would belong to two groups.
+            floats, _ = self.finish(x, out_size, Epilogue(epilogue.channels))
+            assert floats is not None
+            return epilogue(floats, residual, keep)
+        ho, wo = out_size
+        positions = len(x) * ho * wo
+        sink, results = epilogue.sink((len(x), ho, wo, epilogue.channels), residual, keep)
         kh, kw, sy, sx, py, px, dy, dx = self.geometry
         n, h, w, c = x.shape
         if py or px:
-            framed = empty((n, h + 2 * py, w + 2 * px, c), np.float32)
-            framed.fill(self.pad)
-            framed[:, py : py + h, px : px + w] = x
-            x, h, w = framed, h + 2 * py, w + 2 * px
-        ho, wo = out_size
-        out = empty((n, ho, wo, self.groups * self.filters), np.float32)
+            x = framed(x, py, px, self.pad)
+            h, w = x.shape[1:3]
+        if self._is_pointwise:
+            h, w, ho, wo = 1, PIECE, 1, PIECE
+        size = (h, w, c, ho, wo, positions, self.groups, self.filters, sy, sx)
         offsets = window_offsets(c // self.groups, c, w, (kh, kw, dy, dx))
-        size = (h, w, c, ho, wo, self.groups, self.filters, sy, sx)
-        flat = (x.reshape(-1), offsets, self._lanes.reshape(-1), self._bias.reshape(-1), out.reshape(-1))
-        run_rows(_conv_rows, n * ho, out.size * self._steps // _simd.LANES, *flat, size)
-        return out
+        rows = -(-positions // wo)
+        run_rows(_conv_rows, rows, positions * self._steps * 2, x.reshape(-1), offsets, self._lanes, sink, size)
+        return results()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bnn_kernels import _simd16
 from bnn_kernels._jit import jit
 from bnn_kernels.bit_tensor import BitTensor
 from bnn_kernels.threads import run_rows
@@ -28,27 +29,37 @@ def pooled_size(
 
 
 @jit
-def _max_pool(x, out, geometry, first, last):
-    """out (N, Ho, Wo, C) = maximum of x (N, H, W, C); rows are (n, oy)."""
+def _max_pool(x, out, size, geometry, first, last):
+    """out flat (N, Ho, Wo, C) = maximum of x flat (N, H, W, C); rows are (n, oy), size = (H, W, C, Ho, Wo)."""
     kh, kw, sy, sx, py, px = geometry
-    h, w, channels = x.shape[1], x.shape[2], x.shape[3]
+    h, w, channels, ho, wo = size
+    vectors = channels - channels % 16
     for row in range(first, last):
-        n = row // out.shape[1]
-        oy = row - n * out.shape[1]
+        n = row // ho
+        oy = row - n * ho
         y0 = max(0, oy * sy - py)
         y1 = min(h, oy * sy - py + kh)
-        for ox in range(out.shape[2]):
+        for ox in range(wo):
             x0 = max(0, ox * sx - px)
             x1 = min(w, ox * sx - px + kw)
-            for c in range(channels):
-                out[n, oy, ox, c] = x[n, y0, x0, c]
-            for iy in range(y0, y1):
-                for ix in range(x0, x1):
-                    for c in range(channels):
-                        value = x[n, iy, ix, c]
+            start = ((n * h + y0) * w + x0) * channels
+            to = (row * wo + ox) * channels
+            for c in range(0, vectors, 16):
+                best = _simd16.load(x, np.uint64(start + c))
+                for iy in range(y1 - y0):
+                    for ix in range(x1 - x0):
+                        at = start + (iy * w + ix) * channels + c
+                        best = _simd16.maximum(_simd16.load(x, np.uint64(at)), best)
+                _simd16.store(out, np.uint64(to + c), best)
+            for c in range(vectors, channels):
+                top = x[start + c]
+                for iy in range(y1 - y0):
+                    for ix in range(x1 - x0):
+                        value = x[start + (iy * w + ix) * channels + c]
                         # A NaN wins, as in PyTorch.
-                        if value > out[n, oy, ox, c] or value != value:
-                            out[n, oy, ox, c] = value
+                        if value > top or value != value:
+                            top = value
+                out[to + c] = top
 
 
 @jit
@@ -93,22 +104,34 @@ def _pool_signs(words, or_mask, out, geometry, first, last):
 
 
 @jit
-def _avg_pool(x, out, geometry, first, last):
+def _avg_pool(x, out, size, geometry, first, last):
+    """The same with the mean; what lies outside the map counts as zeros."""
     kh, kw, sy, sx, py, px = geometry
-    h, w, channels = x.shape[1], x.shape[2], x.shape[3]
+    h, w, channels, ho, wo = size
+    vectors = channels - channels % 16
     area = np.float32(kh * kw)
     for row in range(first, last):
-        n = row // out.shape[1]
-        oy = row - n * out.shape[1]
-        for ox in range(out.shape[2]):
-            for c in range(channels):
-                out[n, oy, ox, c] = 0
-            for iy in range(max(0, oy * sy - py), min(h, oy * sy - py + kh)):
-                for ix in range(max(0, ox * sx - px), min(w, ox * sx - px + kw)):
-                    for c in range(channels):
-                        out[n, oy, ox, c] += x[n, iy, ix, c]
-            for c in range(channels):
-                out[n, oy, ox, c] /= area
+        n = row // ho
+        oy = row - n * ho
+        y0 = max(0, oy * sy - py)
+        y1 = min(h, oy * sy - py + kh)
+        for ox in range(wo):
+            x0 = max(0, ox * sx - px)
+            x1 = min(w, ox * sx - px + kw)
+            start = ((n * h + y0) * w + x0) * channels
+            to = (row * wo + ox) * channels
+            for c in range(0, vectors, 16):
+                total = _simd16.zero()
+                for iy in range(y1 - y0):
+                    for ix in range(x1 - x0):
+                        total = _simd16.add(total, _simd16.load(x, np.uint64(start + (iy * w + ix) * channels + c)))
+                _simd16.store(out, np.uint64(to + c), _simd16.divide(total, area))
+            for c in range(vectors, channels):
+                sum_ = np.float32(0)
+                for iy in range(y1 - y0):
+                    for ix in range(x1 - x0):
+                        sum_ += x[start + (iy * w + ix) * channels + c]
+                out[to + c] = sum_ / area
 
 
 def _run(kernel, x: np.ndarray, geometry: tuple[int, ...], *more: np.ndarray) -> np.ndarray:
@@ -119,14 +142,23 @@ def _run(kernel, x: np.ndarray, geometry: tuple[int, ...], *more: np.ndarray) ->
     return out
 
 
+def _run_floats(kernel, x: np.ndarray, geometry: tuple[int, ...]) -> np.ndarray:
+    n, h, w, channels = x.shape
+    ho, wo = pooled_size((h, w), geometry[:2], geometry[2:4], geometry[4:])
+    out = empty((n, ho, wo, channels), np.float32)
+    work = out.size * geometry[0] * geometry[1] // _simd16.LANES
+    run_rows(kernel, n * ho, work, x.reshape(-1), out.reshape(-1), (h, w, channels, ho, wo), geometry)
+    return out
+
+
 def max_pool(x: np.ndarray, geometry: tuple[int, ...]) -> np.ndarray:
     """Maximum over contiguous float32 (N, H, W, C); geometry = (kh, kw, sy, sx, py, px), pads never win."""
-    return _run(_max_pool, x, geometry)
+    return _run_floats(_max_pool, x, geometry)
 
 
 def avg_pool(x: np.ndarray, geometry: tuple[int, ...]) -> np.ndarray:
     """Mean over contiguous float32 (N, H, W, C); pads count as zeros (PyTorch's default)."""
-    return _run(_avg_pool, x, geometry)
+    return _run_floats(_avg_pool, x, geometry)
 
 
 def extreme_pool(x: np.ndarray, rising: np.ndarray, geometry: tuple[int, ...]) -> np.ndarray:

@@ -28,10 +28,10 @@ class Finish:
     """What a step does to its floats before it hands them on: read from its attributes and tensors.
 
     residual: None, "before" or "after" (the step reads one more register then). keep: whether it hands on the floats.
-    signs: whether it hands on bits too.
+    signs: whether it hands on bits too. scale, shift: float32 (channels,) that the step reads by itself.
     """
 
-    def __init__(self, this: Step, channels: int, scale: np.ndarray | None):
+    def __init__(self, this: Step, channels: int, scale: np.ndarray | None, shift: np.ndarray | None = None):
         self.residual = this.attrs.get("residual")
         need(self.residual in (None, "before", "after"), f"unknown residual {self.residual!r}")
         self.keep = this.attr("keep", bool) if "keep" in this.attrs else True
@@ -42,6 +42,8 @@ class Finish:
             for name in ("shift", "norm_scale", "norm_shift", "pre", "slope", "post", "bounds")
             if name in this.tensors
         }
+        if shift is not None:
+            parts["shift"] = shift
         if self.signs:
             parts["flip"] = this.tensor("flip", np.bool_, (channels,))
         for name in ("low", "high"):

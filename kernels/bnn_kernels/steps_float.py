@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits
 from bnn_kernels.float_conv import FloatConv2d
 from bnn_kernels.later import Later
 from bnn_kernels.plan import Spec, Step, need, read_planes, step
+from bnn_kernels.steps_elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish
 from bnn_kernels.workspace import empty
 
 
@@ -66,8 +68,8 @@ class FloatConv(Step):
     """Convolution with float input; the weight is float32 or bit planes (BWN, TWN: small file, float speed)."""
 
     op = "float_conv"
-    attributes = ("shape", "stride", "padding", "dilation", "groups", "pad_value", "terms")
-    tensor_names = ("weight", "bits.*", "scale.*", "bias")
+    attributes = ("shape", "stride", "padding", "dilation", "groups", "pad_value", "terms", *EPILOGUE_ATTRIBUTES)
+    tensor_names = ("weight", "bits.*", "scale.*", "bias", "scale", *EPILOGUE_TENSORS)
 
     def build(self) -> None:
         shape = self.ints("shape", 4, 1)
@@ -76,27 +78,37 @@ class FloatConv(Step):
         self.geometry = geometry_of(self, shape[2:])
         pad = float(self.attr("pad_value", float))
         bias = self.tensor("bias", np.float32, (shape[0],)) if "bias" in self.tensors else None
+        scale = self.tensor("scale", np.float32, (shape[0],)) if "scale" in self.tensors else None
+        need(bias is None or "shift" not in self.tensors, "has a bias and a shift, which are the same")
         need(np.isfinite(pad), f"attribute 'pad_value' must be finite, got {pad}")
         weight = float_weight(self, shape)
-        self.conv = Later(lambda: FloatConv2d(weight(), bias, self.geometry, self.groups, pad))
+        self.conv = Later(lambda: FloatConv2d(weight(), None, self.geometry, self.groups, pad))
+        self.finish = Finish(self, shape[0], scale, bias)
+        self.arity = 1 + self.finish.arity
         self.shape = shape
 
-    def infer(self, inputs: list[Spec]) -> Spec:
-        (x,) = inputs
+    def infer(self, inputs: list[Spec]) -> Spec | tuple[Spec, ...]:
+        x = inputs[0]
         need(x.kind == "float" and len(x.shape) == 3, f"takes a float map, got {x}")
         channels = self.shape[1] * self.groups
         need(x.shape[0] == channels, f"takes {channels} channels, got {x.shape[0]}")
-        return Spec("float", (self.shape[0], *conv_size(x.shape, self.geometry)))
+        return self.finish.infer((self.shape[0], *conv_size(x.shape, self.geometry)), inputs[1:])
 
     def macs(self, inputs: list[Spec]) -> int:
-        return math.prod(self.shape) * math.prod(self.infer(inputs).shape[1:])
+        return math.prod(self.shape) * math.prod(conv_size(inputs[0].shape, self.geometry))
 
     def precision(self, inputs: list[Spec]) -> str:
         return f"W{weight_bits(self)}A32"
 
-    def run(self, x: np.ndarray) -> np.ndarray:
-        out_size = conv_size((x.shape[3], *x.shape[1:3]), self.geometry)
-        return self.conv()(x, out_size)
+    def run(self, x: np.ndarray, residual: np.ndarray | None = None) -> Any:
+        done = self.conv().finish(x, self.out_size(x), self.finish.epilogue, residual, self.finish.keep)
+        return self.finish.hand_on(*done, flat=False)
+
+    def out_size(self, x: np.ndarray) -> tuple[int, int]:
+        return conv_size((x.shape[3], *x.shape[1:3]), self.geometry)
+
+    def margins(self, x: np.ndarray, *residual: np.ndarray) -> np.ndarray | None:
+        return self.finish.margins(self.conv()(x, self.out_size(x)), residual[0] if residual else None)
 
 
 @step

@@ -103,7 +103,7 @@ def test_everything_before_a_float_layers_quantizer(given, tmp_path):
     packed, _ = check(upset(network, seed=4), images(16, 3, 11, 10), tmp_path)
     ops = [step.op for step in packed.steps]
     if given is SteSign:
-        assert ops == ["float_conv", "pack", "pool_bits", "binary_conv"]
+        assert ops == ["float_conv", "pool_bits", "binary_conv"]
     else:
         assert "pool_bits" not in ops
 

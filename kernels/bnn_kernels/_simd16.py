@@ -1,0 +1,114 @@
+"""Vectors of sixteen float32: one register with AVX-512, two with AVX, four with NEON; otherwise as in `_simd`."""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+LANES = 16
+_FLOAT, _I32 = ir.FloatType(), ir.IntType(32)
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+
+
+class _Float32x16(types.Type):
+    def __init__(self):
+        super().__init__(name="float32x16")
+
+
+float32x16 = _Float32x16()
+
+
+@register_model(_Float32x16)
+class _Float32x16Model(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _VECTOR)
+
+
+def _in_all_lanes(builder, value):
+    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    single = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+
+
+def _place(context, builder, array_type, array, offset, to):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [offset]), to.as_pointer())
+
+
+@intrinsic
+def zero(typing):
+    """Sixteen zeros."""
+    return float32x16(), lambda context, builder, signature, args: ir.Constant(_VECTOR, [0.0] * LANES)
+
+
+@intrinsic
+def load(typing, array, offset):
+    """Sixteen neighbours of a float32 array, from element `offset` on."""
+
+    def emit(context, builder, signature, args):
+        value = builder.load(_place(context, builder, signature.args[0], *args, _VECTOR))
+        value.align = 4
+        return value
+
+    return float32x16(array, types.uint64), emit
+
+
+@intrinsic
+def store(typing, array, offset, value):
+    """Write sixteen neighbours of a float32 array, from element `offset` on."""
+
+    def emit(context, builder, signature, args):
+        builder.store(args[2], _place(context, builder, signature.args[0], *args[:2], _VECTOR)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, float32x16), emit
+
+
+@intrinsic
+def broadcast(typing, array, offset):
+    """Element `offset` of a float32 array in all lanes."""
+
+    def emit(context, builder, signature, args):
+        return _in_all_lanes(builder, builder.load(_place(context, builder, signature.args[0], *args, _FLOAT)))
+
+    return float32x16(array, types.uint64), emit
+
+
+@intrinsic
+def multiply_add(typing, a, b, c):
+    """a * b + c, with one rounding where the CPU can."""
+
+    def emit(context, builder, signature, args):
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v16f32"), args)
+
+    return float32x16(float32x16, float32x16, float32x16), emit
+
+
+@intrinsic
+def maximum(typing, a, b):
+    """The larger of a and b, lane by lane; NaN if one of them is."""
+
+    def emit(context, builder, signature, args):
+        takes_a = builder.or_(builder.fcmp_ordered(">", *args), builder.fcmp_unordered("uno", args[0], args[0]))
+        return builder.select(takes_a, *args)
+
+    return float32x16(float32x16, float32x16), emit
+
+
+@intrinsic
+def add(typing, a, b):
+    """a + b."""
+    return float32x16(float32x16, float32x16), lambda context, builder, signature, args: builder.fadd(*args)
+
+
+
+@intrinsic
+def divide(typing, a, value):
+    """a / value, the same float32 for all lanes."""
+
+    def emit(context, builder, signature, args):
+        return builder.fdiv(args[0], _in_all_lanes(builder, args[1]))
+
+    return float32x16(float32x16, types.float32), emit
