@@ -13,7 +13,7 @@ OURS = {"bnn", "bnn_kernels", "experiments", "paper_figures"}
 
 # What a room may import beside the standard library and itself.
 ALLOWED = {
-    "kernels/bnn_kernels": {"numpy", "numba", "llvmlite", "safetensors", "threadpoolctl"},
+    "kernels/bnn_kernels": {"numpy", "numba", "llvmlite", "safetensors"},
     "bnn": {"torch", "numpy"},
     "bnn/data": {"torch", "numpy", "pooch", "sklearn"},
     "bnn/training": {"torch", "numpy", "lightning"},

@@ -94,10 +94,7 @@ class _Emitter:
             self.steps[-1].sources = [value.source]
             self.registers[value] = inputs[0]
             return
-        weights: Tensors = {}
-        if isinstance(value, FloatLayer):
-            op, attrs, weights = value.op, value.attrs, value.tensors
-        elif isinstance(value, Pool):
+        if isinstance(value, Pool):
             op, attrs = f"{value.kind}_pool", value.attrs
         elif isinstance(value, Combine):
             op, attrs = "combine", {"kind": value.kind}
@@ -107,7 +104,7 @@ class _Emitter:
             op, attrs = "activation", {"kind": value.form.kind}
         else:
             raise AssertionError(f"no step for {value}")
-        (self.registers[value],) = self._step(op, inputs, [value.source], attrs, weights)
+        (self.registers[value],) = self._step(op, inputs, [value.source], attrs)
 
     def _unpack(self, value: Unpacked) -> None:
         (levels,) = value.inputs
@@ -190,7 +187,7 @@ class _Emitter:
         self, layer: FloatLayer, form: EpilogueForm, attrs: dict[str, Any], tensors: Tensors, residual: list[str],
         sources: list[str],
     ) -> list[str]:  # fmt: skip
-        """Emit a convolution of floats: its bias joined with the pass's scale and shift."""
+        """Emit a layer on floats: its bias joined with the pass's scale and shift."""
         own = dict(layer.tensors)
         bias = own.pop("bias", None)
         if form.scale is not None:

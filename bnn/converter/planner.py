@@ -174,7 +174,7 @@ class _Planner:
 
 def finishes(value: Value) -> bool:
     """Whether the step of a layer runs a pass over its sums."""
-    return isinstance(value, BinaryLayer) or (isinstance(value, FloatLayer) and value.op == "float_conv")
+    return isinstance(value, BinaryLayer | FloatLayer)
 
 
 def _spreads(value: Value) -> bool:

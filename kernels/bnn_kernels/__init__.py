@@ -1,6 +1,6 @@
 """Kernels on bits: pack tensors into bit planes, convolve and multiply them by popcount, run whole packed models.
 
-NumPy in, NumPy out; needs numpy, numba, llvmlite, safetensors and threadpoolctl, never torch. `reference` holds the
+NumPy in, NumPy out; needs numpy, numba, llvmlite and safetensors, never torch. `reference` holds the
 same functions in plain NumPy.
 """
 

@@ -92,6 +92,24 @@ def _pause(typing):
     return types.void(), emit
 
 
+def _task(context, builder, arguments):
+    """Return (function, type of its context): function(context, first, last) calls the kernel in the context."""
+    call_types = (*arguments.types, types.int64, types.int64)
+    frame_type = ir.LiteralStructType([_I64, context.get_value_type(arguments)])
+    task = ir.Function(builder.module, _TASK_TYPE, builder.module.get_unique_name("bnn_kernels_task"))
+    task.linkage = "internal"
+    inner = ir.IRBuilder(task.append_basic_block())
+    read = inner.load(inner.bitcast(task.args[0], frame_type.as_pointer()))
+    read.align = 8
+    convention = context.call_conv
+    kind = convention.get_function_type(types.none, call_types)
+    callee = inner.inttoptr(inner.extract_value(read, 0), kind.as_pointer())
+    values = [*cgutils.unpack_tuple(inner, inner.extract_value(read, 1)), *task.args[1:]]
+    status, _ = convention.call_function(inner, callee, types.none, call_types, values)
+    inner.ret(status.is_error)
+    return task, frame_type
+
+
 @intrinsic
 def _make_task(typing, kernel, arguments):
     """(address of a function, address of its context): function(context, first, last) calls the kernel.
@@ -99,21 +117,9 @@ def _make_task(typing, kernel, arguments):
     kernel: the address of a compiled function (*arguments, first, last) -> None. The context lives in the caller's
     frame.
     """
-    call_types = (*arguments.types, types.int64, types.int64)
 
     def emit(context, builder, signature, args):
-        tuple_type = context.get_value_type(signature.args[1])
-        frame_type = ir.LiteralStructType([_I64, tuple_type])
-        task = ir.Function(builder.module, _TASK_TYPE, builder.module.get_unique_name("bnn_kernels_task"))
-        task.linkage = "internal"
-        inner = ir.IRBuilder(task.append_basic_block())
-        frame = inner.load(inner.bitcast(task.args[0], frame_type.as_pointer()))
-        convention = context.call_conv
-        kind = convention.get_function_type(types.none, call_types)
-        callee = inner.inttoptr(inner.extract_value(frame, 0), kind.as_pointer())
-        values = [*cgutils.unpack_tuple(inner, inner.extract_value(frame, 1)), *task.args[1:]]
-        status, _ = convention.call_function(inner, callee, types.none, call_types, values)
-        inner.ret(status.is_error)
+        task, frame_type = _task(context, builder, signature.args[1])
         place = cgutils.alloca_once(builder, frame_type)
         builder.store(args[0], cgutils.gep_inbounds(builder, place, 0, 0))
         builder.store(args[1], cgutils.gep_inbounds(builder, place, 0, 1))
@@ -121,6 +127,38 @@ def _make_task(typing, kernel, arguments):
         return context.make_tuple(builder, signature.return_type, addresses)
 
     return types.UniTuple(types.int64, 2)(types.int64, arguments), emit
+
+
+# Words of a frame that lives on: enough for the arguments of any kernel.
+FRAME_WORDS = 512
+
+
+def _borrowed(builder, kind, value):
+    """Return a value without its claims on memory: whoever keeps the frame keeps the arrays."""
+    if isinstance(kind, types.Array):
+        for place in (0, 1):  # reference counter, Python object
+            value = builder.insert_value(value, ir.Constant(value.type.elements[place], None), place)
+    elif isinstance(kind, types.BaseTuple):
+        for place, part in enumerate(kind.types if hasattr(kind, "types") else [kind.dtype] * len(kind)):
+            value = builder.insert_value(value, _borrowed(builder, part, builder.extract_value(value, place)), place)
+    return value
+
+
+@intrinsic
+def _fill_frame(typing, kernel, place, arguments):
+    """Address of a task as `_make_task` makes it; its context goes to the address `place`."""
+
+    def emit(context, builder, signature, args):
+        kind = signature.args[2]
+        task, frame_type = _task(context, builder, kind)
+        if context.get_abi_sizeof(frame_type) > FRAME_WORDS * 8:
+            raise AssertionError(f"a kernel's arguments do not fit {FRAME_WORDS} words: {kind}")
+        frame = builder.inttoptr(args[1], frame_type.as_pointer())
+        builder.store(args[0], cgutils.gep_inbounds(builder, frame, 0, 0)).align = 8
+        builder.store(_borrowed(builder, kind, args[2]), cgutils.gep_inbounds(builder, frame, 0, 1)).align = 8
+        return builder.ptrtoint(task, _I64)
+
+    return types.int64(types.int64, types.int64, arguments), emit
 
 
 @intrinsic
@@ -154,9 +192,8 @@ def _take_rows(state):
 
 
 @jit
-def launch(state, kernel, rows, grain, threads, arguments):
-    """Run kernel(*arguments, first, last) over all rows together with whoever waits in `work`; True if it failed."""
-    task, context = _make_task(kernel, arguments)
+def _share(state, task, context, rows, grain, threads):
+    """Run a task's rows together with whoever waits in `work`; True if it failed."""
     state[TASK] = task
     state[CONTEXT] = context
     state[ROWS] = rows
@@ -172,6 +209,35 @@ def launch(state, kernel, rows, grain, threads, arguments):
     while _read(state, INSIDE) != 0:
         _pause()
     return _read(state, FAILED) != 0
+
+
+@jit
+def launch(state, kernel, rows, grain, threads, arguments):
+    """Run kernel(*arguments, first, last) over all rows together with whoever waits in `work`; True if it failed."""
+    task, context = _make_task(kernel, arguments)
+    return _share(state, task, context, rows, grain, threads)
+
+
+@jit
+def _store_task(kernel, frame, arguments):
+    return _fill_frame(kernel, frame.ctypes.data, arguments)
+
+
+@jit
+def play(calls, state, threads, least_work):
+    """Run calls int64 (C, 5): task, context, rows, work, grain; shared among threads where each gets `least_work`.
+
+    True if one failed; those behind it are not run.
+    """
+    for i in range(len(calls)):
+        task, context, rows, work, grain = calls[i, 0], calls[i, 1], calls[i, 2], calls[i, 3], calls[i, 4]
+        if min(min(threads, (rows + grain - 1) // grain), work // least_work) > 1:
+            failed = _share(state, task, context, rows, grain, threads)
+        else:
+            failed = _call_task(task, context, 0, rows)
+        if failed:
+            return True
+    return False
 
 
 @jit
@@ -209,6 +275,14 @@ def address_of(kernel: Any, arguments: tuple[Any, ...]) -> int:
         compiled = kernel.overloads[signature]
         found = _addresses[key] = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
     return found
+
+
+def store_task(kernel: int, frame: np.ndarray, arguments: tuple[Any, ...]) -> int:
+    """Return the address of a task that calls the kernel at an address with these arguments.
+
+    Its context goes into frame, int64 (FRAME_WORDS,). Whoever keeps the address keeps frame and arguments too.
+    """
+    return int(_store_task(kernel, frame, arguments))
 
 
 def new_state() -> np.ndarray:

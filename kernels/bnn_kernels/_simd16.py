@@ -103,7 +103,6 @@ def add(typing, a, b):
     return float32x16(float32x16, float32x16), lambda context, builder, signature, args: builder.fadd(*args)
 
 
-
 @intrinsic
 def divide(typing, a, value):
     """a / value, the same float32 for all lanes."""

@@ -29,6 +29,7 @@ from bnn_kernels.lookup_conv import MOST_BITS, spread_weights
 from bnn_kernels.memory import new_array
 from bnn_kernels.popcount_conv import LANES
 from bnn_kernels.thresholds import Thresholds
+from bnn_kernels.workspace import contiguous
 
 # Map sizes that one layer keeps its tables for.
 MOST_PLANS = 64
@@ -246,9 +247,9 @@ class PackedConv2d:
         """Return the input as flat dense rows, and the words of one plane."""
         words = bits.words
         if plan.direct:
-            flat = words if words.flags.c_contiguous and words.flags.writeable else words.copy()
-            return flat.reshape(-1), words[0].size
-        rows = bit_rows(np.ascontiguousarray(words), self.shape[1], self.groups, self.padding, plan.pad_bits)
+            flat = contiguous(words)
+            return (flat if flat.flags.writeable else flat.copy()).reshape(-1), words[0].size
+        rows = bit_rows(contiguous(words), self.shape[1], self.groups, self.padding, plan.pad_bits)
         return rows, (len(rows) - SLACK) // len(words)
 
     def _plan(self, bits: BitTensor) -> ConvPlan:

@@ -13,8 +13,9 @@ from bnn_kernels import _simd
 from bnn_kernels._jit import jit
 from bnn_kernels.bit_planes import check_planes, code_of_level, encode, level_of_code
 from bnn_kernels.level_bits import MOST_COMPARED, level_bits
+from bnn_kernels.recording import new_flag
 from bnn_kernels.threads import run_rows
-from bnn_kernels.workspace import empty
+from bnn_kernels.workspace import empty, zeros
 
 WORD_BITS = 64
 
@@ -166,7 +167,7 @@ def pack(x: np.ndarray) -> BitTensor:
 def _pack_contiguous(x: np.ndarray) -> BitTensor:
     n, c, h, w = x.shape
     words = empty((1, n, h, w, words_for(c)), np.uint64)
-    nan = np.zeros(1, np.uint8)
+    nan = new_flag(raise_nan)
     size = (c, h * w, words_for(c))
     run_rows(_pack_channels_first, n * -(-h * w // 8), x.size // 4, x.reshape(-1), words.reshape(-1), size, nan)
     if nan[0]:
@@ -185,7 +186,7 @@ def pack_channels_last(x: np.ndarray, shape: tuple[int, ...]) -> BitTensor:
         return pack_by_bounds(x, shape, np.zeros(x.shape[3], np.float32), np.zeros(words_for(x.shape[3]), np.uint64))
     n, h, w, c = x.shape
     words = empty((1, n, h, w, words_for(c)), np.uint64)
-    nan = np.zeros(1, np.uint8)
+    nan = new_flag(raise_nan)
     run_rows(_pack_signs, n * h * w, x.size, x.reshape(-1, c), words.reshape(-1, words.shape[-1]), nan)
     if nan[0]:
         raise_nan()
@@ -199,7 +200,7 @@ def pack_by_bounds(x: np.ndarray, shape: tuple[int, ...], bounds: np.ndarray, fl
     """
     n, h, w, c = x.shape
     words = empty((1, n, h, w, words_for(c)), np.uint64)
-    nan = np.zeros(1, np.uint8)
+    nan = new_flag(raise_nan)
     out = words.reshape(-1, words.shape[-1])
     run_rows(_pack_by_bounds, n * h * w, x.size // 8, x.reshape(-1), bounds, flip, out, nan)
     if nan[0]:
@@ -222,8 +223,8 @@ def quantize_channels_last(
     ValueError on NaN.
     """
     n, h, w, c = x.shape
-    words = np.zeros((len(multipliers), n, h, w, words_for(c)), np.uint64)
-    nan = np.zeros(1, np.uint8)
+    words = zeros((len(multipliers), n, h, w, words_for(c)), np.uint64)
+    nan = new_flag(raise_nan)
     flat = words.reshape(len(multipliers), -1, words.shape[-1])
     compares = len(codes) <= MOST_COMPARED
     run_rows(level_bits, n * h * w, 2 * x.size, x.reshape(-1, c), thresholds, flip, codes, compares, flat, nan)

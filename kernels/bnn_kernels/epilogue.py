@@ -22,7 +22,9 @@ from bnn_kernels import _simd
 from bnn_kernels._jit import inline, jit
 from bnn_kernels.bit_tensor import BitTensor, pack_codes, raise_nan, words_for
 from bnn_kernels.memory import new_array
+from bnn_kernels.recording import new_flag
 from bnn_kernels.threads import run_rows
+from bnn_kernels.workspace import contiguous
 
 LANES = _simd.LANES
 
@@ -196,7 +198,7 @@ class Epilogue:
             return _NO_MAP
         if residual.shape != shape or residual.dtype != np.float32:
             raise ValueError(f"the residual must be float32 {shape}, got {residual.dtype} {residual.shape}")
-        return np.ascontiguousarray(residual).reshape(-1)
+        return contiguous(residual).reshape(-1)
 
     def sink(
         self, shape: tuple[int, ...], residual: np.ndarray | None, keep: bool
@@ -210,7 +212,7 @@ class Epilogue:
         if self.bounds is not None:
             size = (1, *shape[:3], words_for(self.channels))
             words = new_array(size, np.uint64, "an output", zeros=self.channels % 64 != 0)
-        nan = np.zeros(1, np.uint8)
+        nan = new_flag(raise_nan)
 
         def results() -> tuple[np.ndarray | None, BitTensor | None]:
             if nan[0]:
@@ -236,7 +238,7 @@ class Epilogue:
             raise TypeError(f"the epilogue takes float32 or int32, got {y.dtype}")
         sink, results = self.sink(y.shape, residual, keep)
         rows = math.prod(y.shape[:3])
-        run_rows(_epilogue_rows, rows, y.size // 2, np.ascontiguousarray(y).reshape(-1), sink)
+        run_rows(_epilogue_rows, rows, y.size // 2, contiguous(y).reshape(-1), sink)
         return results()
 
     def apply_reference(

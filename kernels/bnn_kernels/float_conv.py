@@ -44,7 +44,7 @@ def window_offsets(own: int, channels: int, width: int, taps: tuple[int, int, in
 
 
 @inline
-def _tile_of_sixteen(x, offsets, at, w, j, sums):
+def tile_of_sixteen(x, offsets, at, w, j, sums):
     """Write the products of six windows, which begin at `at`, with sixteen filters to sums (6, 16)."""
     a0, a1, a2, a3, a4, a5 = at
     s0 = s1 = s2 = s3 = s4 = s5 = _simd16.zero()
@@ -67,7 +67,7 @@ def _tile_of_sixteen(x, offsets, at, w, j, sums):
 
 
 @inline
-def _tile_of_eight(x, offsets, at, w, j, sums):
+def tile_of_eight(x, offsets, at, w, j, sums):
     """The same with the first eight filters of a block, where no more are left."""
     a0, a1, a2, a3, a4, a5 = at
     s0 = s1 = s2 = s3 = s4 = s5 = _simd.zero()
@@ -125,9 +125,9 @@ def _conv_rows(x, offsets, w, sink, size, first, last):
                     np.uint64(start + min(ox + 5, end) * step),
                 )
                 if halves == 2:
-                    _tile_of_sixteen(x, offsets, at, w, j, sums)
+                    tile_of_sixteen(x, offsets, at, w, j, sums)
                 else:
-                    _tile_of_eight(x, offsets, at, w, j, sums)
+                    tile_of_eight(x, offsets, at, w, j, sums)
                 for i in range(min(6, here - ox)):
                     for half in range(halves):
                         value = _simd.load(sums, np.uint64(i * 16 + half * 8))
@@ -135,15 +135,33 @@ def _conv_rows(x, offsets, w, sink, size, first, last):
                         finish_block(value, row * wo + ox + i, g * filters + f + half * 8, left, ready)
 
 
+@jit
+def _frame_rows(x, out, size, value, first, last):
+    """Rows (n, y) of out flat (N, H + 2 py, W + 2 px, C): x flat (N, H, W, C) and a border of `value`."""
+    h, line, py, edge = size
+    whole = line + 2 * edge
+    for row in range(first, last):
+        n = row // (h + 2 * py)
+        y = row - n * (h + 2 * py) - py
+        to = row * whole
+        if 0 <= y < h:
+            at = (n * h + y) * line
+            for i in range(edge):
+                out[to + i] = value
+                out[to + edge + line + i] = value
+            for i in range(line):
+                out[to + edge + i] = x[at + i]
+        else:
+            for i in range(whole):
+                out[to + i] = value
+
+
 def framed(x: np.ndarray, py: int, px: int, value: float) -> np.ndarray:
-    """Return (N, H + 2 py, W + 2 px, C): the map with a border."""
+    """Return (N, H + 2 py, W + 2 px, C): a contiguous float32 map with a border."""
     n, h, w, c = x.shape
-    out = empty((n, h + 2 * py, w + 2 * px, c), x.dtype)
-    out[:, :py] = value
-    out[:, py + h :] = value
-    out[:, py : py + h, :px] = value
-    out[:, py : py + h, px + w :] = value
-    out[:, py : py + h, px : px + w] = x
+    out = empty((n, h + 2 * py, w + 2 * px, c), np.float32)
+    size = (h, w * c, py, px * c)
+    run_rows(_frame_rows, n * (h + 2 * py), out.size // 8, x.reshape(-1), out.reshape(-1), size, np.float32(value))
     return out
 
 
@@ -192,7 +210,7 @@ class FloatConv2d:
         positions = len(x) * ho * wo
         sink, results = epilogue.sink((len(x), ho, wo, epilogue.channels), residual, keep)
         kh, kw, sy, sx, py, px, dy, dx = self.geometry
-        n, h, w, c = x.shape
+        _, h, w, c = x.shape
         if py or px:
             x = framed(x, py, px, self.pad)
             h, w = x.shape[1:3]

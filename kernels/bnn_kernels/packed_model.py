@@ -14,10 +14,15 @@ from bnn_kernels import steps_float as steps_float
 from bnn_kernels import steps_shape as steps_shape
 from bnn_kernels.bit_tensor import BitTensor
 from bnn_kernels.errors import PackedFileError, PlanError
+from bnn_kernels.model_inputs import as_channels_last, fill_inputs
 from bnn_kernels.plan import STEPS, Spec, Step, StepSpec, check_shape, need
-from bnn_kernels.workspace import Workspaces, contiguous
+from bnn_kernels.recording import Recording
+from bnn_kernels.threads import play_kernels
+from bnn_kernels.workspace import Workspace, Workspaces, contiguous, empty, in_use
 
 INPUT = "x"
+# Numbers of images in a call of which a model remembers the calls; each keeps the memory of its registers.
+MOST_RECORDED = 2
 
 
 def input_register(index: int) -> str:
@@ -67,6 +72,7 @@ class PackedModel:
         for index, spec in enumerate(self.steps):
             self._add(index, spec)
         self.outputs = self._check_outputs(outputs)
+        self._recordable = all(placed.step.recordable for placed in self._program)
         kept = {register for register, _ in self.outputs}
         for placed in reversed(self._program):
             for register in {*placed.inputs, *placed.outputs} - kept:
@@ -114,11 +120,9 @@ class PackedModel:
 
     # -- running --------------------------------------------------------------------------------------------------
 
-    def enter(self, *arrays: np.ndarray) -> dict[str, Any]:
-        """Return the input registers: checked, float32, maps channels last."""
+    def _check(self, arrays: Sequence[np.ndarray]) -> None:
         if len(arrays) != len(self.input_shapes):
             raise TypeError(f"the model takes {len(self.input_shapes)} inputs, got {len(arrays)}")
-        registers: dict[str, Any] = {}
         for i, (x, shape) in enumerate(zip(arrays, self.input_shapes, strict=True)):
             which = "the input" if len(arrays) == 1 else f"input {i}"
             if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64, np.float16):
@@ -128,18 +132,22 @@ class PackedModel:
                 raise ValueError(f"{which} must have shape (N, {', '.join(map(str, shape))}), got {x.shape}")
             if len(x) != len(arrays[0]):
                 raise ValueError(f"the inputs must have the same length, got {[len(a) for a in arrays]}")
-            x = np.asarray(x, np.float32)
-            if x.ndim == 3:
-                x = x[:, :, None]
-            registers[input_register(i)] = contiguous(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
-        return registers
 
-    def _leave(self, registers: dict[str, Any]) -> Any:
+    def enter(self, *arrays: np.ndarray) -> dict[str, Any]:
+        """Return the input registers: checked, float32, maps channels last."""
+        self._check(arrays)
+        return {
+            input_register(i): contiguous(as_channels_last(np.asarray(x, np.float32))) for i, x in enumerate(arrays)
+        }
+
+    def _leave(self, registers: dict[str, Any], own: bool = False) -> Any:
+        """Return the outputs, channels first; own: copies whatever they are."""
         results = []
         for register, shape in self.outputs:
             y = registers[register]
-            y = np.ascontiguousarray(y.transpose(0, 3, 1, 2)).reshape(-1, *shape) if y.ndim == 4 else y
-            results.append(y)
+            y = y.transpose(0, 3, 1, 2) if y.ndim == 4 else y
+            y = y.copy() if own else np.ascontiguousarray(y)
+            results.append(y.reshape(-1, *shape))
         return results[0] if len(results) == 1 else tuple(results)
 
     def __call__(self, *inputs: np.ndarray) -> Any:
@@ -147,21 +155,57 @@ class PackedModel:
 
         TypeError if not float arrays, ValueError on another shape or on a NaN that meets a quantizer.
         """
+        self._check(inputs)
+        count = len(inputs[0])
         with self._workspaces.one() as workspace:
-            registers = self.enter(*inputs)
-            workspace.keep(registers.values())
-            for step, names, outputs, dead, _given in self._program:
-                value = step.run(*[registers[name] for name in names])
-                values = (value,) if len(outputs) == 1 else value
-                registers.update(zip(outputs, values, strict=True))
-                workspace.keep(map(_memory, values))
-                for name in dead:
-                    workspace.drop(_memory(registers.pop(name)))
+            recorded = workspace.recorded.get(count)
+            if recorded is not None:
+                return self._play(recorded, inputs)
+            if self._recordable and workspace.last == count:
+                return self._record(workspace, count, inputs)
+            workspace.last = count
+            registers = self._run(workspace, self.enter(*inputs))
             result = self._leave(registers)
             for (register, _), y in zip(self.outputs, result if isinstance(result, tuple) else (result,), strict=True):
                 if not np.may_share_memory(registers[register], y):
                     workspace.drop(registers[register])
         return result
+
+    def _run(self, workspace: Workspace, registers: dict[str, Any]) -> dict[str, Any]:
+        """Return what is left in the registers after all steps."""
+        workspace.keep(registers.values())
+        for step, names, outputs, dead, _given in self._program:
+            value = step.run(*[registers[name] for name in names])
+            values = (value,) if len(outputs) == 1 else value
+            registers.update(zip(outputs, values, strict=True))
+            workspace.keep(map(_memory, values))
+            for name in dead:
+                workspace.drop(_memory(registers.pop(name)))
+        return registers
+
+    def _record(self, workspace: Workspace, count: int, inputs: Sequence[np.ndarray]) -> Any:
+        """Run and record a call, in memory that stays the recording's own."""
+        workspace.clear()
+        recording = Recording()
+        with in_use(own := Workspace()):
+            registers: dict[str, Any] = {}
+            for i, x in enumerate(inputs):
+                shape = as_channels_last(x).shape
+                registers[input_register(i)] = empty(shape, np.float32)
+            given = list(registers.values())
+            fill_inputs(given, inputs)
+            with recording.running():
+                registers = self._run(own, registers)
+            result = self._leave(registers, own=True)
+        while len(workspace.recorded) >= MOST_RECORDED:
+            workspace.recorded.pop(next(iter(workspace.recorded)))
+        workspace.recorded[count] = _Recorded(recording, given, registers)
+        return result
+
+    def _play(self, recorded: "_Recorded", inputs: Sequence[np.ndarray]) -> Any:
+        fill_inputs(recorded.inputs, inputs)
+        recorded.recording.play(play_kernels)
+        return self._leave(recorded.registers, own=True)
 
     def trace(self, *inputs: np.ndarray, replace: Callable[[str, Any], Any]) -> Any:
         """Run step by step; `replace(register, value)` sees each value and returns what later steps are to get.
@@ -266,6 +310,14 @@ class PackedModel:
         }
         tensors = {f"{i}.{name}": t for i, spec in enumerate(self.steps) for name, t in spec.tensors.items()}
         file_format.write(path, header, tensors)
+
+
+class _Recorded(NamedTuple):
+    """A recorded call: the memory of its inputs, and the registers that its outputs are in."""
+
+    recording: Recording
+    inputs: list[np.ndarray]
+    registers: dict[str, Any]
 
 
 def _memory(value: Any) -> np.ndarray:

@@ -67,6 +67,8 @@ class Step:
     tensor_names: ClassVar[tuple[str, ...]] = ()
     # How many registers it reads; some steps set it from their attributes.
     arity: int = 1
+    # Whether all that `run` does to numbers goes through `run_rows`, `recording.do` or `workspace.zeros`.
+    recordable: ClassVar[bool] = False
 
     def __init__(self, attrs: dict[str, Any], tensors: dict[str, np.ndarray]):
         unknown = set(attrs) - set(self.attributes)

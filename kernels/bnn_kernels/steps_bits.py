@@ -25,10 +25,12 @@ from bnn_kernels.input_terms import InputTerms, add_scaled, offset_map
 from bnn_kernels.later import Later
 from bnn_kernels.level_bits import in_order
 from bnn_kernels.plan import Spec, Step, need, step
+from bnn_kernels.recording import do
 from bnn_kernels.steps_elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map, relative
 from bnn_kernels.steps_float import Pool, conv_size, geometry_of, read_terms, weight_bits
 from bnn_kernels.threshold_code import expand
 from bnn_kernels.thresholds import Thresholds
+from bnn_kernels.workspace import empty
 
 
 def output_planes(this: Step) -> tuple[bool, tuple[int, ...]]:
@@ -57,6 +59,7 @@ class Pack(Step):
     """Float -> bits: level index = #{i : (x >= thresholds[i]) xor flip}; the codes table gives its planes."""
 
     op = "pack"
+    recordable = True
     attributes = ("signed", "multipliers")
     tensor_names = ("thresholds", "flip", "codes")
 
@@ -103,6 +106,7 @@ class Unpack(Step):
     """Bits -> float, for float weights behind a quantized input: level * scale, or the value of every code."""
 
     op = "unpack"
+    recordable = True
     attributes = ("scale",)
     tensor_names = ("values",)
 
@@ -119,8 +123,20 @@ class Unpack(Step):
         return Spec("float", x.shape)
 
     def run(self, x: BitTensor) -> np.ndarray:
-        y = unpack_channels_last(x) * self.scale if self.values is None else self.values[unpack_codes(x)]
+        y = empty((*x.words.shape[1:4], x.shape[1]), np.float32)
+        do(self._unpack, x, y)
         return y[:, 0, 0] if len(x.shape) == 2 else y
+
+    def _unpack(self, x: BitTensor, y: np.ndarray) -> None:
+        if self.values is None:
+            np.multiply(unpack_channels_last(x), self.scale, y)
+        else:
+            np.take(self.values, unpack_codes(x), out=y)
+
+
+def _times_mean_abs(x: np.ndarray, y: np.ndarray) -> None:
+    """Multiply y (N, 1, 1, O) by each input's mean of |x|."""
+    y *= np.abs(x).reshape(len(x), math.prod(x.shape[1:])).mean(1).reshape(-1, 1, 1, 1)
 
 
 INPUT_ATTRIBUTES = ("input_terms", "input_offset", "input_scale")
@@ -136,6 +152,7 @@ class BinaryLayer(Step):
     """
 
     tensor_names = ("bits.*", "scale.*", *EPILOGUE_TENSORS, *THRESHOLDS)
+    recordable = True
     # Whether outputs are vectors.
     is_flat: ClassVar[bool]
     pad_level = 0
@@ -232,7 +249,7 @@ class BinaryLayer(Step):
                 y = add_scaled(layer().channels_last(part), next(scales), y)
             if self.given.offset:
                 next(scales)
-                y += self.offsets[i]()
+                do(np.add, y, self.offsets[i](), y)
         assert y is not None
         if self.input_scale:
             self.scale_by_input(floats[0], y)
@@ -307,7 +324,7 @@ class BinaryLinear(BinaryLayer):
         return (self.shape[0],)
 
     def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
-        y *= np.abs(floats).reshape(len(floats), -1).mean(1).reshape(-1, 1, 1, 1)
+        do(_times_mean_abs, floats, y)
 
 
 @step
@@ -359,6 +376,7 @@ class Threshold(Step):
     """int32 sums -> bits, where something lies between the layer and its thresholds."""
 
     op = "threshold"
+    recordable = True
     attributes = ("signed", "multipliers")
     tensor_names = THRESHOLDS
 

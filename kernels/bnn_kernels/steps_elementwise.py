@@ -8,6 +8,7 @@ import numpy as np
 from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.later import Later
 from bnn_kernels.plan import Spec, Step, need, step
+from bnn_kernels.recording import do
 from bnn_kernels.workspace import empty
 
 EPILOGUE_ATTRIBUTES = ("residual", "low", "high", "keep")
@@ -102,6 +103,7 @@ class Elementwise(Step):
     """y * scale + shift, batch norm, residual, PReLU with shifts, clamp, signs: each if given, as in `Epilogue`."""
 
     op = "elementwise"
+    recordable = True
     attributes = ("channels", *EPILOGUE_ATTRIBUTES)
     tensor_names = ("scale", *EPILOGUE_TENSORS)
 
@@ -146,6 +148,7 @@ class Activation(Step):
     """A function of one number that is no chain of straight pieces; attribute kind names it."""
 
     op = "activation"
+    recordable = True
     attributes = ("kind",)
 
     def build(self) -> None:
@@ -158,7 +161,12 @@ class Activation(Step):
         return inputs[0]
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        return self.function(x)
+        y = empty(x.shape, np.float32)
+        do(self._apply, x, y)
+        return y
+
+    def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
+        y[...] = self.function(x)
 
 
 @step
@@ -166,6 +174,7 @@ class Combine(Step):
     """Sum or product of two values, sides of 1 stretched to the other's: gates (C, 1, 1), attention maps (1, H, W)."""
 
     op = "combine"
+    recordable = True
     attributes = ("kind",)
     arity = 2
 
@@ -184,4 +193,6 @@ class Combine(Step):
         return Spec("float", tuple(max(m, n) for m, n in zip(a.shape, b.shape, strict=True)))
 
     def run(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return self.function(a, b, out=empty(np.broadcast_shapes(a.shape, b.shape), np.float32))
+        out = empty(np.broadcast_shapes(a.shape, b.shape), np.float32)
+        do(self.function, a, b, out)
+        return out

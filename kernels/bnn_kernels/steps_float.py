@@ -11,10 +11,10 @@ from bnn_kernels import pooling
 from bnn_kernels.bit_planes import level_of_code
 from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits
 from bnn_kernels.float_conv import FloatConv2d
+from bnn_kernels.float_linear import FloatProduct
 from bnn_kernels.later import Later
 from bnn_kernels.plan import Spec, Step, need, read_planes, step
-from bnn_kernels.steps_elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish
-from bnn_kernels.workspace import empty
+from bnn_kernels.steps_elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map
 
 
 def geometry_of(this: Step, kernel: Sequence[int]) -> tuple[int, ...]:
@@ -63,42 +63,54 @@ def read_terms(this: Step) -> list[tuple[tuple[int, ...], bool]]:
     return read_planes(this, "terms")
 
 
+class FloatLayer(Step):
+    """What float convolution and linear share: a weight of float32 or bit planes (BWN, TWN), a bias, an epilogue.
+
+    The bias is the epilogue's shift, behind its scale.
+    """
+
+    recordable = True
+    tensor_names = ("weight", "bits.*", "scale.*", "bias", "scale", *EPILOGUE_TENSORS)
+
+    def read_finish(self, filters: int) -> None:
+        """Read what comes behind the sums."""
+        vectors = (self.tensor(name, np.float32, (filters,)) if name in self.tensors else None
+                   for name in ("scale", "bias"))  # fmt: skip
+        need(not {"bias", "shift"} <= set(self.tensors), "has a bias and a shift, which are the same")
+        self.finish = Finish(self, filters, *vectors)
+        self.arity = 1 + self.finish.arity
+
+    def precision(self, inputs: list[Spec]) -> str:
+        return f"W{weight_bits(self)}A32"
+
+
 @step
-class FloatConv(Step):
-    """Convolution with float input; the weight is float32 or bit planes (BWN, TWN: small file, float speed)."""
+class FloatConv(FloatLayer):
+    """Convolution with float input."""
 
     op = "float_conv"
     attributes = ("shape", "stride", "padding", "dilation", "groups", "pad_value", "terms", *EPILOGUE_ATTRIBUTES)
-    tensor_names = ("weight", "bits.*", "scale.*", "bias", "scale", *EPILOGUE_TENSORS)
 
     def build(self) -> None:
-        shape = self.ints("shape", 4, 1)
-        self.groups = self.attr("groups", int)
-        need(self.groups >= 1 and shape[0] % self.groups == 0, f"groups {self.groups} do not divide {shape[0]} filters")
-        self.geometry = geometry_of(self, shape[2:])
+        self.shape = self.ints("shape", 4, 1)
+        groups = self.attr("groups", int)
+        need(groups >= 1 and self.shape[0] % groups == 0, f"groups {groups} do not divide {self.shape[0]} filters")
+        self.channels = self.shape[1] * groups
+        self.geometry = geometry_of(self, self.shape[2:])
         pad = float(self.attr("pad_value", float))
-        bias = self.tensor("bias", np.float32, (shape[0],)) if "bias" in self.tensors else None
-        scale = self.tensor("scale", np.float32, (shape[0],)) if "scale" in self.tensors else None
-        need(bias is None or "shift" not in self.tensors, "has a bias and a shift, which are the same")
         need(np.isfinite(pad), f"attribute 'pad_value' must be finite, got {pad}")
-        weight = float_weight(self, shape)
-        self.conv = Later(lambda: FloatConv2d(weight(), None, self.geometry, self.groups, pad))
-        self.finish = Finish(self, shape[0], scale, bias)
-        self.arity = 1 + self.finish.arity
-        self.shape = shape
+        weight = float_weight(self, self.shape)
+        self.conv = Later(lambda: FloatConv2d(weight(), None, self.geometry, groups, pad))
+        self.read_finish(self.shape[0])
 
     def infer(self, inputs: list[Spec]) -> Spec | tuple[Spec, ...]:
         x = inputs[0]
         need(x.kind == "float" and len(x.shape) == 3, f"takes a float map, got {x}")
-        channels = self.shape[1] * self.groups
-        need(x.shape[0] == channels, f"takes {channels} channels, got {x.shape[0]}")
+        need(x.shape[0] == self.channels, f"takes {self.channels} channels, got {x.shape[0]}")
         return self.finish.infer((self.shape[0], *conv_size(x.shape, self.geometry)), inputs[1:])
 
     def macs(self, inputs: list[Spec]) -> int:
         return math.prod(self.shape) * math.prod(conv_size(inputs[0].shape, self.geometry))
-
-    def precision(self, inputs: list[Spec]) -> str:
-        return f"W{weight_bits(self)}A32"
 
     def run(self, x: np.ndarray, residual: np.ndarray | None = None) -> Any:
         done = self.conv().finish(x, self.out_size(x), self.finish.epilogue, residual, self.finish.keep)
@@ -112,41 +124,40 @@ class FloatConv(Step):
 
 
 @step
-class FloatLinear(Step):
-    """Matrix product with float input (N, K); the weight is float32 or bit planes."""
+class FloatLinear(FloatLayer):
+    """Matrix product with float input (N, K)."""
 
     op = "float_linear"
-    attributes = ("shape", "terms")
-    tensor_names = ("weight", "bits.*", "scale.*", "bias")
+    attributes = ("shape", "terms", *EPILOGUE_ATTRIBUTES)
 
     def build(self) -> None:
         self.shape = self.ints("shape", 2, 1, 1 << 30)
         weight = float_weight(self, self.shape)
-        self.matrix = Later(lambda: np.ascontiguousarray(weight().T))
-        self.bias = self.tensor("bias", np.float32, (self.shape[0],)) if "bias" in self.tensors else None
+        self.product = Later(lambda: FloatProduct(weight()))
+        self.read_finish(self.shape[0])
 
-    def infer(self, inputs: list[Spec]) -> Spec:
-        (x,) = inputs
+    def infer(self, inputs: list[Spec]) -> Spec | tuple[Spec, ...]:
+        x = inputs[0]
         need(x == Spec("float", (self.shape[1],)), f"takes {self.shape[1]} float features, got {x}")
-        return Spec("float", (self.shape[0],))
+        return self.finish.infer((self.shape[0],), inputs[1:])
 
     def macs(self, inputs: list[Spec]) -> int:
         return math.prod(self.shape)
 
-    def precision(self, inputs: list[Spec]) -> str:
-        return f"W{weight_bits(self)}A32"
+    def run(self, x: np.ndarray, residual: np.ndarray | None = None) -> Any:
+        other = None if residual is None else as_map(residual)
+        done = self.product().finish(x, self.finish.epilogue, other, self.finish.keep)
+        return self.finish.hand_on(*done, flat=True)
 
-    def run(self, x: np.ndarray) -> np.ndarray:
-        y = np.matmul(x, self.matrix(), out=empty((len(x), self.shape[0]), np.float32))
-        if self.bias is not None:
-            y += self.bias
-        return y
+    def margins(self, x: np.ndarray, *residual: np.ndarray) -> np.ndarray | None:
+        return self.finish.margins(self.product()(x), residual[0] if residual else None)
 
 
 class Pool(Step):
     """Geometry shared by all pooling steps."""
 
     attributes = ("kernel", "stride", "padding")
+    recordable = True
     kind = "float"
 
     def build(self) -> None:

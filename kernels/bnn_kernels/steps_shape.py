@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from bnn_kernels.plan import Spec, Step, check_shape, need, step
+from bnn_kernels.recording import do
 from bnn_kernels.workspace import contiguous, empty, zeros
 
 
@@ -17,6 +18,7 @@ class Reshape(Step):
     """The same numbers in C, H, W order in another shape; bits need no flattening: a linear layer takes the map."""
 
     op = "reshape"
+    recordable = True
     attributes = ("shape",)
 
     def build(self) -> None:
@@ -40,6 +42,7 @@ class Concat(Step):
     """Channels of several maps (or features of several vectors) one after the other."""
 
     op = "concat"
+    recordable = True
     attributes = ("count",)
 
     def build(self) -> None:
@@ -58,7 +61,8 @@ class Concat(Step):
     def run(self, *inputs: np.ndarray) -> np.ndarray:
         first = inputs[0]
         out = empty((*first.shape[:-1], sum(x.shape[-1] for x in inputs)), np.float32)
-        return np.concatenate(inputs, axis=-1, out=out)
+        do(np.concatenate, inputs, -1, out)
+        return out
 
 
 def _places(index: np.ndarray) -> tuple[slice | np.ndarray, slice | np.ndarray]:
@@ -84,6 +88,7 @@ class Select(Step):
     """
 
     op = "select"
+    recordable = True
     tensor_names = ("channels", "rows", "columns")
 
     def build(self) -> None:
@@ -112,6 +117,10 @@ class Select(Step):
 
     def run(self, x: np.ndarray) -> np.ndarray:
         y = zeros((len(x), *self.shape), np.float32)
+        do(self._move, x, y)
+        return y
+
+    def _move(self, x: np.ndarray, y: np.ndarray) -> None:
         part = x
         for axis, places in enumerate(self.source):
             if not isinstance(places, slice):
@@ -123,4 +132,3 @@ class Select(Step):
         else:
             grid = [np.arange(y.shape[a])[p] if isinstance(p, slice) else p for a, p in enumerate(self.to)]
             y[np.ix_(*grid)] = part
-        return y

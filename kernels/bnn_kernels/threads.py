@@ -15,9 +15,8 @@ import threading
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from bnn_kernels import _fork_join
+from bnn_kernels import _fork_join, recording
 
 # With less work than this for each thread (steps of a kernel's inner loop, about 6 us) sharing does not pay.
 MIN_WORK_PER_THREAD = 8_000
@@ -59,12 +58,16 @@ class _Workers:
 
     def run(self, address: int, rows: int, grain: int, arguments: tuple[Any, ...]) -> bool:
         """Run a kernel's rows together with the workers; the caller holds `busy`. True if the kernel failed."""
+        self.wake_all()
+        return _fork_join.launch(self.state, address, rows, grain, len(self.awake) + 1, arguments)
+
+    def wake_all(self) -> None:
+        """Wake who sleeps."""
         for index, awake in enumerate(self.awake):
             if not awake[0]:
                 self._keep_off_this_cpu(index)
                 awake[0] = 1
                 self.wake[index].release()
-        return _fork_join.launch(self.state, address, rows, grain, len(self.awake) + 1, arguments)
 
     def _keep_off_this_cpu(self, index: int) -> None:
         """Let a sleeping worker wake on another CPU than the caller's.
@@ -105,7 +108,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def set_num_threads(n: int) -> None:
-    """Let kernels, and the BLAS behind the float layers, use at most `n` threads (n >= 1)."""
+    """Let kernels use at most `n` threads (n >= 1)."""
     global _threads, _workers
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"the number of threads must be an integer of at least 1, got {n!r}")
@@ -114,7 +117,6 @@ def set_num_threads(n: int) -> None:
         if _workers is not None:
             _workers.stop()
             _workers = None
-    threadpool_limits(n, user_api="blas")
 
 
 def get_num_threads() -> int:
@@ -138,6 +140,9 @@ def run_rows(kernel: Any, rows: int, work: int, *args: Any, multiple: int = 1) -
 
     multiple: rows that a kernel likes to have together.
     """
+    record = recording.current()
+    if record is not None:
+        record.add_kernel(kernel, rows, work, multiple, args)
     parts = min(_threads, -(-rows // multiple), work // MIN_WORK_PER_THREAD)
     workers = _get_workers() if parts > 1 else None
     drowsy = workers is not None and workers.all_asleep and work < MIN_WORK_TO_WAKE
@@ -150,3 +155,23 @@ def run_rows(kernel: Any, rows: int, work: int, *args: Any, multiple: int = 1) -
         workers.busy.release()
     if failed:
         raise MemoryError(f"{kernel.__name__} could not get the memory for its scratch arrays")
+
+
+_NO_STATE = _fork_join.new_state()
+
+
+def play_kernels(calls: np.ndarray) -> None:
+    """Run recorded kernel calls int64 (C, 5), see `recording`; each shared among threads where its work is worth it."""
+    shared = calls[:, 3][calls[:, 3] >= 2 * MIN_WORK_PER_THREAD] if _threads > 1 else calls[:0, 3]
+    workers = _get_workers() if len(shared) else None
+    drowsy = workers is not None and workers.all_asleep and int(shared.sum()) < MIN_WORK_TO_WAKE
+    if workers is None or drowsy or not workers.busy.acquire(blocking=False):
+        failed = _fork_join.play(calls, _NO_STATE, 1, MIN_WORK_PER_THREAD)
+    else:
+        try:
+            workers.wake_all()
+            failed = _fork_join.play(calls, workers.state, _threads, MIN_WORK_PER_THREAD)
+        finally:
+            workers.busy.release()
+    if failed:
+        raise MemoryError("a kernel could not get the memory for its scratch arrays")

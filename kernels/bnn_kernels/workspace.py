@@ -13,10 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from bnn_kernels import recording
+from bnn_kernels._jit import jit
+from bnn_kernels.threads import run_rows
+
 # Smaller arrays cost less to allocate than to look up.
 SMALLEST = 1 << 15
 
 _local = threading.local()
+
+
+@jit
+def _zero(array, first, last):
+    """Zero array[first:last], uint8."""
+    for i in range(first, last):
+        array[i] = 0
 
 
 def empty(shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray:
@@ -35,7 +46,7 @@ def empty(shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray:
 def zeros(shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray:
     """Return zeros, of the running model's workspace if there is one."""
     array = empty(shape, dtype)
-    array.fill(0)
+    run_rows(_zero, array.nbytes, array.nbytes // 64, array.reshape(-1).view(np.uint8))
     return array
 
 
@@ -44,7 +55,7 @@ def contiguous(x: np.ndarray) -> np.ndarray:
     if x.flags.c_contiguous:
         return x
     copy = empty(x.shape, x.dtype)
-    copy[...] = x
+    recording.do(np.copyto, copy, x)
     return copy
 
 
@@ -68,6 +79,9 @@ class Workspace:
         self._users: dict[int, int] = {}
         self._taken: list[np.ndarray] = []
         self._buffers: dict[int, np.ndarray] = {}
+        # What the caller keeps from one call to the next, and of how many images the last call was.
+        self.recorded: dict[int, Any] = {}
+        self.last: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -114,6 +128,10 @@ class Workspace:
         buffer = self._buffers.pop(key)
         self._free.setdefault(len(buffer), []).append(buffer)
 
+    def clear(self) -> None:
+        """Give back what waits for the next call."""
+        self._before, self._free = {}, {}
+
     def end(self) -> None:
         """Finish a call: what is still in use belongs to the caller now, what was used waits for the next call."""
         for key in [key for key in self._buffers if key not in self._users]:
@@ -122,6 +140,18 @@ class Workspace:
         self._users.clear()
         self._buffers.clear()
         self._taken.clear()
+
+
+@contextmanager
+def in_use(workspace: Workspace) -> Iterator[None]:
+    """Let `empty` take from a workspace, for a call of this thread."""
+    outer = getattr(_local, "workspace", None)
+    _local.workspace = workspace
+    try:
+        yield
+    finally:
+        _local.workspace = outer
+        workspace.end()
 
 
 class Workspaces:
@@ -137,11 +167,8 @@ class Workspaces:
             workspace = self._waiting.pop()
         except IndexError:
             workspace = Workspace()
-        outer = getattr(_local, "workspace", None)
-        _local.workspace = workspace
         try:
-            yield workspace
+            with in_use(workspace):
+                yield workspace
         finally:
-            _local.workspace = outer
-            workspace.end()
             self._waiting.append(workspace)

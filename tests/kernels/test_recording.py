@@ -1,0 +1,151 @@
+"""Recorded calls: the same numbers as running the steps, for any input, number of images and threads."""
+
+import gc
+
+import bnn_kernels as bk
+import numpy as np
+import pytest
+from bnn_kernels import threads
+from bnn_kernels._jit import jit
+from bnn_kernels.plan import STEPS
+from bnn_kernels.recording import Recording, do, new_flag
+from bnn_kernels.threads import play_kernels, run_rows
+from rich_plan import rich_inputs, rich_model
+
+
+@jit
+def add_to(x, parts, out, first, last):
+    scale, offsets = parts
+    for row in range(first, last):
+        out[row] += x[row] * scale + offsets[0]
+
+
+@jit
+def fail(out, first, last):
+    if last > 0:
+        raise ValueError("no memory")
+
+
+@jit
+def mark(x, flag, first, last):
+    for row in range(first, last):
+        if x[row] < 0:
+            flag[0] = 1
+
+
+@pytest.fixture(params=[1, 2, 3])
+def count(request, monkeypatch):
+    monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
+    monkeypatch.setattr(threads, "MIN_WORK_TO_WAKE", 1)
+    before = bk.get_num_threads()
+    bk.set_num_threads(request.param)
+    yield request.param
+    bk.set_num_threads(before)
+
+
+def test_every_kind_of_step_is_recorded():
+    model = rich_model()
+    assert {step.op for step in model.steps} == set(STEPS)
+    assert all(kind.recordable for kind in STEPS.values())
+
+
+def test_played_calls_give_what_the_steps_give(count):
+    model, plain = rich_model(), rich_model()
+    plain._recordable = False
+    for images in (3, 3, 3, 1, 1, 1, 3, 7, 7, 7, 0, 0, 0, 1, 3, 3, 3):
+        for seed in (images, 100):
+            inputs = rich_inputs(images, seed)
+            for found, expected in zip(model(*inputs), plain(*inputs), strict=True):
+                np.testing.assert_array_equal(found, expected)
+    (workspace,) = model._workspaces._waiting
+    assert len(workspace.recorded) == 2
+    assert not plain._workspaces._waiting[0].recorded
+
+
+def test_inputs_may_be_of_other_dtypes_and_strides(count):
+    model = rich_model()
+    maps, vectors = rich_inputs(2)
+    expected = model(maps, vectors)
+    for _ in range(3):
+        strided = np.asfortranarray(maps.astype(np.float64)), np.repeat(vectors, 2, axis=1)[:, ::2]
+        for found, right in zip(model(*strided), expected, strict=True):
+            np.testing.assert_array_equal(found, right)
+
+
+def test_results_belong_to_the_caller():
+    model = rich_model()
+    results = [model(*rich_inputs(2, seed)) for seed in range(5)]
+    again = rich_model()
+    for seed, result in enumerate(results):
+        for found, expected in zip(result, again(*rich_inputs(2, seed)), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_nan_is_refused_and_forgotten():
+    model = rich_model()
+    good = rich_inputs()
+    expected = model(*good)
+    bad = rich_inputs()
+    bad[0][0, 0, 0, 0] = np.nan
+    for _ in range(3):
+        with pytest.raises(ValueError, match="NaN"):
+            model(*bad)
+        for found, right in zip(model(*good), expected, strict=True):
+            np.testing.assert_array_equal(found, right)
+
+
+def test_arguments_live_as_long_as_the_recording(count):
+    x, out = np.arange(1000.0), np.zeros(1000)
+    recording = Recording()
+    with recording.running():
+        run_rows(add_to, 1000, 1_000_000, x.copy(), (2.0, np.array([1.0, 5.0])), out)
+        do(np.negative, out, out)
+        run_rows(add_to, 1000, 1_000_000, x.copy(), (1.0, np.zeros(1)), out, multiple=8)
+    gc.collect()
+    np.testing.assert_array_equal(out, -x - 1)
+    for _ in range(50):
+        np.zeros(1000)  # would get memory that was freed
+        out[:] = 0
+        recording.play(play_kernels)
+        np.testing.assert_array_equal(out, -x - 1)
+
+
+def test_a_failing_kernel_raises_and_leaves_the_threads_free(count):
+    recording = Recording()
+    with pytest.raises((ValueError, MemoryError)), recording.running():
+        run_rows(fail, 10, 1_000_000, np.zeros(10))
+    with pytest.raises(MemoryError):
+        recording.play(play_kernels)
+    out = np.zeros(10)
+    run_rows(add_to, 10, 1_000_000, np.ones(10), (1.0, np.zeros(1)), out)
+    assert (out == 1).all()
+
+
+def test_flags_are_raised_once_and_cleared():
+    def complain():
+        raise ValueError("negative")
+
+    x = np.ones(5)
+    recording = Recording()
+    with recording.running():
+        run_rows(mark, 5, 10, x, new_flag(complain))
+        run_rows(mark, 5, 10, np.ones(5), new_flag(complain))
+    recording.play(play_kernels)
+    x[3] = -1
+    with pytest.raises(ValueError, match="negative"):
+        recording.play(play_kernels)
+    x[3] = 1
+    recording.play(play_kernels)
+
+
+def test_only_the_recording_thread_is_recorded():
+    import threading
+
+    out = np.zeros(10)
+    recording = Recording()
+    with recording.running():
+        other = threading.Thread(target=run_rows, args=(add_to, 10, 10, np.ones(10), (1.0, np.zeros(1)), out))
+        other.start()
+        other.join()
+    recording.play(play_kernels)
+    assert (out == 1).all()
