@@ -128,9 +128,9 @@ class Unpack(Step):
         return y[:, 0, 0] if len(x.shape) == 2 else y
 
     def _unpack(self, x: BitTensor, y: np.ndarray) -> None:
-        if self.values is None:
+        if self.scale is not None:
             np.multiply(unpack_channels_last(x), self.scale, y)
-        else:
+        elif self.values is not None:
             np.take(self.values, unpack_codes(x), out=y)
 
 
