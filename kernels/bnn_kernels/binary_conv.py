@@ -47,17 +47,31 @@ def pair(value: int | Sequence[int], name: str, smallest: int) -> tuple[int, int
     return result
 
 
-def _filter_words(codes: np.ndarray, planes: int, groups: int) -> np.ndarray:
-    """Return uint64 (P, G, blocks, kh * run words, 8) from codes (O, kh, kw, C/G): eight filters side by side.
+# Weights that are spread out to a byte each at a time.
+AT_A_TIME = 1 << 22
 
-    Each filter row is one run of bits, rounded up to words, as `bit_rows` gives the input.
+
+def _filter_words(codes: np.ndarray, planes: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (uint64 (P, G, blocks, kh * run words, 8), int64 (P, O, kh, kw)) of codes (O, C/G, kh, kw).
+
+    The first are eight filters side by side, each filter row one run of bits, rounded up to words, as `bit_rows` gives
+    the input; the others count the set bits of each plane, filter and tap.
     """
-    o, kh = codes.shape[:2]
-    words = pack_codes(codes.reshape(o, kh, -1), planes).reshape(planes, groups, o // groups, -1)
-    blocks = -(-words.shape[2] // LANES)
-    padded = np.zeros((planes, groups, blocks * LANES, words.shape[3]), np.uint64)
-    padded[:, :, : words.shape[2]] = words
-    return np.ascontiguousarray(padded.reshape(planes, groups, blocks, LANES, -1).swapaxes(3, 4))
+    o, channels, kh, kw = codes.shape
+    filters, row_words = o // groups, words_for(kw * channels)
+    words = np.zeros((planes, groups, -(-filters // LANES) * LANES, kh * row_words), np.uint64)
+    ones = np.empty((planes, o, kh, kw), np.int64)
+    step = max(1, AT_A_TIME // (channels * kh * kw))
+    for first in range(0, o, step):
+        part = codes[first : first + step].transpose(0, 2, 3, 1)
+        packed = pack_codes(part.reshape(len(part), kh, -1), planes).reshape(planes, len(part), -1)
+        for i in range(len(part)):
+            group, f = divmod(first + i, filters)
+            words[:, group, f] = packed[:, i]
+        for p in range(planes):
+            ones[p, first : first + step] = ((part >> np.uint8(p)) & 1).sum(-1)
+    side_by_side = words.reshape(planes, groups, -1, LANES, kh * row_words).swapaxes(3, 4)
+    return aligned(side_by_side), ones
 
 
 class PackedConv2d:
@@ -145,12 +159,11 @@ class PackedConv2d:
         o, channels, kh, kw = self.shape
         self.in_channels = channels * self.groups
         self.filters = o // self.groups
-        codes = check_codes(codes, len(self.multipliers)).transpose(0, 2, 3, 1)
-        self._words = aligned(_filter_words(codes, len(self.multipliers), self.groups))
+        planes = len(self.multipliers)
+        self._words, ones = _filter_words(check_codes(codes, planes), planes, self.groups)
         self.lane_weights = self._words.reshape(-1)
-        planes = ((codes[None] >> np.arange(len(self.multipliers)).reshape(-1, 1, 1, 1, 1)) & 1).sum(-1)
         # Set bits of every tap and filter, weighted over planes.
-        self.tap_ones = np.tensordot(self.multipliers, planes, 1).reshape(self.groups, self.filters, kh, kw)
+        self.tap_ones = np.tensordot(self.multipliers, ones, 1).reshape(self.groups, self.filters, kh, kw)
         self._plans: dict[tuple[Any, ...], ConvPlan] = {}
         self._layouts = {"popcount": self.lane_weights}
 

@@ -8,7 +8,7 @@ import numpy as np
 from bnn_kernels.binary_conv import PackedConv2d
 from bnn_kernels.bit_planes import check_codes, check_planes, encode
 from bnn_kernels.bit_tensor import BitTensor, pack
-from bnn_kernels.dense_bits import from_dense_bits, to_dense_bits
+from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits, to_dense_bits
 from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.thresholds import Thresholds
 
@@ -41,14 +41,27 @@ class PackedLinear:
         self._build(codes, multipliers, signed)
         return self
 
+    @classmethod
+    def from_dense_bits(
+        cls, dense: np.ndarray, shape: Sequence[int], multipliers: Sequence[int] = (1,), signed: bool = True
+    ) -> "PackedLinear":
+        """Build from the bits of a packed file, see `dense_bits`; they are kept as they are, shape = (O, K)."""
+        self = cls.__new__(cls)
+        check_dense_bits(dense, tuple(shape))
+        self._keep(dense, shape, multipliers, signed)
+        return self
+
     def _build(self, codes: np.ndarray, multipliers: Sequence[int], signed: bool) -> None:
         if codes.ndim != 2 or 0 in codes.shape:
             raise ValueError(f"weight must have shape (O, K) with no empty side, got {codes.shape}")
-        self.shape = tuple(codes.shape)
+        planes = len(check_planes(multipliers, signed))
+        self._keep(to_dense_bits(check_codes(codes, planes), planes), codes.shape, multipliers, signed)
+
+    def _keep(self, dense: np.ndarray, shape: Sequence[int], multipliers: Sequence[int], signed: bool) -> None:
+        self.shape = tuple(shape)
         self.multipliers = check_planes(multipliers, signed)
         self.signed = bool(signed)
-        planes = len(self.multipliers)
-        self._dense = to_dense_bits(check_codes(codes, planes), planes)
+        self._dense = dense
         self._layouts: dict[tuple[int, ...], PackedConv2d] = {}
 
     @property

@@ -157,7 +157,7 @@ class BinaryLayer(Step):
     is_flat: ClassVar[bool]
     pad_level = 0
 
-    def layer(self, codes: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> Any:
+    def layer(self, dense: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> Any:
         raise NotImplementedError
 
     def build(self) -> None:
@@ -191,7 +191,7 @@ class BinaryLayer(Step):
         check_dense_bits(dense, self.shape)
 
         def make() -> Any:
-            return self.layer(from_dense_bits(dense, self.shape), multipliers, signed)
+            return self.layer(dense, multipliers, signed)
 
         return Later(make)
 
@@ -292,7 +292,8 @@ class BinaryConv(BinaryLayer):
         need(abs(self.pad_level) <= 1 << 15, f"attribute 'pad_level' is no level of an input: {self.pad_level}")
         return shape
 
-    def layer(self, codes: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedConv2d:
+    def layer(self, dense: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedConv2d:
+        codes = from_dense_bits(dense, self.shape)
         g = self.geometry
         return PackedConv2d.from_codes(codes, multipliers, signed, g[2:4], g[4:6], g[6:8], self.groups, self.pad_level)
 
@@ -316,8 +317,8 @@ class BinaryLinear(BinaryLayer):
     def layer_shape(self) -> tuple[int, ...]:
         return self.ints("shape", 2, 1, 1 << 30)
 
-    def layer(self, codes: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedLinear:
-        return PackedLinear.from_codes(codes, multipliers, signed)
+    def layer(self, dense: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedLinear:
+        return PackedLinear.from_dense_bits(dense, self.shape, multipliers, signed)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         need(int(np.prod(shape)) == self.shape[1], f"takes {self.shape[1]} features, got {shape}")
