@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 import torch
@@ -20,10 +20,14 @@ from bnn.converter.graph import (
     Curve,
     FloatLayer,
     Moved,
+    OwnStep,
     Pool,
+    Unpacked,
     Value,
 )
+from bnn.converter.input_levels import levels_of
 from bnn.converter.registry import rule_of_module
+from bnn.quantizers.base import Quantizer
 
 Function = Callable[[Tensor], Tensor]
 
@@ -36,6 +40,38 @@ def two(value: Any) -> list[int]:
 def to_numpy(x: Tensor) -> np.ndarray:
     """Return a contiguous float32 copy."""
     return np.ascontiguousarray(x.detach().cpu().to(torch.float32).numpy())
+
+
+def is_permuted(x: Value) -> TypeGuard[Moved]:
+    """Whether a value is another one with its numbers in another order, not merely in another shape."""
+    if not isinstance(x, Moved) or x.index.size != math.prod(x.inputs[0].shape):
+        return False
+    order = x.index.reshape(-1)
+    rising = np.arange(1, order.size + 1)
+    return not np.array_equal(order, rising) and np.array_equal(np.sort(order), rising)
+
+
+def _by_channel(x: Value, constant: Tensor | None) -> bool:
+    """Whether an aligned constant is one number, or one for each channel of x; None is."""
+    sides = (1, x.shape[0], *[1] * (len(x.shape) - 1))
+    return constant is None or constant.numel() == 1 or tuple(constant.shape) == sides
+
+
+def move_alike(x: Moved, inner: Value) -> Value:
+    """Return another value of the operand's shape with its numbers where the moved value x has them."""
+    return Moved(x.shape, (inner,), index=x.index)
+
+
+def _carried(x: Moved, constant: Tensor | None) -> Tensor | None:
+    """Return a constant (1, ...) of the permuted value x as one of its operand."""
+    if constant is None or constant.numel() == 1:
+        return constant
+    shape = x.inputs[0].shape
+    flat = torch.empty(math.prod(shape), dtype=constant.dtype)
+    flat[torch.from_numpy(x.index.reshape(-1) - 1)] = constant.expand(1, *x.shape).reshape(-1)
+    moved = flat.reshape(1, *shape)
+    by_channel = moved.flatten(2)[..., :1].reshape(1, -1, *[1] * (len(shape) - 1)) if len(shape) > 1 else moved
+    return by_channel if bool((moved == by_channel).all()) else moved
 
 
 class Builder:
@@ -56,9 +92,25 @@ class Builder:
                 result = self.lower(part, result)
             return result
         rule = rule_of_module(module)
+        if rule is None and isinstance(module, Quantizer):
+            return self.quantize(values[0], module)
         if rule is None:
             self.fail(f"{type(module).__name__} has no conversion rule")
         return rule(self, module, *values)
+
+    def quantize(self, x: Value, quantizer: Quantizer) -> Value:
+        """Return what a quantizer makes of x; a binary layer behind it reads its bits."""
+        if not quantizer.packable:
+            return x
+        return Unpacked(x.shape, (levels_of(quantizer, x, self.place, f"{self.place} levels"),))
+
+    def _of_network(self, x: Value, constant: Any) -> Any:
+        """Return a constant `aligned` with x, of which (C,) numbers are those of channels."""
+        if constant is None:
+            return None
+        tensor = torch.as_tensor(constant)
+        is_vector = tensor.shape == x.shape[:1]
+        return self.aligned(x, tensor.reshape(-1, *[1] * (len(x.shape) - 1)) if is_vector else tensor)
 
     # -- by channel -------------------------------------------------------------------------------------------------
 
@@ -79,14 +131,45 @@ class Builder:
             )
         return full.reshape(channels).numpy().copy()
 
+    def aligned(self, x: Value, constant: Any) -> Tensor:
+        """Return a constant of the network with as many axes as x with its batch, as sums and products align them."""
+        tensor = torch.as_tensor(constant, dtype=torch.float64).detach().cpu()
+        sides = (1,) * (len(x.shape) + 1 - tensor.ndim) + tuple(tensor.shape)
+        fits = len(sides) == len(x.shape) + 1 and sides[0] == 1
+        if not fits or any(a not in (1, b) for a, b in zip(sides[1:], x.shape, strict=True)):
+            self.fail(f"a constant of shape {tuple(tensor.shape)} does not fit {('N', *x.shape)}")
+        return tensor.reshape(sides)
+
+    def by_place(self, x: Value, kind: str, constant: Tensor) -> Value:
+        """Return x + constant ("add") or x * constant ("multiply"); constant: `aligned`."""
+        if is_permuted(x):
+            carried = _carried(x, constant)
+            assert carried is not None
+            return move_alike(x, self.by_place(x.inputs[0], kind, carried))
+        value = constant[0]
+        if value.ndim == 2:  # a sequence is a map of one row
+            value = value[:, None]
+        value = value.permute(1, 2, 0) if value.ndim == 3 else value
+        return self.step(x, x.shape, "by_place", {"kind": kind}, {"value": to_numpy(value)})
+
     def affine(
         self, x: Value, scale: Any = None, shift: Any = None, function: Function | None = None, is_norm: bool = False
     ) -> Value:
-        """Return x * scale + shift; numbers, or tensors that vary by channel.
+        """Return x * scale + shift; numbers, tensors (C,) of one number a channel, or constants of the network.
 
         function: (T, C) -> (T, C), the network's own computation, if it rounds in another way. is_norm: product and
             sum are rounded once, as in PyTorch's batch norm.
         """
+        if function is None and not is_norm:
+            scale, shift = self._of_network(x, scale), self._of_network(x, shift)
+            if is_permuted(x):
+                inner = x.inputs[0]
+                return move_alike(x, self.affine(inner, _carried(x, scale), _carried(x, shift)))
+            if not _by_channel(x, scale):
+                multiplied = self.by_place(x, "multiply", scale)
+                return multiplied if shift is None else self.affine(multiplied, shift=shift)
+            if not _by_channel(x, shift):
+                return self.by_place(x if scale is None else self.affine(x, scale), "add", shift)
         a = None if scale is None else self.channel_vector(x, scale)
         b = None if shift is None else self.channel_vector(x, shift)
 
@@ -119,12 +202,16 @@ class Builder:
         low, high = float(low), float(high)
         if not low <= high:
             self.fail(f"a clamp from {low} to {high} is empty")
+        if is_permuted(x):
+            return move_alike(x, self.clamp(x.inputs[0], low, high))
         return Channelwise(
             x.shape, (x,), function=lambda y: y.clamp(low, high), form=Clamp(low, high), uniform=True, monotone=True
         )
 
     def bend(self, x: Value, slope: Any, pre: Any = None, post: Any = None, function: Function | None = None) -> Value:
         """Return y = x - pre, times slope where y is negative, + post: LeakyReLU, PReLU, RPReLU."""
+        if is_permuted(x) and function is pre is post is None and torch.as_tensor(slope).numel() == 1:
+            return move_alike(x, self.bend(x.inputs[0], slope))
         s = self.channel_vector(x, slope)
         before = None if pre is None else self.channel_vector(x, pre)
         after = None if post is None else self.channel_vector(x, post)
@@ -143,12 +230,18 @@ class Builder:
 
     def curve(self, x: Value, kind: str, function: Function, monotone: bool) -> Value:
         """Return a function that the kernels know by name: sigmoid, tanh, hard_sigmoid, silu, hard_swish."""
+        if is_permuted(x):
+            return move_alike(x, self.curve(x.inputs[0], kind, function, monotone))
         return Channelwise(x.shape, (x,), function=function, form=Curve(kind), uniform=True, monotone=monotone)
 
     # -- several values ---------------------------------------------------------------------------------------------
 
     def add(self, a: Value, b: Value) -> Value:
         """Return a + b; sides of 1 are stretched."""
+        if is_permuted(a) and isinstance(b, Moved) and np.array_equal(a.index, b.index):
+            inner = a.inputs[0], b.inputs[0]
+            if inner[0].shape == inner[1].shape:
+                return move_alike(a, self.add(*inner))
         if a.shape == b.shape:
             return Add(a.shape, (a, b))
         return self._combine("add", a, b)
@@ -227,13 +320,21 @@ class Builder:
         return FloatLayer(shape, (x,), op="float_conv", attrs={**attrs, "pad_value": float(pad_value)}, tensors=tensors)
 
     def float_linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
-        """Return x @ weight.T + bias of a vector (K,), float weight (O, K)."""
-        if len(x.shape) != 1:
-            self.fail(f"a linear layer can be converted for inputs (N, K), got {('N', *x.shape)}; flatten before it")
+        """Return x @ weight.T + bias over the last axis, float weight (O, K)."""
+        if len(x.shape) > 1:
+            filters = weight.reshape(*weight.shape, *[1] * (len(x.shape) - 1))
+            return self.channels_last(self.float_conv(self.channels_first(x), filters, bias))
         tensors = {"weight": to_numpy(weight)} | self._bias(bias)
         return FloatLayer(
             (weight.shape[0],), (x,), op="float_linear", attrs={"shape": list(weight.shape)}, tensors=tensors
         )
+
+    def step(
+        self, x: Value, shape: Sequence[int], op: str, attrs: dict[str, Any] | None = None,
+        tensors: dict[str, np.ndarray] | None = None,
+    ) -> Value:  # fmt: skip
+        """Return what a step of bnn_kernels makes of floats; shape: its output's, without the batch."""
+        return OwnStep(tuple(shape), (x,), op=op, attrs=attrs or {}, tensors=tensors or {})
 
     @staticmethod
     def _bias(bias: Tensor | None) -> dict[str, np.ndarray]:
@@ -241,12 +342,21 @@ class Builder:
 
     # -- moving -----------------------------------------------------------------------------------------------------
 
-    def move(self, x: Value, function: Callable[[Tensor], Any]) -> Any:
+    def channels_first(self, x: Value) -> Value:
+        """Return a value with its last axis, that of a token's features, as channels."""
+        return self.move(x, lambda places: places.movedim(-1, 1))
+
+    def channels_last(self, x: Value) -> Value:
+        """Undo `channels_first`."""
+        return self.move(x, lambda places: places.movedim(1, -1))
+
+    def move(self, x: Value, function: Callable[[Tensor], Any], compose: bool = True) -> Any:
         """Return what a function that only moves numbers makes of x: views, slices, shuffles, padding with zeros.
 
-        function: is called on a float64 tensor (2, *shape) of places; it must treat both images alike.
+        function: is called on a float64 tensor (2, *shape) of places; it must treat both images alike. compose: become
+            one with the moving that made x.
         """
-        base, index = (x.inputs[0], x.index) if isinstance(x, Moved) else (x, None)
+        base, index = (x.inputs[0], x.index) if compose and isinstance(x, Moved) else (x, None)
         count = math.prod(x.shape)
         places = torch.arange(1, 2 * count + 1, dtype=torch.float64).reshape(2, *x.shape)
         with torch.no_grad():

@@ -14,13 +14,16 @@ from torch import Tensor, fx, nn
 
 from bnn.converter import rules_elementwise as rules_elementwise  # registers the rules
 from bnn.converter import rules_layers as rules_layers
+from bnn.converter import rules_normalize as rules_normalize
+from bnn.converter import rules_pool as rules_pool
+from bnn.converter import rules_quantized as rules_quantized
 from bnn.converter import rules_shape as rules_shape
+from bnn.converter import rules_transposed as rules_transposed
 from bnn.converter.builder import Builder
 from bnn.converter.emitter import emit
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph import Input, Value
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules
-from bnn.converter.rules_layers import quantizer_value
 from bnn.converter.trace import Traced, check_trace, results, trace
 from bnn.quantizers.base import Quantizer
 
@@ -159,7 +162,7 @@ class Lowering:
             if of_module is not None:
                 return functools.partial(_call, of_module, module)
             if isinstance(module, Quantizer):
-                return lambda build, x: quantizer_value(build, module, x)
+                return lambda build, x: build.quantize(x, module)
             build.fail(
                 f"{type(module).__name__} cannot be converted. Supported are {', '.join(supported_modules())}; replace "
                 "the module, give it a rule with bnn.converter.register_rule, or convert the part of the network "

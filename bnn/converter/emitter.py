@@ -18,6 +18,7 @@ from bnn.converter.graph import (
     Input,
     Levels,
     Moved,
+    OwnStep,
     Pool,
     Unpacked,
     Value,
@@ -94,7 +95,10 @@ class _Emitter:
             self.steps[-1].sources = [value.source]
             self.registers[value] = inputs[0]
             return
-        if isinstance(value, Pool):
+        weights: Tensors = {}
+        if isinstance(value, OwnStep):
+            op, attrs, weights = value.op, value.attrs, value.tensors
+        elif isinstance(value, Pool):
             op, attrs = f"{value.kind}_pool", value.attrs
         elif isinstance(value, Combine):
             op, attrs = "combine", {"kind": value.kind}
@@ -104,7 +108,7 @@ class _Emitter:
             op, attrs = "activation", {"kind": value.form.kind}
         else:
             raise AssertionError(f"no step for {value}")
-        (self.registers[value],) = self._step(op, inputs, [value.source], attrs)
+        (self.registers[value],) = self._step(op, inputs, [value.source], attrs, weights)
 
     def _unpack(self, value: Unpacked) -> None:
         (levels,) = value.inputs

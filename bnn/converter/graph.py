@@ -71,6 +71,15 @@ class FloatLayer(Value):
 
 
 @dataclass(eq=False)
+class OwnStep(Value):
+    """What a step of its own computes of floats: normalization, windows of several sizes, resizing."""
+
+    op: str = field(kw_only=True)
+    attrs: dict[str, Any] = field(kw_only=True)
+    tensors: dict[str, np.ndarray] = field(kw_only=True)
+
+
+@dataclass(eq=False)
 class BinaryLayer(Value):
     """Convolution or matrix product of levels: sum over terms of scale * integer dot, times K, plus bias.
 

@@ -1,8 +1,10 @@
-"""Moved numbers as steps: which channels, rows and columns of the operand, or a reshape of it."""
+"""Moved numbers as steps: which channels, rows and columns of the operand, a reshape, or a permutation of its axes."""
 
+import math
 from typing import Any
 
 import numpy as np
+from bnn_kernels.steps_shape import MOST_AXES
 
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph import Moved
@@ -32,10 +34,42 @@ def moving_steps(value: Moved) -> list[Part]:
     if found is not None:
         reshape: list[Part] = [] if size == target else [("reshape", {"shape": list(target)}, {})]
         return [("select", {}, found), *reshape]
+    permutation = _permutation(index.reshape(-1), int(np.prod(before)))
+    if permutation is not None:
+        return [("permute", {**permutation, "shape": list(target)}, {})]
     raise ConversionError(
         f"{value.source or 'a view'}: moves numbers from {('N', *before)} to {('N', *shape)} in another way than by "
-        "channels, rows and columns; only views, slices, channel shuffles and zero padding can be converted"
+        "channels, rows and columns; only views, permutations, slices, repetitions and zero padding can be converted, "
+        "and not all of them at once"
     )
+
+
+def _permutation(index: np.ndarray, count: int) -> dict[str, list[int]] | None:
+    """Return attributes "split" and "order" of an index that permutes the axes of a view; None if it does not.
+
+    From the innermost axis outwards: an axis is a run of places at one distance, as long as the index allows.
+    """
+    if index.size != count:
+        return None
+    places = index - 1
+    axes: list[tuple[int, int]] = []  # (distance, extent), innermost first
+    while places.size > 1:
+        distances = np.diff(places)
+        breaks = np.flatnonzero(distances != distances[0]) + 1
+        extent = math.gcd(places.size, *breaks.tolist())
+        if extent == 1:
+            return None
+        axes.append((int(distances[0]), extent))
+        places = places[::extent]
+    axes.reverse()
+    # Outer axes of the operand lie further apart.
+    split = sorted(range(len(axes)), key=lambda axis: -axes[axis][0])
+    sides = [axes[axis][1] for axis in split]
+    order = [split.index(axis) for axis in range(len(axes))]
+    if math.prod(sides) != count or len(sides) > MOST_AXES:
+        return None
+    rebuilt = np.arange(1, count + 1).reshape(sides).transpose(order).reshape(-1)
+    return {"split": sides, "order": order} if np.array_equal(rebuilt, index) else None
 
 
 def _same_rank(index: np.ndarray, source: tuple[int, ...]) -> tuple[int, ...]:

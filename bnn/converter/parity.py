@@ -46,6 +46,8 @@ class _Recorder:
         if place in self.sources and isinstance(result, Tensor):
             # A copy: a later module may work in place.
             self.values[place] = result.numpy().copy()
+        if f"{place} levels" in self.sources and node.op != "call_module":
+            self.values[f"{place} levels"] = result.to(torch.int32).numpy()  # torch.sign: its values are levels
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             for source, quantizer in (
@@ -53,7 +55,9 @@ class _Recorder:
                 (f"{place} levels", module),
             ):
                 if source in self.sources and quantizer is not None:
-                    self.values[source] = as_one_term(quantizer.planes(args[0])).levels().numpy()
+                    levels = as_one_term(quantizer.planes(args[0])).levels().numpy()
+                    # Tokens are converted with their features as channels.
+                    self.values[source] = np.moveaxis(levels, -1, 1) if isinstance(module, nn.Linear) else levels
 
 
 class _Tally:

@@ -171,17 +171,18 @@ def add(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
     """a + alpha * b of two values, or of one and a constant."""
     if isinstance(a, Value) and isinstance(b, Value):
         return build.add(a, b if alpha == 1 else build.affine(b, scale=alpha))
-    value, constant = (a, b * alpha) if isinstance(a, Value) else (b, a)
-    return build.affine(value if isinstance(a, Value) or alpha == 1 else build.affine(b, scale=alpha), shift=constant)
+    if isinstance(a, Value):
+        return build.affine(a, shift=build.aligned(a, b * alpha))
+    return build.affine(b if alpha == 1 else build.affine(b, scale=alpha), shift=build.aligned(b, a))
 
 
 @register_rule(operator.sub, operator.isub, torch.sub, "sub", "sub_")
 def subtract(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
     """a - alpha * b."""
     if not isinstance(b, Value):
-        return build.affine(a, shift=-(b * alpha))
+        return build.affine(a, shift=build.aligned(a, -(b * alpha)))
     negative = build.affine(b, scale=-alpha)
-    return build.add(a, negative) if isinstance(a, Value) else build.affine(negative, shift=a)
+    return build.add(a, negative) if isinstance(a, Value) else build.affine(negative, shift=build.aligned(b, a))
 
 
 @register_rule(operator.mul, operator.imul, torch.mul, "mul", "mul_")
@@ -189,7 +190,8 @@ def multiply(build: Builder, a: Any, b: Any) -> Value:
     """a * b of two values, or of one and a constant."""
     if isinstance(a, Value) and isinstance(b, Value):
         return build.multiply(a, b)
-    return build.affine(a, scale=b) if isinstance(a, Value) else build.affine(b, scale=a)
+    value, constant = (a, b) if isinstance(a, Value) else (b, a)
+    return build.affine(value, scale=build.aligned(value, constant))
 
 
 @register_rule(operator.truediv, operator.itruediv, torch.div, "div", "div_")
@@ -197,9 +199,11 @@ def divide(build: Builder, a: Any, b: Any) -> Value:
     """a / b by a constant."""
     if isinstance(b, Value):
         build.fail("a division by something that depends on the input cannot be converted")
-    divisor = torch.as_tensor(b, dtype=torch.float64)
+    divisor = build.aligned(a, b).to(torch.float64)
     if (divisor == 0).any():
         build.fail("a division by zero")
+    if divisor.numel() > 1:
+        return build.affine(a, scale=1 / divisor)
     by = torch.from_numpy(build.channel_vector(a, divisor)).to(torch.float32)
     return build.affine(a, scale=1 / divisor, function=lambda y: y / by)
 
@@ -210,12 +214,19 @@ def negate(build: Builder, x: Value) -> Value:
     return build.affine(x, scale=-1.0)
 
 
-@register_rule("expand_as", "expand", "view_as")
-def expanded_constant(build: Builder, x: Any, *shape: Any) -> Any:
-    """A constant spread over a value's shape: sums and products spread it by themselves."""
-    if isinstance(x, Value):
-        build.fail("a value that is expanded cannot be converted; sums and products stretch sides of 1 themselves")
-    return x
+@register_rule("expand_as", "view_as")
+def like_another(build: Builder, x: Any, other: Any) -> Any:
+    """A value, or a constant, in the shape of a value."""
+    shape = (2, *(other.shape if isinstance(other, Value) else other.shape[1:]))
+    if not isinstance(x, Value):  # sums and products spread it by themselves
+        return x
+    return build.move(x, lambda p: p.reshape(shape) if p.numel() == math.prod(shape) else p.expand(shape))
+
+
+@register_rule("expand")
+def expanded(build: Builder, x: Any, *shape: Any) -> Any:
+    """A value spread over sides of 1; a constant is spread by sums and products by themselves."""
+    return build.move(x, lambda p: p.expand(*shape)) if isinstance(x, Value) else x
 
 
 @register_rule(torch.cat, torch.concat)

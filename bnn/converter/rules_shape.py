@@ -1,4 +1,4 @@
-"""Rules of pooling, and of everything that moves numbers without computing: views, slices, shuffles, padding."""
+"""Rules of everything that moves numbers without computing: views, slices, shuffles, padding; and of resizing."""
 
 import operator
 from typing import Any
@@ -7,137 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnn.converter.builder import Builder, two
+from bnn.converter.builder import Builder, to_numpy
 from bnn.converter.graph import Value
 from bnn.converter.registry import register_rule
 
-# -- pooling ----------------------------------------------------------------------------------------------------------
-
-
-def _max(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Value:
-    if ceil:
-        build.fail("pooling with ceil_mode=True cannot be converted; pad explicitly")
-    if dilation not in (1, (1, 1), (1,), [1, 1]):
-        build.fail("max pooling with dilation cannot be converted")
-    return build.pool(x, "max", kernel, stride, padding)
-
-
-@register_rule(nn.MaxPool1d, nn.MaxPool2d)
-def max_pool(build: Builder, module: Any, x: Value) -> Value:
-    """Maximum over windows."""
-    if module.return_indices:
-        build.fail("max pooling that returns indices cannot be converted")
-    return _max(build, x, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
-
-
-def functional_max_pool(
-    build: Builder, x: Value, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-    ceil_mode: bool = False, return_indices: bool = False,
-) -> Value:  # fmt: skip
-    """Maximum over windows."""
-    if return_indices:
-        build.fail("max pooling that returns indices cannot be converted")
-    return _max(build, x, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-register_rule(F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d)(functional_max_pool)
-
-
-def _avg(
-    build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, ceil: bool, counts: bool, divisor: Any
-) -> Value:
-    pads = any(two(padding) if not isinstance(padding, tuple | list) else padding)
-    sides = build.sides(x, kernel, 1)
-    steps = build.sides(x, kernel if stride is None or stride == [] else stride, 1)
-    extents = x.shape[1:] if len(x.shape) == 3 else (1, x.shape[1])
-    fits = all((e - k) % s == 0 for e, k, s in zip(extents, sides, steps, strict=True))
-    if ceil and not (fits and not pads):
-        build.fail("pooling with ceil_mode=True, where it matters, cannot be converted; pad explicitly")
-    if divisor is not None or (pads and not counts):
-        build.fail("average pooling must count its padding and divide by the window")
-    return build.pool(x, "avg", kernel, stride, padding)
-
-
-@register_rule(nn.AvgPool1d, nn.AvgPool2d)
-def avg_pool(build: Builder, module: Any, x: Value) -> Value:
-    """Mean over windows."""
-    divisor = getattr(module, "divisor_override", None)
-    return _avg(
-        build, x, module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad, divisor
-    )
-
-
-@register_rule(F.avg_pool1d, F.avg_pool2d)
-def functional_avg_pool(
-    build: Builder, x: Value, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-    count_include_pad: bool = True, divisor_override: Any = None,
-) -> Value:  # fmt: skip
-    """Mean over windows."""
-    return _avg(build, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-
-
-def _adaptive(build: Builder, x: Value, size: Any, kind: str, name: str) -> Value:
-    extents = x.shape[1:]
-    wanted = [size] * len(extents) if isinstance(size, int) else list(size)
-    wanted = [e if w is None else w for e, w in zip(extents, wanted, strict=True)]
-    if any(e % w for e, w in zip(extents, wanted, strict=True)):
-        build.fail(f"{name} of {extents} to {tuple(wanted)} has windows of several sizes; use sizes that divide")
-    kernel = [e // w for e, w in zip(extents, wanted, strict=True)]
-    return build.pool(x, kind, kernel, kernel, [0] * len(extents))
-
-
-@register_rule(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-def adaptive_avg_pool(build: Builder, module: Any, x: Value) -> Value:
-    """Mean over equal parts of the map."""
-    return _adaptive(build, x, module.output_size, "avg", type(module).__name__)
-
-
-@register_rule(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
-def adaptive_max_pool(build: Builder, module: Any, x: Value) -> Value:
-    """Maximum over equal parts of the map."""
-    if module.return_indices:
-        build.fail("max pooling that returns indices cannot be converted")
-    return _adaptive(build, x, module.output_size, "max", type(module).__name__)
-
-
-@register_rule(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d)
-def functional_adaptive_avg_pool(build: Builder, x: Value, output_size: Any) -> Value:
-    """Mean over equal parts of the map."""
-    return _adaptive(build, x, output_size, "avg", "adaptive average pooling")
-
-
-@register_rule(F.adaptive_max_pool1d, F.adaptive_max_pool2d)
-def functional_adaptive_max_pool(build: Builder, x: Value, output_size: Any, return_indices: bool = False) -> Value:
-    """Maximum over equal parts of the map."""
-    return _adaptive(build, x, output_size, "max", "adaptive max pooling")
-
-
-def _over_pixels(build: Builder, x: Value, kind: str, dim: Any, keepdim: bool) -> Value:
-    rank = len(x.shape) + 1
-    axes = sorted(a % rank for a in ([dim] if isinstance(dim, int) else list(dim if dim is not None else range(rank))))
-    if rank < 3 or axes != list(range(2, rank)):
-        build.fail(f"a reduction over axes {dim} cannot be converted, only one over all pixels")
-    kernel = list(x.shape[1:])
-    pooled = build.pool(x, kind, kernel, kernel, [0] * len(kernel))
-    return pooled if keepdim else build.move(pooled, lambda p: p.flatten(1))
-
-
-@register_rule("mean", torch.mean)
-def mean(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    """Mean over all pixels."""
-    return _over_pixels(build, x, "avg", dim, keepdim)
-
-
-@register_rule("amax", torch.amax)
-def amax(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    """Maximum over all pixels."""
-    return _over_pixels(build, x, "max", dim, keepdim)
-
-
 # -- moving -----------------------------------------------------------------------------------------------------------
 
+_MODULES = (
+    nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad1d, nn.ZeroPad2d,
+    nn.ConstantPad1d, nn.ConstantPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d,
+    nn.ReplicationPad2d, nn.CircularPad1d, nn.CircularPad2d,
+)  # fmt: skip
 
-@register_rule(nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.ZeroPad1d, nn.ZeroPad2d, nn.ConstantPad2d)
+
+@register_rule(*_MODULES)
 def moving_module(build: Builder, module: Any, x: Value) -> Any:
     """Modules that only move numbers: called on the places of the numbers, they show where each goes."""
     return build.move(x, module)
@@ -153,13 +36,14 @@ def _function(function: Any) -> Any:
 
 _METHODS = (
     "view", "reshape", "flatten", "unflatten", "transpose", "permute", "squeeze", "unsqueeze", "chunk", "split",
-    "narrow", "flip", "roll", "swapaxes", "movedim", "unbind",
+    "narrow", "flip", "roll", "swapaxes", "movedim", "moveaxis", "unbind", "repeat", "repeat_interleave",
+    "index_select", "select", "tensor_split",
 )  # fmt: skip
 for _name in _METHODS:
     register_rule(_name)(_method(_name))
     if hasattr(torch, _name):
         register_rule(getattr(torch, _name))(_function(getattr(torch, _name)))
-for _target in (F.pad, F.channel_shuffle, torch.channel_shuffle, torch.reshape):
+for _target in (F.pad, F.channel_shuffle, torch.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, torch.tile):
     register_rule(_target)(_function(_target))
 
 
@@ -167,3 +51,48 @@ for _target in (F.pad, F.channel_shuffle, torch.channel_shuffle, torch.reshape):
 def item(build: Builder, x: Any, index: Any) -> Any:
     """One of several values, or a slice of a value."""
     return x[index] if isinstance(x, tuple) else build.move(x, lambda places: places[index])
+
+
+# -- resizing ---------------------------------------------------------------------------------------------------------
+
+_NEAREST = ("nearest", "nearest-exact")
+_LINEAR = ("linear", "bilinear", "bicubic", "area")
+
+
+def _resize(build: Builder, x: Value, function: Any, mode: str) -> Value:
+    """Return what a resizing function makes of x, found out by calling it on maps that show where each number goes."""
+    if mode in _NEAREST:
+        moved: Value = build.move(x, function)
+        return moved
+    if mode not in _LINEAR:
+        build.fail(f"resizing with mode {mode!r} cannot be converted; known are {', '.join(_NEAREST + _LINEAR)}")
+    maps = x.shape if len(x.shape) == 3 else (x.shape[0], 1, x.shape[1])
+    weights = []
+    for axis in (1, 2):
+        # One map for each row (column) that is 1 in it alone: what comes out are the weights of that row (column).
+        count = maps[axis]
+        probe = torch.eye(count, dtype=torch.float32).reshape(count, 1, *((count, 1) if axis == 1 else (1, count)))
+        probe = probe.expand(count, 1, *maps[1:])
+        if len(x.shape) == 3:
+            made = function(probe)
+            weights.append((made[:, 0, :, 0] if axis == 1 else made[:, 0, 0]).T)
+        else:
+            weights.append(torch.ones(1, 1) if axis == 1 else function(probe[:, :, 0])[:, 0].T)
+    rows, columns = weights
+    size = (len(rows), len(columns)) if len(x.shape) == 3 else (len(columns),)
+    tensors = {"rows": to_numpy(rows), "columns": to_numpy(columns)}
+    return build.step(x, (x.shape[0], *size), "resample", {}, tensors)
+
+
+@register_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+def upsample(build: Builder, module: Any, x: Value) -> Value:
+    """A larger map, of the nearest numbers or of weighted ones."""
+    return _resize(build, x, module, module.mode)
+
+
+@register_rule(F.interpolate)
+def interpolate(
+    build: Builder, x: Value, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **options: Any
+) -> Value:
+    """A larger or smaller map, of the nearest numbers or of weighted ones."""
+    return _resize(build, x, lambda p: F.interpolate(p, size, scale_factor, mode, **options), mode)

@@ -8,6 +8,9 @@ from bnn_kernels.plan import Spec, Step, check_shape, need, step
 from bnn_kernels.recording import do
 from bnn_kernels.workspace import contiguous, empty, zeros
 
+# Sides that a permutation may tell apart; a pixel shuffle has six with the batch.
+MOST_AXES = 8
+
 
 def _channels_first(x: np.ndarray) -> np.ndarray:
     return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
@@ -35,6 +38,48 @@ class Reshape(Step):
     def run(self, x: np.ndarray) -> np.ndarray:
         y = contiguous(_channels_first(x)).reshape(len(x), *self.shape)
         return contiguous(y.transpose(0, 2, 3, 1)) if y.ndim == 4 else y
+
+
+@step
+class Permute(Step):
+    """The numbers in C, H, W order as an array of sides `split`, its axes in another order, in the shape `shape`.
+
+    Transpositions, pixel shuffles and what views and permutations make together.
+    """
+
+    op = "permute"
+    recordable = True
+    attributes = ("split", "order", "shape")
+
+    def build(self) -> None:
+        self.split = self.ints("split", None, 1, 1 << 30)
+        self.order = self.ints("order", len(self.split), 0)
+        need(2 <= len(self.split) <= MOST_AXES, f"attribute 'split' must have 2 to {MOST_AXES} sides")
+        need(sorted(self.order) == list(range(len(self.order))), f"attribute 'order' is no order: {self.order}")
+        self.shape = check_shape(self.attr("shape", list), "attribute 'shape'")
+        need(len(self.shape) in (1, 3), f"attribute 'shape' must be (C, H, W) or (K,), got {self.shape}")
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float", f"takes floats, got {x}")
+        count = math.prod(x.shape)
+        fits = math.prod(self.split) == count == math.prod(self.shape)
+        need(fits, f"cannot make {self.shape} of {x.shape} by way of {self.split}")
+        return Spec("float", self.shape)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = empty((len(x), *self.shape[1:], self.shape[0]), np.float32)
+        do(self._permute, x, y)
+        return y
+
+    def _permute(self, x: np.ndarray, y: np.ndarray) -> None:
+        parts = _channels_first(x).reshape(len(x), *self.split).transpose(0, *(1 + axis for axis in self.order))
+        # Written into place directly where the axes do not cross the map's.
+        there = _channels_first(y).reshape(parts.shape)
+        if np.may_share_memory(there, y):
+            there[...] = parts
+        else:
+            _channels_first(y)[...] = parts.reshape(len(x), *self.shape)
 
 
 @step

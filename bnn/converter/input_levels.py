@@ -1,0 +1,41 @@
+"""From a quantizer of inputs to the levels that a packed network has in its place."""
+
+import torch
+from torch import Tensor
+
+from bnn.converter.errors import ConversionError
+from bnn.converter.graph import Levels, Value
+from bnn.converter.level_table import as_one_term, check_input, monotone_table
+from bnn.quantizers.base import Quantizer
+
+
+def levels_of(quantizer: Quantizer, x: Value, place: str, source: str, channels_last: bool = False) -> Levels:
+    """Return the levels of a value; ConversionError if they are no thresholds on it.
+
+    place: for messages. source: what the report calls them. channels_last: whether the quantizer takes (..., C).
+    """
+    after = 0 if channels_last else len(x.shape) - 1
+
+    def spread(y: Tensor) -> Tensor:
+        return y.reshape(*y.shape, *[1] * after)
+
+    try:
+        planes = quantizer.planes(spread(torch.zeros(1, x.shape[0])))
+    except RuntimeError as error:
+        raise ConversionError(f"{place}: {quantizer} does not take {x.shape[0]} channels: {error}") from None
+    check_input(quantizer, planes, place)
+
+    def levels(y: Tensor) -> Tensor:
+        return as_one_term(quantizer.planes(spread(y))).levels().reshape(y.shape)
+
+    uniform = not quantizer.channelwise and _takes(quantizer, spread(torch.zeros(1, x.shape[0] + 1)))
+    table = monotone_table(quantizer, planes, levels, x.shape[0], place)
+    return Levels(x.shape, (x,), source, levels=levels, uniform=uniform, planes=planes, table=table)
+
+
+def _takes(quantizer: Quantizer, x: Tensor) -> bool:
+    """Whether a quantizer quantizes any number of channels: it holds nothing for each of them."""
+    try:
+        return quantizer.planes(x).terms[0].bits.shape[1:] == x.shape
+    except RuntimeError:
+        return False
