@@ -48,6 +48,9 @@ def check(model, x, tmp_path=None, tolerance=1e-4):
         assert ours.shape == theirs.shape
         largest = max(1, float(theirs.abs().max()))
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=tolerance * largest)
+    for _ in range(2):  # recorded, and played back
+        for again, ours in zip(as_tuple(packed(*arrays)), found, strict=True):
+            np.testing.assert_array_equal(again, ours)
     if tmp_path is not None:
         packed.save(tmp_path / "model.safetensors")
         for again, ours in zip(as_tuple(bk.load(tmp_path / "model.safetensors")(*arrays)), found, strict=True):

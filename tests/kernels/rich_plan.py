@@ -88,7 +88,25 @@ def rich_model():
     add("binary_linear", ["u", "t"], ["v"], {**linear, "input_scale": True}, bits_0=ternary, scale_0=floats(7))
     terms = {"shape": [5, 7], "terms": [SIGNS]}
     add("float_linear", ["v"], ["w"], terms, bits_0=w.bits(5, 7), scale_0=floats(5), bias=floats(5))
-    add("select", ["c"], ["y"], channels=np.array([7, 5, 3, 1], np.int32))
+    windows = np.array([[0, 3], [2, 4], [3, 6]], np.int32)
+    add("window_pool", ["c"], ["c1"], {"kind": "max"}, rows=windows, columns=windows)
+    sizes = {"row_sizes": np.array([2, 1], np.int32), "column_sizes": np.array([2, 2, 3], np.int32)}
+    add(
+        "window_pool",
+        ["c1"],
+        ["c2"],
+        {"kind": "avg"},
+        rows=np.array([[0, 2], [1, 2]], np.int32),
+        columns=windows // 2,
+        **sizes,
+    )
+    add("resample", ["c2"], ["c3"], rows=floats(6, 2), columns=floats(3, 3))
+    add("normalize", ["c3"], ["c4"], {"eps": 1e-5, "center": True})
+    add("permute", ["c4"], ["c5"], {"split": [2, 4, 6, 3], "order": [1, 2, 3, 0], "shape": [4, 6, 6]})
+    add("by_place", ["c5"], ["c6"], {"kind": "multiply"}, value=floats(6, 1, 4))
+    add("softmax", ["c6"], ["c7"], {"log": True})
+    add("select", ["c"], ["c8"], channels=np.array([7, 5, 3, 1], np.int32))
+    add("combine", ["c7", "c8"], ["y"], {"kind": "add"})
     outputs = [("w", (5,)), ("y", (4, 6, 6))]
     return bk.PackedModel([(4, 6, 6), (3,)], w.steps, {"model": "Rich"}, {"torch": "0"}, outputs)
 

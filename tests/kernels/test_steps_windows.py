@@ -1,0 +1,130 @@
+"""Steps over windows of several sizes, resizing, permutation and normalization, each against plain NumPy."""
+
+import bnn_kernels as bk
+import numpy as np
+import pytest
+
+SHAPE = (5, 6, 7)
+
+
+def floats(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def run(x, op, attrs=None, **tensors):
+    model = bk.PackedModel(x.shape[1:], [bk.StepSpec(op, ["x"], ["y"], attrs or {}, tensors)])
+    first = model(x)
+    for _ in range(2):  # recorded, and played back
+        np.testing.assert_array_equal(model(x), first)
+    return first
+
+
+def windows(*pairs):
+    return np.array(pairs, np.int32)
+
+
+def test_windows_of_any_sizes():
+    x = floats(3, *SHAPE)
+    rows, columns = windows((0, 2), (1, 6), (5, 6)), windows((0, 7), (3, 4))
+    row_sizes, column_sizes = np.array([2, 7, 1], np.int32), np.array([7, 3], np.int32)
+    largest = run(x, "window_pool", {"kind": "max"}, rows=rows, columns=columns)
+    sizes = {"row_sizes": row_sizes, "column_sizes": column_sizes}
+    mean = run(x, "window_pool", {"kind": "avg"}, rows=rows, columns=columns, **sizes)
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            part = x[:, :, top:bottom, left:right]
+            np.testing.assert_array_equal(largest[:, :, i, j], part.max((2, 3)))
+            expected = part.sum((2, 3), dtype=np.float64) / (row_sizes[i] * column_sizes[j])
+            np.testing.assert_allclose(mean[:, :, i, j], expected, rtol=0, atol=1e-6)
+    x[0, 1, 0, 0] = np.nan
+    assert np.isnan(run_once(x, "window_pool", {"kind": "max"}, rows=rows, columns=columns)[0, 1, 0, 0])
+
+
+def run_once(x, op, attrs, **tensors):
+    return bk.PackedModel(x.shape[1:], [bk.StepSpec(op, ["x"], ["y"], attrs, tensors)])(x)
+
+
+def test_weighted_rows_and_columns():
+    x, rows, columns = floats(3, *SHAPE), floats(4, 6), floats(9, 7)
+    expected = np.einsum("rh,wv,nchv->ncrw", rows, columns, x, dtype=np.float64)
+    np.testing.assert_allclose(run(x, "resample", rows=rows, columns=columns), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("split", "order", "shape"),
+    [
+        ((5, 6, 7), (0, 2, 1), (5, 7, 6)),
+        ((5, 6, 7), (2, 0, 1), (7, 5, 6)),
+        ((5, 2, 3, 7), (2, 0, 3, 1), (3, 5, 14)),
+        ((10, 3, 7), (1, 2, 0), (7, 3, 10)),
+        ((5, 42), (1, 0), (210,)),
+        ((210, 1), (1, 0), (6, 5, 7)),
+    ],
+)
+def test_axes_in_another_order(split, order, shape):
+    x = floats(3, *SHAPE)
+    expected = x.reshape(3, *split).transpose(0, *(1 + axis for axis in order)).reshape(3, *shape)
+    np.testing.assert_array_equal(
+        run(x, "permute", {"split": list(split), "order": list(order), "shape": list(shape)}), expected
+    )
+    vector = floats(3, 210)
+    expected = vector.reshape(3, *split).transpose(0, *(1 + axis for axis in order)).reshape(3, *shape)
+    found = run(vector, "permute", {"split": list(split), "order": list(order), "shape": list(shape)})
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (11,)])
+def test_normalization_softmax_and_constants(shape):
+    x = floats(3, *shape) * 3 + 1
+    wide = x.astype(np.float64)
+    centered = wide - wide.mean(1, keepdims=True)
+    expected = centered / np.sqrt((centered**2).mean(1, keepdims=True) + 0.01)
+    np.testing.assert_allclose(run(x, "normalize", {"eps": 0.01, "center": True}), expected, rtol=0, atol=1e-5)
+    expected = wide / np.sqrt((wide**2).mean(1, keepdims=True) + 0.01)
+    np.testing.assert_allclose(run(x, "normalize", {"eps": 0.01, "center": False}), expected, rtol=0, atol=1e-5)
+    powers = np.exp(wide - wide.max(1, keepdims=True))
+    softmax = powers / powers.sum(1, keepdims=True)
+    np.testing.assert_allclose(run(x, "softmax", {"log": False}), softmax, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(run(x, "softmax", {"log": True}), np.log(softmax), rtol=0, atol=1e-5)
+    large = np.full((2, *shape), 3e4, np.float32)
+    np.testing.assert_allclose(run(large, "softmax", {"log": False}).sum(1), 1, rtol=0, atol=1e-6)
+    value = floats(*shape[1:], shape[0], seed=1)
+    first = value.transpose(2, 0, 1) if value.ndim == 3 else value
+    np.testing.assert_array_equal(run(x, "by_place", {"kind": "add"}, value=value), x + first)
+    np.testing.assert_array_equal(run(x, "by_place", {"kind": "multiply"}, value=value), x * first)
+
+
+GOOD = {"rows": windows((0, 6)), "columns": windows((0, 7))}
+SIZES = {"row_sizes": np.ones(1, np.int32), "column_sizes": np.ones(1, np.int32)}
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "tensors", "words"),
+    [
+        ("window_pool", {"kind": "sum"}, GOOD, "unknown kind"),
+        ("window_pool", {"kind": "max"}, {"rows": GOOD["rows"]}, "'columns' is missing"),
+        ("window_pool", {"kind": "max"}, {**GOOD, "rows": windows((0, 7))}, "reach 7 in a side of 6"),
+        ("window_pool", {"kind": "max"}, {**GOOD, "rows": windows((-1, 2))}, "from a first to behind a last"),
+        ("window_pool", {"kind": "max"}, {**GOOD, "rows": windows((2, 2))}, "from a first to behind a last"),
+        ("window_pool", {"kind": "max"}, {**GOOD, "rows": np.zeros((0, 2), np.int32)}, "is empty"),
+        ("window_pool", {"kind": "max"}, {**GOOD, **SIZES}, "are for a mean"),
+        ("window_pool", {"kind": "avg"}, {**GOOD, **SIZES, "row_sizes": np.zeros(1, np.int32)}, "holds a 0"),
+        ("window_pool", {"kind": "avg"}, {**GOOD, **SIZES, "row_sizes": np.ones(2, np.int32)}, "must be int32"),
+        ("resample", {}, {"rows": floats(4, 5), "columns": floats(3, 7)}, "takes a map of 5x7, got 6x7"),
+        ("resample", {}, {"rows": floats(0, 6), "columns": floats(3, 7)}, "must not be empty"),
+        ("permute", {"split": [5, 6, 7], "order": [0, 1, 1], "shape": [5, 6, 7]}, {}, "no order"),
+        ("permute", {"split": [5, 6, 8], "order": [0, 1, 2], "shape": [5, 6, 7]}, {}, "cannot make"),
+        ("permute", {"split": [1] * 9, "order": list(range(9)), "shape": [5, 6, 7]}, {}, "2 to 8 sides"),
+        ("permute", {"split": [210, 1], "order": [0, 1], "shape": [30, 7]}, {}, r"must be \(C, H, W\)"),
+        ("normalize", {"eps": -1.0, "center": True}, {}, "must not be negative"),
+        ("normalize", {"eps": 1.0, "center": 1}, {}, "must be bool"),
+        ("softmax", {}, {}, "must be bool"),
+        ("by_place", {"kind": "divide"}, {"value": floats(6, 7, 5)}, "unknown kind"),
+        ("by_place", {"kind": "add"}, {"value": floats(5, 6, 7)}, "does not fit"),
+        ("by_place", {"kind": "add"}, {"value": floats(6, 7)}, "one or three axes"),
+        ("by_place", {"kind": "add"}, {}, "is missing"),
+    ],
+)
+def test_what_does_not_fit_is_refused(op, attrs, tensors, words):
+    with pytest.raises(bk.PlanError, match=words):
+        bk.PackedModel(SHAPE, [bk.StepSpec(op, ["x"], ["y"], attrs, tensors)])
