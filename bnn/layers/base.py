@@ -158,7 +158,7 @@ class QuantLayer:
             return self._operate(self.input_quantizer(x), weight, bias, self._pad())
         with self.saving.of_quantizer():
             quantized = self.input_quantizer(x)
-        with self.saving.of_operation(quantized, weight, self._pad()):
+        with self.saving.of_operation(self.input_quantizer, quantized, weight, self._pad()):
             return self._operate(quantized, weight, bias, self._pad())
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Booleans and two-valued tensors as bits, on any device, without leaving PyTorch."""
+"""Booleans and tensors of few values as bits, on any device, without leaving PyTorch."""
 
 import functools
 import math
@@ -93,3 +93,37 @@ class PackedTensor:
     def nbytes(self) -> int:
         """Bytes of the bits."""
         return self.bits.numel()
+
+
+@dataclass(frozen=True)
+class PackedCodes:
+    """A dense tensor of at most 2^k known values, as k bits an element in the order of its memory."""
+
+    planes: tuple[Tensor, ...]
+    size: torch.Size
+    stride: tuple[int, ...]
+    values: Tensor
+
+    @staticmethod
+    def of(tensor: Tensor, values: Tensor) -> "PackedCodes | None":
+        """Pack a tensor all of whose values are among `values` (1-d, ascending); None if it is empty or not dense."""
+        if tensor.numel() == 0 or not _dense(tensor):
+            return None
+        flat = tensor.detach().as_strided((tensor.numel(),), (1,))
+        values = values.to(tensor.dtype)
+        codes = torch.searchsorted(values, flat, out_int32=True).clamp_(max=len(values) - 1)
+        planes = tuple(pack_flags((codes >> p) & 1 != 0) for p in range((len(values) - 1).bit_length()))
+        # A NaN has no code of its own: it makes all values NaN.
+        return PackedCodes(planes, tensor.shape, tensor.stride(), values + 0 * flat.amax())
+
+    def unpack(self) -> Tensor:
+        """Return the tensor: the same values, dtype, shape and strides."""
+        codes = torch.zeros(self.size.numel(), dtype=torch.int32, device=self.values.device)
+        for p, plane in enumerate(self.planes):
+            codes |= unpack_flags(plane, len(codes)).to(torch.int32) << p
+        return self.values.index_select(0, codes).as_strided(self.size, self.stride)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the bits."""
+        return sum(plane.numel() for plane in self.planes)

@@ -1,4 +1,4 @@
-"""What quantized layers save for the backward pass, packed: one bit for an input of two values, one for a mask."""
+"""What quantized layers save for the backward pass, packed: k bits for an input of 2^k values, one for a mask."""
 
 import copy
 import math
@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bnn.layers.base import QuantLayer
-from bnn.memory.bits import PackedTensor
+from bnn.memory.bits import PackedCodes, PackedTensor
+from bnn.planes import Planes, Term, code_bits
+from bnn.quantizers.base import Quantizer
+
+Packed = PackedTensor | PackedCodes
+# More than bits of a byte are not worth it.
+_MOST_BITS = 8
 
 
 @dataclass
@@ -30,7 +36,7 @@ class Count:
 class ActivationPacking:
     """Counts what was packed, and takes the packing away again. A context manager that calls `remove` at its end.
 
-    binarized: of inputs of two values and the boolean masks of their quantizers, since the last `reset()`.
+    binarized: of inputs of few values and the boolean masks of their quantizers, since the last `reset()`.
     windows: of the inputs that Hardtanh and ReLU keep, of which they need to know only where they pass the gradient.
     layers: how many quantized layers pack.
     """
@@ -66,16 +72,20 @@ class ActivationPacking:
     def __deepcopy__(self, memo: dict[int, Any]) -> "ActivationPacking":
         return self  # a copy of a layer counts here too
 
-    def pack(self, tensor: Tensor) -> Tensor | PackedTensor:
+    def pack(self, tensor: Tensor) -> Tensor | Packed:
         """Pack and count a tensor of two values; one that cannot be packed stays."""
         return _counted(tensor, PackedTensor.of(tensor), self.binarized)
 
-    def pack_window(self, tensor: Tensor, low: float, high: float) -> Tensor | PackedTensor:
+    def pack_codes(self, tensor: Tensor, values: Tensor) -> Tensor | Packed:
+        """Pack and count a tensor of these values; one that cannot be packed stays."""
+        return _counted(tensor, PackedCodes.of(tensor, values), self.binarized)
+
+    def pack_window(self, tensor: Tensor, low: float, high: float) -> Tensor | Packed:
         """Pack and count where a tensor lies strictly between two bounds; one that cannot be packed stays."""
         return _counted(tensor, PackedTensor.window(tensor, low, high), self.windows)
 
 
-def _counted(tensor: Tensor, packed: PackedTensor | None, count: Count) -> Tensor | PackedTensor:
+def _counted(tensor: Tensor, packed: Packed | None, count: Count) -> Tensor | Packed:
     if packed is None:
         return tensor
     count.plain += tensor.numel() * tensor.element_size()
@@ -85,11 +95,15 @@ def _counted(tensor: Tensor, packed: PackedTensor | None, count: Count) -> Tenso
 
 @dataclass(frozen=True)
 class LayerSaving:
-    """How one layer saves. two_valued: the quantized input has two values; signs: they are -1 and +1."""
+    """How one layer saves. two_valued: the quantized input has two values; signs: they are -1 and +1.
+
+    few_valued: its values are those of the quantizer's planes, which have one scale for the whole tensor.
+    """
 
     packing: ActivationPacking
     two_valued: bool
     signs: bool
+    few_valued: bool
 
     def of_quantizer(self) -> saved_tensors_hooks:
         """Hooks around the input quantizer: its boolean masks become bits."""
@@ -97,7 +111,7 @@ class LayerSaving:
             lambda tensor: self.packing.pack(tensor) if tensor.dtype == torch.bool else tensor, _unpack
         )
 
-    def of_operation(self, quantized: Tensor, weight: Tensor, pad: float) -> saved_tensors_hooks:
+    def of_operation(self, quantizer: Quantizer, quantized: Tensor, weight: Tensor, pad: float) -> saved_tensors_hooks:
         """Hooks around the linear operation: its input becomes bits, also when padded by a value it has, or cast."""
 
         def is_input(tensor: Tensor) -> bool:
@@ -108,18 +122,39 @@ class LayerSaving:
             )
             return same and tensor.is_floating_point() and tensor.shape != weight.shape
 
-        packs = self.two_valued and (pad == 0 or self.signs)
-        return saved_tensors_hooks(
-            lambda tensor: self.packing.pack(tensor) if packs and is_input(tensor) else tensor, _unpack
-        )
+        def pack(tensor: Tensor) -> Tensor | Packed:
+            if not is_input(tensor):
+                return tensor
+            if self.two_valued and (pad == 0 or self.signs):
+                return self.packing.pack(tensor)
+            if self.few_valued and pad == 0:
+                values = _values(quantizer, quantized)
+                return tensor if values is None else self.packing.pack_codes(tensor, values)
+            return tensor
+
+        return saved_tensors_hooks(pack, _unpack)
 
 
-def _unpack(saved: Tensor | PackedTensor) -> Tensor:
-    return saved.unpack() if isinstance(saved, PackedTensor) else saved
+def _unpack(saved: Tensor | Packed) -> Tensor:
+    return saved.unpack() if isinstance(saved, Packed) else saved
 
 
-def _two_values(layer: Any) -> tuple[bool, bool]:
-    """Return (whether the quantizer trains with two values only, whether those are -1 and +1), found by a probe."""
+def _values(quantizer: Quantizer, like: Tensor) -> Tensor | None:
+    """Return all values of the quantizer as it is now, ascending; None if they are many or differ within a tensor."""
+    planes = quantizer.planes(torch.zeros(1, 1, dtype=like.dtype, device=like.device))
+    if planes.bits > _MOST_BITS or any(part.scale.ndim for part in planes.parts):
+        return None
+    bits = code_bits(torch.arange(2**planes.bits, device=like.device), planes.bits)
+    widths = [len(term.multipliers) for term in planes.terms]
+    terms = tuple(
+        Term(some, term.signed, term.multipliers, term.scale)
+        for some, term in zip(bits.split(widths), planes.terms, strict=True)
+    )
+    return Planes(terms, planes.offset).value().sort().values
+
+
+def _probe(layer: Any) -> tuple[bool, bool, bool]:
+    """Return `two_valued`, `signs` and `few_valued` of a layer, found by quantizing some numbers as in training."""
     quantizer = copy.deepcopy(layer.input_quantizer).train()
     channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     device, dtype = layer.weight.device, layer.weight.dtype
@@ -128,7 +163,9 @@ def _two_values(layer: Any) -> tuple[bool, bool]:
     devices = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         values = quantizer(torch.randn(shape, generator=generator, device=device, dtype=dtype)).unique()
-    return len(values) <= 2, set(values.tolist()) <= {-1.0, 1.0}
+        known = _values(quantizer, values)
+    few = known is not None and bool(torch.isin(values, known).all())
+    return len(values) <= 2, set(values.tolist()) <= {-1.0, 1.0}, few
 
 
 def _window(module: nn.Module) -> tuple[float, float] | None:
@@ -163,9 +200,10 @@ def pack_activations(model: nn.Module) -> ActivationPacking:
 
     Autograd keeps a binarized input as floats and the window of its straight-through estimator as bytes, 40 bits an
     element; packed they are 2. Of the floats that Hardtanh, ReLU6 and ReLU keep, only the window is needed: 1 bit for
-    32. Inputs are packed where the input quantizer gives two values for the whole tensor in
-    training (found by a probe), boolean masks of any input quantizer. A surrogate that needs x itself (ApproxSign)
-    keeps it in full. It costs time, for packing in the forward and unpacking in the backward pass.
+    32. An input of k bits, k at most 8, takes k of them, where its quantizer trains with the values of its planes
+    (found by a probe), with one scale for the whole tensor; boolean masks of any input quantizer take 1. A gradient
+    that needs x itself (ApproxSign's, LSQ's) keeps it in full. It costs time, for packing in the forward and unpacking
+    in the backward pass.
 
         with pack_activations(model):
             loss = criterion(model(x), y)
@@ -184,7 +222,7 @@ def pack_activations(model: nn.Module) -> ActivationPacking:
         raise ValueError(f"{type(model).__name__} has no layer with an input quantizer: there is nothing to pack")
     packing = ActivationPacking(layers)
     for layer in layers:
-        layer.saving = LayerSaving(packing, *_two_values(layer))
+        layer.saving = LayerSaving(packing, *_probe(layer))
     for module in model.modules():
         bounds = _window(module)
         if bounds is not None:

@@ -20,25 +20,36 @@ from bnn.quantizers.data_initialized import DataInitialized, mean_over_processes
 from bnn.quantizers.filters import filters, like_filters
 from bnn.quantizers.straight_through import sign
 
+_SIGNS = (-1, 1)  # the bounds of signed levels of one bit
+
+
+def _levels(x: Tensor, step: Tensor, bounds: tuple[int, int]) -> Tensor:
+    if bounds == _SIGNS:
+        return sign(x)
+    # + 0.0: small negative numbers round to -0.0, planes know only 0.
+    return (x / step).clamp(*bounds).round() + 0.0
+
 
 class _LearnedStep(torch.autograd.Function):
     """levels * step, with equations 3 and 5. The step has one axis of channels, made to go with x, or none."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, levels: Tensor, bounds: tuple[int, int], factor: float) -> Tensor:
-        ctx.save_for_backward(x, step, levels)
+    def forward(ctx: Any, x: Tensor, step: Tensor, bounds: tuple[int, int], factor: float) -> Tensor:
+        ctx.save_for_backward(
+            x, step
+        )  # and not the levels: another tensor of x's size, which x and the step give again
         ctx.bounds, ctx.factor = bounds, factor
-        return levels * step
+        return _levels(x, step, bounds) * step
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (g,) = gradients
-        x, step, levels = ctx.saved_tensors
+        x, step = ctx.saved_tensors
         low, high = ctx.bounds
         ratio = x / step
         inside = (ratio > low) & (ratio < high)
-        to_step = (g * (levels - torch.where(inside, ratio, 0))).sum_to_size(step.shape) * ctx.factor
-        return g * inside, to_step, None, None, None
+        change = _levels(x, step, ctx.bounds) - torch.where(inside, ratio, 0)
+        return g * inside, (g * change).sum_to_size(step.shape) * ctx.factor, None, None
 
 
 class _Lsq(DataInitialized):
@@ -54,19 +65,13 @@ class _Lsq(DataInitialized):
     def bounds(self) -> tuple[int, int]:
         """The lowest and highest level: (-Q_N, Q_P)."""
         if self.signed and self._bits == 1:
-            return -1, 1
+            return _SIGNS
         return (-(2 ** (self._bits - 1)), 2 ** (self._bits - 1) - 1) if self.signed else (0, 2**self._bits - 1)
 
     def _step(self, x: Tensor) -> Tensor:
         """Return the step as a positive number, whatever an optimizer made of the parameter."""
         step = self.step.to(x.dtype).abs().clamp(min=torch.finfo(x.dtype).tiny)
         return step if step.ndim == 0 else like_filters(step, x)
-
-    def _levels(self, x: Tensor, step: Tensor) -> Tensor:
-        if self.signed and self._bits == 1:
-            return sign(x)
-        # + 0.0: small negative numbers round to -0.0, planes know only 0.
-        return (x / step).clamp(*self.bounds).round() + 0.0
 
     def initialize(self, x: Tensor) -> None:
         magnitude = x.abs().mean() if self.step.ndim == 0 else filters(x).abs().mean(1)
@@ -82,13 +87,13 @@ class _Lsq(DataInitialized):
         self.initialize_once(x)
         step = self._step(x)
         factor = (self._features(x) * self.bounds[1]) ** -0.5
-        return _LearnedStep.apply(x, step, self._levels(x.detach(), step.detach()), self.bounds, factor)
+        return _LearnedStep.apply(x, step, self.bounds, factor)
 
     def planes(self, x: Tensor) -> Planes:
         x = x.detach()
         step = self._step(x).detach()
-        levels, scale = self._levels(x, step), step.reshape(self.step.shape)
-        if self.signed and self._bits == 1:
+        levels, scale = _levels(x, step, self.bounds), step.reshape(self.step.shape)
+        if self.bounds == _SIGNS:
             return sign_planes(levels, scale)
         if self.signed:
             bits, multipliers = signed_code_bits(levels, self._bits), twos_complement(self._bits)

@@ -1,6 +1,7 @@
 """Packed activations: bits against NumPy's, round trips, and gradients equal to plain autograd's bit for bit."""
 
 import copy
+import math
 from functools import partial
 
 import numpy as np
@@ -12,9 +13,20 @@ from torch import nn
 from bnn.data import digits
 from bnn.layers import QuantConv2d, QuantLinear
 from bnn.memory import Count, pack_activations
-from bnn.memory.bits import PackedTensor, pack_flags, unpack_flags
+from bnn.memory.bits import PackedCodes, PackedTensor, pack_flags, unpack_flags
 from bnn.models import DigitsCNN, VGGSmall
-from bnn.quantizers import DoReFaActivation, FullPrecision, Quantizer, SteSign, XnorWeight
+from bnn.quantizers import (
+    AbsmaxActivation,
+    DoReFaActivation,
+    FullPrecision,
+    LqActivation,
+    LsqActivation,
+    Pact,
+    Quantizer,
+    SteSign,
+    TernaryActivation,
+    XnorWeight,
+)
 from bnn.training import Classifier, train
 
 # -- bits -------------------------------------------------------------------------------------------------------------
@@ -52,6 +64,24 @@ def test_tensors_come_back_with_their_layout(dtype, layout, values):
     assert (again.dtype, again.shape, again.stride()) == (x.dtype, x.shape, x.stride())
     assert torch.equal(again, x)
     assert packed.nbytes == -(-x.numel() // 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 200])
+def test_tensors_of_few_values_come_back(dtype, count):
+    generator = torch.Generator().manual_seed(count)
+    values = torch.randn(count, generator=generator, dtype=torch.float64).sort().values
+    codes = torch.randint(count, (3, 5, 7, 2), generator=generator)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = values[codes].to(dtype).contiguous(memory_format=layout)
+        packed = PackedCodes.of(x, values)
+        again = packed.unpack()
+        assert (again.dtype, again.shape, again.stride()) == (x.dtype, x.shape, x.stride())
+        assert torch.equal(again, x)
+        assert packed.nbytes == math.ceil(math.log2(count)) * math.ceil(210 / 8)
+    x[1, 2, 3, 1] = math.nan
+    assert PackedCodes.of(x, values).unpack().isnan().all()
+    assert PackedCodes.of(x[:0], values) is PackedCodes.of(x[:, ::2], values) is None
 
 
 def test_what_is_not_dense_stays():
@@ -112,6 +142,57 @@ def test_convolutions(quantizer, options):
 def test_linear_layers(quantizer, shape):
     torch.manual_seed(0)
     assert_same(QuantLinear(5, 6, weight_quantizer=XnorWeight, input_quantizer=quantizer), torch.randn(shape))
+
+
+# bits of an input, of a mask that is packed, of floats that the gradient needs
+FEW = [
+    (partial(DoReFaActivation, bits=2), 2, 1, 0),
+    (partial(DoReFaActivation, bits=8), 8, 1, 0),
+    (partial(Pact, bits=4), 4, 2, 0),
+    (partial(LsqActivation, bits=3, signed=True), 3, 0, 32),
+    (TernaryActivation, 2, 1, 0),
+    (partial(LqActivation, bits=3), 3, 1, 0),
+]
+
+
+@pytest.mark.parametrize(("quantizer", "bits", "masks", "rest"), FEW)
+def test_inputs_of_few_bits(quantizer, bits, masks, rest):
+    torch.manual_seed(0)
+    layer = QuantConv2d(4, 6, 3, padding=1, weight_quantizer=XnorWeight, input_quantizer=quantizer)
+    x = torch.randn(3, 4, 8, 8)
+    layer(x)  # what begins with the first data has begun
+    states = []  # LQ-Net's basis moves with every forward: the same state for both
+    for packs in (False, True):
+        twin = copy.deepcopy(layer)
+        packing = pack_activations(twin) if packs else None
+        states.append(gradients(twin, x))
+        if packing is not None:
+            n = x.numel()
+            assert packing.binarized == Count(4 * n + masks * n, bits * n // 8 + masks * n // 8)
+            assert rest == 0 or saved_floats(twin, x) >= n
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def saved_floats(layer, x):
+    """Elements of floats of the input's shape that the layer's input quantizer keeps."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer.input_quantizer(x.requires_grad_())
+    return sum(t.numel() for t in kept if t.is_floating_point() and t.shape == x.shape)
+
+
+def test_lsq_keeps_its_input_once():
+    x = torch.randn(3, 4, 8, 8)
+    layer = QuantConv2d(4, 6, 3, weight_quantizer=XnorWeight, input_quantizer=partial(LsqActivation, bits=3))
+    assert saved_floats(layer, x) == x.numel()
+
+
+@pytest.mark.parametrize("options", [{"input_quantizer": AbsmaxActivation}, {"pad_value": 1.0, "padding": 1}])
+def test_scales_of_samples_and_values_of_the_padding_are_not_packed(options):
+    quantized = {"weight_quantizer": XnorWeight, "input_quantizer": partial(DoReFaActivation, bits=2)}
+    masks = 0 if "input_quantizer" in options else 3 * 4 * 64
+    layer = QuantConv2d(4, 6, 3, **(quantized | options))
+    assert assert_same(layer, torch.randn(3, 4, 8, 8))[0] == Count(masks, masks // 8)
 
 
 def test_a_filter_of_the_shape_of_the_input():
