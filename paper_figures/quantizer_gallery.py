@@ -77,6 +77,12 @@ PANELS = (
     Panel("IR-Net", _schedule(q.EdeSign, "t", 0.5, 1, 3), "t = 0.5, 1, 3"),
     Panel("RBNN", _schedule(q.RbnnSign, "t", 0.5, 1, 3), "t = 0.5, 1, 3"),
     Panel("FDA", _schedule(partial(q.FdaSign, frequency=1.0), "n", 1, 2, 4), "n = 1, 2, 4, w = 1"),
+    Panel(
+        "FDA, noise adaptation",
+        (_set(partial(q.NoiseAdaptedSign, 1, 0, n=2, frequency=1.0), reduce=1.0, expand=0.3),),
+        "alpha = 1, n = 2, w = 1",
+        True,
+    ),
     Panel("ReActNet", (_set(partial(q.RSign, channels=1), shift=0.5),), "a = 0.5"),
     Panel("ReCU", (q.RecuSign,), "x / std x", True),
     Panel("AdaBin", (_set(q.AdaBinActivation, alpha=0.8, beta=0.4),), "alpha = 0.8, beta = 0.4"),
@@ -105,6 +111,7 @@ PANELS = (
     Panel("LQ-Net", (partial(q.LqWeight, 2, 1, momentum=1.0),), "2 bits", True),
     Panel("LQ-Net", (partial(q.LqActivation, 2),), "2 bits"),
     Panel("ABC-Net", (partial(q.AbcWeight, 3),), "3 bases"),
+    Panel("ABC-Net", (partial(q.AbcActivation, 3),), "3 bases"),
     Panel("BitNet b1.58", (partial(q.AbsmaxActivation, 3),), "3 bits here, 8 in the paper"),
 )
 

@@ -9,5 +9,6 @@ from bnn.layers.conv_transpose import QuantConvTranspose2d as QuantConvTranspose
 from bnn.layers.dropped_input import DroppedInput as DroppedInput
 from bnn.layers.embedding import QuantEmbedding as QuantEmbedding
 from bnn.layers.linear import QuantLinear as QuantLinear
+from bnn.layers.maxout import Maxout as Maxout
 from bnn.layers.output_scale import OutputScale as OutputScale
 from bnn.layers.rprelu import RPReLU as RPReLU

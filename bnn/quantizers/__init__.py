@@ -1,5 +1,6 @@
 """Quantizers: real tensors to few values, each with the gradient and the definition of its paper."""
 
+from bnn.quantizers.abc_activation import AbcActivation as AbcActivation
 from bnn.quantizers.abc_weight import AbcWeight as AbcWeight
 from bnn.quantizers.adabin import AdaBinActivation as AdaBinActivation
 from bnn.quantizers.adabin import AdaBinWeight as AdaBinWeight
@@ -22,6 +23,7 @@ from bnn.quantizers.lq_net import LqWeight as LqWeight
 from bnn.quantizers.lsq import LsqActivation as LsqActivation
 from bnn.quantizers.lsq import LsqWeight as LsqWeight
 from bnn.quantizers.magnitude_aware_sign import MagnitudeAwareSign as MagnitudeAwareSign
+from bnn.quantizers.noise_adapted_sign import NoiseAdaptedSign as NoiseAdaptedSign
 from bnn.quantizers.pact import Pact as Pact
 from bnn.quantizers.progressive_sign import ProgressiveSign as ProgressiveSign
 from bnn.quantizers.rbnn import RbnnSign as RbnnSign

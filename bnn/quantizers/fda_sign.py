@@ -11,10 +11,10 @@ from bnn.quantizers.surrogate_sign import SurrogateSign
 class FdaSign(SurrogateSign):
     """Forward: q(x) = +1 if x >= 0, else -1. Gradient: (4 w / pi) sum_{i=0..n} cos((2i + 1) w x) if |x| <= 1, else 0.
 
-    Xu et al., "Learning Frequency Domain Approximation for Binary Neural Networks", NeurIPS 2021: the
-    derivative of the first n + 1 terms of the square wave's series. w, the bound |x| <= 1 and a number of terms that
-    rises from 9 to 18 during training (a schedule sets the attribute `n`) are those of BiBench's code. The paper's
-    noise adaptation module is not part of this quantizer.
+    Xu et al., "Learning Frequency Domain Approximation for Binary Neural Networks", NeurIPS 2021, section 2.2,
+    equation 10: the derivative of the first n + 1 terms of the square wave's series. n rises from 9 to 18 during
+    training (section 3.2, setting 3): a schedule sets the attribute `n`. w and the bound |x| <= 1, which the paper does
+    not print, are those of BiBench's code. The paper's noise adaptation module is in NoiseAdaptedSign.
 
     n: number of the last term, >= 0. frequency: w, in (0, pi).
 

@@ -10,6 +10,7 @@ from gradients import differences, gradient, signs
 
 from bnn.layers import QuantLinear
 from bnn.quantizers import (
+    AbcActivation,
     AbcWeight,
     DoReFaGradient,
     FullPrecision,
@@ -234,6 +235,29 @@ def test_abc_weight(m):
     np.testing.assert_allclose(gradient(AbcWeight(m), w, g), g * alpha.sum(), rtol=1e-4)
 
 
+def test_abc_activation_by_hand():
+    """beta = 2, 1; h = clip(x + v, 0, 1) of v = -0.5, 0.5 is at least 1/2 from 1 and from 0 on, and lets a gradient
+    pass in [0.5, 1.5] and [-0.5, 0.5]."""
+    quantizer = AbcActivation(bases=2).double()
+    with torch.no_grad():
+        quantizer.shift.copy_(torch.tensor([-0.5, 0.5]))
+        quantizer.beta.copy_(torch.tensor([2.0, 1.0]))
+    x = [-1.0, -0.5, -0.25, -0.0, 0.0, 0.5, 0.75, 1.0, 1.5, 2.0]
+    first, second = np.array([[-1] * 7 + [1] * 3, [-1] * 3 + [1] * 7])
+    assert quantizer(torch.tensor(x)).tolist() == (2 * first + second).tolist()
+    passes = np.array([[0, 0, 0, 0, 0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1, 0, 0, 0, 0]])
+    g = np.random.default_rng(0).standard_normal(10)
+    np.testing.assert_allclose(gradient(quantizer, x, g), g * (np.array([2, 1]) @ passes), rtol=1e-12)
+    np.testing.assert_allclose(quantizer.shift.grad, [2, 1] * (passes @ g), rtol=1e-12)
+    np.testing.assert_allclose(quantizer.beta.grad, [first @ g, second @ g], rtol=1e-12)
+
+
+def test_one_binary_activation_of_abc_net_is_a_shifted_sign():
+    quantizer = AbcActivation(bases=1)
+    assert (quantizer.shift.tolist(), quantizer.beta.tolist(), quantizer.bits) == ([0], [1], 1)
+    assert quantizer(torch.tensor([0.0, 0.49, 0.5, 2.0])).tolist() == [-1, -1, 1, 1]
+
+
 def test_more_bases_come_closer():
     w = torch.tensor(rng().standard_normal((8, 50)))
     errors = [float(((AbcWeight(m)(w) - w) ** 2).mean()) for m in (1, 3, 5)]
@@ -313,6 +337,7 @@ def test_dorefa_gradients_of_nothing_are_nothing():
         (lambda: LqWeight(2, channels=0), "channels must be"),
         (lambda: LqActivation(2, momentum=0), "momentum must lie"),
         (lambda: AbcWeight(9), "bits must be one of"),
+        (lambda: AbcActivation(0), "bits must be one of"),
         (lambda: DoReFaGradient(0), "bits must be one of"),
     ],
 )

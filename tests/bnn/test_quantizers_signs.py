@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from gradients import gradient, quadratic, ramp, signs
+from gradients import differences, gradient, quadratic, ramp, signs
 from torch import nn
 
-from bnn.layers import OutputScale, QuantLinear
+from bnn.layers import OutputScale, QuantConv2d, QuantLinear
 from bnn.quantizers import (
     AdaBinActivation,
     ApproxSign,
@@ -16,6 +16,7 @@ from bnn.quantizers import (
     EdeSign,
     FdaSign,
     LearnedScaleWeight,
+    NoiseAdaptedSign,
     ProgressiveSign,
     RbnnSign,
     RecuWeight,
@@ -102,6 +103,48 @@ def test_fda_approaches_the_square_wave():
     assert errors[-1] < errors[0]
 
 
+@pytest.mark.parametrize("whole_filters", [False, True])
+def test_noise_adaptation_is_a_small_network_beside_the_sign(whole_filters):
+    """Equation 14 with the sign in place of the series; every gradient by differences, the sign's by FdaSign's."""
+    torch.manual_seed(0)
+    facts = {"fan_in": 12} if whole_filters else {}
+    quantizer = NoiseAdaptedSign(channels=4, n=2, frequency=1.0, alpha=0.7, reduction=2, **facts).double()
+    x, g = rng().standard_normal((3, 4, 3)), rng(1).standard_normal((3, 4, 3))
+    w1, w2 = quantizer.reduce.detach().numpy(), quantizer.expand.detach().numpy()
+    assert (w1.shape, w2.shape) == (((12, 6), (6, 12)) if whole_filters else ((4, 2), (2, 4)))
+
+    def noise(x, w1=w1, w2=w2):
+        rows = x.reshape(3, 12) if whole_filters else np.moveaxis(x, 1, -1)
+        made = np.maximum(rows @ w1, 0) @ w2
+        return (made.reshape(x.shape) if whole_filters else np.moveaxis(made, -1, 1)) + 0.1 * np.sin(x)
+
+    np.testing.assert_allclose(quantizer(torch.tensor(x)).detach(), signs(x) + 0.7 * noise(x), rtol=1e-12)
+    of_sign = gradient(FdaSign(n=2, frequency=1.0), x, g)
+    expected = of_sign + differences(lambda u: (0.7 * g * noise(u)).sum(), x)
+    np.testing.assert_allclose(gradient(quantizer, x, g), expected, rtol=1e-6, atol=1e-8)
+    changes = {quantizer.reduce: lambda w: noise(x, w1=w), quantizer.expand: lambda w: noise(x, w2=w)}
+    for parameter, change in changes.items():
+        by_hand = differences(lambda w, change=change: (0.7 * g * change(w)).sum(), parameter.detach().numpy())
+        np.testing.assert_allclose(parameter.grad, by_hand, rtol=1e-6, atol=1e-8)
+    quantizer.eval()
+    assert np.array_equal(quantizer(torch.tensor(x)), signs(x))
+    assert np.array_equal(gradient(quantizer, x, g), of_sign)
+
+
+def test_noise_adaptation_fades_out():
+    x = torch.tensor([EDGE])
+    quantizer = NoiseAdaptedSign(channels=8, alpha=0.5)
+    assert quantizer(x).unique().numel() > 2
+    quantizer.alpha = 0.0
+    assert quantizer(x)[0].tolist() == SIGNS
+
+
+def test_layers_tell_noise_adaptation_what_a_vector_is():
+    layer = QuantConv2d(128, 4, 3, weight_quantizer=NoiseAdaptedSign, input_quantizer=NoiseAdaptedSign)
+    assert layer.input_quantizer.reduce.shape == (128, 2)  # channels, channels / 64
+    assert layer.weight_quantizer.reduce.shape == (1152, 18)  # a filter, its weights / 64
+
+
 def test_rsign_shifts_each_channel():
     quantizer = RSign(channels=3).double()
     shift = torch.tensor([0.5, 0.0, -0.25], dtype=torch.float64)
@@ -162,6 +205,8 @@ def test_an_evaluation_with_latents_is_one_of_floats():
         (lambda: EdeSign(t=0), "t must be positive"),
         (lambda: FdaSign(n=-1), "n must be at least 0"),
         (lambda: FdaSign(frequency=4.0), "frequency"),
+        (lambda: NoiseAdaptedSign(channels=0), "channels, fan_in and reduction must be"),
+        (lambda: NoiseAdaptedSign(channels=1, alpha=-1), "alpha must be at least 0"),
         (lambda: ProgressiveSign(progress=1.5), "progress must lie"),
         (lambda: RecuWeight(channels=2, tau=0.5), "tau must lie"),
         (lambda: RecuWeight(channels=0), "channels must be"),
