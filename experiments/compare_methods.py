@@ -26,7 +26,7 @@ _FAILED = ("not finite", "no better than guessing")
 def methods(config: DictConfig) -> dict[str, list[str]]:
     """Return {method: options of experiments.train that make it}; ValueError names one that does not exist."""
     known = {file.stem: [f"quantizer={file.stem}"] for file in sorted((cli.CONFIGS / "quantizer").glob("*.yaml"))}
-    known |= {str(name): list(options) for name, options in config.more.items()}
+    known |= {str(name): list(entry.options) for name, entry in config.more.items()}
     if config.methods is None:
         return known
     unknown = set(config.methods) - set(known)
@@ -80,7 +80,7 @@ def row_of(config: DictConfig, method: str) -> Row | None:
     ]
     return {
         "method": method,
-        "label": results[0]["label"],
+        "label": config.more[method].label if method in config.more else results[0]["label"],
         "seeds": len(results),
         "mean": round(float(accuracy.mean()), 6),
         "std": round(float(accuracy.std(ddof=1)), 6) if len(results) > 1 else None,

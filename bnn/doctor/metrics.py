@@ -43,7 +43,7 @@ def saturated(latent: Tensor, bound: float) -> Tensor:
 def entropy(rows: Tensor, bits: int) -> Tensor:
     """Return the entropy in bits of the codes of each row, averaged over rows; codes (rows, elements) < 2^bits.
 
-    0 for rows that are constant, 1 for signs that are half and half (IR-Net's information entropy, section 3.2).
+    0 for rows that are constant, 1 for signs that are half and half (IR-Net's information entropy).
     """
     offset = torch.arange(len(rows), device=rows.device)[:, None] << bits
     counts = torch.bincount((rows + offset).flatten(), minlength=len(rows) << bits).reshape(len(rows), -1)

@@ -10,7 +10,7 @@ class RPReLU(nn.Module):
     """f(x) = x - gamma + zeta if x > gamma, else beta * (x - gamma) + zeta, with gamma, zeta, beta of each channel.
 
     Input (N, C, ...), output of the same shape. channels: C. gamma and zeta begin at 0, beta at `slope`.
-    Liu et al., "ReActNet", ECCV 2020, section 4.2.
+    Liu et al., "ReActNet", ECCV 2020, generalized activation functions.
 
     >>> import torch
     >>> f = RPReLU(1)

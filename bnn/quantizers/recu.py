@@ -21,8 +21,9 @@ class RecuWeight(Quantizer):
     each filter, where Q = -mean|U| ln(2 - 2 tau) over the layer is the tau-quantile of a Laplace distribution and
     counts as constant. So weights beyond the quantile, which would hardly ever change their sign, get a gradient from
     the standardization only. Gradient to alpha_c: sum of dC/dq sign over the filter.
-    Xu et al., "ReCU", ICCV 2021. std is sqrt(variance + 1e-5), alpha scales the
-    weights instead of the output and begins at 1; the authors' code draws it from [0, 1).
+    Xu et al., "ReCU", ICCV 2021, rectified clamp unit, as in the authors' code: std is sqrt(variance + 1e-5), and the
+    gradient of the sign is 1. Alpha scales the weights instead of the output and begins at 1; that code draws it from
+    [0, 1).
 
     tau: in (0.5, 1); the paper raises it exponentially from 0.85 to 0.99 during training: a schedule sets `tau`.
     channels: the number of output channels; a layer tells it by itself.

@@ -15,7 +15,7 @@ class RSign(Quantizer):
 
     Gradient to x: 2 - 2|x - a_c| if |x - a_c| <= 1, else 0 (ApproxSign's). Gradient to a_c: minus that, summed over
     the elements of the channel.
-    Liu et al., "ReActNet", ECCV 2020, section 4.2; the gradient is that of the authors' code.
+    Liu et al., "ReActNet", ECCV 2020, generalized activation functions; the gradient is that of the authors' code.
 
     channels: the number of channels; a layer tells it by itself. channel_axis: the axis of x that holds them.
 

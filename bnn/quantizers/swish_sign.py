@@ -9,7 +9,7 @@ from bnn.quantizers.surrogate_sign import SurrogateSign
 class SwishSign(SurrogateSign):
     """Forward: q(x) = +1 if x >= 0, else -1. Gradient: beta (2 - beta x tanh(beta x / 2)) / (1 + cosh(beta x)).
 
-    Darabi et al., "BNN+: Improved Binary Network Training", 2018: the derivative of
+    Darabi et al., "BNN+: Improved Binary Network Training", 2018, SignSwish: the derivative of
     SS(x) = 2 sigmoid(beta x) (1 + beta x (1 - sigmoid(beta x))) - 1, which is negative beyond |x| = 2.4 / beta.
 
     beta: steepness, > 0; 5 is also Larq's.

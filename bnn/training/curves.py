@@ -45,7 +45,7 @@ class Linear(_Stretch):
 class Exponential(_Stretch):
     """start (end / start)^p: equal factors in equal times. Both must be of one sign and not 0.
 
-    IR-Net's t (Qin et al. 2020, section 3.3) is this curve, T_min 10^(p log10(T_max / T_min)).
+    IR-Net's t (Qin et al. 2020, error decay estimator) is this curve, T_min 10^(p log10(T_max / T_min)).
 
     >>> round(Exponential(0.1, 10.0)(0.5), 12)
     1.0

@@ -36,6 +36,7 @@ def test_a_comparison_goes_on_where_it_stopped(compare, tmp_path):
         assert row["std"] == pytest.approx(abs(accuracy[0] - accuracy[1]) / 2**0.5, abs=1e-6)
     bop = next(row for row in table["rows"] if row["method"] == "bop")
     assert "optimizer=bop" in bop["command"]
+    assert {row["label"] for row in table["rows"]} == {"1/1", "1/1 Bop"}
     assert table["budget"]["epochs"] == 4
     assert table["missing"] == []
     third = compare("methods=[twn,xnor]", "seeds=[0]", "collect_only=true")
