@@ -223,6 +223,27 @@ def compiled_and_eager(name):
     return results
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracing does so
+@pytest.mark.parametrize("name", configs.NAMES)
+def test_a_training_step_is_one_graph(name):
+    """What asks for a number (`.item()`, `if tensor`) would break the graph."""
+    weight, given = configs.factories()[name]
+    layer = QuantLinear(6, 5, weight_quantizer=weight, input_quantizer=given)
+    x = draw(7, 6)
+    layer(x)
+    twin = copy.deepcopy(layer)
+    torch.manual_seed(2)
+    expected = twin(x)
+    torch.manual_seed(2)
+    y = torch.compile(layer, fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    for result in (y, expected):
+        result.square().sum().backward()
+    for ours, theirs in zip(layer.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
 # One of each kind of code: plain, statistics, learned scales with their own backward, state that a forward changes.
 FEW = ["bnn", "irnet", "lsq2", "tbn"]
 
