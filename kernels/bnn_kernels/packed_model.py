@@ -1,5 +1,6 @@
 """PackedModel: a converted network as a plan of steps; NumPy in, NumPy out, no torch."""
 
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -234,16 +235,27 @@ class PackedModel:
         return self._program[index].step.run(*inputs)
 
     def profile(self, *inputs: np.ndarray, repeats: int = 20) -> list[tuple[str, float]]:
-        """Return (step, median seconds) for every step on these inputs."""
-        times = np.zeros((repeats, len(self.steps)))
+        """Return (step, median seconds) for every step on these inputs, each played back as in a later call.
+
+        What a call takes beside them is the copy of its inputs and outputs.
+        """
+        registers = self.enter(*inputs)
+        plays: list[Callable[[], object]] = []
+        for placed in self._program:
+            given = [registers[name] for name in placed.inputs]
+            recording = Recording()
+            with recording.running():
+                value = placed.step.run(*given)
+            recorded = functools.partial(recording.play, play_kernels)
+            plays.append(recorded if placed.step.recordable else functools.partial(placed.step.run, *given))
+            registers.update(zip(placed.outputs, (value,) if len(placed.outputs) == 1 else value, strict=True))
+        times = np.zeros((repeats, len(plays)))
         for repeat in range(-2, repeats):
-            registers = self.enter(*inputs)
-            for index, placed in enumerate(self._program):
+            for index, play in enumerate(plays):
                 start = time.perf_counter()
-                value = placed.step.run(*[registers[name] for name in placed.inputs])
+                play()
                 if repeat >= 0:
                     times[repeat, index] = time.perf_counter() - start
-                registers.update(zip(placed.outputs, (value,) if len(placed.outputs) == 1 else value, strict=True))
         names = [f"{spec.op} {spec.source}".strip() for spec in self.steps]
         return list(zip(names, np.median(times, axis=0).tolist(), strict=True))
 
