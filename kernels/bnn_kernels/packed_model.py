@@ -160,13 +160,20 @@ class PackedModel:
         """
         self._check(inputs)
         count = len(inputs[0])
-        with self._workspaces.one() as workspace:
+        workspace = self._workspaces.take()
+        try:
             recorded = workspace.recorded.get(count)
             if recorded is not None:
                 return self._play(recorded, inputs)
             if self._recordable and workspace.last == count:
                 return self._record(workspace, count, inputs)
             workspace.last = count
+            return self._run_once(workspace, inputs)
+        finally:
+            self._workspaces.give_back(workspace)
+
+    def _run_once(self, workspace: Workspace, inputs: Sequence[np.ndarray]) -> Any:
+        with in_use(workspace):
             registers = self._run(workspace, self.enter(*inputs))
             result = self._leave(registers)
             for (register, _), y in zip(self.outputs, result if isinstance(result, tuple) else (result,), strict=True):

@@ -160,15 +160,13 @@ class Workspaces:
     def __init__(self) -> None:
         self._waiting: list[Workspace] = []
 
-    @contextmanager
-    def one(self) -> Iterator[Workspace]:
-        """Lend a workspace to the calling thread."""
+    def take(self) -> Workspace:
+        """Return a workspace that nobody else has until it is given back."""
         try:
-            workspace = self._waiting.pop()
+            return self._waiting.pop()
         except IndexError:
-            workspace = Workspace()
-        try:
-            with in_use(workspace):
-                yield workspace
-        finally:
-            self._waiting.append(workspace)
+            return Workspace()
+
+    def give_back(self, workspace: Workspace) -> None:
+        """Let the next call have a workspace."""
+        self._waiting.append(workspace)
