@@ -16,6 +16,8 @@ from bnn.optimizers import parameter_groups, scale_rates
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
+_RANDOM_NUMBERS = "random_numbers"  # key in a checkpoint: states of PyTorch's generators
+
 
 class Classifier(LightningModule):
     """Trains a network of (N, C, H, W) -> (N, classes) on batches (images, labels).
@@ -52,6 +54,7 @@ class Classifier(LightningModule):
         self._glorot_rates = glorot_rates
         self._packs = pack_activations
         self._packing: ActivationPacking | None = None
+        self._random_numbers: dict[str, Tensor] = {}
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self.network, self._no_decay, self._glorot_rates))
@@ -72,6 +75,23 @@ class Classifier(LightningModule):
     def on_fit_end(self) -> None:
         if self._packing is not None:
             self._packing.remove()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # So that a run that goes on draws what it would have drawn: stochastic signs, dropout.
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint[_RANDOM_NUMBERS] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._random_numbers = checkpoint.get(_RANDOM_NUMBERS, {})
+
+    def _restore_random_numbers(self) -> None:
+        states, self._random_numbers = self._random_numbers, {}
+        if "cpu" in states:
+            torch.set_rng_state(states["cpu"].cpu())
+        if "cuda" in states and self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"].cpu(), self.device)
 
     def on_train_epoch_start(self) -> None:
         # The order of the batches follows the epoch, so an interrupted run goes on with the batches it would have had.
@@ -107,6 +127,7 @@ class Classifier(LightningModule):
         # Not when a run goes on: centring what was clipped would move it again.
         if self.global_step == 0:
             self._keep_latents()
+        self._restore_random_numbers()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         self._evaluate(batch, "validation_accuracy")

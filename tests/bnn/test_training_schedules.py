@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import pytest
+import quantizer_configs as configs
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
@@ -168,6 +169,35 @@ def test_a_run_that_is_interrupted_goes_on_with_the_same_values(tmp_path):
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
     assert set(whole.conv2.weight.unique().tolist()) == {-1.0, 1.0}
+
+
+class Stop(Callback):
+    """Stops a run at the beginning of its second epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["bnn_stochastic", "fda_noise", "lqnet2", "lsq2", "rbnn", "tbn"])
+def test_methods_with_a_state_of_their_own_go_on_the_same(name, tmp_path):
+    """Random draws, learned scales that began with the first batch, bases and thresholds that follow the data."""
+    weight, given = configs.factories()[name]
+
+    def run(folder, *callbacks):
+        torch.manual_seed(0)
+        network = DigitsCNN(width=4, weight_quantizer=weight, input_quantizer=given)
+        adam = partial(torch.optim.Adam, lr=0.01)
+        quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+        train(partial(Classifier, optimizer=adam), network, digits(), folder, epochs=2, batch_size=600, seed=0,
+              trainer=quiet, callbacks=callbacks)  # fmt: skip
+        return network.state_dict()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", Stop())
+    parts = run(tmp_path / "parts")
+    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
 
 
 def test_mixed_precision_steps_by_bop(tmp_path):
