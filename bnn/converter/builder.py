@@ -31,6 +31,9 @@ from bnn.quantizers.base import Quantizer
 
 Function = Callable[[Tensor], Tensor]
 
+# Between a place whose values are quantized and their scale, in the source of levels.
+IN_STEPS = " in steps of "
+
 
 def two(value: Any) -> list[int]:
     """Return [y, x] of a number or a pair; of one number in a sequence, as 1-d layers have it, [0 or 1 row, x]."""
@@ -98,11 +101,18 @@ class Builder:
             self.fail(f"{type(module).__name__} has no conversion rule")
         return rule(self, module, *values)
 
-    def quantize(self, x: Value, quantizer: Quantizer) -> Value:
-        """Return what a quantizer makes of x; a binary layer behind it reads its bits."""
+    def quantize(self, x: Value, quantizer: Quantizer, source: str | None = None) -> Value:
+        """Return what a quantizer makes of x; a binary layer behind it reads its bits.
+
+        source: where the parity report finds the levels; by default in the values of the module or function that the
+        rule is for, divided by the quantizer's scale.
+        """
         if not quantizer.packable:
             return x
-        return Unpacked(x.shape, (levels_of(quantizer, x, self.place, f"{self.place} levels"),))
+        levels = levels_of(quantizer, x, self.place, source or "")
+        if source is None and len(levels.planes.parts) == 1:
+            levels.source = f"{self.place}{IN_STEPS}{float(levels.planes.terms[0].scale)!r}"
+        return Unpacked(x.shape, (levels,))
 
     def _of_network(self, x: Value, constant: Any) -> Any:
         """Return a constant `aligned` with x, of which (C,) numbers are those of channels."""

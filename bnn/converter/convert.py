@@ -22,9 +22,9 @@ from bnn.converter import rules_transposed as rules_transposed
 from bnn.converter.builder import Builder
 from bnn.converter.emitter import emit
 from bnn.converter.errors import ConversionError
-from bnn.converter.graph import Input, Value
+from bnn.converter.graph import Input, Refused, Value, refused
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules
-from bnn.converter.trace import Traced, check_trace, results, trace
+from bnn.converter.trace import BATCH, Traced, check_trace, results, trace
 from bnn.quantizers.base import Quantizer
 
 
@@ -106,7 +106,11 @@ class Lowering:
         """Return the outputs of the network."""
         for node in self.traced.nodes:
             if node.op == "output":
-                return self._outputs(node)
+                outputs = self._outputs(node)
+                cause = refused(outputs)
+                if cause is not None:
+                    raise cause.error
+                return outputs
             self.values[node] = self._lower(node)
         raise AssertionError("a graph has an output")
 
@@ -122,8 +126,15 @@ class Lowering:
         if not _holds_tensor(found):
             return found  # shapes and the like
         build = Builder(self.traced.places[node])
-        value = self._rule(node, build)(build, *args, **kwargs)
-        self._check(build, value, found)
+        try:
+            value = self._rule(node, build)(build, *args, **kwargs)
+            self._check(build, value, found)
+        except ConversionError as error:
+            # Gradient estimators compute much that cancels out: only what is needed must be convertible.
+            if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != BATCH:
+                raise
+            cause = refused([a for a in _flat((args, kwargs)) if isinstance(a, Value)])
+            return Refused(tuple(found.shape[1:]), error=error if cause is None else cause.error)
         if self._works_in_place(node):
             self._overwrite(node, value, build)
         return value
@@ -162,13 +173,13 @@ class Lowering:
             if of_module is not None:
                 return functools.partial(_call, of_module, module)
             if isinstance(module, Quantizer):
-                return lambda build, x: build.quantize(x, module)
+                return lambda build, x: build.quantize(x, module, f"{build.place} levels")
             build.fail(
                 f"{type(module).__name__} cannot be converted. Supported are {', '.join(supported_modules())}; replace "
                 "the module, give it a rule with bnn.converter.register_rule, or convert the part of the network "
                 "before it"
             )
-        rule = rule_of_function(node.target)
+        rule = rule_of_function(getattr(node.target, "rule_for", node.target))
         if rule is None:
             name = getattr(node.target, "__name__", str(node.target))
             build.fail(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from bnn.converter.errors import ConversionError
 from bnn.converter.level_table import LevelTable
 from bnn.planes import Planes, Term
 
@@ -32,6 +33,13 @@ class Input(Value):
     """An input of the network."""
 
     register: str = "x"
+
+
+@dataclass(eq=False)
+class Refused(Value):
+    """A value that cannot be converted; the error counts if an output depends on it."""
+
+    error: ConversionError = field(kw_only=True)
 
 
 @dataclass(eq=False)
@@ -85,7 +93,8 @@ class BinaryLayer(Value):
 
     inputs: levels, and the floats of which K is the scale if input_scale. terms: the weight's. scales: for each of them
     in turn one (O,) for each part of the input. input_attrs: how a step takes the input's parts apart. constant: (O,),
-    what the input's offset adds to the one scaled sum everywhere, if there is one and it does. path: the module's.
+    what the input's offset adds to the one scaled sum everywhere, if there is one and it does. exact: the network
+    itself computes scaled integers, not floats within rounding of them. path: the module's.
     """
 
     op: str = field(kw_only=True)
@@ -98,12 +107,13 @@ class BinaryLayer(Value):
     bias: Tensor | None = field(kw_only=True)
     largest: int = field(kw_only=True)
     input_scale: bool = field(kw_only=True)
+    exact: bool = field(kw_only=True)
     path: str = field(kw_only=True)
 
     @property
     def has_integers(self) -> bool:
         """Whether the output is a monotone function of one integer a channel."""
-        return (len(self.scales) == 1 or self.constant is not None) and not self.input_scale
+        return (len(self.scales) == 1 or self.constant is not None) and not self.input_scale and self.exact
 
     def output(self, sums: Tensor) -> Tensor:
         """Return the output for integer sums (T, O), as the layer computes it."""
@@ -194,6 +204,11 @@ class Moved(Value):
     def is_flatten(self) -> bool:
         """Whether this is the operand as it is, as a vector."""
         return len(self.shape) == 1 and bool((self.index == np.arange(1, self.index.size + 1)).all())
+
+
+def refused(values: list[Value]) -> Refused | None:
+    """Return the first value that cannot be converted of those that these depend on, or None."""
+    return next((value for value in live_values(values) if isinstance(value, Refused)), None)
 
 
 def live_values(outputs: list[Value]) -> list[Value]:

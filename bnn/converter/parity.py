@@ -16,6 +16,7 @@ from bnn_kernels.bit_tensor import BitTensor, unpack
 from bnn_kernels.pooling import max_pool
 from torch import Tensor, fx, nn
 
+from bnn.converter.builder import IN_STEPS
 from bnn.converter.convert import check_examples
 from bnn.converter.level_table import as_one_term
 from bnn.converter.parity_report import FreeRun, ParityReport, StepParity
@@ -31,6 +32,12 @@ class _Recorder:
     def __init__(self, traced: Traced, sources: set[str]):
         self.traced = traced
         self.sources = sources
+        # Of levels whose values a place computes: the source, and what a level of 1 stands for.
+        self.scales: dict[str, list[tuple[str, float]]] = {}
+        for source in sources:
+            place, steps, scale = source.partition(IN_STEPS)
+            if steps:
+                self.scales.setdefault(place, []).append((source, float(scale)))
         self.modules = dict(traced.module.named_modules())
         self.values: dict[str, np.ndarray] = {}
 
@@ -46,8 +53,8 @@ class _Recorder:
         if place in self.sources and isinstance(result, Tensor):
             # A copy: a later module may work in place.
             self.values[place] = result.numpy().copy()
-        if f"{place} levels" in self.sources and node.op != "call_module":
-            self.values[f"{place} levels"] = result.to(torch.int32).numpy()  # torch.sign: its values are levels
+        for source, scale in self.scales.get(place, ()):
+            self.values[source] = (result / scale).round().to(torch.int32).numpy()
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             for source, quantizer in (

@@ -14,7 +14,8 @@ _FUNCTIONS: dict[Any, Rule] = {}
 def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Decorate a function as the conversion rule of modules, functions or tensor methods.
 
-    targets: classes of modules, functions such as torch.cat, or names of tensor methods such as "flatten".
+    targets: classes of modules, classes derived from torch.autograd.Function, functions such as torch.cat, or names of
+        tensor methods such as "flatten".
     The rule of a module is called as rule(build, module, *arguments), that of a function as rule(build, *arguments),
     with a bnn.converter.Value for every tensor that depends on the network's input, and all else as it is. It returns
     the Value (or a tuple of them) that stands for the result, made by the methods of `build`, a

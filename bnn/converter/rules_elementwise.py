@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn.converter.builder import Builder
-from bnn.converter.graph import Value
+from bnn.converter.graph import Add, Affine, Channelwise, Unpacked, Value
 from bnn.converter.registry import register_rule
 from bnn.layers.rprelu import RPReLU
 
@@ -36,7 +36,7 @@ def copied(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
     return x
 
 
-@register_rule("to", "type_as")
+@register_rule("to", "type", "type_as")
 def cast(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
     """A cast to a float type (or a device), of a network that was made float32."""
     if any(isinstance(a, torch.dtype) and not a.is_floating_point for a in (*args, *kwargs.values())):
@@ -163,6 +163,20 @@ for _curve in _CURVES:
     _register_curve(*_curve)
 
 
+def _estimated(a: Value, b: Value) -> Value | None:
+    """Return the quantized value q of a = q - b and b, as straight-through estimators write it; else None.
+
+    PyTorch's q - b + b is q but for rounding.
+    """
+    if not isinstance(a, Add) or not isinstance(a.inputs[0], Unpacked):
+        return None
+    negative = a.inputs[1]
+    form = negative.form if isinstance(negative, Channelwise) else None
+    if not isinstance(form, Affine) or form.shift is not None or form.scale is None or negative.inputs != (b,):
+        return None
+    return a.inputs[0] if bool((form.scale == -1).all()) else None
+
+
 # -- sums and products ------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +184,8 @@ for _curve in _CURVES:
 def add(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
     """a + alpha * b of two values, or of one and a constant."""
     if isinstance(a, Value) and isinstance(b, Value):
-        return build.add(a, b if alpha == 1 else build.affine(b, scale=alpha))
+        estimated = (_estimated(a, b) or _estimated(b, a)) if alpha == 1 else None
+        return estimated or build.add(a, b if alpha == 1 else build.affine(b, scale=alpha))
     if isinstance(a, Value):
         return build.affine(a, shift=build.aligned(a, b * alpha))
     return build.affine(b if alpha == 1 else build.affine(b, scale=alpha), shift=build.aligned(b, a))
@@ -181,6 +196,10 @@ def subtract(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
     """a - alpha * b."""
     if not isinstance(b, Value):
         return build.affine(a, shift=build.aligned(a, -(b * alpha)))
+    if isinstance(a, Add) and alpha == 1 and b in a.inputs:  # q + y - y
+        other = a.inputs[1 - a.inputs.index(b)]
+        if isinstance(other, Unpacked):
+            return other
     negative = build.affine(b, scale=-alpha)
     return build.add(a, negative) if isinstance(a, Value) else build.affine(negative, shift=build.aligned(b, a))
 

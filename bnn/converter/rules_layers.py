@@ -1,4 +1,4 @@
-"""Rules of layers with float weights: convolution and linear layers."""
+"""Rules of layers with float weights, among them those whose weights the network has binarized itself."""
 
 from typing import Any
 
@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn.converter.builder import Builder
-from bnn.converter.graph import Value
+from bnn.converter.few_values import few_values
+from bnn.converter.graph import Unpacked, Value
 from bnn.converter.registry import register_rule
+from bnn.converter.rules_quantized import binary_layer, float_layer
 
 
 @register_rule(nn.Conv1d, nn.Conv2d)
@@ -19,13 +21,13 @@ def conv(build: Builder, module: Any, x: Value) -> Value:
     if module.padding_mode != "zeros":
         around = module._reversed_padding_repeated_twice
         x, padding = build.move(x, lambda p: F.pad(p, around, mode=module.padding_mode)), 0
-    return build.float_conv(x, module.weight, module.bias, module.stride, padding, module.dilation, module.groups)
+    return _conv(build, x, module.weight, module.bias, module.stride, padding, module.dilation, module.groups)
 
 
 @register_rule(nn.Linear)
 def linear(build: Builder, module: Any, x: Value) -> Value:
     """Matrix product in float."""
-    return build.float_linear(x, module.weight, module.bias)
+    return _linear(build, x, module.weight, module.bias)
 
 
 @register_rule(F.conv1d, F.conv2d, torch.conv1d, torch.conv2d)
@@ -36,7 +38,7 @@ def functional_conv(
     """Convolution with a weight that the network computes from its parameters alone."""
     if not isinstance(weight, Tensor):
         build.fail("a convolution whose weight depends on the input cannot be converted")
-    return build.float_conv(x, weight, bias, stride, padding, dilation, groups)
+    return _conv(build, x, weight, bias, stride, padding, dilation, groups)
 
 
 @register_rule(F.linear)
@@ -44,6 +46,33 @@ def functional_linear(build: Builder, x: Value, weight: Any, bias: Tensor | None
     """Matrix product with a weight that the network computes from its parameters alone."""
     if not isinstance(weight, Tensor):
         build.fail("a linear layer whose weight depends on the input cannot be converted")
+    return _linear(build, x, weight, bias)
+
+
+def _conv(
+    build: Builder, x: Value, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Value:
+    found = few_values(weight)
+    bits = found is not None and isinstance(x, Unpacked)
+    if found is None or not (bits or found.same):
+        return build.float_conv(x, weight, bias, stride, padding, dilation, groups)
+    attrs, shape = build.conv_attrs(x, weight.shape, stride, padding, dilation, groups)
+    if not bits:
+        return float_layer(x, (found.term,), bias, "float_conv", {**attrs, "pad_value": 0.0}, shape)
+    attrs["pad_level"] = 0
+    return binary_layer(build, x.inputs[0], (found.term,), bias, "binary_conv", attrs, shape, in_floats=True)
+
+
+def _linear(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
+    if len(x.shape) > 1:  # a convolution of 1x1 over tokens
+        filters = weight.reshape(*weight.shape, *[1] * (len(x.shape) - 1))
+        return build.channels_last(_conv(build, build.channels_first(x), filters, bias, 1, 0, 1, 1))
+    found = few_values(weight)
+    attrs, shape = {"shape": list(weight.shape)}, (len(weight),)
+    if found is not None and isinstance(x, Unpacked):
+        return binary_layer(build, x.inputs[0], (found.term,), bias, "binary_linear", attrs, shape, in_floats=True)
+    if found is not None and found.same:
+        return float_layer(x, (found.term,), bias, "float_linear", attrs, shape)
     return build.float_linear(x, weight, bias)
 
 

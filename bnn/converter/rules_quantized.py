@@ -8,6 +8,7 @@ from bnn_kernels.dense_bits import to_dense_bits
 from torch import Tensor, nn
 
 from bnn.converter.builder import Builder
+from bnn.converter.few_values import multiplies_exactly
 from bnn.converter.graph import BinaryLayer, FloatLayer, Levels, Unpacked, Value
 from bnn.converter.input_levels import levels_of
 from bnn.converter.registry import register_rule
@@ -136,11 +137,15 @@ def float_layer(
 
 
 def binary_layer(
-    build: Builder, levels: Levels, terms: Weight, bias: Tensor | None, op: str, attrs: dict[str, Any],
-    shape: tuple[int, ...], scaled_by: Value | None = None,
+    build: Builder, levels: Value, terms: Weight, bias: Tensor | None, op: str, attrs: dict[str, Any],
+    shape: tuple[int, ...], scaled_by: Value | None = None, in_floats: bool = False,
 ) -> Value:  # fmt: skip
-    """Return the product of levels and a weight's terms. scaled_by: the floats of which XNOR-Net's K is the scale."""
+    """Return the product of levels and a weight's terms. scaled_by: the floats of which XNOR-Net's K is the scale.
+
+    in_floats: PyTorch computes it in floats, not as scaled integers.
+    """
     assert isinstance(terms, tuple)
+    assert isinstance(levels, Levels)
     parts = levels.planes.parts
     largest = max(given.max_level * term.max_level for given in parts for term in terms) * terms[0].bits[0, 0].numel()
     if largest > np.iinfo(np.int32).max:
@@ -161,6 +166,7 @@ def binary_layer(
         bias=None if bias is None else bias.detach(),
         largest=largest,
         input_scale=scaled_by is not None,
+        exact=not in_floats or multiplies_exactly(scales),
         path=build.place,
     )
 

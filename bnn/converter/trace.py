@@ -1,7 +1,9 @@
 """From a module to an fx graph in which every node has a name to report and a result to look at."""
 
+import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bnn.converter.errors import ConversionError
-from bnn.converter.registry import rule_of_module
+from bnn.converter.registry import rule_of_function, rule_of_module
 from bnn.layers.base import QuantLayer
 from bnn.quantizers.base import Quantizer
 
@@ -23,6 +25,10 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         known = isinstance(module, QuantLayer | Quantizer) or rule_of_module(module) is not None
         return known or super().is_leaf_module(module, qualified_name)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return an attribute as it is: what is computed of parameters alone is a constant, whatever computes it."""
+        return attr_val
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,64 @@ def _places(graph: fx.Graph) -> dict[fx.Node, str]:
     return places
 
 
+class _NoContext:
+    """Stands for the context of an autograd function, of which only the backward pass needs anything."""
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        """Keep nothing."""
+
+    mark_non_differentiable = mark_dirty = save_for_forward = save_for_backward
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Keep nothing."""
+
+
+@functools.cache
+def _applied(cls: Any) -> Any:
+    """Return a function that applies an autograd function and has its name; its attribute `rule_for` is the class."""
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        return cls.apply(*args, **kwargs)
+
+    apply.__name__ = apply.__qualname__ = cls.__name__
+    apply.rule_for = cls  # type: ignore[attr-defined]
+    return apply
+
+
+@contextmanager
+def _autograd_functions() -> Iterator[None]:
+    """Let autograd functions be traced: as one function if there is a rule for it, else by what their forward does."""
+    base: Any = torch.autograd.function._SingleLevelFunction  # what Function.apply hands on to
+    own = vars(base).get("apply")
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)]
+        if not proxies:
+            return super(base, cls).apply(*args, **kwargs)
+        if rule_of_function(cls) is not None:
+            return proxies[0].tracer.create_proxy("call_function", _applied(cls), args, kwargs)
+        if torch.autograd.function._is_setup_context_defined(cls.setup_context):
+            return cls.forward(*args, **kwargs)
+        return cls.forward(_NoContext(), *args, **kwargs)
+
+    base.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        if own is None:
+            del base.apply
+        else:
+            base.apply = own
+
+
 def trace(model: nn.Module) -> Traced:
     """Return the graph of a network; ConversionError if its Python code cannot be followed."""
     tracer = _Tracer()
     if tracer.is_leaf_module(model, ""):
         model = nn.Sequential(OrderedDict(model=model))
     try:
-        graph = tracer.trace(model)
+        with torch.no_grad(), _autograd_functions():
+            graph = tracer.trace(model)
     except (fx.proxy.TraceError, TypeError) as error:
         raise ConversionError(
             f"{type(model).__name__} cannot be traced (control flow that depends on data?): {error}. "
