@@ -35,7 +35,7 @@ class AbcActivation(Quantizer):
 
     def __init__(self, bases: int = 3):
         super().__init__()
-        bases = check_bits(bases)
+        self._bits = check_bits(bases)
         first = -1.0 if bases > 1 else 0.0
         self.shift = nn.Parameter(torch.linspace(first, 1, bases))
         self.beta = nn.Parameter(torch.full((bases,), 1 / bases))
@@ -55,11 +55,6 @@ class AbcActivation(Quantizer):
         shifts, scales = self.shift.detach().to(x.dtype), self.beta.detach().to(x.dtype)
         terms = (Term(sign_bits(x + v - 0.5), True, (1,), beta) for v, beta in zip(shifts, scales, strict=True))
         return Planes(tuple(terms))
-
-    @property
-    def bits(self) -> int:
-        """N."""
-        return len(self.shift)
 
     def extra_repr(self) -> str:
         return f"bases={len(self.shift)}"

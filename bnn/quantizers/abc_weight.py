@@ -31,7 +31,7 @@ class AbcWeight(Quantizer):
 
     def __init__(self, bases: int = 3):
         super().__init__()
-        self.bases = check_bits(bases)
+        self.bases = self._bits = check_bits(bases)
 
     def _signs_and_scales(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Return bits bool (M, *shape) and alpha (M,)."""
@@ -54,11 +54,6 @@ class AbcWeight(Quantizer):
     def planes(self, w: Tensor) -> Planes:
         bits, alpha = self._signs_and_scales(w.detach())
         return Planes(tuple(Term(bits[m : m + 1], True, (1,), alpha[m]) for m in range(self.bases)))
-
-    @property
-    def bits(self) -> int:
-        """M."""
-        return self.bases
 
     def extra_repr(self) -> str:
         return f"bases={self.bases}"

@@ -32,10 +32,6 @@ class AdaBinWeight(Sharpened, Quantizer):
     [[1.0, 0.0]]
     """
 
-    def __init__(self, t: float = 0.1):
-        super().__init__()
-        self.set_sharpness(t)
-
     @staticmethod
     def _parts(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return V, alpha and beta."""
@@ -77,6 +73,7 @@ class AdaBinActivation(Quantizer):
     """
 
     elementwise = True
+    _bits = 1
 
     def __init__(self, form: Literal["paper", "released"] = "paper"):
         super().__init__()
@@ -99,11 +96,6 @@ class AdaBinActivation(Quantizer):
     def planes(self, x: Tensor) -> Planes:
         v, alpha, offset = self._parts(x.detach())
         return sign_planes(v, alpha.detach(), offset.detach())
-
-    @property
-    def bits(self) -> int:
-        """1."""
-        return 1
 
     def extra_repr(self) -> str:
         return f"form={self.form!r}"

@@ -30,6 +30,8 @@ class Quantizer(nn.Module):
     channelwise: bool = False
     for_weights: bool = False
 
+    _bits: int = 0  # where they are known without planes of a tensor
+
     def planes(self, x: Tensor) -> Planes:
         """Return the bit planes of `x`'s quantized values; TypeError for a quantizer that has none."""
         raise TypeError(f"{type(self).__name__} has no bit planes")
@@ -40,7 +42,7 @@ class Quantizer(nn.Module):
     @property
     def bits(self) -> int:
         """Bits of one quantized element."""
-        return self.planes(torch.zeros(1, 1)).bits
+        return self._bits or self.planes(torch.zeros(1, 1)).bits
 
 
 class FullPrecision(Quantizer):

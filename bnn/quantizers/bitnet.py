@@ -81,10 +81,5 @@ class AbsmaxActivation(Quantizer):
         bits = signed_code_bits(levels, self._bits)
         return Planes((Term(bits, False, twos_complement(self._bits), scale),))
 
-    @property
-    def bits(self) -> int:
-        """k."""
-        return self._bits
-
     def extra_repr(self) -> str:
         return f"bits={self._bits}"

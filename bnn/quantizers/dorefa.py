@@ -63,11 +63,6 @@ class DoReFaWeight(Quantizer):
         bits = ~code_bits(codes, self._bits)
         return Planes((Term(bits, True, powers_of_two(self._bits), _step(self._bits, w)),))
 
-    @property
-    def bits(self) -> int:
-        """k."""
-        return self._bits
-
     def extra_repr(self) -> str:
         return f"bits={self._bits}"
 
@@ -103,11 +98,6 @@ class DoReFaActivation(Quantizer):
     def planes(self, x: Tensor) -> Planes:
         bits = code_bits(self._levels(x.detach()), self._bits)
         return Planes((Term(bits, False, powers_of_two(self._bits), _step(self._bits, x)),))
-
-    @property
-    def bits(self) -> int:
-        """k."""
-        return self._bits
 
     def extra_repr(self) -> str:
         return f"bits={self._bits}"

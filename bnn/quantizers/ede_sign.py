@@ -31,9 +31,5 @@ class EdeSign(Sharpened, SurrogateSign):
     [0.8399, 2.0, 2.0, 0.1413]
     """
 
-    def __init__(self, t: float = 0.1):
-        super().__init__()
-        self.set_sharpness(t)
-
     def slope(self, x: Tensor) -> Tensor:
         return ede_slope(x, self.t, self.k)

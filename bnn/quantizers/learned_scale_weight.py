@@ -29,6 +29,7 @@ class LearnedScaleWeight(Quantizer):
     """
 
     for_weights = True
+    _bits = 1
 
     def __init__(self, channels: int):
         super().__init__()
@@ -40,11 +41,6 @@ class LearnedScaleWeight(Quantizer):
 
     def planes(self, w: Tensor) -> Planes:
         return sign_planes(w, self.alpha.detach().to(w.dtype))
-
-    @property
-    def bits(self) -> int:
-        """1."""
-        return 1
 
     def extra_repr(self) -> str:
         return f"channels={len(self.alpha)}"

@@ -30,10 +30,6 @@ class LibraWeight(Sharpened, Quantizer):
     [0.0124, -0.0373, 0.0124, 0.0124]
     """
 
-    def __init__(self, t: float = 0.1):
-        super().__init__()
-        self.set_sharpness(t)
-
     @staticmethod
     def _scale(v: Tensor) -> Tensor:
         shift = mean_magnitude(v).log2().round()

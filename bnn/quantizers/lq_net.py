@@ -78,11 +78,6 @@ class _LqNet(DataInitialized):
             terms.append(Term(bits, self.low < 0, (1,), scale))
         return Planes(tuple(terms))
 
-    @property
-    def bits(self) -> int:
-        """K."""
-        return self._bits
-
     def extra_repr(self) -> str:
         return f"bits={self._bits}, momentum={self.momentum}"
 

@@ -101,11 +101,6 @@ class _Lsq(DataInitialized):
             bits, multipliers = code_bits(levels, self._bits), powers_of_two(self._bits)
         return Planes((Term(bits, False, multipliers, scale),))
 
-    @property
-    def bits(self) -> int:
-        """k."""
-        return self._bits
-
 
 class LsqWeight(_Lsq):
     """k-bit weights with a learned step. Forward: q(W) = s round(clip(W / s, -Q_N, Q_P)), Q_N = 2^(k-1) = Q_P + 1.

@@ -70,10 +70,5 @@ class Pact(Quantizer):
         levels, scale = self._levels_and_scale(x.detach(), self._alpha(x).detach())
         return Planes((Term(code_bits(levels, self._bits), False, powers_of_two(self._bits), scale),))
 
-    @property
-    def bits(self) -> int:
-        """k."""
-        return self._bits
-
     def extra_repr(self) -> str:
         return f"bits={self._bits}"

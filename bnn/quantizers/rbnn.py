@@ -33,10 +33,6 @@ class RbnnSign(Sharpened, SurrogateSign):
     [0.0, 1.4142, 0.4142]
     """
 
-    def __init__(self, t: float = 0.1):
-        super().__init__()
-        self.set_sharpness(t)
-
     def slope(self, x: Tensor) -> Tensor:
         return rbnn_slope(x, self.t, self.k)
 
@@ -76,12 +72,12 @@ class RotatedWeight(Sharpened, DataInitialized):
 
     rounds = 3
     for_weights = True
+    _bits = 1
 
     def __init__(self, channels: int, fan_in: int, t: float = 0.1):
-        super().__init__()
+        super().__init__(t)
         if fan_in < 1:
             raise ValueError(f"fan_in must be at least 1, got {fan_in!r}")
-        self.set_sharpness(t)
         self.alpha = parameter_per_channel(channels, 1.0)
         self.theta = nn.Parameter(torch.rand(channels) * (math.pi / 2))
         a, b = _two_factors(fan_in)
@@ -137,11 +133,6 @@ class RotatedWeight(Sharpened, DataInitialized):
     def planes(self, w: Tensor) -> Planes:
         with torch.no_grad():
             return sign_planes(self._turned(w), self.alpha.detach().to(w.dtype))
-
-    @property
-    def bits(self) -> int:
-        """1."""
-        return 1
 
     def extra_repr(self) -> str:
         return f"channels={len(self.alpha)}, fan_in={len(self.rotation1) * len(self.rotation2)}, t={self.t:g}"

@@ -38,6 +38,7 @@ class RecuWeight(Quantizer):
     """
 
     for_weights = True
+    _bits = 1
 
     def __init__(self, channels: int, tau: float = 0.85):
         super().__init__()
@@ -59,11 +60,6 @@ class RecuWeight(Quantizer):
 
     def planes(self, w: Tensor) -> Planes:
         return sign_planes(self._clipped(w.detach()), self.alpha.detach().to(w.dtype))
-
-    @property
-    def bits(self) -> int:
-        """1."""
-        return 1
 
     def extra_repr(self) -> str:
         return f"channels={len(self.alpha)}, tau={self.tau:g}"

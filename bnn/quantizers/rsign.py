@@ -33,6 +33,7 @@ class RSign(Quantizer):
 
     elementwise = True
     channelwise = True
+    _bits = 1
 
     def __init__(self, channels: int, channel_axis: int = 1):
         super().__init__()
@@ -50,11 +51,6 @@ class RSign(Quantizer):
 
     def planes(self, x: Tensor) -> Planes:
         return sign_planes(self._shifted(x.detach()), torch.ones((), dtype=x.dtype, device=x.device))
-
-    @property
-    def bits(self) -> int:
-        """1."""
-        return 1
 
     def extra_repr(self) -> str:
         return f"channels={len(self.shift)}" + ("" if self.channel_axis == 1 else f", channel_axis={self.channel_axis}")

@@ -6,6 +6,10 @@ class Sharpened:
 
     t: float
 
+    def __init__(self, t: float = 0.1):
+        super().__init__()
+        self.set_sharpness(t)
+
     def set_sharpness(self, t: float) -> None:
         """Set t; ValueError unless it is positive."""
         if not t > 0:

@@ -32,6 +32,7 @@ class TernaryActivation(Quantizer):
     """
 
     elementwise = True
+    _bits = 2
 
     def __init__(self, factor: float = 0.5, momentum: float = 0.1, threshold: float | None = None):
         super().__init__()
@@ -70,11 +71,6 @@ class TernaryActivation(Quantizer):
         levels = self._levels(x, self._delta(x))
         scale = torch.ones((), dtype=x.dtype, device=x.device)
         return Planes((Term(ternary_bits(levels), False, (1, -1), scale),))
-
-    @property
-    def bits(self) -> int:
-        """2."""
-        return 2
 
     def extra_repr(self) -> str:
         return f"factor={self.factor}" if self.fixed is None else f"threshold={self.fixed:g}"

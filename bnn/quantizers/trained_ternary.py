@@ -45,6 +45,8 @@ class TrainedTernary(Quantizer):
     ([[2.0, 3.0, 1.0, 1.0]], 1.0, -1.0)
     """
 
+    _bits = 2
+
     def __init__(self, t: float = 0.05):
         super().__init__()
         if not 0 <= t < 1:
@@ -71,11 +73,6 @@ class TrainedTernary(Quantizer):
                 Term(negative[None], False, (-1,), self.wn.detach().to(w.dtype)),
             )
         )
-
-    @property
-    def bits(self) -> int:
-        """2."""
-        return 2
 
     def extra_repr(self) -> str:
         return f"t={self.t:g}"

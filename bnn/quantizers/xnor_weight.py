@@ -61,6 +61,8 @@ class XnorWeight(Quantizer):
     [[1.5, -0.5]]
     """
 
+    _bits = 1
+
     def __init__(self, gradient: Gradient = "exact", center: bool = False):
         super().__init__()
         if gradient not in ("exact", "printed", "released"):
@@ -83,11 +85,6 @@ class XnorWeight(Quantizer):
     def planes(self, w: Tensor) -> Planes:
         w = self._centered(w.detach())
         return sign_planes(w, mean_magnitude(w))
-
-    @property
-    def bits(self) -> int:
-        """1."""
-        return 1
 
     def extra_repr(self) -> str:
         return f"gradient={self.gradient!r}" + (", center=True" if self.center else "")
