@@ -260,7 +260,15 @@ class Builder:
         """Return a * b; sides of 1 are stretched, as those of a gate (C, 1, 1) are."""
         return self._combine("multiply", a, b)
 
+    def divide(self, a: Value, b: Value) -> Value:
+        """Return a / b; sides of 1 are stretched."""
+        return self._combine("divide", a, b)
+
     def _combine(self, kind: str, a: Value, b: Value) -> Value:
+        if is_permuted(a) and isinstance(b, Moved) and np.array_equal(a.index, b.index):
+            inner = a.inputs[0], b.inputs[0]
+            if inner[0].shape == inner[1].shape:
+                return move_alike(a, self._combine(kind, *inner))
         if len(a.shape) != len(b.shape):
             self.fail(f"{kind} of {('N', *a.shape)} and {('N', *b.shape)}: reshape one of them to the other's rank")
         shape = tuple(max(m, n) for m, n in zip(a.shape, b.shape, strict=True))

@@ -184,7 +184,7 @@ class Add(Value):
 
 @dataclass(eq=False)
 class Combine(Value):
-    """Sum ("add") or product ("multiply") with sides of 1 stretched."""
+    """Sum ("add"), product ("multiply") or quotient ("divide") with sides of 1 stretched."""
 
     kind: str = field(kw_only=True)
 

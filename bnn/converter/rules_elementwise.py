@@ -145,6 +145,12 @@ _CURVES = (
     ("hard_sigmoid", nn.Hardsigmoid, (F.hardsigmoid,), F.hardsigmoid, True),
     ("silu", nn.SiLU, (F.silu,), F.silu, False),
     ("hard_swish", nn.Hardswish, (F.hardswish,), F.hardswish, False),
+    ("log_sigmoid", nn.LogSigmoid, (F.logsigmoid,), F.logsigmoid, True),
+    ("mish", nn.Mish, (F.mish,), F.mish, False),
+    ("softsign", nn.Softsign, (F.softsign,), F.softsign, True),
+    ("abs", None, (torch.abs, "abs", operator.abs), torch.abs, False),
+    ("exp", None, (torch.exp, "exp"), torch.exp, False),
+    ("square", None, (torch.square, "square"), torch.square, False),
 )
 
 
@@ -155,7 +161,8 @@ def _register_curve(kind: str, cls: Any, functions: tuple[Any, ...], function: A
     def of_function(build: Builder, x: Value, inplace: bool = False) -> Value:
         return build.curve(x, kind, function, monotone)
 
-    register_rule(cls)(of_module)
+    if cls is not None:
+        register_rule(cls)(of_module)
     register_rule(*functions)(of_function)
 
 
@@ -175,6 +182,47 @@ def _estimated(a: Value, b: Value) -> Value | None:
     if not isinstance(form, Affine) or form.shift is not None or form.scale is None or negative.inputs != (b,):
         return None
     return a.inputs[0] if bool((form.scale == -1).all()) else None
+
+
+@register_rule(nn.GELU)
+def gelu(build: Builder, module: Any, x: Value) -> Value:
+    """x times the normal distribution function of x."""
+    return functional_gelu(build, x, module.approximate)
+
+
+@register_rule(F.gelu)
+def functional_gelu(build: Builder, x: Value, approximate: str = "none") -> Value:
+    """x times the normal distribution function of x."""
+    kind = "gelu" if approximate == "none" else "gelu_tanh"
+    return build.curve(x, kind, lambda y: F.gelu(y, approximate=approximate), monotone=False)
+
+
+@register_rule(nn.ELU)
+def elu(build: Builder, module: Any, x: Value) -> Value:
+    """x, or exp(x) - 1 below 0."""
+    return functional_elu(build, x, module.alpha)
+
+
+@register_rule(F.elu)
+def functional_elu(build: Builder, x: Value, alpha: float = 1.0, inplace: bool = False) -> Value:
+    """x, or exp(x) - 1 below 0."""
+    if alpha != 1:
+        build.fail(f"ELU can be converted with alpha 1, got {alpha}")
+    return build.curve(x, "elu", F.elu, monotone=True)
+
+
+@register_rule(nn.Softplus)
+def softplus(build: Builder, module: Any, x: Value) -> Value:
+    """log(1 + exp(x))."""
+    return functional_softplus(build, x, module.beta, module.threshold)
+
+
+@register_rule(F.softplus)
+def functional_softplus(build: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    """log(1 + exp(x))."""
+    if beta != 1 or threshold < 20:
+        build.fail(f"softplus can be converted with beta 1 and a threshold of at least 20, got {beta} and {threshold}")
+    return build.curve(x, "softplus", F.softplus, monotone=True)
 
 
 # -- sums and products ------------------------------------------------------------------------------------------------
@@ -215,9 +263,11 @@ def multiply(build: Builder, a: Any, b: Any) -> Value:
 
 @register_rule(operator.truediv, operator.itruediv, torch.div, "div", "div_")
 def divide(build: Builder, a: Any, b: Any) -> Value:
-    """a / b by a constant."""
+    """a / b of two values, or of one by a constant."""
+    if isinstance(a, Value) and isinstance(b, Value):
+        return build.divide(a, b)
     if isinstance(b, Value):
-        build.fail("a division by something that depends on the input cannot be converted")
+        build.fail("a constant divided by something that depends on the input cannot be converted")
     divisor = build.aligned(a, b).to(torch.float64)
     if (divisor == 0).any():
         build.fail("a division by zero")
@@ -225,6 +275,14 @@ def divide(build: Builder, a: Any, b: Any) -> Value:
         return build.affine(a, scale=1 / divisor)
     by = torch.from_numpy(build.channel_vector(a, divisor)).to(torch.float32)
     return build.affine(a, scale=1 / divisor, function=lambda y: y / by)
+
+
+@register_rule(operator.pow, torch.pow, "pow")
+def power(build: Builder, x: Any, exponent: Any) -> Value:
+    """x * x."""
+    if not isinstance(x, Value) or not isinstance(exponent, int | float) or exponent != 2:
+        build.fail("a power can be converted with exponent 2 alone")
+    return build.curve(x, "square", torch.square, monotone=False)
 
 
 @register_rule(operator.neg, torch.neg, "neg")

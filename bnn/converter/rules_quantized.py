@@ -15,7 +15,7 @@ from bnn.converter.registry import register_rule
 from bnn.layers import QuantConv1d, QuantConv2d, QuantLinear
 from bnn.layers.base import QuantLayer, output_scale, weight_planes
 from bnn.planes import Planes, Term, ternary_bits
-from bnn.quantizers.base import Quantizer
+from bnn.quantizers.base import Absmax, Quantizer
 
 
 class _TorchSign(Quantizer):
@@ -69,13 +69,18 @@ def quantized_conv(build: Builder, layer: Any, x: Value) -> Value:
     if layer.padding_mode != "zeros":
         build.fail(f"padding must have mode 'zeros', got {layer.padding_mode!r}; pad explicitly")
     attrs, shape = build.conv_attrs(x, layer.weight.shape, layer.stride, layer.padding, layer.dilation, layer.groups)
-    given, weight = operands(build, layer, x)
-    scaled_by = x if layer.input_scale else None
+    given, weight, scale = operands(build, layer, x)
+    bias = layer.bias if scale is None else None
     if isinstance(given, Levels):
+        if scale is not None and layer._pad() != 0:
+            build.fail(f"pad_value {layer._pad():+g} is no value of an input whose scale follows it: use 0")
         attrs["pad_level"] = _pad_level(build, layer, given.planes.parts)
-        return binary_layer(build, given, weight, layer.bias, "binary_conv", attrs, shape, scaled_by)
-    attrs["pad_value"] = layer._pad()
-    return float_layer(given, weight, layer.bias, "float_conv", attrs, shape)
+        scaled_by = x if layer.input_scale else None
+        y = binary_layer(build, given, weight, bias, "binary_conv", attrs, shape, scaled_by)
+    else:
+        attrs["pad_value"] = layer._pad()
+        y = float_layer(given, weight, bias, "float_conv", attrs, shape)
+    return y if scale is None else rescaled(build, y, scale, layer.bias)
 
 
 @register_rule(QuantLinear)
@@ -89,35 +94,58 @@ def quantized_linear(build: Builder, layer: Any, x: Value) -> Value:
         kind = "conv"
     else:
         kind, attrs, shape = "linear", {"shape": list(layer.weight.shape)}, (layer.weight.shape[0],)
-    given, weight = operands(build, layer, x)
+    given, weight, scale = operands(build, layer, x)
+    bias = layer.bias if scale is None else None
     if isinstance(given, Levels):
         attrs |= {"pad_level": 0} if tokens else {}
         scaled_by = x if layer.input_scale else None
-        y = binary_layer(build, given, weight, layer.bias, f"binary_{kind}", attrs, shape, scaled_by)
+        y = binary_layer(build, given, weight, bias, f"binary_{kind}", attrs, shape, scaled_by)
     else:
         attrs |= {"pad_value": 0.0} if tokens else {}
-        y = float_layer(given, weight, layer.bias, f"float_{kind}", attrs, shape)
+        y = float_layer(given, weight, bias, f"float_{kind}", attrs, shape)
+    y = y if scale is None else rescaled(build, y, scale, layer.bias)
     return build.channels_last(y) if tokens else y
 
 
 Weight = Tensor | tuple[Term, ...]
 
 
-def operands(build: Builder, layer: Any, x: Value) -> tuple[Value, Weight]:
-    """Return what a layer multiplies: Levels and terms where both sides have bits, else floats and terms or floats."""
+def operands(build: Builder, layer: Any, x: Value) -> tuple[Value, Weight, Value | None]:
+    """Return what a layer multiplies, and what its product is to be multiplied by, if the input's scale follows it.
+
+    Levels and terms where both sides have bits, else floats and terms or floats.
+    """
     weight: Weight = layer.filters(layer.weight.detach())
     if layer.weight_quantizer.packable:
         weight = weight_terms(build, layer)
     levels: Value | None = None
-    if layer.input_quantizer.packable:
+    scale: Value | None = None
+    quantizer = layer.input_quantizer
+    if quantizer.packable:
         # A quantizer of a linear layer has its channels on the last axis.
-        last = isinstance(layer, nn.Linear)
-        levels = levels_of(layer.input_quantizer, x, build.place, f"{build.place} input", channels_last=last)
+        linear = isinstance(layer, nn.Linear)
+        if quantizer.absmax is not None:
+            scale = _absmax(build, x, quantizer.absmax, over_all=not linear)
+            x, quantizer = build.divide(x, scale), quantizer.absmax.at_one
+        levels = levels_of(quantizer, x, build.place, f"{build.place} input", channels_last=linear)
     elif isinstance(x, Unpacked) and layer.weight_quantizer.packable:
         (levels,) = x.inputs
     if levels is None or layer.weight_quantizer.packable:
-        return (x if levels is None else levels), weight
-    return Unpacked(x.shape, (levels,)), weight
+        return (x if levels is None else levels), weight, scale
+    return Unpacked(x.shape, (levels,)), weight, scale
+
+
+def _absmax(build: Builder, x: Value, absmax: Absmax, over_all: bool) -> Value:
+    """Return the scale of each token (over the channels), or of the whole input."""
+    attrs = {"over": "all" if over_all else "channels", "levels": absmax.levels, "smallest": absmax.smallest}
+    shape = (1,) * len(x.shape) if over_all else (1, *x.shape[1:])
+    return build.step(x, shape, "absmax", attrs)
+
+
+def rescaled(build: Builder, y: Value, scale: Value, bias: Tensor | None) -> Value:
+    """Return a layer's product, without its bias, times the input's scale, and then the bias."""
+    y = build.multiply(y, scale)
+    return y if bias is None else build.affine(y, shift=bias)
 
 
 def float_layer(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bnn.converter.builder import Builder
 from bnn.converter.graph import Levels, Value
 from bnn.converter.registry import register_rule
-from bnn.converter.rules_quantized import Weight, binary_layer, float_layer, operands
+from bnn.converter.rules_quantized import Weight, binary_layer, float_layer, operands, rescaled
 from bnn.layers import QuantConvTranspose2d
 from bnn.planes import Term
 
@@ -171,15 +171,7 @@ def functional_conv_transpose(
 def quantized_conv_transpose(build: Builder, layer: Any, x: Value, output_size: Any = None) -> Value:
     """Transposed convolution of bits where both sides have them, of floats elsewhere."""
     _refuse_size(build, output_size)
-    given, weight = operands(build, layer, x)
-    return _transposed(
-        build,
-        given,
-        weight,
-        layer.bias,
-        layer.groups,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.output_padding,
-    )
+    given, weight, scale = operands(build, layer, x)
+    bias, m = (layer.bias if scale is None else None), layer
+    y = _transposed(build, given, weight, bias, m.groups, m.stride, m.padding, m.dilation, m.output_padding)
+    return y if scale is None else rescaled(build, y, scale, layer.bias)

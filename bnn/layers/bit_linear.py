@@ -16,8 +16,7 @@ class BitLinear(nn.Sequential):
     Input (*, in_features), output (*, out_features), float.
     Ma et al., "The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits", 2024, section 2.
 
-    weight_quantizer, input_quantizer: other factories. With input_quantizer=FullPrecision the layer converts; the scale
-    of a token, which follows the input, does not. device, dtype: as for nn.Linear.
+    weight_quantizer, input_quantizer: other factories. device, dtype: as for nn.Linear.
     """
 
     def __init__(

@@ -1,9 +1,23 @@
 """What a quantizer is: a module whose forward gives quantized values and whose planes give the same values as bits."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from bnn.planes import Planes
+
+
+@dataclass(frozen=True)
+class Absmax:
+    """How a scale follows the input: q(x) = s q1(x / s), s = max(max|x|, smallest) / levels.
+
+    The maximum is that of a token for a linear layer, that of a sample for others. at_one: q1, elementwise.
+    """
+
+    levels: int
+    smallest: float
+    at_one: "Quantizer"
 
 
 class Quantizer(nn.Module):
@@ -31,6 +45,11 @@ class Quantizer(nn.Module):
     for_weights: bool = False
 
     _bits: int = 0  # where they are known without planes of a tensor
+
+    @property
+    def absmax(self) -> Absmax | None:
+        """How the scale of an input follows it, where it does so in the one way that bnn.convert knows."""
+        return None
 
     def planes(self, x: Tensor) -> Planes:
         """Return the bit planes of `x`'s quantized values; TypeError for a quantizer that has none."""

@@ -1,9 +1,10 @@
 """Ternary weights and 8-bit activations of language models: BitNet b1.58."""
 
+import torch
 from torch import Tensor
 
 from bnn.planes import Planes, Term, check_bits, signed_code_bits, ternary_bits, twos_complement
-from bnn.quantizers.base import Quantizer
+from bnn.quantizers.base import Absmax, Quantizer
 from bnn.quantizers.straight_through import straight_through
 
 _SMALLEST = 1e-5
@@ -41,13 +42,31 @@ class AbsmeanTernary(Quantizer):
         return Planes((Term(ternary_bits(levels), False, (1, -1), scale),))
 
 
+class Rounded(Quantizer):
+    """Forward: q(x) = clip(round(x), -n - 1, n), n = 2^(k-1) - 1, halves to even. Gradient: 1. bits: k, 2 .. 8."""
+
+    elementwise = True
+
+    def __init__(self, bits: int):
+        super().__init__()
+        self._bits = check_bits(bits, range(2, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = 2 ** (self._bits - 1) - 1
+        return straight_through(x, x.detach().round().clamp(-n - 1, n) + 0.0)
+
+    def planes(self, x: Tensor) -> Planes:
+        bits = signed_code_bits(self(x.detach()), self._bits)
+        return Planes((Term(bits, False, twos_complement(self._bits), torch.tensor(1.0)),))
+
+
 class AbsmaxActivation(Quantizer):
     """Forward: q(x) = s clip(round(x / s), -n - 1, n), n = 2^(k-1) - 1, s = max(max|x|, 1e-5) / n. Gradient: 1.
 
     The maximum is that of each token, all that a dot product sums over: of the last axis in a linear layer, of a whole
     sample in a convolution. Halves are rounded to even.
-    Ma et al., "The Era of 1-bit LLMs", 2024, section 2, with k = 8. bnn.convert refuses it: a scale that follows the
-    input is no set of fixed thresholds.
+    Ma et al., "The Era of 1-bit LLMs", 2024, section 2, with k = 8. As the scale follows the input, a packed layer
+    divides its input by it first and multiplies its output.
 
     bits: k, 2 .. 8. channel_axis: -1 for a scale for each token, another for one for each sample; a layer tells it.
 
@@ -80,6 +99,11 @@ class AbsmaxActivation(Quantizer):
         levels, scale = self._levels_and_scale(x.detach())
         bits = signed_code_bits(levels, self._bits)
         return Planes((Term(bits, False, twos_complement(self._bits), scale),))
+
+    @property
+    def absmax(self) -> Absmax:
+        """The scale s, and rounding."""
+        return Absmax(2 ** (self._bits - 1) - 1, _SMALLEST, Rounded(self._bits))
 
     def extra_repr(self) -> str:
         return f"bits={self._bits}"

@@ -1,10 +1,12 @@
 """Steps that treat every number by itself: batch norm, residual, activation and the next signs in one pass; gates."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from bnn_kernels._jit import jit
 from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.later import Later
 from bnn_kernels.plan import Spec, Step, need, step
@@ -134,12 +136,44 @@ def _hard_sigmoid(x: np.ndarray) -> np.ndarray:
     return np.clip(x + np.float32(3), 0, 6) / np.float32(6)
 
 
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+@jit
+def _erf_rows(x, y, first, last):
+    """y = erf(x), flat."""
+    for i in range(first, last):
+        y[i] = math.erf(x[i])
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    y = np.empty(x.shape, np.float32)
+    _erf_rows(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), 0, x.size)
+    return y
+
+
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
+    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+    return np.float32(0.5) * x * (1 + np.tanh(inner))
+
+
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
     "hard_sigmoid": _hard_sigmoid,
     "silu": lambda x: x * _sigmoid(x),
     "hard_swish": lambda x: x * _hard_sigmoid(x),
+    "gelu": lambda x: np.float32(0.5) * x * (1 + _erf(x * np.float32(math.sqrt(0.5)))),
+    "gelu_tanh": _gelu_tanh,
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "softplus": _softplus,
+    "log_sigmoid": lambda x: -_softplus(-x),
+    "mish": lambda x: x * np.tanh(_softplus(x)),
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "abs": np.abs,
+    "exp": np.exp,
+    "square": np.square,
 }
 
 
@@ -166,12 +200,24 @@ class Activation(Step):
         return y
 
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
-        y[...] = self.function(x)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite, as in PyTorch
+            y[...] = self.function(x)
+
+
+def _divide(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    with np.errstate(divide="ignore", invalid="ignore"):  # infinite, as in PyTorch
+        np.divide(a, b, out)
+
+
+COMBINATIONS: dict[str, Callable[..., Any]] = {"add": np.add, "multiply": np.multiply, "divide": _divide}
 
 
 @step
 class Combine(Step):
-    """Sum or product of two values, sides of 1 stretched to the other's: gates (C, 1, 1), attention maps (1, H, W)."""
+    """Sum, product or quotient of two values, sides of 1 stretched to the other's.
+
+    Gates (C, 1, 1), attention maps (1, H, W), scales that follow the input.
+    """
 
     op = "combine"
     recordable = True
@@ -180,8 +226,8 @@ class Combine(Step):
 
     def build(self) -> None:
         kind = self.attr("kind", str)
-        need(kind in ("add", "multiply"), f"unknown kind {kind!r}; known are add, multiply")
-        self.function: np.ufunc = np.add if kind == "add" else np.multiply
+        need(kind in COMBINATIONS, f"unknown kind {kind!r}; known are {', '.join(COMBINATIONS)}")
+        self.function = COMBINATIONS[kind]
 
     def infer(self, inputs: list[Spec]) -> Spec:
         a, b = inputs

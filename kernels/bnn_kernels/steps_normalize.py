@@ -46,6 +46,37 @@ class Normalize(Step):
 
 
 @step
+class Absmax(Step):
+    """s = max(max|x|, smallest) / levels, over the channels of each place or over "all" numbers of an image."""
+
+    op = "absmax"
+    recordable = True
+    attributes = ("over", "levels", "smallest")
+
+    def build(self) -> None:
+        over = self.attr("over", str)
+        need(over in ("channels", "all"), f"unknown over {over!r}; known are channels, all")
+        self.over_all = over == "all"
+        self.levels, self.smallest = (np.float32(self.attr(name, float)) for name in ("levels", "smallest"))
+        need(bool(self.levels > 0 and self.smallest > 0), "attributes 'levels' and 'smallest' must be positive")
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        shape = _check_floats(inputs).shape
+        return Spec("float", (1,) * len(shape) if self.over_all else (1, *shape[1:]))
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        axes = tuple(range(1, x.ndim)) if self.over_all else (x.ndim - 1,)
+        y = empty(tuple(1 if axis in axes else side for axis, side in enumerate(x.shape)), np.float32)
+        do(self._absmax, x, axes, y)
+        return y
+
+    def _absmax(self, x: np.ndarray, axes: tuple[int, ...], y: np.ndarray) -> None:
+        np.abs(x).max(axes, keepdims=True, out=y)
+        np.maximum(y, self.smallest, out=y)
+        y /= self.levels
+
+
+@step
 class Softmax(Step):
     """exp(x) over its sum along the channels of each place, or the logarithm of that."""
 

@@ -278,7 +278,10 @@ def before_layer(module):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (nest(nn.GELU()), r"body\.odd: GELU cannot be converted.*Supported are .*QuantConv2d.*register_rule"),
+        (
+            nest(nn.Tanhshrink()),
+            r"body\.odd: Tanhshrink cannot be converted.*Supported are .*QuantConv2d.*register_rule",
+        ),
         (nest(nn.MaxPool2d(2, dilation=2)), r"body\.odd: .*dilation"),
         (nest(nn.MaxPool2d(2, return_indices=True)), r"body\.odd: .*indices"),
         (nest(nn.ConvTranspose2d(3, 2, 1, 2)), "without a tap"),

@@ -42,6 +42,13 @@ ON_MAPS = [
     nn.LayerNorm([8, 8, 10]),
     nn.LayerNorm(10),
     nn.Softmax2d(),
+    nn.GELU(),
+    nn.GELU("tanh"),
+    nn.ELU(),
+    nn.Softplus(),
+    nn.LogSigmoid(),
+    nn.Mish(),
+    nn.Softsign(),
     nn.LogSoftmax(1),
 ]
 ON_SEQUENCES = [
@@ -191,6 +198,7 @@ FUNCTIONS = {
     "adaptive": lambda m, x: torch.flatten(F.adaptive_avg_pool2d(x, (3, 3)), 1),
     "transposed convolution": lambda m, x: F.conv_transpose2d(x, torch.ones(8, 2, 2, 2), stride=2),
     "expanded": lambda m, x: x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 10) + x,
+    "powers": lambda m, x: (x / 20) ** 2 + torch.exp(x / 20) * x.abs() / (1 + abs(x)),
     "signs": lambda m, x: torch.sign(x) + F.hardtanh(x.sign() * 3),
     "halves": lambda m, x: torch.cat([torch.chunk(x, 2, dim=1)[1], x[:, ::2], x[:, 3:4, ...]], dim=1),
 }

@@ -11,9 +11,11 @@ from torch import nn
 
 import bnn
 from bnn.converter import ConversionError
-from bnn.layers import BitLinear, OutputScale, QuantConv2d, QuantLinear
+from bnn.layers import BitLinear, OutputScale, QuantConv2d, QuantConvTranspose2d, QuantLinear
 from bnn.quantizers import (
     AbcWeight,
+    AbsmaxActivation,
+    AbsmeanTernary,
     AdaBinActivation,
     AdaBinWeight,
     DoReFaWeight,
@@ -29,11 +31,6 @@ from bnn.quantizers import (
     TernaryWeight,
     XnorWeight,
 )
-
-# Configs that cannot become bits as a whole, and what the error must say.
-REFUSED = {
-    "bitnet": "computes its scale from the whole input",
-}
 
 
 def network(weight, given):
@@ -71,10 +68,6 @@ def trained(weight, given):
 def test_conversion_parity(name):
     weight, given = configs.factories()[name]
     net, x = trained(weight, given), torch.randn(32, 1, 8, 8)
-    if name in REFUSED:
-        with pytest.raises(ConversionError, match=REFUSED[name]):
-            bnn.convert(net, x)
-        return
     report = bnn.check_parity(net, bnn.convert(net, x), x)
     assert report.ok, str(report)
 
@@ -112,14 +105,14 @@ def test_the_page_that_compares_them_says_the_same():
     for name, pair in configs.factories().items():
         *classes, bits = said.pop(name)
         assert classes == [factory.func.__name__ for factory in pair]
-        assert bits.startswith("no:") == (name in REFUSED)
+        assert bits.startswith("yes")
     assert said == {}
     for _, _, factory in configs.quantizers():
         assert f"| `{factory.func.__name__}`" in page
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
-def test_the_weights_of_a_refused_pair_convert_behind_other_inputs(name):
+@pytest.mark.parametrize("name", ["adabin", "bitnet", "lqnet2"])
+def test_the_weights_of_a_pair_convert_behind_other_inputs(name):
     weight, _ = configs.factories()[name]
     for given in (configs.factories()["bnn"][1], FullPrecision):
         net, x = trained(weight, given), torch.randn(32, 1, 8, 8)
@@ -127,14 +120,42 @@ def test_the_weights_of_a_refused_pair_convert_behind_other_inputs(name):
         assert report.ok, str(report)
 
 
-def test_a_bit_linear_converts_but_for_scales_that_follow_the_input():
+@pytest.mark.parametrize("given", [AbsmaxActivation, partial(AbsmaxActivation, 3), FullPrecision])
+def test_bit_linears_convert(given):
     torch.manual_seed(0)
-    net = nn.Sequential(BitLinear(12, 5, input_quantizer=FullPrecision)).eval()
-    for shape in ((7, 12), (7, 4, 12)):
+    linear = partial(BitLinear, input_quantizer=given)
+    net = nn.Sequential(linear(12, 8), nn.SiLU(), linear(8, 5, bias=True)).eval()
+    for shape in ((7, 12), (7, 4, 12), (7, 2, 3, 12)):
         x = torch.randn(shape)
-        assert bnn.check_parity(net, bnn.convert(net, x), x).ok
-    with pytest.raises(ConversionError, match=r"^0\.linear: AbsmaxActivation"):
-        bnn.convert(nn.Sequential(BitLinear(12, 5)).eval(), x)
+        packed = bnn.convert(net, x)
+        report = bnn.check_parity(net, packed, x)
+        assert report.ok, str(report)
+        layers = [step for step in packed.steps if "bits.0" in step.tensors]
+        assert len(layers) == 2
+        assert all(step.op.startswith("float" if given is FullPrecision else "binary") for step in layers)
+    zero = torch.zeros(2, 12)
+    found = bnn.convert(net, zero)(zero.numpy())
+    assert torch.allclose(torch.from_numpy(found), net(zero), rtol=0, atol=1e-6)
+
+
+def test_a_scale_that_follows_the_input_in_other_layers():
+    torch.manual_seed(0)
+    ternary = {"weight_quantizer": AbsmeanTernary, "input_quantizer": AbsmaxActivation}
+    net = nn.Sequential(
+        QuantConv2d(3, 6, 3, padding=1, **ternary),
+        nn.BatchNorm2d(6),
+        QuantConv2d(6, 6, 3, weight_quantizer=FullPrecision, input_quantizer=partial(AbsmaxActivation, 4)),
+        QuantConvTranspose2d(6, 3, 4, 2, 1, **ternary),
+    ).eval()
+    x = torch.randn(5, 3, 8, 8)
+    report = bnn.check_parity(net, bnn.convert(net, x), x)
+    assert report.ok, str(report)
+    padded = nn.Sequential(QuantConv2d(3, 6, 3, padding=1, pad_value=1, **ternary)).eval()
+    with pytest.raises(ValueError, match="pad_value"):
+        bnn.convert(padded, x)
+    alone = nn.Sequential(AbsmaxActivation(), nn.Conv2d(3, 4, 3)).eval()
+    with pytest.raises(ConversionError, match=r"^0: AbsmaxActivation computes its scale from the whole input"):
+        bnn.convert(alone, x)
 
 
 def scaled_by(case):

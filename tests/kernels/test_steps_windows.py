@@ -94,6 +94,16 @@ def test_normalization_softmax_and_constants(shape):
     np.testing.assert_array_equal(run(x, "by_place", {"kind": "multiply"}, value=value), x * first)
 
 
+@pytest.mark.parametrize("shape", [SHAPE, (11,)])
+def test_scales_that_follow_the_input(shape):
+    x = floats(3, *shape)
+    x[1] = 0
+    for over, axes in (("channels", (1,)), ("all", tuple(range(1, x.ndim)))):
+        expected = np.maximum(np.abs(x).max(axes, keepdims=True), np.float32(1e-3)) / np.float32(127)
+        attrs = {"over": over, "levels": 127, "smallest": 1e-3}
+        np.testing.assert_array_equal(run(x, "absmax", attrs), expected)
+
+
 GOOD = {"rows": windows((0, 6)), "columns": windows((0, 7))}
 SIZES = {"row_sizes": np.ones(1, np.int32), "column_sizes": np.ones(1, np.int32)}
 
@@ -119,6 +129,8 @@ SIZES = {"row_sizes": np.ones(1, np.int32), "column_sizes": np.ones(1, np.int32)
         ("normalize", {"eps": -1.0, "center": True}, {}, "must not be negative"),
         ("normalize", {"eps": 1.0, "center": 1}, {}, "must be bool"),
         ("softmax", {}, {}, "must be bool"),
+        ("absmax", {"over": "rows", "levels": 7, "smallest": 1.0}, {}, "unknown over"),
+        ("absmax", {"over": "all", "levels": 0, "smallest": 1.0}, {}, "must be positive"),
         ("by_place", {"kind": "divide"}, {"value": floats(6, 7, 5)}, "unknown kind"),
         ("by_place", {"kind": "add"}, {"value": floats(5, 6, 7)}, "does not fit"),
         ("by_place", {"kind": "add"}, {"value": floats(6, 7)}, "one or three axes"),
