@@ -21,7 +21,9 @@ from bnn_kernels.workspace import empty
 POSITIONS = 6
 BLOCK = _simd16.LANES
 # The map of a 1x1 convolution is one long row of positions, cut into pieces whose inputs stay in the cache.
+POINTWISE = (1, 1, 1, 1, 0, 0, 1, 1)
 PIECE = 8 * POSITIONS
+FEW = 6 * PIECE
 
 
 def filter_lanes(weight: np.ndarray, groups: int) -> np.ndarray:
@@ -44,7 +46,7 @@ def window_offsets(own: int, channels: int, width: int, taps: tuple[int, int, in
 
 
 @inline
-def tile_of_sixteen(x, offsets, at, w, j, sums):
+def _tile_of_sixteen(x, offsets, at, w, j, sums):
     """Write the products of six windows, which begin at `at`, with sixteen filters to sums (6, 16)."""
     a0, a1, a2, a3, a4, a5 = at
     s0 = s1 = s2 = s3 = s4 = s5 = _simd16.zero()
@@ -67,7 +69,7 @@ def tile_of_sixteen(x, offsets, at, w, j, sums):
 
 
 @inline
-def tile_of_eight(x, offsets, at, w, j, sums):
+def _tile_of_eight(x, offsets, at, w, j, sums):
     """The same with the first eight filters of a block, where no more are left."""
     a0, a1, a2, a3, a4, a5 = at
     s0 = s1 = s2 = s3 = s4 = s5 = _simd.zero()
@@ -89,6 +91,31 @@ def tile_of_eight(x, offsets, at, w, j, sums):
     _simd.store(sums, np.uint64(80), s5)
 
 
+@inline
+def _finish_tile(x, offsets, start, step, count, w, j, sums, position, c, left, sink):
+    """Compute `count` positions, up to six, `step` apart in x, with the block of filters from channel c on.
+
+    left: filters from c on. Places of the tile that are not wanted repeat the last position.
+    """
+    end = count - 1
+    at = (
+        np.uint64(start),
+        np.uint64(start + min(1, end) * step),
+        np.uint64(start + min(2, end) * step),
+        np.uint64(start + min(3, end) * step),
+        np.uint64(start + min(4, end) * step),
+        np.uint64(start + min(5, end) * step),
+    )
+    if left > 8:
+        _tile_of_sixteen(x, offsets, at, w, j, sums)
+    else:
+        _tile_of_eight(x, offsets, at, w, j, sums)
+    for i in range(count):
+        for half in range(2 if left > 8 else 1):
+            value = _simd.load(sums, np.uint64(i * 16 + half * 8))
+            finish_block(value, position + i, c + half * 8, left - half * 8, sink)
+
+
 @jit
 def _conv_rows(x, offsets, w, sink, size, first, last):
     """Rows (n, oy) of an output; the bias is added last, as oneDNN does behind PyTorch.
@@ -98,7 +125,6 @@ def _conv_rows(x, offsets, w, sink, size, first, last):
     """
     h, width, channels, ho, wo, positions, groups, filters, sy, sx = size
     blocks = (filters + 15) // 16
-    block_size = len(offsets) * 16
     own = channels // groups
     sums = np.zeros(96, np.float32)
     ready = addresses(sink)
@@ -109,30 +135,31 @@ def _conv_rows(x, offsets, w, sink, size, first, last):
         for block in range(groups * blocks):
             g = block // blocks
             f = (block - g * blocks) * 16
-            j = np.uint64(block * block_size)
+            j = np.uint64(block * len(offsets) * 16)
             start = (n * h + oy * sy) * width * channels + g * own
             step = sx * channels
-            halves = 2 if f + 8 < filters else 1
             for ox in range(0, here, 6):
-                # Of the last tile some positions are done twice, and not written.
-                end = here - 1
-                at = (
-                    np.uint64(start + ox * step),
-                    np.uint64(start + min(ox + 1, end) * step),
-                    np.uint64(start + min(ox + 2, end) * step),
-                    np.uint64(start + min(ox + 3, end) * step),
-                    np.uint64(start + min(ox + 4, end) * step),
-                    np.uint64(start + min(ox + 5, end) * step),
-                )
-                if halves == 2:
-                    tile_of_sixteen(x, offsets, at, w, j, sums)
-                else:
-                    tile_of_eight(x, offsets, at, w, j, sums)
-                for i in range(min(6, here - ox)):
-                    for half in range(halves):
-                        value = _simd.load(sums, np.uint64(i * 16 + half * 8))
-                        left = filters - f - half * 8
-                        finish_block(value, row * wo + ox + i, g * filters + f + half * 8, left, ready)
+                count = min(6, here - ox)
+                c, position = g * filters + f, row * wo + ox
+                _finish_tile(x, offsets, start + ox * step, step, count, w, j, sums, position, c, filters - f, ready)
+
+
+@jit
+def _product_blocks(x, offsets, w, sink, size, first, last):
+    """Blocks of sixteen filters of a 1x1 convolution: the weights of a block stay in the cache, positions pass by.
+
+    x float32 flat (positions, C); size = (positions, filters); the rest as in `_conv_rows`.
+    """
+    positions, filters = size
+    channels = len(offsets)
+    sums = np.zeros(96, np.float32)
+    ready = addresses(sink)
+    for block in range(first, last):
+        j = np.uint64(block * channels * 16)
+        c = block * 16
+        for p in range(0, positions, 6):
+            count = min(6, positions - p)
+            _finish_tile(x, offsets, p * channels, channels, count, w, j, sums, p, c, filters - c, ready)
 
 
 @jit
@@ -143,17 +170,18 @@ def _frame_rows(x, out, size, value, first, last):
     for row in range(first, last):
         n = row // (h + 2 * py)
         y = row - n * (h + 2 * py) - py
-        to = row * whole
+        to = out[row * whole : (row + 1) * whole]
         if 0 <= y < h:
-            at = (n * h + y) * line
+            at = x[(n * h + y) * line : (n * h + y + 1) * line]
+            left, middle, right = to[:edge], to[edge : edge + line], to[edge + line :]
             for i in range(edge):
-                out[to + i] = value
-                out[to + edge + line + i] = value
+                left[i] = value
+                right[i] = value
             for i in range(line):
-                out[to + edge + i] = x[at + i]
+                middle[i] = at[i]
         else:
             for i in range(whole):
-                out[to + i] = value
+                to[i] = value
 
 
 def framed(x: np.ndarray, py: int, px: int, value: float) -> np.ndarray:
@@ -181,7 +209,7 @@ class FloatConv2d:
         self._steps = lanes.shape[1] * lanes.shape[2] * groups
         self._lanes = lanes.reshape(-1)
         self._plain = Epilogue(weight.shape[0], shift=bias)
-        self._is_pointwise = geometry == (1, 1, 1, 1, 0, 0, 1, 1)
+        self._is_pointwise = geometry == POINTWISE
 
     def __call__(self, x: np.ndarray, out_size: tuple[int, int]) -> np.ndarray:
         """Return float32 (N, Ho, Wo, O) of a map whose output has this size."""
@@ -216,8 +244,13 @@ class FloatConv2d:
             h, w = x.shape[1:3]
         if self._is_pointwise:
             h, w, ho, wo = 1, PIECE, 1, PIECE
-        size = (h, w, c, ho, wo, positions, self.groups, self.filters, sy, sx)
         offsets = window_offsets(c // self.groups, c, w, (kh, kw, dy, dx))
-        rows = -(-positions // wo)
-        run_rows(_conv_rows, rows, positions * self._steps * 2, x.reshape(-1), offsets, self._lanes, sink, size)
+        given = (x.reshape(-1), offsets, self._lanes, sink)
+        work = positions * self._steps * 2
+        if self._is_pointwise and self.groups == 1 and positions <= FEW:
+            # Too few pieces of the map for several threads, and blocks of filters are as good.
+            run_rows(_product_blocks, -(-self.filters // BLOCK), work, *given, (positions, self.filters))
+        else:
+            size = (h, w, c, ho, wo, positions, self.groups, self.filters, sy, sx)
+            run_rows(_conv_rows, -(-positions // wo), work, *given, size)
         return results()

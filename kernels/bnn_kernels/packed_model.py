@@ -17,6 +17,7 @@ from bnn_kernels import steps_shape as steps_shape
 from bnn_kernels import steps_windows as steps_windows
 from bnn_kernels.bit_tensor import BitTensor
 from bnn_kernels.errors import PackedFileError, PlanError
+from bnn_kernels.memory import new_array
 from bnn_kernels.model_inputs import as_channels_last, fill_inputs
 from bnn_kernels.plan import STEPS, Spec, Step, StepSpec, check_shape, need
 from bnn_kernels.recording import Recording
@@ -26,6 +27,8 @@ from bnn_kernels.workspace import Workspace, Workspaces, contiguous, empty, in_u
 INPUT = "x"
 # Numbers of images in a call of which a model remembers the calls; each keeps the memory of its registers.
 MOST_RECORDED = 2
+# Bytes of registers that are worked on at a time: more images than fit are taken in parts, which stay in the cache.
+AT_A_TIME = 1 << 24
 
 
 def input_register(index: int) -> str:
@@ -81,6 +84,7 @@ class PackedModel:
             for register in {*placed.inputs, *placed.outputs} - kept:
                 placed.dead.append(register)
                 kept.add(register)
+        self._most_images = max(1, AT_A_TIME // self._bytes_of_an_image())
 
     def _add(self, index: int, spec: StepSpec) -> None:
         where = f"step {index} ({spec.op}{', from ' + spec.source if spec.source else ''})"
@@ -103,6 +107,16 @@ class PackedModel:
         except (PlanError, ValueError, TypeError, OverflowError) as error:
             raise PlanError(f"{where}: {error}") from None
         self._program.append(_Placed(built, list(spec.inputs), list(spec.outputs), [], inputs))
+
+    def _bytes_of_an_image(self) -> int:
+        """Return the most bytes that the registers of one image take at a time."""
+        live = {input_register(i) for i in range(len(self.input_shapes))}
+        most = 0
+        for placed in self._program:
+            live.update(placed.outputs)
+            most = max(most, sum(self.specs[name].nbytes for name in live))
+            live.difference_update(placed.dead)
+        return most
 
     def _check_outputs(self, outputs: Sequence[tuple[str, Sequence[int]]] | None) -> list[tuple[str, tuple[int, ...]]]:
         if outputs is None:
@@ -159,6 +173,19 @@ class PackedModel:
         TypeError if not float arrays, ValueError on another shape or on a NaN that meets a quantizer.
         """
         self._check(inputs)
+        count, most = len(inputs[0]), self._most_images
+        if count <= most:
+            return self._call(inputs)
+        results: list[np.ndarray] = []
+        for first in range(0, count, most):
+            part = self._call([x[first : first + most] for x in inputs])
+            for i, y in enumerate(part if isinstance(part, tuple) else (part,)):
+                if first == 0:
+                    results.append(new_array((count, *y.shape[1:]), np.float32, "the output"))
+                results[i][first : first + most] = y
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _call(self, inputs: Sequence[np.ndarray]) -> Any:
         count = len(inputs[0])
         workspace = self._workspaces.take()
         try:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from bnn_kernels.bit_planes import check_planes
+from bnn_kernels.bit_tensor import words_for
 from bnn_kernels.errors import PlanError
 
 
@@ -25,6 +26,13 @@ class Spec(NamedTuple):
     shape: tuple[int, ...]
     signed: bool = True
     multipliers: tuple[int, ...] = (1,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one image's value in memory."""
+        if self.kind != "bits":
+            return 4 * math.prod(self.shape)
+        return 8 * len(self.multipliers) * words_for(self.shape[0]) * math.prod(self.shape[1:])
 
 
 @dataclass

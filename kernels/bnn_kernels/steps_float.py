@@ -10,8 +10,7 @@ import numpy as np
 from bnn_kernels import pooling
 from bnn_kernels.bit_planes import level_of_code
 from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits
-from bnn_kernels.float_conv import FloatConv2d
-from bnn_kernels.float_linear import FloatProduct
+from bnn_kernels.float_conv import POINTWISE, FloatConv2d
 from bnn_kernels.later import Later
 from bnn_kernels.plan import Spec, Step, need, read_planes, step
 from bnn_kernels.steps_elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map
@@ -133,7 +132,7 @@ class FloatLinear(FloatLayer):
     def build(self) -> None:
         self.shape = self.ints("shape", 2, 1, 1 << 30)
         weight = float_weight(self, self.shape)
-        self.product = Later(lambda: FloatProduct(weight()))
+        self.product = Later(lambda: FloatConv2d(weight()[:, :, None, None], None, POINTWISE))
         self.read_finish(self.shape[0])
 
     def infer(self, inputs: list[Spec]) -> Spec | tuple[Spec, ...]:
@@ -146,11 +145,11 @@ class FloatLinear(FloatLayer):
 
     def run(self, x: np.ndarray, residual: np.ndarray | None = None) -> Any:
         other = None if residual is None else as_map(residual)
-        done = self.product().finish(x, self.finish.epilogue, other, self.finish.keep)
+        done = self.product().finish(as_map(x), (1, 1), self.finish.epilogue, other, self.finish.keep)
         return self.finish.hand_on(*done, flat=True)
 
     def margins(self, x: np.ndarray, *residual: np.ndarray) -> np.ndarray | None:
-        return self.finish.margins(self.product()(x), residual[0] if residual else None)
+        return self.finish.margins(self.product()(as_map(x), (1, 1))[:, 0, 0], residual[0] if residual else None)
 
 
 class Pool(Step):

@@ -26,8 +26,9 @@ _local = threading.local()
 @jit
 def _zero(array, first, last):
     """Zero array[first:last], uint8."""
-    for i in range(first, last):
-        array[i] = 0
+    part = array[first:last]
+    for i in range(len(part)):  # from 0 on: no index can be negative, and this becomes memset
+        part[i] = 0
 
 
 def empty(shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray:

@@ -62,6 +62,31 @@ def test_played_calls_give_what_the_steps_give(count):
     assert not plain._workspaces._waiting[0].recorded
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 50])
+def test_many_images_are_taken_in_parts(most):
+    model, whole = rich_model(), rich_model()
+    assert 7 < whole._most_images < 1 << 24
+    model._most_images = most
+    for seed in range(4):
+        for found, expected in zip(model(*rich_inputs(7, seed)), whole(*rich_inputs(7, seed)), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_registers_of_an_image_are_counted():
+    """Two maps at a time, then the second one's signs beside it."""
+    shift = {"channels": 70}, {"shift": np.zeros(70, np.float32)}
+    signs = {"signed": True, "multipliers": [1]}
+    thresholds = {"thresholds": np.zeros((1, 1), np.float32), "flip": np.zeros(1, bool)}
+    steps = [
+        bk.StepSpec("elementwise", ["x"], ["a"], *shift, [""]),
+        bk.StepSpec("pack", ["a"], ["b"], signs, {**thresholds, "codes": np.array([1, 0], np.uint8)}, [""]),
+        bk.StepSpec("unpack", ["b"], ["c"], {"scale": 1.0}, {}, [""]),
+    ]
+    model = bk.PackedModel((70, 5, 3), steps)
+    assert model.specs["b"].nbytes == 5 * 3 * 2 * 8
+    assert model._bytes_of_an_image() == 2 * 70 * 5 * 3 * 4
+
+
 def test_inputs_may_be_of_other_dtypes_and_strides(count):
     model = rich_model()
     maps, vectors = rich_inputs(2)
