@@ -14,7 +14,9 @@ from bnn.layers import (
     QuantConv1d,
     QuantConv2d,
     QuantConv3d,
+    QuantConvTranspose1d,
     QuantConvTranspose2d,
+    QuantConvTranspose3d,
     QuantEmbedding,
     QuantLinear,
 )
@@ -39,7 +41,9 @@ _KINDS: dict[type[nn.Module], tuple[Callable[..., nn.Module], tuple[str, ...], f
     nn.Conv1d: (QuantConv1d, _CONV, frozenset(Rule.__annotations__)),
     nn.Conv2d: (QuantConv2d, _CONV, frozenset(Rule.__annotations__)),
     nn.Conv3d: (QuantConv3d, _CONV, frozenset(Rule.__annotations__)),
+    nn.ConvTranspose1d: (QuantConvTranspose1d, (*_CONV, "output_padding"), _QUANTIZERS),
     nn.ConvTranspose2d: (QuantConvTranspose2d, (*_CONV, "output_padding"), _QUANTIZERS),
+    nn.ConvTranspose3d: (QuantConvTranspose3d, (*_CONV, "output_padding"), _QUANTIZERS),
     nn.Linear: (QuantLinear, ("in_features", "out_features"), _QUANTIZERS | {"input_scale"}),
     nn.Embedding: (QuantEmbedding, ("num_embeddings", "embedding_dim", "padding_idx"), frozenset({"weight_quantizer"})),
 }
@@ -73,7 +77,7 @@ def quantize(
     share_parameters: bool = False,
     example_input: Tensor | tuple[Any, ...] | None = None,
 ) -> nn.Module:
-    """Return a new model with every Conv1d/2d/3d, ConvTranspose2d, Linear and Embedding quantized; `model` stays.
+    """Return a new model with every Conv and ConvTranspose (1d, 2d, 3d), Linear and Embedding quantized; `model` stays.
 
     Weights and biases are kept as the latent initial values; everything else of the model is copied. Layers that are
     quantized already stay as they are.

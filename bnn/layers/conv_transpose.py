@@ -1,4 +1,7 @@
-"""Transposed convolution with quantized weights and inputs."""
+"""Transposed convolutions over one, two and three axes with quantized weights and inputs."""
+
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,18 +12,26 @@ from bnn.layers.conv import Size
 from bnn.quantizers.base import FullPrecision
 
 
-class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
-    """nn.ConvTranspose2d whose weight and input pass through quantizers first; the weight parameter stays latent FP32.
+class QuantConvTransposeNd(QuantLayer):
+    """What the quantized transposed convolutions share, whatever their number of axes; comes before torch's class.
 
-    Input (N, C_in, H, W), output (N, C_out, H_out, W_out), float.
-
-    The weight parameter has torch's shape (C_in, C_out / groups, kh, kw). Its quantizer sees it as filters, (C_out,
-    C_in / groups, kh, kw), so that a scale "per channel" is one per output channel, as in every other layer.
+    The weight parameter stays latent FP32 and passes through its quantizer, as does the input, in every forward. It has
+    torch's shape (C_in, C_out / groups, *kernel). Its quantizer sees it as filters, (C_out, C_in / groups, *kernel), so
+    that a scale "per channel" is one per output channel, as in every other layer.
     There is no pad_value: `padding` takes rows off the output and adds none to the input.
 
     weight_quantizer, input_quantizer: factories (a class or functools.partial), one instance is made for each layer.
-    The other arguments are nn.ConvTranspose2d's. ValueError or TypeError on bad arguments.
+    The other arguments are those of torch's class. ValueError or TypeError on bad arguments.
     """
+
+    axes: ClassVar[int]
+    convolve: ClassVar[Callable[..., Tensor]]
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
 
     def __init__(
         self,
@@ -39,23 +50,12 @@ class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,  # type: ignore[arg-type]
-            stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
-            output_padding,  # type: ignore[arg-type]
-            groups,
-            bias,
-            dilation,  # type: ignore[arg-type]
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(  # type: ignore[call-arg]
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
+            device=device, dtype=dtype,
+        )  # fmt: skip
         self._make_quantizers(weight_quantizer, input_quantizer, out_channels, in_channels, input_axis=1)
         self.input_scale = False
-
-    forward = QuantLayer.forward  # type: ignore[assignment]
 
     def _swapped(self, weight: Tensor) -> Tensor:
         """Exchange the two channel axes within each group: torch's order to filters, and filters to torch's order."""
@@ -69,20 +69,47 @@ class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
         return self._swapped(filters)
 
     def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 4:
-            raise ValueError(f"QuantConvTranspose2d takes (N, C, H, W) inputs, got {tuple(x.shape)}")
+        if x.ndim != self.axes + 2:
+            raise ValueError(f"{type(self).__name__} takes (N, C, {self.axes} axes) inputs, got {tuple(x.shape)}")
 
     def _by_channel(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, 1, 1)
+        return values.reshape(-1, *[1] * self.axes)
 
     def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None, pad: float) -> Tensor:
-        return F.conv_transpose2d(
-            x,
-            self.from_filters(weight),
-            bias,
-            self.stride,
-            self.padding,  # type: ignore[arg-type]
-            self.output_padding,
-            self.groups,
+        return type(self).convolve(
+            x, self.from_filters(weight), bias, self.stride, self.padding, self.output_padding, self.groups,
             self.dilation,
-        )
+        )  # fmt: skip
+
+
+class QuantConvTranspose1d(QuantConvTransposeNd, nn.ConvTranspose1d):  # type: ignore[misc]
+    """nn.ConvTranspose1d with quantized weight and input. Input (N, C_in, L), output (N, C_out, L_out), float.
+
+    The arguments are described at QuantConvTransposeNd.
+    """
+
+    axes = 1
+    convolve = staticmethod(F.conv_transpose1d)
+    forward = QuantLayer.forward  # type: ignore[assignment]
+
+
+class QuantConvTranspose2d(QuantConvTransposeNd, nn.ConvTranspose2d):  # type: ignore[misc]
+    """nn.ConvTranspose2d with quantized weight and input. Input (N, C_in, H, W), output (N, C_out, H_out, W_out).
+
+    The arguments are described at QuantConvTransposeNd.
+    """
+
+    axes = 2
+    convolve = staticmethod(F.conv_transpose2d)
+    forward = QuantLayer.forward  # type: ignore[assignment]
+
+
+class QuantConvTranspose3d(QuantConvTransposeNd, nn.ConvTranspose3d):  # type: ignore[misc]
+    """nn.ConvTranspose3d with quantized weight and input. Input (N, C_in, D, H, W), output alike, float.
+
+    The arguments are described at QuantConvTransposeNd.
+    """
+
+    axes = 3
+    convolve = staticmethod(F.conv_transpose3d)
+    forward = QuantLayer.forward  # type: ignore[assignment]

@@ -9,7 +9,16 @@ from bnn_kernels import reference
 from torch import nn
 
 from bnn.latent import center_latent_weights
-from bnn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d, QuantEmbedding, QuantLinear
+from bnn.layers import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantConv3d,
+    QuantConvTranspose1d,
+    QuantConvTranspose2d,
+    QuantConvTranspose3d,
+    QuantEmbedding,
+    QuantLinear,
+)
 from bnn.layers.base import weight_planes
 from bnn.quantizers import DoReFaActivation, DoReFaWeight, FullPrecision, SteSign, TernaryWeight, XnorWeight
 
@@ -99,16 +108,24 @@ def test_input_scale_is_a_mean_over_each_window(kind, convolve, shape):
 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("groups", [1, 2])
-def test_transposed_convolution_is_the_adjoint_of_the_convolution(groups, pair):
-    layer = QuantConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=groups,
-                                 weight_quantizer=pair[0], input_quantizer=pair[1])  # fmt: skip
-    assert layer.weight.shape == nn.ConvTranspose2d(4, 6, 3, groups=groups).weight.shape
-    x = draw(2, 4, 5, 6)
+@pytest.mark.parametrize(
+    ("kind", "theirs", "convolve", "shape"),
+    [
+        (QuantConvTranspose1d, nn.ConvTranspose1d, F.conv1d, (5,)),
+        (QuantConvTranspose2d, nn.ConvTranspose2d, F.conv2d, (5, 6)),
+        (QuantConvTranspose3d, nn.ConvTranspose3d, F.conv3d, (3, 2, 4)),
+    ],
+)
+def test_transposed_convolution_is_the_adjoint_of_the_convolution(kind, theirs, convolve, shape, groups, pair):
+    layer = kind(4, 6, 3, stride=2, padding=1, output_padding=1, groups=groups, weight_quantizer=pair[0],
+                 input_quantizer=pair[1])  # fmt: skip
+    assert layer.weight.shape == theirs(4, 6, 3, groups=groups).weight.shape
+    x = draw(2, 4, *shape)
 
     def operate(a, filters):
         w = torch.cat([part.transpose(0, 1) for part in filters.double().chunk(groups)])  # torch's order
-        y = torch.zeros(2, 6, 10, 12, dtype=torch.float64, requires_grad=True)
-        F.conv2d(y, w, None, 2, 1, 1, groups).backward(a.double())
+        y = torch.zeros(2, 6, *(2 * side for side in shape), dtype=torch.float64, requires_grad=True)
+        convolve(y, w, None, 2, 1, 1, groups).backward(a.double())
         return y.grad
 
     expected = expected_of(layer, x, operate)
@@ -175,6 +192,7 @@ def test_embedding(quantizer):
         (QuantConv1d(3, 3, 1), (3, 4)),
         (QuantConv2d(3, 3, 1), (3, 4, 4)),
         (QuantConv3d(3, 3, 1), (3, 4, 4, 4)),
+        (QuantConvTranspose1d(3, 3, 1), (3, 4)),
         (QuantConvTranspose2d(3, 3, 1), (3, 4, 4)),
     ],
 )

@@ -235,6 +235,21 @@ def test_every_quantizer_keeps_its_gradients(name):
     assert packing.binarized.packed > 0 or not signs
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in configs.NAMES if configs.factories()[name][1].func is not FullPrecision]
+)
+def test_packing_asks_the_device_for_nothing(name):
+    """On the meta device no number exists that a step could wait for."""
+    weight, given = configs.factories()[name]
+    layer = QuantConv2d(4, 6, 3, weight_quantizer=weight, input_quantizer=given)
+    layer(torch.randn(3, 4, 9, 9))
+    packing = pack_activations(layer)
+    x = torch.empty(3, 4, 9, 9, device="meta", requires_grad=True)
+    layer.to("meta")(x).sum().backward()
+    assert x.grad.device.type == "meta"
+    assert packing.binarized.packed > 0 or not (layer.saving.two_valued or layer.saving.few_valued)
+
+
 EDGES = torch.tensor([-3.0, -1.0, -0.0, 0.0, 1e-45, 0.5, 1.0, 2.0, 6.0, 7.0, torch.inf, -torch.inf])
 
 

@@ -11,7 +11,16 @@ from torch import nn
 
 import bnn
 from bnn.data_flow import data_flow
-from bnn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantConvTranspose2d, QuantEmbedding, QuantLinear
+from bnn.layers import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantConv3d,
+    QuantConvTranspose1d,
+    QuantConvTranspose2d,
+    QuantConvTranspose3d,
+    QuantEmbedding,
+    QuantLinear,
+)
 from bnn.layers.base import QuantLayer
 from bnn.models import ResNet18
 from bnn.quantizers import DoReFaActivation, DoReFaWeight, FullPrecision, RSign, SteSign, XnorWeight
@@ -93,7 +102,9 @@ def test_a_plain_network():
         (nn.Conv2d(4, 6, (3, 1), (2, 1), (1, 0), 2, 2), (2, 4, 9, 8), QuantConv2d),
         (nn.Conv2d(4, 4, 3, padding="same"), (2, 4, 6, 6), QuantConv2d),
         (nn.Conv3d(4, 6, 3, 2, 1, groups=2), (2, 4, 5, 6, 5), QuantConv3d),
+        (nn.ConvTranspose1d(4, 6, 3, 2, 1, 1, 2, dilation=2), (2, 4, 5), QuantConvTranspose1d),
         (nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2, dilation=2), (2, 4, 5, 5), QuantConvTranspose2d),
+        (nn.ConvTranspose3d(4, 6, 3, 2, 1, 1, 2, bias=False), (2, 4, 3, 4, 3), QuantConvTranspose3d),
         (nn.Linear(4, 3, bias=False), (2, 5, 4), QuantLinear),
     ],
 )
@@ -270,7 +281,7 @@ class OwnConv(nn.Conv2d):
         (nn.Sequential(nn.Sequential(nn.LSTM(4, 4))), r"0\.0: LSTM cannot be quantized; put it into skip"),
         (nn.Sequential(nn.MultiheadAttention(4, 2)), "0: MultiheadAttention reads weights past its layers"),
         (nn.TransformerEncoderLayer(4, 2), "TransformerEncoderLayer reads weights"),
-        (nn.Sequential(nn.ConvTranspose1d(4, 4, 1)), "0: ConvTranspose1d cannot be quantized"),
+        (nn.Sequential(nn.Bilinear(4, 4, 4)), "0: Bilinear cannot be quantized"),
         (nn.Sequential(OwnConv(3, 3, 1)), "0: OwnConv is a Conv2d of its own kind"),
         (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")), "0: padding mode 'reflect'"),
         (nn.Sequential(nn.Conv2d(3, 3, 2, padding="same")), "0: padding='same' would be lopsided"),

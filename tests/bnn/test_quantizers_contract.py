@@ -17,7 +17,7 @@ from bnn.quantizers.surrogate_sign import SurrogateSign
 
 ALL = configs.quantizers()
 each = pytest.mark.parametrize(("role", "factory"), [case[1:] for case in ALL], ids=[case[0] for case in ALL])
-DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 EDGE = [-2.0, -1.0 - 1e-6, -1.0, -0.5, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0, 1.0 + 1e-6, 2.0]
 
 
