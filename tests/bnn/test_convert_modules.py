@@ -186,6 +186,7 @@ class Functional(nn.Module):
 FUNCTIONS = {
     "interpolate": lambda m, x: F.interpolate(x, scale_factor=2, mode="nearest"),
     "interpolate to a size": lambda m, x: F.interpolate(x, x.shape[2:] * 1, mode="bilinear", align_corners=False),
+    "by area": lambda m, x: F.interpolate(x, (3, 4), mode="area"),
     "pixel shuffle": lambda m, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 4),
     "transposed": lambda m, x: x.transpose(2, 3) + x.permute(0, 1, 3, 2),
     "repeated": lambda m, x: x.repeat(1, 2, 1, 1) + x.repeat_interleave(2, 1),
