@@ -75,12 +75,16 @@ class Recording:
 
     def play(self, run_kernels: Callable[[np.ndarray], None]) -> None:
         """Do it again; run_kernels gets int64 (calls, 5): task, context, rows, work and grain of kernel calls."""
-        for item in self._items:
-            if isinstance(item, np.ndarray):
-                run_kernels(item)
-            else:
-                function, arguments = item
-                function(*arguments)
+        try:
+            for item in self._items:
+                if isinstance(item, np.ndarray):
+                    run_kernels(item)
+                else:
+                    function, arguments = item
+                    function(*arguments)
+        except BaseException:
+            self._flags[:] = 0
+            raise
         if self._flags.any():
             self._flags[:] = 0
             assert self._raise is not None
