@@ -36,7 +36,9 @@ bench: $(STAMP) ## packed LeNet-5 and binary layers beside PyTorch FP32
 figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.accuracy_vs_bits
 	$(RUN) paper_figures.xnor_net_figure4
+	$(RUN) paper_figures.networks
 	$(RUN) paper_figures.doctor
+	$(RUN) paper_figures.quantizer_gallery
 
 clean: ## remove .venv, runs and caches
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,7 +4,6 @@ One point for each W/A setting of a table that `experiments.collect` wrote: mean
 standard deviation as a bar, and the size of the packed file. The FP32 line is the 32/32 setting of the same table.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from paper_figures.from_file import draw_from_file
 from paper_figures.save import save
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,12 +91,14 @@ def draw(rows: list[dict[str, Any]], output: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="table written by experiments.collect")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="picture to write (.png, .pdf, .svg)")
-    options = parser.parse_args(arguments)
-    draw(read_rows(options.results), options.output)
-    print(f"written: {options.output}")
+    draw_from_file(
+        __doc__,
+        DEFAULT_RESULTS,
+        DEFAULT_OUTPUT,
+        "table written by experiments.collect",
+        lambda results, output: draw(read_rows(results), output),
+        arguments,
+    )
 
 
 if __name__ == "__main__":

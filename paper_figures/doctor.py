@@ -4,7 +4,6 @@ One panel for each metric, one line for each layer, over the training steps; das
 stand below. FILE is the doctor.json of a run.
 """
 
-import argparse
 import json
 import sys
 import textwrap
@@ -17,6 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from paper_figures.from_file import draw_from_file
 from paper_figures.save import save
 
 DEFAULT_RESULTS = Path("results") / "doctor_dorefa2_mnist.json"
@@ -105,12 +105,14 @@ def _findings(found: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="doctor.json of a run")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="picture to write (.png, .pdf, .svg)")
-    options = parser.parse_args(arguments)
-    draw(read(options.results), options.output)
-    print(f"written: {options.output}")
+    draw_from_file(
+        __doc__,
+        DEFAULT_RESULTS,
+        DEFAULT_OUTPUT,
+        "doctor.json of a run",
+        lambda results, output: draw(read(results), output),
+        arguments,
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ to one clock. Measured: packed bits in and thresholded bits out beside PyTorch F
 `python -m experiments.benchmark suite=kernels`.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -20,6 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from paper_figures.from_file import draw_from_file
 from paper_figures.save import save
 
 DEFAULT_RESULTS = Path("results") / "kernels.json"
@@ -78,12 +78,14 @@ def draw(ratios: dict[tuple[int, int], float], cpu: str, output: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="written by experiments.benchmark")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="picture to write (.png, .pdf, .svg)")
-    options = parser.parse_args(arguments)
-    draw(*read(options.results), options.output)
-    print(f"written: {options.output}")
+    draw_from_file(
+        __doc__,
+        DEFAULT_RESULTS,
+        DEFAULT_OUTPUT,
+        "written by experiments.benchmark",
+        lambda results, output: draw(*read(results), output),
+        arguments,
+    )
 
 
 if __name__ == "__main__":
