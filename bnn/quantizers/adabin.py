@@ -86,7 +86,10 @@ class AdaBinActivation(Quantizer):
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the number whose sign counts, the distance and the center."""
         alpha, beta = self.alpha.to(x.dtype), self.beta.to(x.dtype)
-        return (x - beta) / alpha, alpha, beta if self.form == "paper" else alpha * beta
+        # An optimizer may bring alpha to 0, by which nothing can be divided.
+        smallest = torch.finfo(x.dtype).tiny ** 0.5
+        divisor = torch.where(alpha.abs() < smallest, smallest, alpha)
+        return (x - beta) / divisor, alpha, beta if self.form == "paper" else alpha * beta
 
     def forward(self, x: Tensor) -> Tensor:
         v, alpha, offset = self._parts(x)

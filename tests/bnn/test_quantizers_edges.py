@@ -150,3 +150,18 @@ def test_only_what_asks_for_a_gradient_gets_one(role, factory):
         quantizer(x).backward(g)
         for parameter, expected in zip(quantizer.parameters(), learned, strict=True):
             torch.testing.assert_close(parameter.grad, expected)
+
+
+@each
+@pytest.mark.parametrize("value", [0.0, -0.5, 1e-30])
+def test_whatever_an_optimizer_makes_of_what_is_learned(role, factory, value):
+    x = torch.cat([2 * torch.randn(4, 3, 3, 2), torch.full((4, 3, 3, 1), value)], 3)
+    start = configs.make(role, factory, x)
+    start(x)  # what begins with the first data has begun
+    for name, _ in start.named_parameters():
+        quantizer = copy.deepcopy(start).eval()
+        with torch.no_grad():
+            quantizer.get_parameter(name).fill_(value)
+        y, gradient, learned, _ = stepped(quantizer, x, torch.randn(x.shape))
+        assert all(t.isfinite().all() for t in (y, gradient, *learned) if t is not None), name
+        assert torch.equal(y, quantizer.planes(x).value()), name
