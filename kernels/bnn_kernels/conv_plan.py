@@ -18,6 +18,8 @@ from bnn_kernels.thresholds import Thresholds
 
 # Positions that a kernel should get at a time at least: it computes four together.
 POSITIONS = 8
+# Fewer positions than this are split by their filters too.
+FEW = 16
 
 
 class ConvPlan:
@@ -65,6 +67,7 @@ class ConvPlan:
         geometry = (*conv.shape[2:], *conv.stride, *conv.dilation)
         self.factor = int(pairs[0]) if self.single else 1
         self.offsets = offsets
+        self.blocks = -(-conv.filters // LANES)
         weights = conv.weights_for(self.kind)
         self.head = (extra, weights, *(k.astype(np.int32) for k in kinds), pairs, size, geometry)
         self.tables = (np.int32(self.factor), offsets.reshape(-1))
@@ -103,11 +106,14 @@ class ConvPlan:
 
     def run(self, rows: np.ndarray, plane_size: int, positions: int, sink_name: str, sink: tuple[Any, ...]) -> None:
         """Compute all positions into a sink (`conv_sinks`)."""
+        work = positions * self.work
         if self.kind == "popcount":
             kernel = popcount_kernel(sink_name, self.xor, self.single)
-        elif self.kind == "lookup":
-            kernel = lookup_kernel(sink_name)
-        else:
-            kernel = level_lookup_kernel(sink_name)
-        work = positions * self.work
+            # Few positions, as in a linear layer, are shared among threads by their filters.
+            splits = 1 if positions >= FEW else max(1, min(FEW, self.blocks // 2))
+            parts, multiple = positions * splits, POSITIONS if splits == 1 else 1
+            given = (*self.head, (positions, splits), self.tables, sink)
+            run_rows(kernel, parts, work, rows, plane_size, *given, multiple=multiple)
+            return
+        kernel = lookup_kernel(sink_name) if self.kind == "lookup" else level_lookup_kernel(sink_name)
         run_rows(kernel, positions, work, rows, plane_size, *self.head, self.tables, sink, multiple=POSITIONS)

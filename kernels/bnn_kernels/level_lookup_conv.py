@@ -157,8 +157,9 @@ def _two(places, at, stride, w, j, vector, steps, room, table, base, counts, to)
 def level_lookup_kernel(sink_name: str) -> Any:
     """Return the kernel with this way out.
 
-    Its arguments are those of `popcount_conv.popcount_kernel`, except w uint8 flat, `lookup_conv.spread_weights`; in
-    the place of `direct` (table, most), see `PlanePairs`; pairs int32 (plane pairs * Q,).
+    Its arguments are those of `popcount_conv.popcount_kernel` without parts, and first..last are positions; w is uint8
+    flat, `lookup_conv.spread_weights`, in the place of `direct` comes (table, most), see `PlanePairs`, and pairs is
+    int32 (plane pairs * Q,).
     """
     write, prepare = getattr(conv_sinks, sink_name), conv_sinks.PREPARE[sink_name]
 

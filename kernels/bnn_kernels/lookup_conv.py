@@ -150,8 +150,8 @@ def weigh(counts, sums, factor, first):
 def lookup_kernel(sink_name: str) -> Any:
     """Return the kernel with this way out.
 
-    Its arguments are those of `popcount_conv.popcount_kernel`, except w uint8 flat, `spread_weights`, and in the place
-    of `direct` a table uint8 flat, `pair_table`.
+    Its arguments are those of `popcount_conv.popcount_kernel` without parts, and first..last are positions; w is uint8
+    flat, `spread_weights`, and in the place of `direct` comes a table uint8 flat, `pair_table`.
     """
     write, prepare = getattr(conv_sinks, sink_name), conv_sinks.PREPARE[sink_name]
 

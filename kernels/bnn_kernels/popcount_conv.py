@@ -108,8 +108,9 @@ def _bare(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]:
 def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
     """Return the kernel with this way out (`to_ints`, `to_bits`, `to_floats`), xor or and, one pair of planes or more.
 
-    kernel(rows, plane_size, direct, w, y_kind, x_kind, pairs, size, geometry, tables, sink, first, last) computes the
-    positions (n, oy, ox) first..last:
+    kernel(rows, plane_size, direct, w, y_kind, x_kind, pairs, size, geometry, parts, tables, sink, first, last)
+    computes first..last of parts = (positions, splits): all positions (n, oy, ox) with the first of so many shares of
+    the filters, then all with the second and so on;
     rows uint64 flat (P, N, rows, G, row words), each plane of plane_size words, see `bit_rows`;
     direct: whether the rows already are the windows of all positions, one behind the other;
     w uint64 flat (Q, G, blocks, words, 8); y_kind int32 (Ho,), x_kind int32 (Wo,): their sum is the kind of border;
@@ -121,8 +122,9 @@ def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
     counters = _counters(_simd.xor_popcount if xor else _simd.and_popcount)
     sums_4, sums_1 = _bare(*counters) if single else _weighted(*counters)
 
-    def convolve(rows, plane_size, direct, w, y_kind, x_kind, pairs, size, geometry, tables, sink, first, last):
+    def convolve(rows, plane_size, direct, w, y_kind, x_kind, pairs, size, geometry, parts, tables, sink, first, last):
         groups, filters, planes = size[3], size[5], size[7]
+        positions, splits = parts
         blocks = (filters + 7) // 8
         words = geometry[0] * ((geometry[1] * size[4] + 63) >> 6)
         block_size = words * 8
@@ -133,13 +135,17 @@ def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
         kind_at = np.zeros(CHUNK, np.int64)
         windows = rows if direct else np.empty(window_words(planes, words), np.uint64)
         plane_words = plane_size if direct else CHUNK * words
-        for start in range(first, last, CHUNK):
-            count = min(CHUNK, last - start)
+        row = first
+        while row < last:
+            split = row // positions
+            start = row - split * positions
+            count = min(CHUNK, last - row, positions - start)
+            row += count
             for g in range(groups):
                 if not direct:
                     fill_chunk(rows, plane_size, planes, kinds, size, geometry, g, start, count, windows, kind_at)
                 at = start if direct else 0
-                for b in range(blocks):
+                for b in range(blocks * split // splits, blocks * (split + 1) // splits):
                     j = (g * blocks + b) * block_size
                     left = filters - b * 8
                     channel = g * filters + b * 8

@@ -29,6 +29,29 @@ def test_a_map_is_flattened_channels_first(shape):
     np.testing.assert_array_equal(layer(x.reshape(3, -1)), expected)
 
 
+@pytest.mark.parametrize("outputs", [1, 8, 15, 17, 64, 129, 300])
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_inputs_are_shared_by_filters(outputs, count, monkeypatch):
+    monkeypatch.setattr("bnn_kernels.threads.MIN_WORK_PER_THREAD", 1)
+    monkeypatch.setattr("bnn_kernels.threads.MIN_WORK_TO_WAKE", 1)
+    rng = np.random.default_rng(outputs)
+    w = rng.standard_normal((outputs, 100))
+    layer, plus_one = bk.PackedLinear(w), bk.Epilogue(outputs, shift=np.ones(outputs, np.float32))
+    threshold = layer.with_threshold(np.zeros(outputs, np.int32), np.zeros(outputs, bool))
+    before = bk.get_num_threads()
+    bk.set_num_threads(count)
+    try:
+        for batch in (1, 2, 15, 16, 40):
+            x = rng.standard_normal((batch, 100))
+            dot = reference.linear(reference.sign(x), reference.sign(w))
+            np.testing.assert_array_equal(layer(x), dot)
+            np.testing.assert_array_equal(bk.unpack(threshold(x)), np.where(dot < 0, -1, 1))
+            floats, _ = layer.finish(bk.pack(x), plus_one)
+            np.testing.assert_array_equal(floats[:, 0, 0], dot + 1)
+    finally:
+        bk.set_num_threads(before)
+
+
 @pytest.mark.parametrize("features", [32_767, 32_769, 65_537, 200_000])
 def test_sums_past_16_bits(features):
     x = np.ones((2, features), np.float32)
