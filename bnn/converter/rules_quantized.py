@@ -53,9 +53,13 @@ def dense(term: Term) -> np.ndarray:
     return to_dense_bits(codes, len(bits))
 
 
-def stored_terms(terms: tuple[Term, ...]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Return the attribute "terms" and the bits of weight terms."""
-    return term_attrs(terms), {f"bits.{i}": dense(term) for i, term in enumerate(terms)}
+def stored_terms(terms: tuple[Term, ...]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the attributes and the bits of weight terms; an offset, which is 1 everywhere, needs no bits."""
+    last = terms[-1]
+    offset = len(terms) > 1 and not last.signed and last.multipliers == (1,) and bool(last.bits.all())
+    stored = terms[:-1] if offset else terms
+    attrs: dict[str, Any] = {"terms": term_attrs(stored)} | ({"weight_offset": True} if offset else {})
+    return attrs, {f"bits.{i}": dense(term) for i, term in enumerate(stored)}
 
 
 def term_attrs(terms: tuple[Term, ...]) -> list[dict[str, Any]]:
@@ -156,7 +160,8 @@ def float_layer(
     if isinstance(weight, Tensor):
         tensors = {"weight": weight.numpy().reshape(attrs["shape"]).copy()}
     else:
-        attrs["terms"], tensors = stored_terms(weight)
+        planes, tensors = stored_terms(weight)
+        attrs = attrs | planes
         for i, term in enumerate(weight):
             tensors[f"scale.{i}"] = term.scale.detach().to(torch.float32).expand(filters).numpy().copy()
     if bias is not None:
@@ -179,7 +184,8 @@ def binary_layer(
     if largest > np.iinfo(np.int32).max:
         build.fail(f"sums of up to {largest} do not fit 32 bits; use fewer bits or inputs")
     filters = shape[0]
-    attrs["terms"], tensors = stored_terms(terms)
+    planes, tensors = stored_terms(terms)
+    attrs = attrs | planes
     scales = tuple(output_scale(given, term, 2).reshape(-1).expand(filters) for term in terms for given in parts)
     return BinaryLayer(
         shape,

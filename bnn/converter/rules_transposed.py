@@ -17,7 +17,7 @@ from bnn.converter.builder import Builder
 from bnn.converter.graph import Levels, Value
 from bnn.converter.registry import register_rule
 from bnn.converter.rules_quantized import Weight, binary_layer, float_layer, operands, rescaled
-from bnn.layers import QuantConvTranspose2d
+from bnn.layers import QuantConvTranspose1d, QuantConvTranspose2d
 from bnn.planes import Term
 
 
@@ -167,7 +167,7 @@ def functional_conv_transpose(
     return _transposed(build, x, weight, bias, groups, stride, padding, dilation, output_padding)
 
 
-@register_rule(QuantConvTranspose2d)
+@register_rule(QuantConvTranspose1d, QuantConvTranspose2d)
 def quantized_conv_transpose(build: Builder, layer: Any, x: Value, output_size: Any = None) -> Value:
     """Transposed convolution of bits where both sides have them, of floats elsewhere."""
     _refuse_size(build, output_size)

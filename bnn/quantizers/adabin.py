@@ -21,7 +21,7 @@ class AdaBinWeight(Sharpened, Quantizer):
     (k t (1 - tanh(t V)^2), k = max(1 / t, 1)), and the chain rule through alpha and beta wherever they stand.
     Tu et al., "AdaBin", ECCV 2022, "weight equalization"; t rises during training as for EdeSign.
 
-    The offset beta costs a sum over each input window at inference. It packs as a second, constant plane.
+    The offset beta costs a sum over each input window at inference.
 
     >>> w = torch.tensor([[3.0, 1.0]], requires_grad=True)
     >>> q = AdaBinWeight(t=1.0)(w)

@@ -5,6 +5,7 @@ term of its weight, exactly, and adds the scaled sums in order. The offset is a 
 on the padding around it), so its sums are one map for all inputs.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -77,15 +78,31 @@ def _scaled_rows(sums, scale, out, adds, first, last):
                 out[row, c] = np.float32(sums[row, c]) * scale[c]
 
 
+@jit
+def _spread_rows(sums, scale, out, first, last):
+    """Rows of sums int32 (R, G): out float32 (R, C) += float32(sums) * scale, each sum for its C / G channels."""
+    groups = sums.shape[1]
+    channels = out.shape[1] // groups
+    for row in range(first, last):
+        for g in range(groups):
+            total = np.float32(sums[row, g])
+            for c in range(g * channels, (g + 1) * channels):
+                out[row, c] += total * scale[c]
+
+
 def add_scaled(sums: np.ndarray, scale: np.ndarray, total: np.ndarray | None) -> np.ndarray:
     """Return total + float32(sums) * scale, each product rounded; in place unless total is None.
 
-    sums: int32 (N, H, W, C). scale: float32 (C,). total: float32 of the same shape.
+    sums: int32 (N, H, W, C), or (N, H, W, G) of which each is for a group of channels. scale: float32 (C,). total:
+    float32 (N, H, W, C).
     """
-    out = empty(sums.shape, np.float32) if total is None else total
-    channels = sums.shape[3]
-    flat = sums.reshape(-1, channels), scale, out.reshape(-1, channels), total is not None
-    run_rows(_scaled_rows, len(flat[0]), sums.size, *flat)
+    flat = sums.reshape(math.prod(sums.shape[:3]), sums.shape[3])
+    out = empty((*sums.shape[:3], len(scale)), np.float32) if total is None else total
+    rows = out.reshape(len(flat), len(scale))
+    if flat.shape != rows.shape:
+        run_rows(_spread_rows, len(flat), out.size, flat, scale, rows)
+    else:
+        run_rows(_scaled_rows, len(flat), out.size, flat, scale, rows, total is not None)
     return out
 
 
@@ -94,4 +111,5 @@ def offset_map(sums: Callable[[BitTensor], np.ndarray], shape: tuple[int, ...], 
 
     sums: the layer. scale: float32 (O,), that of weight times offset.
     """
-    return sums(ones(shape)).astype(np.float32) * scale
+    found = sums(ones(shape)).astype(np.float32)
+    return np.repeat(found, len(scale) // found.shape[3], axis=3) * scale

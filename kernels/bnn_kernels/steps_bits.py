@@ -19,7 +19,7 @@ from bnn_kernels.bit_tensor import (
     unpack_channels_last,
     unpack_codes,
 )
-from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits
+from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits, to_dense_bits
 from bnn_kernels.input_scale import scale_by_input
 from bnn_kernels.input_terms import InputTerms, add_scaled, offset_map
 from bnn_kernels.later import Later
@@ -27,7 +27,7 @@ from bnn_kernels.level_bits import in_order
 from bnn_kernels.plan import Spec, Step, need, step
 from bnn_kernels.recording import do
 from bnn_kernels.steps_elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map, relative
-from bnn_kernels.steps_float import Pool, conv_size, geometry_of, read_terms, weight_bits
+from bnn_kernels.steps_float import WEIGHT_ATTRIBUTES, Pool, conv_size, geometry_of, has_offset, read_terms, weight_bits
 from bnn_kernels.threshold_code import expand
 from bnn_kernels.thresholds import Thresholds
 from bnn_kernels.workspace import empty
@@ -156,8 +156,9 @@ class BinaryLayer(Step):
     # Whether outputs are vectors.
     is_flat: ClassVar[bool]
     pad_level = 0
+    groups = 1
 
-    def layer(self, dense: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> Any:
+    def layer(self, dense: np.ndarray, shape: tuple[int, ...], multipliers: tuple[int, ...], signed: bool) -> Any:
         raise NotImplementedError
 
     def build(self) -> None:
@@ -167,21 +168,24 @@ class BinaryLayer(Step):
         filters = self.shape[0]
         terms = read_terms(self)
         self.given = InputTerms(self)
-        several = len(terms) > 1 or self.given.several
+        offset = has_offset(self)
+        several = len(terms) + offset > 1 or self.given.several
         need(self.output == "float" or not several, "integer sums need a weight and an input with one scale")
         need(self.pad_level == 0 or not self.given.several, "an input of several terms can be padded with zeros only")
         self.layers = [self._later(i, *term) for i, term in enumerate(terms)]
+        if offset:
+            self.layers.append(Later(self._ones))
         self.input_scale = self.attr("input_scale", bool) if "input_scale" in self.attrs else False
         self.arity = 1
         if self.output == "float":
-            count = len(terms) * self.given.count
+            count = len(self.layers) * self.given.count
             self.scales = [self.tensor(f"scale.{i}", np.float32, (filters,)) for i in range(count)]
             # One term without K goes through the epilogue as the layer's integers; all else as a sum of floats.
             self.fused = not several and not self.input_scale
             self.finish = Finish(self, filters, self.scales[0] if self.fused else None)
             self.arity += self.input_scale + self.finish.arity
         else:
-            extra = {*self.attrs} & {*INPUT_ATTRIBUTES, *EPILOGUE_ATTRIBUTES}
+            extra = {*self.attrs} & {"weight_offset", *INPUT_ATTRIBUTES, *EPILOGUE_ATTRIBUTES}
             need(not extra, f"attributes {sorted(extra)} need a float output")
         self.thresholds = integer_thresholds(self, filters) if self.output == "bits" else None
 
@@ -191,9 +195,14 @@ class BinaryLayer(Step):
         check_dense_bits(dense, self.shape)
 
         def make() -> Any:
-            return self.layer(dense, multipliers, signed)
+            return self.layer(dense, self.shape, multipliers, signed)
 
         return Later(make)
+
+    def _ones(self) -> Any:
+        """Return the layer of the weight's offset: one filter of ones a group, whose sums all filters share."""
+        shape = (self.groups, *self.shape[1:])
+        return self.layer(to_dense_bits(np.ones(shape, np.uint8), 1), shape, (1,), False)
 
     def layer_shape(self) -> tuple[int, ...]:
         raise NotImplementedError
@@ -279,7 +288,7 @@ class BinaryConv(BinaryLayer):
     op = "binary_conv"
     attributes = (
         "shape", "stride", "padding", "dilation", "groups", "pad_level",
-        "terms", *INPUT_ATTRIBUTES, "output", "signed", "multipliers", *EPILOGUE_ATTRIBUTES,
+        *WEIGHT_ATTRIBUTES, *INPUT_ATTRIBUTES, "output", "signed", "multipliers", *EPILOGUE_ATTRIBUTES,
     )  # fmt: skip
     is_flat = False
 
@@ -292,8 +301,10 @@ class BinaryConv(BinaryLayer):
         need(abs(self.pad_level) <= 1 << 15, f"attribute 'pad_level' is no level of an input: {self.pad_level}")
         return shape
 
-    def layer(self, dense: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedConv2d:
-        codes = from_dense_bits(dense, self.shape)
+    def layer(
+        self, dense: np.ndarray, shape: tuple[int, ...], multipliers: tuple[int, ...], signed: bool
+    ) -> PackedConv2d:
+        codes = from_dense_bits(dense, shape)
         g = self.geometry
         return PackedConv2d.from_codes(codes, multipliers, signed, g[2:4], g[4:6], g[6:8], self.groups, self.pad_level)
 
@@ -311,14 +322,18 @@ class BinaryLinear(BinaryLayer):
     """Matrix product of bit planes; attribute shape = (O, K); the input is (K,) or a map (C, H, W) with C*H*W = K."""
 
     op = "binary_linear"
-    attributes = ("shape", "terms", *INPUT_ATTRIBUTES, "output", "signed", "multipliers", *EPILOGUE_ATTRIBUTES)
+    attributes = (
+        "shape", *WEIGHT_ATTRIBUTES, *INPUT_ATTRIBUTES, "output", "signed", "multipliers", *EPILOGUE_ATTRIBUTES,
+    )  # fmt: skip
     is_flat = True
 
     def layer_shape(self) -> tuple[int, ...]:
         return self.ints("shape", 2, 1, 1 << 30)
 
-    def layer(self, dense: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> PackedLinear:
-        return PackedLinear.from_dense_bits(dense, self.shape, multipliers, signed)
+    def layer(
+        self, dense: np.ndarray, shape: tuple[int, ...], multipliers: tuple[int, ...], signed: bool
+    ) -> PackedLinear:
+        return PackedLinear.from_dense_bits(dense, shape, multipliers, signed)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         need(int(np.prod(shape)) == self.shape[1], f"takes {self.shape[1]} features, got {shape}")

@@ -44,10 +44,14 @@ def float_weight(this: Step, shape: tuple[int, ...]) -> Callable[[], np.ndarray]
         check_dense_bits(dense, shape)
         scale = this.tensor(f"scale.{i}", np.float32, (shape[0],)).reshape(-1, *[1] * (len(shape) - 1))
         terms.append((dense, level_of_code(multipliers, signed).astype(np.float32), scale))
+    offset = None
+    if has_offset(this):
+        offset = this.tensor(f"scale.{len(terms)}", np.float32, (shape[0],)).reshape(-1, *[1] * (len(shape) - 1))
 
     def make() -> np.ndarray:
         parts = (levels[from_dense_bits(dense, shape)] * scale for dense, levels, scale in terms)
-        return functools.reduce(np.add, parts)
+        weight = functools.reduce(np.add, parts)
+        return weight if offset is None else weight + offset
 
     return make
 
@@ -55,6 +59,14 @@ def float_weight(this: Step, shape: tuple[int, ...]) -> Callable[[], np.ndarray]
 def weight_bits(this: Step) -> int:
     """Return the bits of a weight: its planes, 32 for a float."""
     return sum(len(term["multipliers"]) for term in this.attrs["terms"]) if "terms" in this.attrs else 32
+
+
+WEIGHT_ATTRIBUTES = ("terms", "weight_offset")
+
+
+def has_offset(this: Step) -> bool:
+    """Whether a quantized weight has an offset, a term that is 1 everywhere: of it only the scale is stored."""
+    return bool(this.attr("weight_offset", bool)) if "weight_offset" in this.attrs else False
 
 
 def read_terms(this: Step) -> list[tuple[tuple[int, ...], bool]]:
@@ -88,7 +100,16 @@ class FloatConv(FloatLayer):
     """Convolution with float input."""
 
     op = "float_conv"
-    attributes = ("shape", "stride", "padding", "dilation", "groups", "pad_value", "terms", *EPILOGUE_ATTRIBUTES)
+    attributes = (
+        "shape",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "pad_value",
+        *WEIGHT_ATTRIBUTES,
+        *EPILOGUE_ATTRIBUTES,
+    )
 
     def build(self) -> None:
         self.shape = self.ints("shape", 4, 1)
@@ -127,7 +148,7 @@ class FloatLinear(FloatLayer):
     """Matrix product with float input (N, K)."""
 
     op = "float_linear"
-    attributes = ("shape", "terms", *EPILOGUE_ATTRIBUTES)
+    attributes = ("shape", *WEIGHT_ATTRIBUTES, *EPILOGUE_ATTRIBUTES)
 
     def build(self) -> None:
         self.shape = self.ints("shape", 2, 1, 1 << 30)

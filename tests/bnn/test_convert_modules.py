@@ -9,7 +9,7 @@ from conversion import check, images, upset
 from torch import nn
 
 import bnn
-from bnn.layers import QuantConv2d, QuantConvTranspose2d, QuantLinear
+from bnn.layers import QuantConv2d, QuantConvTranspose1d, QuantConvTranspose2d, QuantLinear
 from bnn.quantizers import AdaBinActivation, DoReFaActivation, FullPrecision, LqActivation, RSign, SteSign, XnorWeight
 
 BINARY = partial(QuantConv2d, weight_quantizer=XnorWeight, input_quantizer=SteSign)
@@ -59,6 +59,7 @@ ON_SEQUENCES = [
     nn.Upsample(scale_factor=1.5, mode="linear"),
     nn.ReflectionPad1d(2),
     nn.ConvTranspose1d(8, 4, 4, 2, 1),
+    QuantConvTranspose1d(8, 4, 4, 2, 1, weight_quantizer=XnorWeight, input_quantizer=SteSign),
     nn.ConvTranspose1d(8, 4, 5, 3, dilation=2, groups=2),
     nn.InstanceNorm1d(8),
 ]

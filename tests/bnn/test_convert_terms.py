@@ -13,7 +13,7 @@ import bnn
 from bnn.converter import ConversionError
 from bnn.layers import QuantConv1d, QuantConv2d, QuantLinear
 from bnn.planes import Planes, Term, sign_bits
-from bnn.quantizers import AdaBinActivation, AdaBinWeight, LqActivation, LqWeight, Quantizer, XnorWeight
+from bnn.quantizers import AdaBinActivation, AdaBinWeight, FullPrecision, LqActivation, LqWeight, Quantizer, XnorWeight
 
 
 class Bases(Quantizer):
@@ -100,6 +100,24 @@ def test_a_constant_offset_becomes_part_of_integer_thresholds():
     packed, _ = check(upset(network), images(6, 6, 12, 12))
     assert [step.attrs.get("output") for step in packed.steps] == [None, "bits", None, "float"]
     assert "input_offset" not in packed.steps[1].attrs
+
+
+def test_an_offset_of_weights_is_one_number_a_filter():
+    """One bit a weight in the file, for binary and for float inputs."""
+    for given in (AdaBinActivation, FullPrecision):
+        torch.manual_seed(0)
+        quantized = {"weight_quantizer": AdaBinWeight, "input_quantizer": given, "bias": False}
+        network = nn.Sequential(
+            QuantConv2d(64, 32, 3, groups=2, **quantized), nn.Flatten(), QuantLinear(32 * 4, 16, **quantized)
+        )
+        packed, _ = check(network.eval(), images(5, 64, 4, 4))
+        parts = 2 * (1 if given is FullPrecision else 2)
+        layers = [step for step in packed.steps if "bits.0" in step.tensors]
+        for step, weights in zip(layers, (32 * 32 * 9, 16 * 32 * 4), strict=True):
+            filters = step.attrs["shape"][0]
+            stored = sum(t.nbytes for name, t in step.tensors.items() if name.startswith(("bits.", "scale.")))
+            assert stored == weights / 8 + parts * 4 * filters
+        assert {cost.precision for cost in packed.costs()} - {""} <= {"W1A1", "W1A32"}
 
 
 def test_sequences_and_a_quantizer_on_its_own():

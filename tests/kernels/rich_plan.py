@@ -69,8 +69,8 @@ def rich_model():
     add("unpack", ["i"], ["k"], values=floats(2))
     parts = {"input_terms": [{"signed": False, "multipliers": [1]}, SIGNS], "input_offset": True}
     add(
-        "binary_conv", ["g"], ["kk"], {**_conv(4, 8, 3, 1), **binary, **parts, "output": "float"},
-        bits_0=w.bits(4, 8, 3, 3), scale_0=floats(4), scale_1=floats(4), scale_2=floats(4),
+        "binary_conv", ["g"], ["kk"], {**_conv(4, 8, 3, 1), **binary, **parts, "weight_offset": True, "output": "float"},
+        bits_0=w.bits(4, 8, 3, 3), **{f"scale_{i}": floats(4) for i in range(6)},
     )  # fmt: skip
     add("combine", ["k", "kk"], ["kkk"], {"kind": "add"})
     add("concat", ["j", "kkk"], ["l"], {"count": 2})
