@@ -101,15 +101,8 @@ class FloatConv(FloatLayer):
 
     op = "float_conv"
     attributes = (
-        "shape",
-        "stride",
-        "padding",
-        "dilation",
-        "groups",
-        "pad_value",
-        *WEIGHT_ATTRIBUTES,
-        *EPILOGUE_ATTRIBUTES,
-    )
+        "shape", "stride", "padding", "dilation", "groups", "pad_value", *WEIGHT_ATTRIBUTES, *EPILOGUE_ATTRIBUTES,
+    )  # fmt: skip
 
     def build(self) -> None:
         self.shape = self.ints("shape", 4, 1)

@@ -68,8 +68,9 @@ def rich_model():
     add("unpack", ["h"], ["j"], {"scale": 0.5})
     add("unpack", ["i"], ["k"], values=floats(2))
     parts = {"input_terms": [{"signed": False, "multipliers": [1]}, SIGNS], "input_offset": True}
+    parts["weight_offset"] = True
     add(
-        "binary_conv", ["g"], ["kk"], {**_conv(4, 8, 3, 1), **binary, **parts, "weight_offset": True, "output": "float"},
+        "binary_conv", ["g"], ["kk"], {**_conv(4, 8, 3, 1), **binary, **parts, "output": "float"},
         bits_0=w.bits(4, 8, 3, 3), **{f"scale_{i}": floats(4) for i in range(6)},
     )  # fmt: skip
     add("combine", ["k", "kk"], ["kkk"], {"kind": "add"})
