@@ -25,7 +25,7 @@ class RecuWeight(Quantizer):
     gradient of the sign is 1. Alpha scales the weights instead of the output and begins at 1; that code draws it from
     [0, 1).
 
-    tau: in (0.5, 1); the paper raises it exponentially from 0.85 to 0.99 during training: a schedule sets `tau`.
+    tau: in (0.5, 1); it rises from 0.85 to 0.99 during training (bnn.training.ExponentialRise): a schedule sets `tau`.
     channels: the number of output channels; a layer tells it by itself.
 
     >>> w = torch.tensor([[3.0, 0.0, -3.0]], requires_grad=True)

@@ -61,6 +61,20 @@ class Exponential(_Stretch):
 
 
 @dataclass(frozen=True)
+class ExponentialRise(_Stretch):
+    """start + (end - start) (e^p - 1) / (e - 1): e times as steep at the end as at the beginning.
+
+    ReCU's tau (Xu et al. 2021, as in the authors' code) is this curve, from 0.85 to 0.99.
+
+    >>> round(ExponentialRise(0.85, 0.99)(0.5), 6)
+    0.902856
+    """
+
+    def __call__(self, p: float) -> float:
+        return self.start + (self.end - self.start) * math.expm1(self._share(p)) / math.expm1(1)
+
+
+@dataclass(frozen=True)
 class Cosine(_Stretch):
     """end + (start - end) (1 + cos(pi p)) / 2.
 

@@ -1,6 +1,7 @@
 """Every quantizer at the edges of what it may be given: no NaN where there was none, none hidden, any layout."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -46,9 +47,8 @@ def stepped(quantizer, x, g):
 
 @each
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_finite_numbers_give_finite_numbers(role, factory, training, dtype):
-    for name, x in edges().items():
+def test_finite_numbers_give_finite_numbers(role, factory, training):
+    for (name, x), dtype in itertools.product(edges().items(), (torch.float32, torch.bfloat16, torch.float64)):
         x = x.to(dtype)
         g = torch.linspace(-1, 1, x.numel(), dtype=dtype).reshape(x.shape)
         y, gradient, learned, after = stepped(configs.make(role, factory, x).train(training), x, g)
@@ -153,12 +153,11 @@ def test_only_what_asks_for_a_gradient_gets_one(role, factory):
 
 
 @each
-@pytest.mark.parametrize("value", [0.0, -0.5, 1e-30])
-def test_whatever_an_optimizer_makes_of_what_is_learned(role, factory, value):
-    x = torch.cat([2 * torch.randn(4, 3, 3, 2), torch.full((4, 3, 3, 1), value)], 3)
+def test_whatever_an_optimizer_makes_of_what_is_learned(role, factory):
+    x = torch.cat([2 * torch.randn(4, 3, 3, 2), torch.zeros(4, 3, 3, 1), torch.full((4, 3, 3, 1), -0.5)], 3)
     start = configs.make(role, factory, x)
     start(x)  # what begins with the first data has begun
-    for name, _ in start.named_parameters():
+    for (name, _), value in itertools.product(start.named_parameters(), (0.0, -0.5, 1e-30)):
         quantizer = copy.deepcopy(start).eval()
         with torch.no_grad():
             quantizer.get_parameter(name).fill_(value)

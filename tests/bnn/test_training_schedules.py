@@ -17,6 +17,7 @@ from bnn.training import (
     Classifier,
     Cosine,
     Exponential,
+    ExponentialRise,
     Linear,
     ModuleSchedule,
     OptimizerSchedule,
@@ -57,6 +58,13 @@ def test_ir_nets_temperature_is_the_exponential():
     for epoch in range(400):
         t = low * 10 ** (epoch / 400 * math.log10(high / low))
         assert Exponential(low, high)(epoch / 400) == pytest.approx(t)
+
+
+def test_recus_threshold_rises_as_in_the_authors_code():
+    """tau = A e^(epoch / epochs) + B with A = (max - min) / (e - 1), B = min - A."""
+    a = (0.99 - 0.85) / (math.e - 1)
+    for epoch in range(0, 601, 50):
+        assert ExponentialRise(0.85, 0.99)(epoch / 600) == pytest.approx(a * math.exp(epoch / 600) + 0.85 - a)
 
 
 @pytest.mark.parametrize(
