@@ -1,8 +1,6 @@
 """PackedModel: a converted network as a plan of steps; NumPy in, NumPy out, no torch."""
 
-import functools
 import os
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +19,7 @@ from bnn_kernels.memory import new_array
 from bnn_kernels.model_inputs import as_channels_last, fill_inputs
 from bnn_kernels.plan import STEPS, Spec, Step, StepSpec, check_shape, need
 from bnn_kernels.recording import Recording
+from bnn_kernels.step_times import step_times
 from bnn_kernels.threads import play_kernels
 from bnn_kernels.workspace import Workspace, Workspaces, contiguous, empty, in_use
 
@@ -273,26 +272,10 @@ class PackedModel:
 
         What a call takes beside them is the copy of its inputs and outputs.
         """
-        registers = self.enter(*inputs)
-        plays: list[Callable[[], object]] = []
-        for placed in self._program:
-            given = [registers[name] for name in placed.inputs]
-            placed.step.run(*given)  # what is made at a first use is no part of the time
-            recording = Recording()
-            with recording.running():
-                value = placed.step.run(*given)
-            recorded = functools.partial(recording.play, play_kernels)
-            plays.append(recorded if placed.step.recordable else functools.partial(placed.step.run, *given))
-            registers.update(zip(placed.outputs, (value,) if len(placed.outputs) == 1 else value, strict=True))
-        times = np.zeros((repeats, len(plays)))
-        for repeat in range(-2, repeats):
-            for index, play in enumerate(plays):
-                start = time.perf_counter()
-                play()
-                if repeat >= 0:
-                    times[repeat, index] = time.perf_counter() - start
+        steps = [(placed.step, placed.inputs, placed.outputs) for placed in self._program]
+        times = step_times(steps, self.enter(*inputs), repeats)
         names = [f"{spec.op} {spec.source}".strip() for spec in self.steps]
-        return list(zip(names, np.median(times, axis=0).tolist(), strict=True))
+        return list(zip(names, times, strict=True))
 
     # -- looking --------------------------------------------------------------------------------------------------
 
