@@ -85,7 +85,6 @@ def row_of(config: DictConfig, method: str) -> Row | None:
         "mean": round(float(accuracy.mean()), 6),
         "std": round(float(accuracy.std(ddof=1)), 6) if len(results) > 1 else None,
         "diverged": sum(run["diverged"] for run in runs),
-        "train_seconds": round(float(np.mean([result["train_seconds"] for result in results])), 1),
         "command": results[0]["command"],
         "runs": runs,
     }
