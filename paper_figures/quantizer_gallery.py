@@ -79,7 +79,7 @@ PANELS = (
     Panel("FDA", _schedule(partial(q.FdaSign, frequency=1.0), "n", 1, 2, 4), "n = 1, 2, 4, w = 1"),
     Panel(
         "FDA, noise adaptation",
-        (_set(partial(q.NoiseAdaptedSign, 1, 0, n=2, frequency=1.0), reduce=1.0, expand=0.3),),
+        (_set(partial(q.NoiseAdaptedSign, 1, 0, n=2, frequency=1.0, alpha=1.0), reduce=1.0, expand=0.3),),
         "alpha = 1, n = 2, w = 1",
         True,
     ),

@@ -18,14 +18,14 @@ class NoiseAdaptedSign(FdaSign):
     in evaluation: a schedule sets `alpha`, as it sets `n`. Equations 15 to 17 leave alpha out; here it is part of the
     chain rule. The paper's a is 0.1 (table 4 is about the shortcut), its W1 reduces d numbers to d / 64.
 
-    The paper says neither what the d numbers of an input are nor where alpha begins. Here they are the channels at one
-    place of an input and the weights of one filter, and alpha begins at 1. W1 and W2 begin as those of nn.Linear,
-    with mean 0 as the paper asks.
+    The paper says neither what the d numbers are nor how alpha falls. As in BiBench's code they are the channels at
+    one place of an input and the weights of one filter, alpha falls by a cosine from 0.1, and fewer than 64 numbers
+    are reduced to d / 4. W1 and W2 begin as those of nn.Linear, with mean 0 as the paper asks.
 
     channels, channel_axis, fan_in: a layer tells them by itself; with fan_in it is for weights, without for inputs.
-    n, frequency: as for FdaSign. shortcut: a. reduction: numbers for one hidden unit, of which there is at least one.
+    n, frequency: as for FdaSign. shortcut: a. reduction: numbers for one hidden unit; 4 where there are fewer numbers.
 
-    >>> quantizer = NoiseAdaptedSign(channels=1, n=1, frequency=1.0, shortcut=0.5)
+    >>> quantizer = NoiseAdaptedSign(channels=1, n=1, frequency=1.0, alpha=1.0, shortcut=0.5)
     >>> with torch.no_grad():
     ...     _ = quantizer.reduce.fill_(2.0), quantizer.expand.fill_(0.25)
     >>> x = torch.tensor([[-0.5], [0.5], [0.0]], requires_grad=True)
@@ -49,7 +49,7 @@ class NoiseAdaptedSign(FdaSign):
         *,
         n: int = 9,
         frequency: float = 0.1,
-        alpha: float = 1.0,
+        alpha: float = 0.1,
         shortcut: float = 0.1,
         reduction: int = 64,
     ):
@@ -61,7 +61,7 @@ class NoiseAdaptedSign(FdaSign):
             )
         if not alpha >= 0:
             raise ValueError(f"alpha must be at least 0, got {alpha!r}")
-        hidden = max(1, numbers // reduction)
+        hidden = numbers // reduction or max(1, numbers // 4)
         self.alpha = alpha
         self.shortcut = shortcut
         self.channel_axis = channel_axis

@@ -16,8 +16,8 @@ class TernaryActivation(Quantizer):
 
     Training: delta = factor mean|x| of the batch. Evaluation: its running average, as in batch norm, so that a trained
     network has fixed thresholds.
-    Wan et al., "TBN", ECCV 2018, with the running average of the authors' code, whose factor is 0.5.
-    |x| = delta gives 0 (+-1 in that code).
+    Wan et al., "TBN", ECCV 2018, with the running average of the authors' code, whose factor is 0.5 and momentum 0.01,
+    without its option of a scale 2 delta. |x| = delta gives 0 (+-1 in that code).
 
     factor: in (0, 1). momentum: weight of the newest batch in the average, in (0, 1]. threshold: a fixed delta > 0
         instead, for training as well.
