@@ -1,5 +1,7 @@
 """Binary weights with a fixed scale for the gradient: Bi-Real Net's magnitude-aware sign."""
 
+from typing import Literal
+
 from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
@@ -12,21 +14,37 @@ class MagnitudeAwareSign(Quantizer):
     """Forward: q(W) = alpha sign(W), alpha = mean|W| of each filter (axis 0). Gradient: alpha if |W| <= 1, else 0.
 
     Liu et al., "Bi-Real Net", ECCV 2018, "magnitude-aware gradient": the forward is XnorWeight's, but alpha counts
-    as constant, so that the step follows the magnitude of the weights.
+    as constant, so that the step follows the magnitude of the weights. The paper prints |W| < 1, by which a latent that
+    was clipped to 1 could never come back. `gradient`:
+
+    - "paper" (default): as above.
+    - "released" (the authors' PyTorch code, and ReActNet's): 1 if |W| <= 1, else 0.
 
     >>> import torch
-    >>> w = torch.tensor([[0.5, -1.5]], requires_grad=True)
+    >>> w = torch.tensor([[0.5, -1.5, 4.0]], requires_grad=True)
     >>> q = MagnitudeAwareSign()(w)
     >>> q.tolist()
-    [[1.0, -1.0]]
+    [[2.0, -2.0, 2.0]]
     >>> q.sum().backward()
     >>> w.grad.tolist()
-    [[1.0, 0.0]]
+    [[2.0, 0.0, 0.0]]
     """
+
+    def __init__(self, gradient: Literal["paper", "released"] = "paper"):
+        super().__init__()
+        if gradient not in ("paper", "released"):
+            raise ValueError(f"gradient must be 'paper' or 'released', got {gradient!r}")
+        self.gradient = gradient
 
     def forward(self, w: Tensor) -> Tensor:
         fixed = w.detach()
-        return straight_through(w, sign(fixed), fixed.abs() <= 1) * like_filters(mean_magnitude(fixed), w)
+        alpha, inside = like_filters(mean_magnitude(fixed), w), fixed.abs() <= 1
+        if self.gradient == "released":
+            return straight_through(w, sign(fixed) * alpha, inside)
+        return straight_through(w, sign(fixed), inside) * alpha
 
     def planes(self, w: Tensor) -> Planes:
         return sign_planes(w, mean_magnitude(w.detach()))
+
+    def extra_repr(self) -> str:
+        return f"gradient={self.gradient!r}"

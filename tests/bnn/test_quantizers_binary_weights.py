@@ -50,6 +50,7 @@ def test_magnitude_aware_sign():
     alpha = by_filter(np.abs(flat(w)).mean(1), w)
     np.testing.assert_allclose(MagnitudeAwareSign()(torch.tensor(w)), alpha * signs(w), rtol=1e-12)
     np.testing.assert_allclose(gradient(MagnitudeAwareSign(), w, g), g * alpha * (np.abs(w) <= 1), rtol=1e-12)
+    np.testing.assert_allclose(gradient(MagnitudeAwareSign("released"), w, g), g * (np.abs(w) <= 1), rtol=1e-12)
 
 
 def test_learned_scale_weight():

@@ -16,6 +16,7 @@ from bnn.quantizers import (
     EdeSign,
     FdaSign,
     LearnedScaleWeight,
+    MagnitudeAwareSign,
     NoiseAdaptedSign,
     ProgressiveSign,
     RbnnSign,
@@ -202,6 +203,7 @@ def test_an_evaluation_with_latents_is_one_of_floats():
     [
         (lambda: BinaryConnect(evaluation="mean"), "'signs' or 'latents'"),
         (lambda: SwishSign(beta=0), "beta must be positive"),
+        (lambda: MagnitudeAwareSign("code"), "'paper' or 'released'"),
         (lambda: EdeSign(t=0), "t must be positive"),
         (lambda: FdaSign(n=-1), "n must be at least 0"),
         (lambda: FdaSign(frequency=4.0), "frequency"),

@@ -53,6 +53,7 @@ TABLES = [
     (q.XnorWeight, {"gradient": "printed"}, {}, 0.875 * SIGNS, 0.875 * INSIDE + 0.125),
     (q.XnorWeight, {"gradient": "released"}, {}, 0.875 * SIGNS, even(0.109375, 0.109375, 0.875, 0.875)),
     (q.MagnitudeAwareSign, {}, {}, 0.875 * SIGNS, 0.875 * INSIDE),
+    (q.MagnitudeAwareSign, {"gradient": "released"}, {}, 0.875 * SIGNS, INSIDE),
     (q.LearnedScaleWeight, {"channels": 1}, {"alpha": -0.5}, -0.5 * SIGNS, -0.5 * INSIDE),
     # three values
     (q.TernaryWeight, {}, {}, odd(1.5, 1.5, 0), ONES),
