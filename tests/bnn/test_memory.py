@@ -293,6 +293,12 @@ class Ramp(Quantizer):
         return SteSign().planes(x)
 
 
+def test_a_quantizer_that_takes_no_single_number_is_not_packed():
+    torch.manual_seed(0)
+    layer = QuantLinear(5, 6, weight_quantizer=XnorWeight, input_quantizer=partial(XnorWeight, center=True))
+    assert assert_same(layer, torch.randn(7, 5)) == (Count(), Count())
+
+
 def test_a_quantizer_of_many_values_in_training_is_not_packed():
     torch.manual_seed(0)
     layer = QuantLinear(5, 6, weight_quantizer=XnorWeight, input_quantizer=Ramp)
