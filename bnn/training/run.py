@@ -109,7 +109,9 @@ def train(
 
     The weights of the last epoch are measured: nothing is chosen by the validation set, nothing ever by the test set.
     trainer: more arguments of lightning's Trainer. callbacks: more of Lightning's callbacks, such as Scheduling.
-    The network holds the trained weights afterwards. RunError if the checkpoint in `folder` does not fit the network.
+    The network holds the trained weights afterwards. One in evaluation mode is set to training mode; parts of a network
+    in training mode that are in evaluation mode stay so, frozen statistics of batch norm for instance.
+    RunError if the checkpoint in `folder` does not fit the network.
     """
     seed_everything(seed)
     if epochs < 1:
@@ -131,6 +133,8 @@ def train(
         Batches(split, normalize, EVALUATION_BATCH, shuffle=False, seed=0).to(device)
         for split in (data.validation, data.test)
     )
+    if not network.training:  # as load_network leaves it; Lightning would train it so
+        network.train()
     module = classifier(network)
     last = folder / CHECKPOINT
     interrupt_handler = signal.getsignal(signal.SIGINT)

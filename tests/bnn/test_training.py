@@ -61,6 +61,22 @@ def test_weights_come_back(finished):
         assert torch.equal(again.state_dict()[name], value)
 
 
+def test_a_loaded_network_is_trained_on_in_training_mode(finished, tmp_path):
+    folder, _, _ = finished
+    network = load_network(DigitsCNN(**TINY), folder)
+    frozen = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)][-1]
+    before = network.norm1.running_mean.clone(), frozen.running_mean.clone()
+    run(network, tmp_path / "all")
+    assert not torch.equal(network.norm1.running_mean, before[0])
+    network.train()
+    frozen.eval()
+    before = network.norm1.running_mean.clone(), frozen.running_mean.clone()
+    with pytest.warns(UserWarning, match="in eval mode"):  # Lightning's
+        run(network, tmp_path / "part")
+    assert not torch.equal(network.norm1.running_mean, before[0])
+    assert torch.equal(frozen.running_mean, before[1])
+
+
 def test_other_networks_are_refused(finished, tmp_path):
     folder, _, _ = finished
     with pytest.raises(RunError, match="does not fit DigitsCNN"):
