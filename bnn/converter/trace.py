@@ -135,15 +135,19 @@ def trace(model: nn.Module) -> Traced:
     tracer = _Tracer()
     if tracer.is_leaf_module(model, ""):
         model = nn.Sequential(OrderedDict(model=model))
+    before = set(vars(model))
     try:
         with torch.no_grad(), _autograd_functions():
-            graph = tracer.trace(model)
-    except (fx.proxy.TraceError, TypeError) as error:
+            traced = fx.GraphModule(model, graph := tracer.trace(model))
+    except (fx.proxy.TraceError, TypeError, AttributeError, RuntimeError) as error:
         raise ConversionError(
             f"{type(model).__name__} cannot be traced (control flow that depends on data?): {error}. "
             "Put the part into a module of its own and give it a rule with bnn.converter.register_rule"
         ) from error
-    return Traced(fx.GraphModule(model, graph), _places(graph))
+    finally:
+        for name in set(vars(model)) - before:  # constants that the tracer leaves there
+            delattr(model, name)
+    return Traced(traced, _places(graph))
 
 
 def results(traced: Traced, examples: Sequence[Tensor]) -> dict[fx.Node, Any]:

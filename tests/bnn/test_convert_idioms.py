@@ -153,6 +153,15 @@ def test_what_is_needed_and_cannot_be_converted_is_named_where_it_arises():
         bnn.convert(nn.Sequential(Needed(), nn.Linear(48, 2)).eval(), images(1, 3, 4, 4))
 
 
+def test_the_model_is_left_as_it_was():
+    net, x = network(Applied, "mean"), images(4, 3, 10, 10)
+    before = [{**vars(module)} for module in net.modules()]
+    packed = bnn.convert(net, x)
+    bnn.check_parity(net, packed, x)
+    assert [{**vars(module)} for module in net.modules()] == before
+    assert "apply" not in vars(torch.autograd.function._SingleLevelFunction)
+
+
 def test_few_values():
     signs = torch.tensor([[1.0, -1.0, 1.0], [-1.0, -1.0, 1.0]])
     scale = torch.tensor([[0.3], [0.7]])
