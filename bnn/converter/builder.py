@@ -20,6 +20,7 @@ from bnn.converter.graph import (
     Curve,
     FloatLayer,
     Moved,
+    OffBatch,
     OwnStep,
     Pool,
     Unpacked,
@@ -60,6 +61,21 @@ def _by_channel(x: Value, constant: Tensor | None) -> bool:
     return constant is None or constant.numel() == 1 or tuple(constant.shape) == sides
 
 
+def _second(first: np.ndarray, count: int) -> np.ndarray:
+    """Return the places of the second image where those of the first are; 0 stays 0, a zero of the padding."""
+    return np.where(first > 0, first + count, 0)
+
+
+def _origin(x: Value, compose: bool) -> tuple[Value, Tensor]:
+    """Return where the numbers of x come from, and float64 (2, ...): from which places of two images, 0 for a zero."""
+    if isinstance(x, OffBatch):
+        return x.base, x.places.contiguous()
+    base, index = (x.inputs[0], x.index) if compose and isinstance(x, Moved) else (x, None)
+    count = math.prod(base.shape)
+    first = np.arange(1, count + 1).reshape(x.shape) if index is None else index
+    return base, torch.from_numpy(np.stack([first, _second(first, count)])).to(torch.float64).contiguous()
+
+
 def move_alike(x: Moved, inner: Value) -> Value:
     """Return another value of the operand's shape with its numbers where the moved value x has them."""
     return Moved(x.shape, (inner,), index=x.index)
@@ -68,7 +84,7 @@ def move_alike(x: Moved, inner: Value) -> Value:
 def _carried(x: Moved, constant: Tensor | None) -> Tensor | None:
     """Return a constant (1, ...) of the permuted value x as one of its operand."""
     if constant is None or constant.numel() == 1:
-        return constant
+        return None if constant is None else constant.reshape(())
     shape = x.inputs[0].shape
     flat = torch.empty(math.prod(shape), dtype=constant.dtype)
     flat[torch.from_numpy(x.index.reshape(-1) - 1)] = constant.expand(1, *x.shape).reshape(-1)
@@ -260,6 +276,10 @@ class Builder:
         """Return a * b; sides of 1 are stretched, as those of a gate (C, 1, 1) are."""
         return self._combine("multiply", a, b)
 
+    def extreme(self, a: Value, b: Value, kind: str) -> Value:
+        """Return the larger ("maximum") or smaller ("minimum") of each two numbers; sides of 1 are stretched."""
+        return self._combine(kind, a, b)
+
     def divide(self, a: Value, b: Value) -> Value:
         """Return a / b; sides of 1 are stretched."""
         return self._combine("divide", a, b)
@@ -348,11 +368,13 @@ class Builder:
         )
 
     def step(
-        self, x: Value, shape: Sequence[int], op: str, attrs: dict[str, Any] | None = None,
+        self, x: Value | tuple[Value, ...], shape: Sequence[int], op: str, attrs: dict[str, Any] | None = None,
         tensors: dict[str, np.ndarray] | None = None,
     ) -> Value:  # fmt: skip
         """Return what a step of bnn_kernels makes of floats; shape: its output's, without the batch."""
-        return OwnStep(tuple(shape), (x,), op=op, attrs=attrs or {}, tensors=tensors or {})
+        return OwnStep(
+            tuple(shape), x if isinstance(x, tuple) else (x,), op=op, attrs=attrs or {}, tensors=tensors or {}
+        )
 
     @staticmethod
     def _bias(bias: Tensor | None) -> dict[str, np.ndarray]:
@@ -374,26 +396,30 @@ class Builder:
         function: is called on a float64 tensor (2, *shape) of places; it must treat both images alike. compose: become
             one with the moving that made x.
         """
-        base, index = (x.inputs[0], x.index) if compose and isinstance(x, Moved) else (x, None)
-        count = math.prod(x.shape)
-        places = torch.arange(1, 2 * count + 1, dtype=torch.float64).reshape(2, *x.shape)
+        base, places = _origin(x, compose)
         with torch.no_grad():
             results = function(places)
         single = isinstance(results, Tensor)
-        return_values = []
-        for result in [results] if single else results:
-            if not isinstance(result, Tensor) or result.shape[:1] != (2,):
-                self.fail("changes the batch; only views of each image by itself can be converted")
-            found = result.numpy()
-            first, second = np.rint(found[0]).astype(np.int64), np.rint(found[1]).astype(np.int64)
-            moved = (found[0] == first).all() and first.min(initial=0) >= 0 and first.max(initial=0) <= count
-            if not moved or (second != np.where(first > 0, first + count, 0)).any():
-                self.fail("does more than move the numbers of each image, or pads with something else than zeros")
-            # 0 stays 0: both tables get a zero in front.
-            table = None if index is None else np.concatenate([[0], index.reshape(-1)])
-            composed = first if table is None else table[first]
-            same = composed.shape == base.shape and bool(
-                (composed.reshape(-1) == np.arange(1, composed.size + 1)).all()
+        moved = [self._moved(base, result) for result in ([results] if single else results)]
+        return moved[0] if single else tuple(moved)
+
+    def _moved(self, base: Value, result: Any) -> Value:
+        """Return the value whose numbers are at these places of the base, float64 (2, ...)."""
+        if not isinstance(result, Tensor):
+            self.fail("does more than move the numbers of each image")
+        count = math.prod(base.shape)
+        found = result.numpy()
+        numbers = np.rint(found).astype(np.int64)
+        if (found != numbers).any() or numbers.min(initial=0) < 0 or numbers.max(initial=0) > 2 * count:
+            self.fail("does more than move the numbers of each image, or pads with something else than zeros")
+        by_image = len(numbers) == 2 and bool((numbers[0] <= count).all())
+        first = numbers[0] if by_image else np.empty(0)
+        if by_image and not np.array_equal(numbers[1], _second(first, count)):
+            self.fail("does more than move the numbers of each image, or pads with something else than zeros")
+        if not by_image:
+            error = ConversionError(
+                f"{self.place}: changes the batch; only views of each image by itself can be converted"
             )
-            return_values.append(base if same else Moved(composed.shape, (base,), index=composed))
-        return return_values[0] if single else tuple(return_values)
+            return OffBatch(tuple(result.shape[1:]), error=error, base=base, places=result)
+        same = first.shape == base.shape and np.array_equal(first.reshape(-1), np.arange(1, first.size + 1))
+        return base if same else Moved(first.shape, (base,), index=first)

@@ -43,6 +43,17 @@ class Refused(Value):
 
 
 @dataclass(eq=False)
+class OffBatch(Refused):
+    """A view whose batch is not the first axis, from which another view may lead back.
+
+    base: where its numbers come from; places: float64, 1 + their places in two images of the base, 0 for a zero.
+    """
+
+    base: Value = field(kw_only=True)
+    places: Tensor = field(kw_only=True)
+
+
+@dataclass(eq=False)
 class Levels(Value):
     """Integer levels of a quantized value; its only readers are binary layers and `Unpacked`.
 
@@ -184,7 +195,7 @@ class Add(Value):
 
 @dataclass(eq=False)
 class Combine(Value):
-    """Sum ("add"), product ("multiply") or quotient ("divide") with sides of 1 stretched."""
+    """Sum ("add"), product ("multiply"), quotient ("divide"), "maximum" or "minimum", sides of 1 stretched."""
 
     kind: str = field(kw_only=True)
 

@@ -1,4 +1,4 @@
-"""Moved numbers as steps: which channels, rows and columns of the operand, a reshape, or a permutation of its axes."""
+"""Moved numbers as steps: which channels, rows and columns of the operand, a reshape, a permutation of its axes."""
 
 import math
 from typing import Any
@@ -34,14 +34,39 @@ def moving_steps(value: Moved) -> list[Part]:
     if found is not None:
         reshape: list[Part] = [] if size == target else [("reshape", {"shape": list(target)}, {})]
         return [("select", {}, found), *reshape]
-    permutation = _permutation(index.reshape(-1), int(np.prod(before)))
+    count = int(np.prod(before))
+    permutation = _permutation(index.reshape(-1), count)
     if permutation is not None:
         return [("permute", {**permutation, "shape": list(target)}, {})]
-    raise ConversionError(
-        f"{value.source or 'a view'}: moves numbers from {('N', *before)} to {('N', *shape)} in another way than by "
-        "channels, rows and columns; only views, permutations, slices, repetitions and zero padding can be converted, "
-        "and not all of them at once"
-    )
+    part = _part(index, source)
+    if part is not None:
+        selection, inside = part
+        permutation = _permutation(inside, inside.size)
+        if np.array_equal(inside, np.arange(1, inside.size + 1)):
+            return [("select", {}, selection), ("reshape", {"shape": list(target)}, {})]
+        if permutation is not None:
+            return [("select", {}, selection), ("permute", {**permutation, "shape": list(target)}, {})]
+    # Each number by itself: a place for each in the file.
+    flat: list[Part] = [] if len(source) == 1 else [("reshape", {"shape": [count]}, {})]
+    back: list[Part] = [] if len(target) == 1 else [("reshape", {"shape": list(target)}, {})]
+    return [*flat, ("select", {}, {"channels": (index.reshape(-1) - 1).astype(np.int32)}), *back]
+
+
+def _part(index: np.ndarray, source: tuple[int, ...]) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
+    """Return the channels, rows and columns that an index uses, and the index into what they leave; None if others."""
+    places, inside = np.unique(index, return_inverse=True)
+    if len(source) == 1 or places[0] == 0 or len(places) != index.size:
+        return None
+    axes = [np.unique(axis) for axis in np.unravel_index(places - 1, source)]
+    if math.prod(map(len, axes)) != len(places):
+        return None
+    names = ("channels", "rows", "columns")
+    selection = {
+        name: axis.astype(np.int32)
+        for name, axis, extent in zip(names, axes, source, strict=True)
+        if len(axis) != extent
+    }
+    return selection, 1 + inside.reshape(-1)
 
 
 def _permutation(index: np.ndarray, count: int) -> dict[str, list[int]] | None:

@@ -277,6 +277,24 @@ def divide(build: Builder, a: Any, b: Any) -> Value:
     return build.affine(a, scale=1 / divisor, function=lambda y: y / by)
 
 
+@register_rule(torch.maximum, "maximum")
+def maximum(build: Builder, a: Any, b: Any) -> Value:
+    """The larger of two values."""
+    return _extreme(build, a, b, "maximum")
+
+
+@register_rule(torch.minimum, "minimum")
+def minimum(build: Builder, a: Any, b: Any) -> Value:
+    """The smaller of two values."""
+    return _extreme(build, a, b, "minimum")
+
+
+def _extreme(build: Builder, a: Any, b: Any, kind: str) -> Value:
+    if not (isinstance(a, Value) and isinstance(b, Value)):
+        build.fail(f"{kind} with a constant cannot be converted; use clamp")
+    return build.extreme(a, b, kind)
+
+
 @register_rule(operator.pow, torch.pow, "pow")
 def power(build: Builder, x: Any, exponent: Any) -> Value:
     """x * x."""

@@ -27,7 +27,7 @@ def conv(build: Builder, module: Any, x: Value) -> Value:
 @register_rule(nn.Linear)
 def linear(build: Builder, module: Any, x: Value) -> Value:
     """Matrix product in float."""
-    return _linear(build, x, module.weight, module.bias)
+    return linear_of(build, x, module.weight, module.bias)
 
 
 @register_rule(F.conv1d, F.conv2d, torch.conv1d, torch.conv2d)
@@ -42,11 +42,11 @@ def functional_conv(
 
 
 @register_rule(F.linear)
-def functional_linear(build: Builder, x: Value, weight: Any, bias: Tensor | None = None) -> Value:
+def functionallinear_of(build: Builder, x: Value, weight: Any, bias: Tensor | None = None) -> Value:
     """Matrix product with a weight that the network computes from its parameters alone."""
     if not isinstance(weight, Tensor):
         build.fail("a linear layer whose weight depends on the input cannot be converted")
-    return _linear(build, x, weight, bias)
+    return linear_of(build, x, weight, bias)
 
 
 def _conv(
@@ -63,7 +63,8 @@ def _conv(
     return binary_layer(build, x.inputs[0], (found.term,), bias, "binary_conv", attrs, shape, in_floats=True)
 
 
-def _linear(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
+def linear_of(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
+    """Return x @ weight.T + bias over the last axis; weights of few values are stored as bits."""
     if len(x.shape) > 1:  # a convolution of 1x1 over tokens
         filters = weight.reshape(*weight.shape, *[1] * (len(x.shape) - 1))
         return build.channels_last(_conv(build, build.channels_first(x), filters, bias, 1, 0, 1, 1))

@@ -79,7 +79,8 @@ def instance_norm(build: Builder, module: Any, x: Value) -> Value:
 # -- softmax ----------------------------------------------------------------------------------------------------------
 
 
-def _softmax(build: Builder, x: Value, dim: Any, log: bool) -> Value:
+def softmax_of(build: Builder, x: Value, dim: Any, log: bool) -> Value:
+    """Return exp(x) over its sum along an axis, or the logarithm of that."""
     if dim is None:
         build.fail("softmax needs its axis: give dim=1")
     axis = dim % (len(x.shape) + 1)
@@ -94,19 +95,19 @@ def _softmax(build: Builder, x: Value, dim: Any, log: bool) -> Value:
 @register_rule(nn.Softmax, nn.LogSoftmax)
 def softmax(build: Builder, module: Any, x: Value) -> Value:
     """exp(x) over its sum along an axis, or the logarithm of that."""
-    return _softmax(build, x, module.dim, isinstance(module, nn.LogSoftmax))
+    return softmax_of(build, x, module.dim, isinstance(module, nn.LogSoftmax))
 
 
 @register_rule(nn.Softmax2d)
 def softmax_2d(build: Builder, module: Any, x: Value) -> Value:
     """exp(x) over its sum along the channels."""
-    return _softmax(build, x, 1, False)
+    return softmax_of(build, x, 1, False)
 
 
 def _register(log: bool, *targets: Any) -> None:
     @register_rule(*targets)
     def of_function(build: Builder, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Value:
-        return _softmax(build, x, dim, log)
+        return softmax_of(build, x, dim, log)
 
 
 _register(False, F.softmax, torch.softmax, "softmax")

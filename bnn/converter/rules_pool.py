@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnn.converter.builder import Builder
-from bnn.converter.graph import Value
+from bnn.converter.errors import ConversionError
+from bnn.converter.graph import Refused, Value
 from bnn.converter.registry import register_rule
 
 
@@ -174,8 +175,29 @@ def _over_axes(build: Builder, x: Value, kind: str, dim: Any, keepdim: bool) -> 
         # What is left become the channels of a sequence, along which goes what is reduced.
         x = build.move(x, lambda p: p.permute(0, *kept, *axes).reshape(2, -1, math.prod(p.shape[a] for a in axes)))
     kernel = list(x.shape[1:])
-    pooled = build.pool(x, kind, kernel, kernel, [0] * len(kernel))
+    if kind == "sum":
+        whole = [np.array([[0, side]]) for side in (kernel if len(kernel) == 2 else [1, *kernel])]
+        pooled = _windows(build, x, "avg", whole, [np.ones(1)] * 2)
+    else:
+        pooled = build.pool(x, kind, kernel, kernel, [0] * len(kernel))
     return build.move(pooled, lambda p: p.reshape(2, *shape))
+
+
+@register_rule("sum", torch.sum)
+def total(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    """Sum over any axes but the batch's."""
+    return _over_axes(build, x, "sum", dim, keepdim)
+
+
+@register_rule("max", torch.max)
+def maximum(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Any:
+    """Maximum over an axis, of which the places cannot be converted, or the larger of two values."""
+    if isinstance(dim, Value):
+        return build.extreme(x, dim, "maximum")
+    if not isinstance(dim, int):
+        build.fail("a maximum over everything cannot be converted; give it an axis")
+    y = _over_axes(build, x, "max", dim, keepdim)
+    return y, Refused(y.shape, error=ConversionError(f"{build.place}: the places of a maximum cannot be converted"))
 
 
 @register_rule("mean", torch.mean)

@@ -10,6 +10,7 @@ from bnn_kernels import file_format, model_table
 from bnn_kernels import steps_bits as steps_bits  # registers the steps
 from bnn_kernels import steps_elementwise as steps_elementwise
 from bnn_kernels import steps_float as steps_float
+from bnn_kernels import steps_matmul as steps_matmul
 from bnn_kernels import steps_normalize as steps_normalize
 from bnn_kernels import steps_shape as steps_shape
 from bnn_kernels import steps_windows as steps_windows

@@ -209,7 +209,13 @@ def _divide(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         np.divide(a, b, out)
 
 
-COMBINATIONS: dict[str, Callable[..., Any]] = {"add": np.add, "multiply": np.multiply, "divide": _divide}
+COMBINATIONS: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "multiply": np.multiply,
+    "divide": _divide,
+    "maximum": lambda a, b, out: np.maximum(a, b, out=out),
+    "minimum": lambda a, b, out: np.minimum(a, b, out=out),
+}
 
 
 @step

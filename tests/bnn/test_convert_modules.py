@@ -9,6 +9,7 @@ from conversion import check, images, upset
 from torch import nn
 
 import bnn
+from bnn.converter import ConversionError
 from bnn.layers import QuantConv2d, QuantConvTranspose1d, QuantConvTranspose2d, QuantLinear
 from bnn.quantizers import AdaBinActivation, DoReFaActivation, FullPrecision, LqActivation, RSign, SteSign, XnorWeight
 
@@ -161,6 +162,68 @@ def test_tokens(linear, tmp_path):
         assert sum(row.levels for row in report.steps) >= 5
 
 
+class Attention(nn.Module):
+    """Self-attention as vision transformers have it: the batch is for a while the second axis."""
+
+    def __init__(self, linear, features=12, heads=3, fused=False, causal=False):
+        super().__init__()
+        self.qkv, self.out = linear(features, 3 * features), linear(features, features)
+        self.heads, self.fused, self.causal = heads, fused, causal
+
+    def forward(self, x):
+        b, t, c = x.shape
+        qkv = self.qkv(x).reshape(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        else:
+            y = (q @ k.transpose(-2, -1) * 0.5).softmax(dim=-1) @ v
+        return self.out(y.transpose(1, 2).reshape(b, t, c))
+
+
+@pytest.mark.parametrize("linear", [LINEAR, nn.Linear])
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"fused": True, "causal": True}], ids=str)
+def test_attention(linear, options, tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.LayerNorm(12), Attention(linear, **options), nn.Linear(12, 5))
+    packed, _ = check(network.eval(), images(4, 7, 12), tmp_path)
+    assert sum(step.op == "matmul" for step in packed.steps) == 2
+
+
+def test_attention_modules():
+    class Encoder(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(12, 3, batch_first=True, **options)
+            self.register_buffer("mask", torch.eye(7, dtype=torch.bool).roll(1, 0))
+
+        def forward(self, x, y):
+            mixed, _ = self.attention(x, x, x, attn_mask=self.mask)
+            return self.attention(mixed + x, y, y, need_weights=False)[0]
+
+    for options in ({}, {"bias": False}):
+        torch.manual_seed(0)
+        check(Encoder(**options).eval(), (images(4, 7, 12), images(4, 5, 12, seed=3)))
+
+    class Weights(Encoder):
+        def forward(self, x):
+            return self.attention(x, x, x)[1]
+
+    with pytest.raises(ConversionError, match=r"^attention: weights of attention"):
+        bnn.convert(Weights().eval(), images(1, 7, 12))
+    with pytest.raises(ConversionError, match=r"^0: attention needs batch_first"):
+
+        class First(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.add_module("0", nn.MultiheadAttention(12, 3))
+
+            def forward(self, x):
+                return getattr(self, "0")(x, x, x)[0]
+
+        bnn.convert(First().eval(), images(1, 7, 12))
+
+
 def test_linear_layers_on_any_number_of_axes():
     torch.manual_seed(0)
     for shape in ((6, 12), (6, 5, 12), (6, 3, 5, 12)):
@@ -199,6 +262,13 @@ FUNCTIONS = {
     "sizes": lambda m, x: F.avg_pool2d(x, x.size()[2:]).view(x.size(0), -1),
     "adaptive": lambda m, x: torch.flatten(F.adaptive_avg_pool2d(x, (3, 3)), 1),
     "transposed convolution": lambda m, x: F.conv_transpose2d(x, torch.ones(8, 2, 2, 2), stride=2),
+    "sum": lambda m, x: x.sum(1, keepdim=True) / 8 + x.sum((1, 2))[:, None, None],
+    "extremes": lambda m, x: torch.max(x, dim=1, keepdim=True)[0] + torch.maximum(x, x.flip(1)) * torch.minimum(x, -x),
+    "products": lambda m, x: (
+        x @ torch.eye(10)[:, :6] + torch.ones(8, 8) @ (x[..., :6] @ x[..., :6].transpose(2, 3)[:, :, :, :6])
+    ),
+    "a part, turned": lambda m, x: x.transpose(2, 3)[:, ::3, ::2].flip(2) * 2,
+    "in disorder": lambda m, x: x.flatten(1)[:, torch.arange(640) * 77 % 640].view(-1, 8, 8, 10) + x,
     "expanded": lambda m, x: x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 10) + x,
     "powers": lambda m, x: (x / 20) ** 2 + torch.exp(x / 20) * x.abs() / (1 + abs(x)),
     "signs": lambda m, x: torch.sign(x) + F.hardtanh(x.sign() * 3),

@@ -140,3 +140,15 @@ SIZES = {"row_sizes": np.ones(1, np.int32), "column_sizes": np.ones(1, np.int32)
 def test_what_does_not_fit_is_refused(op, attrs, tensors, words):
     with pytest.raises(bk.PlanError, match=words):
         bk.PackedModel(SHAPE, [bk.StepSpec(op, ["x"], ["y"], attrs, tensors)])
+
+
+def test_products_of_maps():
+    a, b = floats(3, 4, 5, 6), floats(3, 4, 6, 7, seed=1)
+    steps = [bk.StepSpec("matmul", ["x", "x1"], ["y"], {}, {}, [""])]
+    model = bk.PackedModel([(4, 5, 6), (4, 6, 7)], steps)
+    for _ in range(3):
+        np.testing.assert_allclose(model(a, b), a @ b, rtol=0, atol=1e-5)
+    assert model.costs()[0].macs == 4 * 5 * 6 * 7
+    for shape in ((4, 5, 7), (3, 6, 7), (6,)):
+        with pytest.raises(bk.PlanError, match=r"do not fit|takes float maps"):
+            bk.PackedModel([(4, 5, 6), shape], steps)
