@@ -119,6 +119,10 @@ def _as_register(value: Any, expected: np.ndarray) -> Any:
     return np.ascontiguousarray(expected)
 
 
+def _as_tuple(found: Any) -> tuple[np.ndarray, ...]:
+    return found if isinstance(found, tuple) else (found,)
+
+
 class _Comparison:
     def __init__(self, packed: bk.PackedModel):
         self.packed = packed
@@ -139,7 +143,7 @@ class _Comparison:
                     self.free[output] = _Tally(spec.op, source, exact)
         self.sources = {source for _, source in self.place.values()}
 
-    def run(self, inputs: Sequence[np.ndarray], values: dict[str, np.ndarray], free: bool) -> tuple[np.ndarray, ...]:
+    def run(self, inputs: Sequence[np.ndarray], values: dict[str, np.ndarray], free: bool) -> None:
         """Run the packed network and compare each place; unless `free`, later steps get PyTorch's values."""
         tallies = self.free if free else self.tallies
         registers = self.packed.enter(*inputs)
@@ -156,8 +160,7 @@ class _Comparison:
                     registers[register] = _as_register(value, expected)
             return registers[register]
 
-        found = self.packed.trace(*inputs, replace=compare)
-        return found if isinstance(found, tuple) else (found,)
+        self.packed.trace(*inputs, replace=compare)
 
     def _margins(self, index: int, registers: dict[str, Any]) -> np.ndarray | None:
         """Return the margins of a step's levels; behind a pooling, the smallest of each window."""
@@ -201,13 +204,12 @@ def check_parity(
         arrays = [x.numpy() for x in part]
         expected = recorder.run(part)
         comparison.run(arrays, recorder.values, free=False)
-        found = comparison.run(arrays, recorder.values, free=True)
+        comparison.run(arrays, recorder.values, free=True)
         # As a user calls it: the first calls on a number of inputs run step by step, later ones are played back.
-        for _ in range(3 if start == 0 else 1):
-            called = packed(*arrays)
-            whole = called if isinstance(called, tuple) else (called,)
-            if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(whole, found, strict=True)):
-                raise RuntimeError("the packed network answers differently when it is called and step by step")
+        calls = [_as_tuple(packed(*arrays)) for _ in range(3 if start == 0 else 1)]
+        found = calls[-1]
+        if not all(np.array_equal(a, b, equal_nan=True) for c in calls for a, b in zip(c, found, strict=True)):
+            raise RuntimeError("the packed network answers differently when it is called again")
         # A network that ends in a map predicts at every pixel; one with several outputs predicts with the first.
         same = found[0].argmax(1) == expected[0].argmax(1)
         agree += float(same.reshape(len(same), -1).mean(1).sum())
