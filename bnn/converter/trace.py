@@ -107,16 +107,16 @@ def _applied(cls: Any) -> Any:
 @contextmanager
 def _autograd_functions() -> Iterator[None]:
     """Let autograd functions be traced: as one function if there is a rule for it, else by what their forward does."""
-    base: Any = torch.autograd.function._SingleLevelFunction  # what Function.apply hands on to
-    own = vars(base).get("apply")
+    base: Any = torch.autograd.Function
+    own = vars(base)["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)]
         if not proxies:
-            return super(base, cls).apply(*args, **kwargs)
+            return own.__get__(None, cls)(*args, **kwargs)
         if rule_of_function(cls) is not None:
             return proxies[0].tracer.create_proxy("call_function", _applied(cls), args, kwargs)
-        if torch.autograd.function._is_setup_context_defined(cls.setup_context):
+        if cls.setup_context is not torch.autograd.Function.setup_context:  # forward takes no context then
             return cls.forward(*args, **kwargs)
         return cls.forward(_NoContext(), *args, **kwargs)
 
@@ -124,10 +124,7 @@ def _autograd_functions() -> Iterator[None]:
     try:
         yield
     finally:
-        if own is None:
-            del base.apply
-        else:
-            base.apply = own
+        base.apply = own
 
 
 def trace(model: nn.Module) -> Traced:
