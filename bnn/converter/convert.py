@@ -23,7 +23,7 @@ from bnn.converter import rules_transposed as rules_transposed
 from bnn.converter.builder import Builder
 from bnn.converter.emitter import emit
 from bnn.converter.errors import ConversionError
-from bnn.converter.graph import Input, Refused, Value, refused
+from bnn.converter.graph import Input, Refused, Value, live_values, refused
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules
 from bnn.converter.trace import BATCH, Traced, check_trace, results, trace
 from bnn.quantizers.base import Quantizer
@@ -53,16 +53,20 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_examples(example_input: Any) -> list[Tensor]:
-    """Return the examples as float32 tensors of one image each; TypeError or ConversionError on anything else."""
+    """Return the examples as tensors of one image each, float32 or int64; TypeError or ConversionError on others."""
     examples = list(example_input) if isinstance(example_input, tuple | list) else [example_input]
     for x in examples:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"example_input must be a float tensor, got {getattr(x, 'dtype', type(x))}")
+        integers = isinstance(x, Tensor) and x.dtype in (torch.int32, torch.int64) and x.ndim == 2
+        if not integers and not (isinstance(x, Tensor) and x.is_floating_point()):
+            raise TypeError(
+                "example_input must be a float tensor, or int32 or int64 (N, T) for embeddings, got "
+                f"{getattr(x, 'dtype', type(x))}"
+            )
         if x.ndim not in (2, 3, 4) or 0 in x.shape:
             raise ConversionError(
                 f"example_input must have shape (N, C, H, W), (N, C, L) or (N, K) with N >= 1, got {tuple(x.shape)}"
             )
-    return [x[:1].detach().to("cpu", torch.float32) for x in examples]
+    return [x[:1].detach().to("cpu", torch.float32 if x.is_floating_point() else torch.int64) for x in examples]
 
 
 def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.PackedModel:
@@ -71,6 +75,7 @@ def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.Pa
     model: in evaluation mode. Its Python code is traced (torch.fx), so branches, sums, shared modules and functional
         calls are welcome; control flow that depends on data is not. It is not changed.
     example_input: float (N, C, H, W), (N, C, L) or (N, K), of which only the shape counts; a tuple for several inputs.
+        Integers (N, T), int32 or int64, are for embeddings.
 
     Returns a PackedModel that answers like `model(x)` in evaluation: exactly where integers are fed in, within float
     rounding elsewhere; `bnn.check_parity` shows it layer by layer. Raises ConversionError, with the dotted path of the
@@ -111,6 +116,7 @@ class Lowering:
                 cause = refused(outputs)
                 if cause is not None:
                     raise cause.error
+                self._check_indices(outputs)
                 return outputs
             self.values[node] = self._lower(node)
         raise AssertionError("a graph has an output")
@@ -119,7 +125,8 @@ class Lowering:
         found = self.results[node]
         if node in self.inputs:
             place = self.inputs.index(node)
-            return Input(tuple(found.shape[1:]), register=input_register(place))
+            indices = not found.is_floating_point()
+            return Input(tuple(found.shape[1:]), register=input_register(place), indices=indices)
         args: Any = fx.map_arg(node.args, lambda n: self.values[n])
         kwargs: Any = fx.map_arg(node.kwargs, lambda n: self.values[n])
         if not any(isinstance(a, Value) for a in _flat((args, kwargs))):
@@ -139,6 +146,16 @@ class Lowering:
         if self._works_in_place(node):
             self._overwrite(node, value, build)
         return value
+
+    @staticmethod
+    def _check_indices(outputs: list[Value]) -> None:
+        for value in live_values(outputs):
+            for operand in value.inputs:
+                if isinstance(operand, Input) and operand.indices and getattr(value, "op", "") != "embedding":
+                    raise ConversionError(
+                        f"{value.source or 'the network'}: an input of integers can be converted for embeddings only; "
+                        "give a float example, and convert before the network"
+                    )
 
     def _overwrite(self, node: fx.Node, value: Value, build: Builder) -> None:
         """Let whoever reads the operand of a node that works in place, or another name of it, read the result."""

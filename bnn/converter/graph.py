@@ -30,9 +30,10 @@ class Value:
 
 @dataclass(eq=False)
 class Input(Value):
-    """An input of the network."""
+    """An input of the network. indices: it holds integers, which only embeddings read."""
 
     register: str = "x"
+    indices: bool = False
 
 
 @dataclass(eq=False)

@@ -326,10 +326,39 @@ def expanded(build: Builder, x: Any, *shape: Any) -> Any:
 
 @register_rule(torch.cat, torch.concat)
 def concat(build: Builder, tensors: Any, dim: int = 0) -> Value:
-    """Values one after the other along the channels."""
-    if not all(isinstance(value, Value) for value in tensors):
-        build.fail("a concatenation with a constant cannot be converted")
-    rank = len(tensors[0].shape) + 1
-    if dim % rank != 1:
-        build.fail(f"a concatenation along axis {dim} cannot be converted, only along the channels")
-    return build.concat(tensors)
+    """Values, and constants among them, one after the other along any axis but the batch's."""
+    first = next(value for value in tensors if isinstance(value, Value))
+    axis = dim % (len(first.shape) + 1)
+    if axis == 0:
+        build.fail("a concatenation along the batch cannot be converted")
+    values = [build.move(v, lambda p: p.movedim(axis, 1)) for v in tensors if isinstance(v, Value)]
+    y = build.concat(values)
+    if len(values) < len(tensors):
+        y = _with_constants(build, y, tensors, axis)
+    moved: Value = build.move(y, lambda p: p.movedim(1, axis))
+    return moved
+
+
+def _with_constants(build: Builder, y: Value, tensors: Any, axis: int) -> Value:
+    """Return y, the values of a concatenation, with the constants in their places."""
+    spread: list[Tensor | None] = []  # the constants; None for a channel of y
+    count = 0
+    for part in tensors:
+        if isinstance(part, Value):
+            count += part.shape[axis - 1]
+            spread += [None] * part.shape[axis - 1]
+        elif part.ndim == len(y.shape) + 1 and bool((part == part[:1]).all()):
+            spread += list(part[0].detach().movedim(axis - 1, 0))
+        else:
+            build.fail("a concatenation with a constant that differs from image to image cannot be converted")
+    order = iter(range(count))
+    places = [next(order) if part is None else -1 for part in spread]
+
+    def make_room(p: Tensor) -> Tensor:
+        # Behind the channels comes one of zeros, which -1 takes.
+        return torch.cat([p, torch.zeros_like(p[:, :1])], 1)[:, places]
+
+    zero = torch.zeros(y.shape[1:])
+    constant = torch.stack([zero if part is None else part for part in spread])[None]
+    room: Value = build.move(y, make_room, compose=False)
+    return build.by_place(room, "add", build.aligned(room, constant))

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from bnn.converter.builder import Builder
 from bnn.converter.few_values import few_values
-from bnn.converter.graph import Unpacked, Value
+from bnn.converter.graph import FloatLayer, Input, Unpacked, Value
 from bnn.converter.registry import register_rule
-from bnn.converter.rules_quantized import binary_layer, float_layer
+from bnn.converter.rules_quantized import Weight, binary_layer, float_layer, weight_terms
+from bnn.layers import QuantEmbedding
 
 
 @register_rule(nn.Conv1d, nn.Conv2d)
@@ -28,6 +29,44 @@ def conv(build: Builder, module: Any, x: Value) -> Value:
 def linear(build: Builder, module: Any, x: Value) -> Value:
     """Matrix product in float."""
     return linear_of(build, x, module.weight, module.bias)
+
+
+@register_rule(nn.Embedding)
+def embedding(build: Builder, module: Any, x: Value) -> Value:
+    """Rows of a table."""
+    if module.max_norm is not None:
+        build.fail("an embedding with max_norm changes its table; renormalize it before")
+    found = few_values(module.weight)
+    weight: Weight = (found.term,) if found is not None and found.same else module.weight.detach()
+    return rows_of(build, x, weight, tuple(module.weight.shape))
+
+
+@register_rule(F.embedding)
+def functional_embedding(
+    build: Builder, x: Value, weight: Any, padding_idx: Any = None, max_norm: Any = None, *more: Any, **options: Any
+) -> Value:
+    """Rows of a table."""
+    if not isinstance(weight, Tensor) or max_norm is not None:
+        build.fail("an embedding needs a constant table, and no max_norm")
+    return rows_of(build, x, weight.detach(), tuple(weight.shape))
+
+
+@register_rule(QuantEmbedding)
+def quantized_embedding(build: Builder, layer: Any, x: Value) -> Value:
+    """Rows of a table of bits."""
+    packable = layer.weight_quantizer.packable
+    weight: Weight = weight_terms(build, layer) if packable else layer.weight.detach()
+    return rows_of(build, x, weight, tuple(layer.weight.shape))
+
+
+def rows_of(build: Builder, x: Value, weight: Weight, shape: tuple[int, ...]) -> Value:
+    """Return the rows of a table (rows, features) that x (T,) numbers, (T, features)."""
+    if not isinstance(x, Input) or len(x.shape) != 1:
+        build.fail("an embedding can be converted for integers (N, T) that are an input of the network")
+    table = float_layer(x, weight, None, "embedding", {"shape": list(shape)}, shape)
+    assert isinstance(table, FloatLayer)
+    rows = build.step(x, (shape[1], x.shape[0]), table.op, table.attrs, table.tensors)
+    return build.channels_last(rows)
 
 
 @register_rule(F.conv1d, F.conv2d, torch.conv1d, torch.conv2d)

@@ -31,6 +31,14 @@ class _Tracer(fx.Tracer):
         return attr_val
 
 
+class _ParameterTracer(_Tracer):
+    """Traces parameters too, for code that slices or expands them by the input's shape."""
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return a proxy of a parameter."""
+        return fx.Tracer.getattr(self, attr, attr_val, parameter_proxy_cache)
+
+
 @dataclass(frozen=True)
 class Traced:
     """A traced network. places: the name of each node in reports, a module's dotted path where it is one."""
@@ -129,22 +137,25 @@ def _autograd_functions() -> Iterator[None]:
 
 def trace(model: nn.Module) -> Traced:
     """Return the graph of a network; ConversionError if its Python code cannot be followed."""
-    tracer = _Tracer()
-    if tracer.is_leaf_module(model, ""):
+    tracers = [_Tracer(), _ParameterTracer()]
+    if tracers[0].is_leaf_module(model, ""):
         model = nn.Sequential(OrderedDict(model=model))
     before = set(vars(model))
-    try:
-        with torch.no_grad(), _autograd_functions():
-            traced = fx.GraphModule(model, graph := tracer.trace(model))
-    except (fx.proxy.TraceError, TypeError, AttributeError, RuntimeError) as error:
-        raise ConversionError(
-            f"{type(model).__name__} cannot be traced (control flow that depends on data?): {error}. "
-            "Put the part into a module of its own and give it a rule with bnn.converter.register_rule"
-        ) from error
-    finally:
-        for name in set(vars(model)) - before:  # constants that the tracer leaves there
-            delattr(model, name)
-    return Traced(traced, _places(graph))
+    errors: list[Exception] = []
+    for tracer in tracers:
+        try:
+            with torch.no_grad(), _autograd_functions():
+                traced = fx.GraphModule(model, graph := tracer.trace(model))
+            return Traced(traced, _places(graph))
+        except (fx.proxy.TraceError, TypeError, AttributeError, RuntimeError) as error:
+            errors.append(error)
+        finally:
+            for name in set(vars(model)) - before:  # constants that the tracer leaves there
+                delattr(model, name)
+    raise ConversionError(
+        f"{type(model).__name__} cannot be traced (control flow that depends on data?): {errors[0]}. "
+        "Put the part into a module of its own and give it a rule with bnn.converter.register_rule"
+    ) from errors[0]
 
 
 def results(traced: Traced, examples: Sequence[Tensor]) -> dict[fx.Node, Any]:
@@ -171,8 +182,14 @@ def results(traced: Traced, examples: Sequence[Tensor]) -> dict[fx.Node, Any]:
 
 
 def _random_inputs(examples: Sequence[Tensor]) -> list[Tensor]:
+    """Return random floats; integers are the example's own, of which it is known that there is a row for each."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(BATCH, *example.shape[1:], generator=generator) for example in examples]
+    return [
+        torch.randn(BATCH, *x.shape[1:], generator=generator)
+        if x.is_floating_point()
+        else torch.cat([x, x.flip(-1)]).expand(BATCH, *x.shape[1:])
+        for x in examples
+    ]
 
 
 def check_trace(model: nn.Module, traced: Traced, examples: Sequence[Tensor]) -> None:

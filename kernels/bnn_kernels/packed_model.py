@@ -9,6 +9,7 @@ import numpy as np
 from bnn_kernels import file_format, model_table
 from bnn_kernels import steps_bits as steps_bits  # registers the steps
 from bnn_kernels import steps_elementwise as steps_elementwise
+from bnn_kernels import steps_embedding as steps_embedding
 from bnn_kernels import steps_float as steps_float
 from bnn_kernels import steps_matmul as steps_matmul
 from bnn_kernels import steps_normalize as steps_normalize
@@ -142,13 +143,18 @@ class PackedModel:
             raise TypeError(f"the model takes {len(self.input_shapes)} inputs, got {len(arrays)}")
         for i, (x, shape) in enumerate(zip(arrays, self.input_shapes, strict=True)):
             which = "the input" if len(arrays) == 1 else f"input {i}"
-            if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64, np.float16):
+            numbers = isinstance(x, np.ndarray) and x.dtype.kind in "iu" and self._takes_numbers(input_register(i))
+            if not numbers and (not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64, np.float16)):
                 got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
                 raise TypeError(f"{which} must be a NumPy float array, got {got}")
             if x.ndim == 0 or x.shape[1:] != shape:
                 raise ValueError(f"{which} must have shape (N, {', '.join(map(str, shape))}), got {x.shape}")
             if len(x) != len(arrays[0]):
                 raise ValueError(f"the inputs must have the same length, got {[len(a) for a in arrays]}")
+
+    def _takes_numbers(self, register: str) -> bool:
+        """Whether an input may be of integers: they are the rows of tables."""
+        return all(spec.op == "embedding" for spec in self.steps if register in spec.inputs)
 
     def enter(self, *arrays: np.ndarray) -> dict[str, Any]:
         """Return the input registers: checked, float32, maps channels last."""

@@ -375,7 +375,11 @@ def test_a_subclass_with_a_forward_of_its_own_is_looked_into():
     ("forward", "words"),
     [
         (lambda m, x: m.c1(torch.sort(x)[0]), r"sort.*cannot be converted"),
-        (lambda m, x: m.c1(torch.cat([x, x], 2)), r"cat.*along axis 2"),
+        (lambda m, x: m.c1(torch.cat([x, x], 0)), r"cat.*along the batch"),
+        (
+            lambda m, x: m.c1(torch.cat([x, torch.arange(2.0).view(2, 1, 1, 1).expand(2, 6, 8, 8)], 2)),
+            r"cat.*from image to image",
+        ),
         (lambda m, x: m.c1(x).flatten(0, 1), r"flatten.*changes the batch"),
         (lambda m, x: m.c1(F.pad(x, (1, 1), value=1.0)), r"pad.*pads with something else"),
         (lambda m, x: m.c1(x).view(-1, 6, 2, 4, 8) * 2, r"view.*takes part in a computation"),

@@ -10,7 +10,7 @@ from torch import nn
 
 import bnn
 from bnn.converter import ConversionError
-from bnn.layers import QuantConv2d, QuantConvTranspose1d, QuantConvTranspose2d, QuantLinear
+from bnn.layers import QuantConv2d, QuantConvTranspose1d, QuantConvTranspose2d, QuantEmbedding, QuantLinear
 from bnn.quantizers import AdaBinActivation, DoReFaActivation, FullPrecision, LqActivation, RSign, SteSign, XnorWeight
 
 BINARY = partial(QuantConv2d, weight_quantizer=XnorWeight, input_quantizer=SteSign)
@@ -224,6 +224,45 @@ def test_attention_modules():
         bnn.convert(First().eval(), images(1, 7, 12))
 
 
+class Language(nn.Module):
+    """A small language model with binary layers: embeddings, a token of its own, places, attention."""
+
+    def __init__(self, **quantized):
+        super().__init__()
+        self.tokens, self.types = QuantEmbedding(11, 12, **quantized), nn.Embedding(2, 12)
+        self.first = nn.Parameter(torch.randn(1, 1, 12))
+        self.places = nn.Parameter(torch.randn(1, 9, 12))
+        self.norm, self.attention, self.head = nn.LayerNorm(12), Attention(LINEAR), nn.Linear(12, 5)
+
+    def forward(self, x, kinds):
+        x = self.tokens(x) + self.types(kinds)
+        x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], dim=1)
+        x = x + self.places[:, : x.shape[1]]
+        return self.head((x + self.attention(self.norm(x)))[:, 0])
+
+
+class Backwards(nn.Embedding):
+    def forward(self, x):
+        return F.embedding(x.flip(1), self.weight)
+
+
+@pytest.mark.parametrize("weight", [XnorWeight, FullPrecision])
+def test_embeddings(weight, tmp_path):
+    torch.manual_seed(0)
+    network = Language(weight_quantizer=weight).eval()
+    x = torch.randint(11, (6, 7)), torch.randint(2, (6, 7))
+    packed, _ = check(network, x, tmp_path)
+    assert packed.steps[0].op == "embedding"
+    wrong = [part.numpy().copy() for part in x]
+    wrong[0][0, 0] = 11
+    with pytest.raises(ValueError, match="11 is no row of a table of 11"):
+        packed(*wrong)
+    with pytest.raises(ConversionError, match="an input of integers can be converted for embeddings only"):
+        bnn.convert(nn.Sequential(nn.ReLU()).eval(), x[0])
+    with pytest.raises(ConversionError, match=r"embedding: an embedding can be converted for integers"):
+        bnn.convert(nn.Sequential(Backwards(11, 3)).eval(), x[0])
+
+
 def test_linear_layers_on_any_number_of_axes():
     torch.manual_seed(0)
     for shape in ((6, 12), (6, 5, 12), (6, 3, 5, 12)):
@@ -269,6 +308,15 @@ FUNCTIONS = {
     ),
     "a part, turned": lambda m, x: x.transpose(2, 3)[:, ::3, ::2].flip(2) * 2,
     "in disorder": lambda m, x: x.flatten(1)[:, torch.arange(640) * 77 % 640].view(-1, 8, 8, 10) + x,
+    "along any axis": lambda m, x: torch.cat([x, torch.cat([x * 2, x], -1)[..., ::2]], 2),
+    "with constants": lambda m, x: torch.cat(
+        [
+            m.scale[None, :2].expand(x.shape[0], 2, 8, 10),
+            x,
+            m.scale[None, :3, :, :].expand(x.shape[0], 3, 8, 10),
+        ],
+        1,
+    ),
     "expanded": lambda m, x: x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 10) + x,
     "powers": lambda m, x: (x / 20) ** 2 + torch.exp(x / 20) * x.abs() / (1 + abs(x)),
     "signs": lambda m, x: torch.sign(x) + F.hardtanh(x.sign() * 3),

@@ -81,7 +81,13 @@ def rich_model():
     add("combine", ["m", "o"], ["p"], {"kind": "multiply"})
     add("max_pool", ["p"], ["q"], {"kernel": [2, 3], "stride": [1, 1], "padding": [0, 0]})
     add("reshape", ["q"], ["r"], {"shape": [6]})
-    add("concat", ["r", "x1"], ["s"], {"count": 2})
+    add("select", ["x1"], ["x11"], channels=np.array([-1, -1], np.int32))
+    table = {"shape": [3, 6], "terms": [SIGNS], "weight_offset": True}
+    add("embedding", ["x11"], ["x12"], table, bits_0=w.bits(3, 6), scale_0=floats(3), scale_1=floats(3))
+    add("avg_pool", ["x12"], ["x13"], {"kernel": [1, 2], "stride": [1, 1], "padding": [0, 0]})
+    add("reshape", ["x13"], ["x14"], {"shape": [6]})
+    add("combine", ["r", "x14"], ["rr"], {"kind": "add"})
+    add("concat", ["rr", "x1"], ["s"], {"count": 2})
     add("elementwise", ["s"], ["t"], {"channels": 9, "low": -2.0, "high": 2.0}, scale=floats(9), shift=floats(9))
     w.pack("t", "u", 9)
     linear = {"shape": [7, 9], "terms": [{"signed": False, "multipliers": [1, -1]}], "output": "float"}

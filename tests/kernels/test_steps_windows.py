@@ -152,3 +152,19 @@ def test_products_of_maps():
     for shape in ((4, 5, 7), (3, 6, 7), (6,)):
         with pytest.raises(bk.PlanError, match=r"do not fit|takes float maps"):
             bk.PackedModel([(4, 5, 6), shape], steps)
+
+
+def test_rows_of_a_table():
+    table, x = floats(5, 3), np.array([[4, 0, 2, 2]], np.int64)
+    model = bk.PackedModel((4,), [bk.StepSpec("embedding", ["x"], ["y"], {"shape": [5, 3]}, {"weight": table})])
+    for _ in range(3):
+        np.testing.assert_array_equal(model(x)[:, :, 0], table[x].transpose(0, 2, 1))
+        np.testing.assert_array_equal(model(x.astype(np.float32))[:, :, 0], table[x].transpose(0, 2, 1))
+    for wrong in (5.0, -1.0, 0.5, np.nan, np.inf):
+        with pytest.raises(ValueError, match="is no row of a table of 5 rows"):
+            model(np.array([[0, 1, 2, wrong]], np.float32))
+    np.testing.assert_array_equal(model(x)[:, :, 0], table[x].transpose(0, 2, 1))
+    with pytest.raises(TypeError, match="must be a NumPy float array, got int64"):
+        bk.PackedModel((4,), [bk.StepSpec("softmax", ["x"], ["y"], {"log": False})])(x)
+    with pytest.raises(bk.PlanError, match="takes a vector of numbers"):
+        bk.PackedModel((4, 1, 2), [bk.StepSpec("embedding", ["x"], ["y"], {"shape": [5, 3]}, {"weight": table})])
