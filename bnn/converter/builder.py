@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from bnn.converter.graph import (
     Value,
 )
 from bnn.converter.input_levels import levels_of
+from bnn.converter.places import carried, is_permuted, move_alike, origin, second_image
 from bnn.converter.registry import rule_of_module
 from bnn.quantizers.base import Quantizer
 
@@ -46,51 +47,10 @@ def to_numpy(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x.detach().cpu().to(torch.float32).numpy())
 
 
-def is_permuted(x: Value) -> TypeGuard[Moved]:
-    """Whether a value is another one with its numbers in another order, not merely in another shape."""
-    if not isinstance(x, Moved) or x.index.size != math.prod(x.inputs[0].shape):
-        return False
-    order = x.index.reshape(-1)
-    rising = np.arange(1, order.size + 1)
-    return not np.array_equal(order, rising) and np.array_equal(np.sort(order), rising)
-
-
 def _by_channel(x: Value, constant: Tensor | None) -> bool:
     """Whether an aligned constant is one number, or one for each channel of x; None is."""
     sides = (1, x.shape[0], *[1] * (len(x.shape) - 1))
     return constant is None or constant.numel() == 1 or tuple(constant.shape) == sides
-
-
-def _second(first: np.ndarray, count: int) -> np.ndarray:
-    """Return the places of the second image where those of the first are; 0 stays 0, a zero of the padding."""
-    return np.where(first > 0, first + count, 0)
-
-
-def _origin(x: Value, compose: bool) -> tuple[Value, Tensor]:
-    """Return where the numbers of x come from, and float64 (2, ...): from which places of two images, 0 for a zero."""
-    if isinstance(x, OffBatch):
-        return x.base, x.places.contiguous()
-    base, index = (x.inputs[0], x.index) if compose and isinstance(x, Moved) else (x, None)
-    count = math.prod(base.shape)
-    first = np.arange(1, count + 1).reshape(x.shape) if index is None else index
-    return base, torch.from_numpy(np.stack([first, _second(first, count)])).to(torch.float64).contiguous()
-
-
-def move_alike(x: Moved, inner: Value) -> Value:
-    """Return another value of the operand's shape with its numbers where the moved value x has them."""
-    return Moved(x.shape, (inner,), index=x.index)
-
-
-def _carried(x: Moved, constant: Tensor | None) -> Tensor | None:
-    """Return a constant (1, ...) of the permuted value x as one of its operand."""
-    if constant is None or constant.numel() == 1:
-        return None if constant is None else constant.reshape(())
-    shape = x.inputs[0].shape
-    flat = torch.empty(math.prod(shape), dtype=constant.dtype)
-    flat[torch.from_numpy(x.index.reshape(-1) - 1)] = constant.expand(1, *x.shape).reshape(-1)
-    moved = flat.reshape(1, *shape)
-    by_channel = moved.flatten(2)[..., :1].reshape(1, -1, *[1] * (len(shape) - 1)) if len(shape) > 1 else moved
-    return by_channel if bool((moved == by_channel).all()) else moved
 
 
 class Builder:
@@ -169,9 +129,9 @@ class Builder:
     def by_place(self, x: Value, kind: str, constant: Tensor) -> Value:
         """Return x + constant ("add") or x * constant ("multiply"); constant: `aligned`."""
         if is_permuted(x):
-            carried = _carried(x, constant)
-            assert carried is not None
-            return move_alike(x, self.by_place(x.inputs[0], kind, carried))
+            inside = carried(x, constant)
+            assert inside is not None
+            return move_alike(x, self.by_place(x.inputs[0], kind, inside))
         value = constant[0]
         if value.ndim == 2:  # a sequence is a map of one row
             value = value[:, None]
@@ -190,7 +150,7 @@ class Builder:
             scale, shift = self._of_network(x, scale), self._of_network(x, shift)
             if is_permuted(x):
                 inner = x.inputs[0]
-                return move_alike(x, self.affine(inner, _carried(x, scale), _carried(x, shift)))
+                return move_alike(x, self.affine(inner, carried(x, scale), carried(x, shift)))
             if not _by_channel(x, scale):
                 multiplied = self.by_place(x, "multiply", scale)
                 return multiplied if shift is None else self.affine(multiplied, shift=shift)
@@ -396,7 +356,7 @@ class Builder:
         function: is called on a float64 tensor (2, *shape) of places; it must treat both images alike. compose: become
             one with the moving that made x.
         """
-        base, places = _origin(x, compose)
+        base, places = origin(x, compose)
         with torch.no_grad():
             results = function(places)
         single = isinstance(results, Tensor)
@@ -414,7 +374,7 @@ class Builder:
             self.fail("does more than move the numbers of each image, or pads with something else than zeros")
         by_image = len(numbers) == 2 and bool((numbers[0] <= count).all())
         first = numbers[0] if by_image else np.empty(0)
-        if by_image and not np.array_equal(numbers[1], _second(first, count)):
+        if by_image and not np.array_equal(numbers[1], second_image(first, count)):
             self.fail("does more than move the numbers of each image, or pads with something else than zeros")
         if not by_image:
             error = ConversionError(
