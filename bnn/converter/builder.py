@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,6 +17,7 @@ from bnn.converter.graph import (
     Channelwise,
     Clamp,
     Combine,
+    Comparison,
     Concat,
     Curve,
     FloatLayer,
@@ -29,6 +31,7 @@ from bnn.converter.graph import (
 from bnn.converter.input_levels import levels_of
 from bnn.converter.places import carried, is_permuted, move_alike, origin, second_image
 from bnn.converter.registry import rule_of_module
+from bnn.converter.two_values import TwoValues
 from bnn.quantizers.base import Quantizer
 
 Function = Callable[[Tensor], Tensor]
@@ -90,6 +93,26 @@ class Builder:
             levels.source = f"{self.place}{IN_STEPS}{float(levels.planes.terms[0].scale)!r}"
         return Unpacked(x.shape, (levels,))
 
+    def compare(self, comparison: Comparison) -> Value:
+        """Return what has two values, one on either side of a threshold: bits, if the higher one is above it."""
+        c = comparison
+        if c.low == c.high:
+            self.fail(f"a comparison of which both sides give {c.low} is a constant")
+        if c.low < c.high:
+            y = self.quantize(c.x, TwoValues(c.threshold, c.strict, c.low, c.high))
+        else:
+            y = self.affine(self.quantize(c.x, TwoValues(c.threshold, c.strict, -c.low, -c.high), ""), scale=-1.0)
+        y.comparison = c
+        return y
+
+    def _folded(self, c: Comparison, scale: Any, shift: Any) -> Value | None:
+        """Return a comparison with other values; None if they are not the same everywhere."""
+        numbers = [torch.as_tensor(1.0 if scale is None else scale), torch.as_tensor(0.0 if shift is None else shift)]
+        if any(number.numel() != 1 for number in numbers) or numbers[0] == 0:
+            return None
+        a, b = (float(number) for number in numbers)
+        return self.compare(replace(c, low=c.low * a + b, high=c.high * a + b))
+
     def _of_network(self, x: Value, constant: Any) -> Any:
         """Return a constant `aligned` with x, of which (C,) numbers are those of channels."""
         if constant is None:
@@ -146,6 +169,10 @@ class Builder:
         function: (T, C) -> (T, C), the network's own computation, if it rounds in another way. is_norm: product and
             sum are rounded once, as in PyTorch's batch norm.
         """
+        if x.comparison is not None and function is None and not is_norm:
+            folded = self._folded(x.comparison, scale, shift)
+            if folded is not None:
+                return folded
         if function is None and not is_norm:
             scale, shift = self._of_network(x, scale), self._of_network(x, shift)
             if is_permuted(x):

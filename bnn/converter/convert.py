@@ -13,6 +13,7 @@ from bnn_kernels.packed_model import input_register
 from torch import Tensor, fx, nn
 
 from bnn.converter import rules_attention as rules_attention
+from bnn.converter import rules_compare as rules_compare
 from bnn.converter import rules_elementwise as rules_elementwise  # registers the rules
 from bnn.converter import rules_layers as rules_layers
 from bnn.converter import rules_normalize as rules_normalize

@@ -15,17 +15,29 @@ from bnn.converter.level_table import LevelTable
 from bnn.planes import Planes, Term
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """high where x > threshold (x >= threshold if not strict), else low."""
+
+    x: "Value"
+    threshold: float
+    strict: bool
+    low: float
+    high: float
+
+
 @dataclass(eq=False)
 class Value:
     """A float tensor that the network computes.
 
     shape: without the batch. inputs: what it is computed from. source: where the network computes the same numbers, ""
-    if nowhere.
+    if nowhere. comparison: what else it is, if it has two values.
     """
 
     shape: tuple[int, ...]
     inputs: tuple["Value", ...] = ()
     source: str = ""
+    comparison: Comparison | None = None
 
 
 @dataclass(eq=False)

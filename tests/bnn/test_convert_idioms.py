@@ -144,12 +144,58 @@ def test_a_rule_may_use_any_quantizer():
         del registry._MODULES[Steps]
 
 
+class Written(nn.Module):
+    def __init__(self, sign):
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, x):
+        return self.sign(x)
+
+
+COMPARED = {
+    "where": lambda x: torch.where(x >= 0, 1.0, -1.0),
+    "where of tensors": lambda x: torch.where(x < 0, -torch.ones_like(x), torch.ones_like(x)),
+    "twice less one": lambda x: (x > 0).float() * 2 - 1,
+    "one less twice": lambda x: 1 - 2 * (x < 0).to(x.dtype),
+    "halves": lambda x: 0.5 * torch.where(x >= 0.25, 3.0, -3.0),
+    "bits": lambda x: (x.ge(0.1)).type(torch.float32),
+    "unlike": lambda x: torch.where(torch.gt(x, 0.1), 0.75, -0.25),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_comparisons_are_bits(name):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), Written(COMPARED[name]), Conv("power of two"),
+        nn.BatchNorm2d(8), nn.MaxPool2d(2), Written(COMPARED[name]), Conv("mean"),
+    )  # fmt: skip
+    x = images(6, 3, 10, 10)
+    x[0] = 0
+    packed, report = check(upset(net), x)
+    layers = [step for step in packed.steps if step.op == "binary_conv"]
+    assert len(layers) == 2
+    assert all(step.attrs["multipliers"] == [1] for step in packed.steps if step.op == "pack")
+    assert ("input_offset" in layers[1].attrs) == (name == "unlike")
+    if name != "unlike":
+        assert sum(row.levels for row in report.steps) >= 1
+
+
+def test_signs_that_fall_are_floats():
+    net = nn.Sequential(Written(lambda x: torch.where(x > 0, -1.0, 1.0)), nn.MaxPool2d(2), Conv("mean")).eval()
+    check(net, images(4, 8, 8, 8))
+    for sign in (lambda x: torch.where(x > 0, x, -x), lambda x: (x > x.flip(1)).float()):
+        with pytest.raises(ConversionError):
+            bnn.convert(nn.Sequential(Written(sign), Conv("mean")).eval(), images(1, 8, 8, 8))
+
+
 def test_what_is_needed_and_cannot_be_converted_is_named_where_it_arises():
     class Needed(nn.Module):
         def forward(self, x):
-            return F.relu(torch.where(x > 0, x, -x)).flatten(1)
+            return F.relu(torch.sin(x) + 1).flatten(1)
 
-    with pytest.raises(ConversionError, match=r"^0\.gt: function 'gt'"):
+    with pytest.raises(ConversionError, match=r"^0\.sin: function 'sin'"):
         bnn.convert(nn.Sequential(Needed(), nn.Linear(48, 2)).eval(), images(1, 3, 4, 4))
 
 
