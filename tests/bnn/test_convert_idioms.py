@@ -28,6 +28,27 @@ class Sign(Function):
         return gradient * (x.abs() <= ctx.bound), None
 
 
+class SplitSign(Function):
+    """The same in the newer form, whose forward takes no context."""
+
+    @staticmethod
+    def forward(x):
+        return x.sign()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class AppliedSplit(nn.Module):
+    def forward(self, x):
+        return SplitSign.apply(x)
+
+
 class Applied(nn.Module):
     def forward(self, x):
         return Sign.apply(x, 1.0)
@@ -71,7 +92,7 @@ class Conv(nn.Module):
         return F.conv2d(x, signs, None, self.stride, 1)
 
 
-ACTIVATIONS = [Applied, Detached, DetachedLast]
+ACTIVATIONS = [Applied, AppliedSplit, Detached, DetachedLast]
 SCALES = ["mean", "power of two", "detached"]
 
 
