@@ -160,6 +160,12 @@ def task(config: DictConfig) -> None:
         print("OpenVINO is not installed, its column stays empty: pip install 'bitplanes[peers]'")
     networks: list[Row] = []
     rows: list[Row] = []
+    command = f"python -m experiments.benchmark {' '.join(sys.argv[1:])}"
+    origin = provenance() | {"kernels": bk.cpu_features()}
+    if peer:
+        from importlib.metadata import version
+
+        origin["versions"] = {**origin["versions"], "openvino": version("openvino")}
     with Progress(transient=True) as progress, tempfile.TemporaryDirectory() as folder:
         bar = progress.add_task("", total=len(config.networks) * (len(settings) + 1))
         for entry in config.networks:
@@ -171,13 +177,9 @@ def task(config: DictConfig) -> None:
                 progress.update(bar, description=f"timing {entry}, batch {batch}, threads {threads}")
                 rows.append(network.latency(batch, threads, config))
                 progress.advance(bar)
-    origin = provenance() | {"kernels": bk.cpu_features()}
-    if peer:
-        from importlib.metadata import version
-
-        origin["versions"] = {**origin["versions"], "openvino": version("openvino")}
+            if config.output is not None:  # after each network: a run of all takes long
+                origin |= {"finished": provenance()["finished"]}
+                write_json(Path(config.output), {"command": command, "networks": networks, "latency": rows, **origin})
     show(networks, rows, f"packed beside FP32 of PyTorch {origin['versions']['torch']} on {origin['hardware']['cpu']}")
     if config.output is not None:
-        command = f"python -m experiments.benchmark {' '.join(sys.argv[1:])}"
-        write_json(Path(config.output), {"command": command, "networks": networks, "latency": rows, **origin})
         print(f"written: {config.output}")

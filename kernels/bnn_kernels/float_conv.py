@@ -7,6 +7,7 @@ im2col: a table says how far from the first input of a window each other one lie
 """
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +19,12 @@ from bnn_kernels.epilogue import Epilogue, addresses, finish_block
 from bnn_kernels.threads import run_rows
 from bnn_kernels.workspace import empty
 
-POSITIONS = 6
 BLOCK = _simd16.LANES
-# The map of a 1x1 convolution is one long row of positions, cut into pieces whose inputs stay in the cache.
+# (kh, kw, sy, sx, py, px, dy, dx) of a matrix product.
 POINTWISE = (1, 1, 1, 1, 0, 0, 1, 1)
-PIECE = 8 * POSITIONS
+# The map of a 1x1 convolution is one long row of positions, cut into pieces (whole tiles) that stay in the cache.
+PIECE = 8 * 6
+# With no more positions than this, threads share blocks of filters instead of pieces.
 FEW = 6 * PIECE
 
 
@@ -45,50 +47,35 @@ def window_offsets(own: int, channels: int, width: int, taps: tuple[int, int, in
     return ((y * dy * width + x * dx) * channels + c).reshape(-1).astype(np.uint64)
 
 
-@inline
-def _tile_of_sixteen(x, offsets, at, w, j, sums):
-    """Write the products of six windows, which begin at `at`, with sixteen filters to sums (6, 16)."""
-    a0, a1, a2, a3, a4, a5 = at
-    s0 = s1 = s2 = s3 = s4 = s5 = _simd16.zero()
-    for k in range(len(offsets)):
-        offset = offsets[k]
-        weights = _simd16.load(w, j)
-        j += np.uint64(16)
-        s0 = _simd16.multiply_add(_simd16.broadcast(x, a0 + offset), weights, s0)
-        s1 = _simd16.multiply_add(_simd16.broadcast(x, a1 + offset), weights, s1)
-        s2 = _simd16.multiply_add(_simd16.broadcast(x, a2 + offset), weights, s2)
-        s3 = _simd16.multiply_add(_simd16.broadcast(x, a3 + offset), weights, s3)
-        s4 = _simd16.multiply_add(_simd16.broadcast(x, a4 + offset), weights, s4)
-        s5 = _simd16.multiply_add(_simd16.broadcast(x, a5 + offset), weights, s5)
-    _simd16.store(sums, np.uint64(0), s0)
-    _simd16.store(sums, np.uint64(16), s1)
-    _simd16.store(sums, np.uint64(32), s2)
-    _simd16.store(sums, np.uint64(48), s3)
-    _simd16.store(sums, np.uint64(64), s4)
-    _simd16.store(sums, np.uint64(80), s5)
+def _tile(simd: Any) -> Any:
+    """Return the tile with vectors of `_simd16`, or with those of `_simd` where no more than eight filters are left."""
+
+    @inline
+    def tile(x, offsets, at, w, j, sums):
+        """Write the products of six windows, which begin at `at`, with a vector of filters to sums (6, 16)."""
+        a0, a1, a2, a3, a4, a5 = at
+        s0 = s1 = s2 = s3 = s4 = s5 = simd.zero()
+        for k in range(len(offsets)):
+            offset = offsets[k]
+            weights = simd.load(w, j)
+            j += np.uint64(16)
+            s0 = simd.multiply_add(simd.broadcast(x, a0 + offset), weights, s0)
+            s1 = simd.multiply_add(simd.broadcast(x, a1 + offset), weights, s1)
+            s2 = simd.multiply_add(simd.broadcast(x, a2 + offset), weights, s2)
+            s3 = simd.multiply_add(simd.broadcast(x, a3 + offset), weights, s3)
+            s4 = simd.multiply_add(simd.broadcast(x, a4 + offset), weights, s4)
+            s5 = simd.multiply_add(simd.broadcast(x, a5 + offset), weights, s5)
+        simd.store(sums, np.uint64(0), s0)
+        simd.store(sums, np.uint64(16), s1)
+        simd.store(sums, np.uint64(32), s2)
+        simd.store(sums, np.uint64(48), s3)
+        simd.store(sums, np.uint64(64), s4)
+        simd.store(sums, np.uint64(80), s5)
+
+    return tile
 
 
-@inline
-def _tile_of_eight(x, offsets, at, w, j, sums):
-    """The same with the first eight filters of a block, where no more are left."""
-    a0, a1, a2, a3, a4, a5 = at
-    s0 = s1 = s2 = s3 = s4 = s5 = _simd.zero()
-    for k in range(len(offsets)):
-        offset = offsets[k]
-        weights = _simd.load(w, j)
-        j += np.uint64(16)
-        s0 = _simd.multiply_add(_simd.broadcast(x, a0 + offset), weights, s0)
-        s1 = _simd.multiply_add(_simd.broadcast(x, a1 + offset), weights, s1)
-        s2 = _simd.multiply_add(_simd.broadcast(x, a2 + offset), weights, s2)
-        s3 = _simd.multiply_add(_simd.broadcast(x, a3 + offset), weights, s3)
-        s4 = _simd.multiply_add(_simd.broadcast(x, a4 + offset), weights, s4)
-        s5 = _simd.multiply_add(_simd.broadcast(x, a5 + offset), weights, s5)
-    _simd.store(sums, np.uint64(0), s0)
-    _simd.store(sums, np.uint64(16), s1)
-    _simd.store(sums, np.uint64(32), s2)
-    _simd.store(sums, np.uint64(48), s3)
-    _simd.store(sums, np.uint64(64), s4)
-    _simd.store(sums, np.uint64(80), s5)
+_tile_of_sixteen, _tile_of_eight = _tile(_simd16), _tile(_simd)
 
 
 @inline

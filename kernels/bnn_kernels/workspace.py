@@ -1,8 +1,9 @@
 """Memory that a packed model uses again from call to call.
 
 Whatever computes asks `empty` for its output and its scratch. While a packed model runs, large arrays come from the
-workspace of that call; when no register needs one any more, the next step may have it. So a model that is called again
-with as many images allocates nothing but what it returns. Two calls at a time have two workspaces.
+workspace of that call; when no register needs one any more, the next step may have it. Two calls at a time have two
+workspaces. A recorded call (`recording.py`) keeps the workspace's memory for itself and allocates nothing but what it
+returns.
 """
 
 import math
