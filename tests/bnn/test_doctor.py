@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import quantizer_configs as configs
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from bnn.data import digits
@@ -423,15 +424,41 @@ def test_a_run_that_goes_on_keeps_its_records(tmp_path):
     assert not (tmp_path / "plain" / "doctor.json").exists()
 
 
+class Signs(Callback):
+    """Keeps the signs of every quantized layer's weights as they were before training and after each optimizer step."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.layers = {
+            name: m for name, m in pl_module.network.named_modules() if isinstance(m, QuantConv2d | QuantLinear)
+        }
+        self.kept = [self.now()]
+        self.step = 0
+
+    def now(self):
+        return {name: layer.weight.detach() < 0 for name, layer in self.layers.items()}
+
+    def on_train_batch_end(self, trainer, *arguments):
+        if trainer.global_step > self.step:
+            self.step = trainer.global_step
+            self.kept.append(self.now())
+
+
 def test_a_step_over_several_batches_is_watched_once(tmp_path):
+    """The flip rate of each step is that between its weights before the first batch and after the last one."""
     classifier = partial(Classifier, optimizer=partial(torch.optim.Adam, lr=0.05))
     network = DigitsCNN(width=2, weight_quantizer=XnorWeight, input_quantizer=SteSign)
     options = {"accelerator": "cpu", "enable_progress_bar": False, "accumulate_grad_batches": 2}
+    signs = Signs()
     train(classifier, network, digits(), tmp_path, epochs=2, batch_size=300, seed=0, trainer=options,
-          callbacks=[Checkup(tmp_path, 1)])  # fmt: skip
+          callbacks=[Checkup(tmp_path, 1), signs])  # fmt: skip
     content = json.loads((tmp_path / "doctor.json").read_text())
     assert content["steps"] == [0, 1, 2, 3]
-    assert all(min(series["flip_rate"]) > 0 for series in content["layers"].values())
+    assert set(content["layers"]) == {"conv2", "conv3", "linear4"}
+    for name, series in content["layers"].items():
+        pairs = zip(signs.kept, signs.kept[1:], strict=False)
+        expected = [(before[name] != after[name]).float().mean().item() for before, after in pairs]
+        assert series["flip_rate"] == pytest.approx(expected, abs=1e-6)
+        assert max(expected) > 0
 
 
 def test_an_fp32_network_is_not_watched(tmp_path):
