@@ -8,12 +8,13 @@ bit.
 import multiprocessing
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import cli
+from experiments import cli, process_memory
 from experiments.results import write_json
 from experiments.timing import pair
 
@@ -40,19 +41,8 @@ def saved_bytes(network: Any, images: Any) -> int:
     return sum(storages.values())
 
 
-def _memory(key: str) -> int:
-    """Return VmRSS (resident now) or VmHWM (the most that ever was) of this process in bytes.
-
-    Not resource.getrusage: its peak is handed on from the process that started this one.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"/proc/self/status has no {key}: peak memory is measured on Linux alone")
-
-
-def _peak(config: dict[str, Any], packs: bool, queue: Any) -> None:
-    """Put the growth of this process's peak memory by a training step, in bytes, into the queue."""
+def _growth(config: dict[str, Any], packs: bool) -> int:
+    """Return the growth of this process's peak memory by a training step, in bytes."""
     from bnn.memory import pack_activations
     from experiments.steps import make_network, make_step, on_threads
 
@@ -65,29 +55,24 @@ def _peak(config: dict[str, Any], packs: bool, queue: Any) -> None:
     # A step with two images first: what PyTorch allocates once is no activation.
     make_step(network, OmegaConf.merge(node, {"batch_size": 2}))()  # type: ignore[arg-type]
     step = make_step(network, node)
-    before = _memory("VmRSS")
+    before = process_memory.resident_bytes()
     step()
-    queue.put(_memory("VmHWM") - before)
+    return process_memory.peak_bytes() - before
 
 
 def peak_bytes(config: DictConfig, packs: bool) -> int:
-    """Return the growth of peak memory by one training step in a fresh process."""
+    """Return the growth of peak memory by one training step in a fresh process; what fails there is raised here."""
     resolved = OmegaConf.to_container(config, resolve=True)
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_peak, args=(resolved, packs, queue))
     # The C library gives every tensor's memory back at once, or the peak would be that of its free lists.
     before = os.environ.get(_MALLOC)
     os.environ[_MALLOC] = "65536"
     try:
-        process.start()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            return process.submit(_growth, resolved, packs).result()  # type: ignore[arg-type]
     finally:
         os.environ.pop(_MALLOC)
         if before is not None:
             os.environ[_MALLOC] = before
-    grown = queue.get(timeout=600)
-    process.join()
-    return int(grown)
 
 
 def check_gradients(network: Any, images: Any) -> None:
@@ -127,7 +112,12 @@ def task(config: DictConfig) -> None:
     counts = {"binarized": packing.binarized, "windows": packing.windows}
     packing.reset()  # the steps below count elsewhere
     less = sum(count.plain - count.packed for count in counts.values())
-    peaks = {"plain": peak_bytes(config, packs=False), "packed": peak_bytes(config, packs=True)}
+    peaks = {}
+    if process_memory.is_measured():
+        plain, packed = (peak_bytes(config, packs) for packs in (False, True))
+        peaks["peak_growth_bytes"] = {"plain": plain, "packed": packed, "ratio": round(plain / packed, 2)}
+    else:
+        print("this system does not say how much memory a process takes: the peak of a step is left out")
     ours, reference = pair(make_step(packed_network, config), make_step(network, config), config.seconds)
     content = {
         **described(config, threads),
@@ -140,7 +130,7 @@ def task(config: DictConfig) -> None:
             "packed": everything - less,
             "ratio": round(everything / (everything - less), 2),
         },
-        "peak_growth_bytes": {**peaks, "ratio": round(peaks["plain"] / peaks["packed"], 2)},
+        **peaks,
         "same_gradients": True,
         "step_ms": {"plain": milliseconds(reference), "packed": milliseconds(ours)},
         "time_ratio": {
@@ -155,8 +145,11 @@ def task(config: DictConfig) -> None:
         ("all_saved_bytes", "all that is saved"),
         ("peak_growth_bytes", "peak memory of a step"),
     ):
-        row = content[key]
-        print(f"{words}: {row['plain'] / 1e6:.1f} MB plain, {row['packed'] / 1e6:.1f} MB packed, {row['ratio']}x less")
+        row = content.get(key)
+        if row is not None:
+            print(
+                f"{words}: {row['plain'] / 1e6:.1f} MB plain, {row['packed'] / 1e6:.1f} MB packed, {row['ratio']}x less"
+            )
     print(f"time of a step: {content['time_ratio']['median']}x")
     if config.output is not None:
         write_json(Path(config.output), content)

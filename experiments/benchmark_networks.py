@@ -6,7 +6,6 @@ and statistics are as of a trained network (bnn.models.trained_like). The answer
 timed in turn, in one process, with the same number of threads.
 """
 
-import os
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 from rich.table import Table
 
-from experiments import cli
+from experiments import cli, process_memory
 from experiments.results import write_json
 from experiments.timing import in_turn, set_threads
 
@@ -70,10 +69,15 @@ class Network:
         }
 
     def memory(self, batch: int) -> Row:
-        """Return the peak memory of the packed network and of its FP32 twin, each in a process of its own."""
+        """Return the peak memory of the packed network and of its FP32 twin, each in a process of its own.
+
+        {} where the system does not measure it.
+        """
         from experiments.network_peers import frozen
         from experiments.peak_memory import measure
 
+        if not process_memory.is_measured():
+            return {}
         shape = tuple(self.images.shape[1:])
         scripted = self.file.with_suffix(".pt")
         frozen(self.twin, self.images[:batch], scripted)
@@ -112,7 +116,9 @@ def _microseconds(timing: Any) -> dict[str, float]:
 
 
 def _settings(config: DictConfig) -> Iterator[tuple[int, int]]:
-    cores = len(os.sched_getaffinity(0))
+    from bnn.machine import usable_cores
+
+    cores = usable_cores()
     for threads in config.threads:
         if threads > cores:
             print(f"{threads} threads are left out: there are {cores} cores")
@@ -137,9 +143,11 @@ def show(networks: list[Row], rows: list[Row], title: str) -> None:
     for column in ("network", "file kB", "FP32 kB", "load ms", "packed MB", "FP32 MB"):
         table.add_column(column, justify="left" if column == "network" else "right")
     for network in networks:
-        sides = [network["memory"][side] for side in ("packed", "fp32")]
+        sides = [network["memory"].get(side) for side in ("packed", "fp32")]
         memory = [
             f"{side['peak_bytes'] / 1e6:,.0f} ({(side['peak_bytes'] - side['imports_bytes']) / 1e6:,.0f})"
+            if side
+            else "-"
             for side in sides
         ]
         sizes = [f"{network[key] / 1e3:,.0f}" for key in ("file_bytes", "fp32_bytes")]
@@ -158,6 +166,8 @@ def task(config: DictConfig) -> None:
     peer = has_openvino()
     if not peer:
         print("OpenVINO is not installed, its column stays empty: pip install 'bitplanes[peers]'")
+    if not process_memory.is_measured():
+        print("this system does not say how much memory a process takes, so memory is left out")
     networks: list[Row] = []
     rows: list[Row] = []
     command = f"python -m experiments.benchmark {' '.join(sys.argv[1:])}"
@@ -166,7 +176,8 @@ def task(config: DictConfig) -> None:
         from importlib.metadata import version
 
         origin["versions"] = {**origin["versions"], "openvino": version("openvino")}
-    with Progress(transient=True) as progress, tempfile.TemporaryDirectory() as folder:
+    # On Windows a file that a network has mapped cannot be removed yet.
+    with Progress(transient=True) as progress, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         bar = progress.add_task("", total=len(config.networks) * (len(settings) + 1))
         for entry in config.networks:
             progress.update(bar, description=f"converting {entry}")

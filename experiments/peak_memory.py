@@ -11,13 +11,7 @@ from typing import Any
 
 import numpy as np
 
-
-def _peak() -> int:
-    # Not resource's ru_maxrss: a new process inherits its parent's there.
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("this system does not say how much memory a process has used")
+from experiments.process_memory import peak_bytes
 
 
 def _run_packed(file: str, images: np.ndarray) -> int:
@@ -25,7 +19,7 @@ def _run_packed(file: str, images: np.ndarray) -> int:
 
     bk.set_num_threads(1)
     bk.PackedConv2d(np.ones((8, 8, 3, 3), np.float32), padding=1)(np.ones((1, 8, 4, 4), np.float32))  # load the kernels
-    before = _peak()
+    before = peak_bytes()
     bk.load(file)(images)
     return before
 
@@ -38,7 +32,7 @@ def _run_fp32(file: str, images: np.ndarray) -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.nn.Conv2d(8, 8, 3)(torch.ones(1, 8, 4, 4))
-    before = _peak()
+    before = peak_bytes()
     with torch.inference_mode():
         torch.jit.load(file)(torch.from_numpy(images))
     return before
@@ -60,7 +54,7 @@ def main(arguments: list[str]) -> None:
     run: Any = {"packed": _run_packed, "fp32": _run_fp32}[kind]
     images = np.random.default_rng(0).standard_normal([int(n) for n in shape], dtype=np.float32)
     before = run(file, images)
-    print(before, _peak())
+    print(before, peak_bytes())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bnn.latent import center_latent_weights, clip_latent_weights
+from bnn.machine import usable_cores
 from bnn.optimizers import parameter_groups
 
 
@@ -57,7 +58,5 @@ def described(config: DictConfig, threads: int) -> dict[str, Any]:
 
 def on_threads(count: int) -> int:
     """Set PyTorch's threads, 0 for all cores; returns the count."""
-    import os
-
-    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(count or usable_cores())
     return torch.get_num_threads()

@@ -1,6 +1,5 @@
 """Timing functions fairly: in turn, in one run, best and median of many."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ def set_threads(count: int) -> int:
     import bnn_kernels as bk
     import torch
 
-    count = count or len(os.sched_getaffinity(0))
+    from bnn.machine import usable_cores
+
+    count = count or usable_cores()
     torch.set_num_threads(count)
     bk.set_num_threads(count)
     return count

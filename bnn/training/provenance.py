@@ -1,13 +1,14 @@
 """Where a number comes from: versions, hardware, time. Every result file carries it."""
 
 import datetime
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from bnn.machine import usable_cores
 
 _PACKAGES = ("bitplanes", "torch", "lightning", "numpy", "numba", "hydra-core")
 
@@ -31,8 +32,7 @@ def _version(package: str) -> str | None:
 
 def provenance() -> dict[str, Any]:
     """Return {"versions", "hardware", "finished"} of this process; nothing that names a user or a path."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    hardware: dict[str, Any] = {"cpu": _cpu(), "cores": cores, "torch_threads": torch.get_num_threads()}
+    hardware: dict[str, Any] = {"cpu": _cpu(), "cores": usable_cores(), "torch_threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         hardware["gpu"] = torch.cuda.get_device_name()
     versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
