@@ -9,10 +9,13 @@ from bnn.training.curves import ExponentialRise as ExponentialRise
 from bnn.training.curves import Linear as Linear
 from bnn.training.curves import Step as Step
 from bnn.training.curves import curve_lr as curve_lr
+from bnn.training.files import whole_file as whole_file
 from bnn.training.provenance import provenance as provenance
 from bnn.training.run import CHECKPOINT as CHECKPOINT
+from bnn.training.run import Outcome as Outcome
 from bnn.training.run import RunError as RunError
 from bnn.training.run import load_network as load_network
+from bnn.training.run import read_checkpoint as read_checkpoint
 from bnn.training.run import seed_everything as seed_everything
 from bnn.training.run import train as train
 from bnn.training.schedules import ModuleSchedule as ModuleSchedule

@@ -17,6 +17,14 @@ def last_value(file: Path, column: str) -> float:
         return float(list(csv.DictReader(rows))[-1][column])
 
 
+def epochs_in(file: Path) -> int:
+    """Return the number of epochs in a learning curve's file; 0 if there is none."""
+    if not file.exists():
+        return 0
+    with file.open(newline="") as rows:
+        return len(list(csv.DictReader(rows)))
+
+
 class LearningCurve(Checkpoint):
     """Appends to `file` after each epoch: loss, accuracies in [0, 1], learning rate of the first parameter group.
 

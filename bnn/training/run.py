@@ -1,6 +1,7 @@
 """One run: data and network in, checkpoints, learning curve and one result out. Interrupted runs go on."""
 
 import contextlib
+import pickle
 import signal
 import time
 import warnings
@@ -12,13 +13,13 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import seed_everything as lightning_seed_everything
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Timer
 from torch import nn
 
 from bnn.data import Batches, ImageData
 from bnn.training.classifier import Classifier
-from bnn.training.files import whole_file
-from bnn.training.learning_curve import LearningCurve, last_value
+from bnn.training.files import whole_path
+from bnn.training.learning_curve import LearningCurve, epochs_in, last_value
 
 EVALUATION_BATCH = 500
 CURVE = "metrics.csv"
@@ -26,7 +27,7 @@ CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
 class RunError(RuntimeError):
-    """A run folder that cannot be used: no checkpoint, or one of another network."""
+    """A run folder that cannot be used: no checkpoint, a damaged one, or one of another network."""
 
 
 class ClassifierFactory(Protocol):
@@ -35,31 +36,58 @@ class ClassifierFactory(Protocol):
     def __call__(self, network: nn.Module) -> Classifier: ...
 
 
+# What can end training before the last epoch, as Outcome.stopped_by says it.
+TIME, STEPS, TRIAL, EARLY = "trainer.max_time", "trainer.max_steps", "trainer.fast_dev_run", "early stopping"
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a run measured: accuracies in [0, 1] of the last epoch's weights, epochs, seconds of training."""
+    """What a run did and measured, all parts of an interrupted one together.
+
+    Accuracies in [0, 1] are those of the last weights, over so many images of the validation and test splits. epochs:
+    rows of the learning curve; an epoch that max_steps cut short counts. steps: of the optimizer. seconds: of training.
+    stopped_by: None if all epochs ran in full, else TIME, STEPS, TRIAL or EARLY (any callback).
+    """
 
     train_accuracy: float
     validation_accuracy: float
     test_accuracy: float
     epochs: int
     seconds: float
+    steps: int
+    stopped_by: str | None
+    validation_images: int
+    test_images: int
 
 
 class _Clock:
-    """Training seconds over all parts of an interrupted run, kept beside the checkpoint."""
+    """Training seconds over all parts of an interrupted run."""
 
-    def __init__(self, folder: Path):
-        self._file = folder / "checkpoints" / "seconds"
-        self._before = float(self._file.read_text()) if self._file.exists() else 0.0
+    def __init__(self) -> None:
+        self.before = 0.0
         self._start = time.perf_counter()
 
     def seconds(self) -> float:
-        return self._before + time.perf_counter() - self._start
+        return self.before + time.perf_counter() - self._start
 
-    def save(self) -> None:
-        with whole_file(self._file) as file:
-            file.write(f"{self.seconds():.3f}")
+
+class _TimeLimit(Timer):
+    """Lightning's max_time for this start alone, so that the next one goes on; the epoch is run to its end."""
+
+    def __init__(self, duration: Any):
+        super().__init__(duration, interval="epoch", verbose=False)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is up; training has ended."""
+        left = self.time_remaining()
+        return left is not None and left <= 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
 
 
 @contextlib.contextmanager
@@ -80,11 +108,18 @@ class _LastCheckpoint(Checkpoint):
         self._file = folder / CHECKPOINT
         self._clock = clock
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._clock.seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._clock.before = float(state_dict["seconds"])
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        temporary = self._file.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary, weights_only=False)
-        temporary.replace(self._file)
-        self._clock.save()
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self._file, weights_only=False)  # takes part; the first process alone writes
+            return
+        with whole_path(self._file) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)
 
 
 def seed_everything(seed: int) -> None:
@@ -111,18 +146,21 @@ def train(
     trainer: more arguments of lightning's Trainer. callbacks: more of Lightning's callbacks, such as Scheduling.
     The network holds the trained weights afterwards. One in evaluation mode is set to training mode; parts of a network
     in training mode that are in evaluation mode stay so, frozen statistics of batch norm for instance.
-    RunError if the checkpoint in `folder` does not fit the network.
+    trainer["max_time"] counts from this start: a run that it ended goes on at the next. With fast_dev_run nothing is
+    kept. RunError if the checkpoint in `folder` is damaged or does not fit the network.
     """
     seed_everything(seed)
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     folder.mkdir(parents=True, exist_ok=True)
-    clock = _Clock(folder)
+    clock = _Clock()
     arguments: dict[str, Any] = {"accelerator": "auto", "devices": 1, "enable_model_summary": False, **(trainer or {})}
+    limit = _TimeLimit(arguments.pop("max_time", None))
+    kept = [] if arguments.get("fast_dev_run") else [_LastCheckpoint(folder, clock)]
     lightning_trainer = Trainer(
         max_epochs=epochs,
         logger=False,
-        callbacks=[*callbacks, LearningCurve(folder / CURVE), _LastCheckpoint(folder, clock)],
+        callbacks=[*callbacks, limit, LearningCurve(folder / CURVE), *kept],
         num_sanity_val_steps=0,
         **arguments,
     )
@@ -137,11 +175,12 @@ def train(
         network.train()
     module = classifier(network)
     last = folder / CHECKPOINT
+    goes_on = bool(kept) and last.exists()
+    if goes_on:
+        read_checkpoint(folder)
     interrupt_handler = signal.getsignal(signal.SIGINT)
     try:
-        lightning_trainer.fit(
-            module, train_batches, validation, ckpt_path=last if last.exists() else None, weights_only=True
-        )
+        lightning_trainer.fit(module, train_batches, validation, ckpt_path=last if goes_on else None, weights_only=True)
     except SystemExit:
         # Lightning ends the process on Ctrl-C, and leaves it deaf to the next one.
         signal.signal(signal.SIGINT, interrupt_handler)
@@ -154,27 +193,60 @@ def train(
         raise
     seconds = clock.seconds()
     measured = dict(lightning_trainer.validate(module, validation, verbose=False)[0])
+    validation_batches = int(sum(lightning_trainer.num_val_batches))
     measured |= lightning_trainer.test(module, test, verbose=False)[0]
+    test_batches = int(sum(lightning_trainer.num_test_batches))
     if lightning_trainer.received_sigterm:  # during an evaluation Lightning notes the signal and goes on
         raise SystemExit(128 + signal.SIGTERM)
     return Outcome(
         last_value(folder / CURVE, "train_accuracy"),
         measured["validation_accuracy"],
         measured["test_accuracy"],
-        epochs,
+        epochs_in(folder / CURVE),
         seconds,
+        lightning_trainer.global_step,
+        _stopped_by(lightning_trainer, limit, epochs),
+        min(len(data.validation.labels), validation_batches * EVALUATION_BATCH),
+        min(len(data.test.labels), test_batches * EVALUATION_BATCH),
     )
+
+
+def _stopped_by(trainer: Any, limit: _TimeLimit, epochs: int) -> str | None:
+    """Return what ended training before all epochs had run in full, or None."""
+    if trainer.fast_dev_run:
+        return TRIAL
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+    if batches >= epochs * max(1, trainer.num_training_batches):
+        return None
+    if -1 < trainer.max_steps <= trainer.global_step:
+        return STEPS
+    early = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
+    return TIME if limit.is_over and not any(callback.stopped_epoch for callback in early) else EARLY
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """Return what a run's checkpoint holds, on the CPU; RunError if there is none or it is damaged."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        raise RunError(f"{folder} holds no {CHECKPOINT}: is it the folder of a finished run?")
+    damaged = f"{path} is damaged; remove it, and the same command of experiments.train starts from the beginning"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise RunError(f"{damaged}: {str(error).partition(chr(10))[0]}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise RunError(f"{damaged}: it holds no weights")
+    return content
 
 
 def load_network(network: nn.Module, folder: Path) -> nn.Module:
     """Load the trained weights of a run into a network of the same shape, in evaluation mode. RunError if it fails."""
-    path = folder / CHECKPOINT
-    if not path.exists():
-        raise RunError(f"{folder} holds no {CHECKPOINT}: is it the folder of a finished run?")
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    state = read_checkpoint(folder)["state_dict"]
     weights = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError(f"{path} does not fit {type(network).__name__}: {error}") from error
+        raise RunError(f"{folder / CHECKPOINT} does not fit {type(network).__name__}: {error}") from error
     return network.eval()

@@ -1,11 +1,12 @@
 """One run from the inside: latent weights stay in bounds, checkpoints of other networks are refused."""
 
+import dataclasses
 import signal
 from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from bnn.data import digits
 from bnn.latent import latent_weights
@@ -99,6 +100,77 @@ def test_a_termination_during_an_evaluation_ends_the_run(tmp_path):
         train(classifier, DigitsCNN(**TINY), digits(), tmp_path, epochs=1, batch_size=600, seed=0, trainer=QUIET,
               callbacks=[Killed()])  # fmt: skip
     assert stop.value.code == 128 + signal.SIGTERM
+
+
+def outcome_of(folder, epochs=3, callbacks=(), **trainer):
+    classifier = partial(Classifier, optimizer=ADAM)
+    return train(classifier, DigitsCNN(**TINY), digits(), folder, epochs=epochs, batch_size=400, seed=0,
+                 trainer=QUIET | trainer, callbacks=callbacks)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "steps", "stopped_by"),
+    [
+        ({}, 3, 9, None),
+        ({"limit_train_batches": 2, "limit_val_batches": 1}, 3, 6, None),
+        ({"accumulate_grad_batches": 3}, 3, 3, None),
+        ({"max_steps": 4}, 2, 4, "trainer.max_steps"),
+        ({"max_steps": 6}, 2, 6, "trainer.max_steps"),
+        ({"max_steps": 9}, 3, 9, None),
+        ({"max_steps": 99}, 3, 9, None),
+        ({"max_time": {"microseconds": 1}}, 1, 3, "trainer.max_time"),
+        ({"fast_dev_run": True}, 1, 1, "trainer.fast_dev_run"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*smaller than the logging interval")
+def test_an_outcome_says_what_was_done(options, epochs, steps, stopped_by, tmp_path):
+    done = outcome_of(tmp_path, **options)
+    assert (done.epochs, done.steps, done.stopped_by) == (epochs, steps, stopped_by)
+    assert (done.validation_images, done.test_images) == (200, 400)
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == epochs + 1
+    assert (tmp_path / "checkpoints").exists() == (stopped_by != "trainer.fast_dev_run")
+    if (tmp_path / "checkpoints").exists() and "max_time" not in options:  # its result was lost: the same again
+        again = outcome_of(tmp_path, **options)
+        assert dataclasses.replace(again, seconds=done.seconds) == done
+        assert again.seconds > done.seconds
+
+
+def test_an_early_stop_is_told(tmp_path):
+    stop = EarlyStopping("train_loss", mode="max", patience=1, check_on_train_epoch_end=True)
+    done = outcome_of(tmp_path, epochs=20, callbacks=[stop])
+    assert (done.epochs, done.steps, done.stopped_by) == (2, 6, "early stopping")
+
+
+def test_a_run_that_time_cut_short_goes_on_to_the_same_end(tmp_path):
+    whole = outcome_of(tmp_path / "whole")
+    limit = {"max_time": {"microseconds": 1}}
+    parts = [outcome_of(tmp_path / "parts", **limit) for _ in range(3)]
+    assert [(part.epochs, part.stopped_by) for part in parts] == [
+        (1, "trainer.max_time"),
+        (2, "trainer.max_time"),
+        (3, None),
+    ]
+    assert dataclasses.replace(parts[-1], seconds=whole.seconds) == whole
+    curves = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half", "other"])
+def test_a_damaged_checkpoint_is_named(content, finished, tmp_path):
+    folder, _, _ = finished
+    whole = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    file.parent.mkdir()
+    if content == "other":
+        torch.save({"weights": 1}, file)
+    else:
+        file.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    before = file.read_bytes()
+    with pytest.raises(RunError, match=r"last\.ckpt is damaged; remove it"):
+        load_network(DigitsCNN(**TINY), tmp_path)
+    with pytest.raises(RunError, match=r"last\.ckpt is damaged; remove it"):
+        run(DigitsCNN(**TINY), tmp_path)
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("clip", [0, -1])
