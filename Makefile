@@ -10,9 +10,9 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv with the exact versions of constraints.txt (PIP_ARGS=... goes to pip)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml kernels/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e kernels -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP) ## train, convert, check, time and draw: accuracy against bits on the digits, under 5 minutes

@@ -169,7 +169,7 @@ def task(config: DictConfig) -> None:
     if config.output is not None:
         write_json(
             Path(config.output),
-            {"command": f"python -m experiments.benchmark {' '.join(sys.argv[1:])}", **rows, **origin},
+            {"command": " ".join([cli.program("benchmark"), *sys.argv[1:]]), **rows, **origin},
         )
         print(f"written: {config.output}")
 

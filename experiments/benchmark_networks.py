@@ -170,7 +170,7 @@ def task(config: DictConfig) -> None:
         print("this system does not say how much memory a process takes, so memory is left out")
     networks: list[Row] = []
     rows: list[Row] = []
-    command = f"python -m experiments.benchmark {' '.join(sys.argv[1:])}"
+    command = " ".join([cli.program("benchmark"), *sys.argv[1:]])
     origin = provenance() | {"kernels": bk.cpu_features()}
     if peer:
         from importlib.metadata import version

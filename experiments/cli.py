@@ -17,6 +17,12 @@ from rich.console import Console
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
+def program(name: str) -> str:
+    """Return how a user starts a command of this folder: `bitplanes NAME`, or `python -m experiments.NAME` in a clone."""
+    installed = (CONFIGS.parent / "__main__.py").exists()  # the configs lie within the package `bitplanes`
+    return f"bitplanes {name}" if installed else f"python -m experiments.{name}"
+
+
 def console() -> Console:
     """Return a console for tables: as wide as the terminal, or wide enough where output goes to a file."""
     return Console() if sys.stdout.isatty() else Console(width=120)

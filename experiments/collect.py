@@ -108,7 +108,7 @@ def show(groups: list[dict[str, Any]]) -> None:
 
 def write_table(rows: list[dict[str, Any]], output: Path) -> None:
     """Write rows as JSON and, beside it, as CSV."""
-    write_json(output, {"command": f"python -m experiments.collect output={output}", "rows": rows})
+    write_json(output, {"command": f"{cli.program('collect')} output={output}", "rows": rows})
     columns = list(dict.fromkeys(key for row in rows for key in row))
     temporary = output.with_suffix(".csv.tmp")
     with temporary.open("w", newline="") as file:

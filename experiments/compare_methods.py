@@ -54,7 +54,7 @@ def train_missing(config: DictConfig) -> list[str]:
             run_config = compose("train", [*wanted, f"run_dir={folder}", "trainer.enable_progress_bar=false"])
             kept = [text for text in wanted if not text.startswith(train.NOT_THE_EXPERIMENT)]
             try:
-                train.run(run_config, " ".join(["python -m experiments.train", *kept]))
+                train.run(run_config, " ".join([cli.program("train"), *kept]))
             except Exception as error:  # one broken method must not cost the others their run
                 failed.append(f"{folder}: {type(error).__name__}: {error}")
                 print(failed[-1], file=sys.stderr)
@@ -127,7 +127,7 @@ def task(config: DictConfig) -> None:
     write_json(
         Path(config.output),
         {
-            "command": " ".join(["python -m experiments.compare_methods", *given]),
+            "command": " ".join([cli.program("compare_methods"), *given]),
             "data": first["data"],
             "model": first["config"]["model"]["_target_"].rpartition(".")[2],
             "budget": {key: OmegaConf.to_container(budget, resolve=True)[key] for key in keys},  # type: ignore[index,call-overload]

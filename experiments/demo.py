@@ -85,7 +85,7 @@ def time_all(progress: Progress) -> list[dict[str, Any]]:
     for quantizer in QUANTIZERS:
         rows += list(networks(config, FOLDER / quantizer / "seed0"))
         progress.advance(bar)
-    write_json(FOLDER / "benchmark.json", {"command": "python -m experiments.demo", "networks": rows, **provenance()})
+    write_json(FOLDER / "benchmark.json", {"command": cli.program("demo"), "networks": rows, **provenance()})
     return rows
 
 

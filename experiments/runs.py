@@ -7,13 +7,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bnn.training import RunError, load_network
+from experiments import cli
 
 
 def load_config(folder: Path) -> DictConfig:
     """Return the resolved config of a run; RunError if the folder is none."""
     path = folder / "config.yaml"
     if not path.exists():
-        raise RunError(f"{folder} is no run: it has no config.yaml. Train first: python -m experiments.train")
+        raise RunError(f"{folder} is no run: it has no config.yaml. Train first: {cli.program('train')}")
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
     return config

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from bnn.latent import center_latent_weights, clip_latent_weights
 from bnn.machine import usable_cores
 from bnn.optimizers import parameter_groups
+from experiments import cli
 
 
 def make_network(config: DictConfig) -> Any:
@@ -47,7 +48,7 @@ def described(config: DictConfig, threads: int) -> dict[str, Any]:
     """Return what was measured: command, network, quantizer, batch, threads."""
     hydra = HydraConfig.get()
     return {
-        "command": " ".join([f"python -m experiments.{hydra.job.config_name}", *hydra.overrides.task]),
+        "command": " ".join([cli.program(hydra.job.config_name), *hydra.overrides.task]),
         "model": config.model._target_.rpartition(".")[2],
         "quantizer": config.quantizer.name,
         "batch_size": config.batch_size,

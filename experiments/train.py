@@ -46,7 +46,7 @@ def command() -> str:
     """Return the command that makes this run on any machine: its overrides without those of NOT_THE_EXPERIMENT."""
     overrides = HydraConfig.get().overrides.task
     kept = [text for text in overrides if text.partition("=")[0].lstrip("+") not in NOT_THE_EXPERIMENT]
-    return " ".join(["python -m experiments.train", *kept])
+    return " ".join([cli.program("train"), *kept])
 
 
 def run(config: DictConfig, made_by: str) -> Path:

@@ -1,6 +1,6 @@
 """Kernels on bits: pack tensors into bit planes, convolve and multiply them by popcount, run whole packed models.
 
-NumPy in, NumPy out; needs numpy, numba, llvmlite and safetensors, never torch. `reference` holds the
+NumPy in, NumPy out; needs numpy, numba (which brings llvmlite) and safetensors, never torch. `reference` holds the
 same functions in plain NumPy.
 """
 
@@ -25,3 +25,5 @@ from bnn_kernels.plan import StepSpec as StepSpec
 from bnn_kernels.threads import get_num_threads as get_num_threads
 from bnn_kernels.threads import set_num_threads as set_num_threads
 from bnn_kernels.thresholds import Thresholds as Thresholds
+
+__version__ = "0.1.0"
