@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def program(name: str) -> str:
-    """Return how a user starts a command of this folder: `bitplanes NAME`, or `python -m experiments.NAME` in a clone."""
+    """Return how a user starts a command: `bitplanes NAME`, or `python -m experiments.NAME` in a clone."""
     installed = (CONFIGS.parent / "__main__.py").exists()  # the configs lie within the package `bitplanes`
     return f"bitplanes {name}" if installed else f"python -m experiments.{name}"
 

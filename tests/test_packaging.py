@@ -22,7 +22,12 @@ from bitplanes.__main__ import commands, main
 ROOT = Path(__file__).parent.parent
 PROJECTS = {name: tomllib.loads((ROOT / name / "pyproject.toml").read_text()) for name in (".", "kernels")}
 # Import names that are not the distribution's.
-DISTRIBUTIONS = {"hydra": "hydra-core", "sklearn": "scikit-learn", "llvmlite": "numba", "bnn_kernels": "bitplanes-kernels"}
+DISTRIBUTIONS = {
+    "hydra": "hydra-core",
+    "sklearn": "scikit-learn",
+    "llvmlite": "numba",
+    "bnn_kernels": "bitplanes-kernels",
+}
 # The same tiny training wherever the command is tried.
 TINY = ("epochs=1", "model.width=4", "batch_size=200", "trainer.enable_progress_bar=false")
 
@@ -187,14 +192,22 @@ def test_an_unpacked_wheel_trains_beside_a_package_of_the_same_name(wheels, tmp_
     assert json.loads(result.read_text())["command"].startswith("bitplanes train ")
 
 
-# -- installed, as users do ---------------------------------------------------------------------------------------------
+# -- installed, as users do ------------------------------------------------------------------------------------------
 
 
 def environment_with(folder: Path, *wheels: Path) -> Path:
     """The folder of programs of a new environment with these wheels; what they need comes from the package index."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
-    install = ["pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", "-c", ROOT / "constraints.txt"]
+    install = [
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--disable-pip-version-check",
+        "-c",
+        ROOT / "constraints.txt",
+    ]
     subprocess.run([programs / "python", "-m", *install, *wheels], check=True)
     return programs
 
@@ -240,6 +253,8 @@ def test_installed_wheels_do_what_a_clone_does(wheels, tmp_path):
     )
     for folder in folders:
         packed = folder / "packed.safetensors"
-        done = subprocess.run([small / "python", "-c", code, packed], env=clean, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [small / "python", "-c", code, packed], env=clean, capture_output=True, text=True, check=True
+        )
         assert done.stdout.strip() == "(3, 10) False"
     assert installed_bytes(small) < 250e6

@@ -40,7 +40,11 @@ def imports(file):
             yield node.module.partition(".")[0]
 
 
-FILES = [f for top in ("bitplanes", "kernels", "bnn", "experiments", "paper_figures") for f in sorted((ROOT / top).rglob("*.py"))]
+FILES = [
+    f
+    for top in ("bitplanes", "kernels", "bnn", "experiments", "paper_figures")
+    for f in sorted((ROOT / top).rglob("*.py"))
+]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
