@@ -160,12 +160,25 @@ class PackedConv2d:
         self.in_channels = channels * self.groups
         self.filters = o // self.groups
         planes = len(self.multipliers)
-        self._words, ones = _filter_words(check_codes(codes, planes), planes, self.groups)
-        self.lane_weights = self._words.reshape(-1)
+        words, ones = _filter_words(check_codes(codes, planes), planes, self.groups)
         # Set bits of every tap and filter, weighted over planes.
         self.tap_ones = np.tensordot(self.multipliers, ones, 1).reshape(self.groups, self.filters, kh, kw)
+        self._keep(words)
+
+    def _keep(self, words: np.ndarray) -> None:
+        """Take the weights as `_filter_words` lays them out; whatever else is made of them is made when it is used."""
+        self._words = words
+        self.lane_weights = words.reshape(-1)
         self._plans: dict[tuple[Any, ...], ConvPlan] = {}
         self._layouts = {"popcount": self.lane_weights}
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("_plans", "_layouts", "lane_weights")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._keep(aligned(self._words))
 
     @property
     def nbytes(self) -> int:

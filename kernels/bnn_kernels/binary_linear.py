@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,9 @@ class PackedLinear:
         self.signed = bool(signed)
         self._dense = dense
         self._layouts: dict[tuple[int, ...], PackedConv2d] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_layouts": {}}
 
     @property
     def nbytes(self) -> int:

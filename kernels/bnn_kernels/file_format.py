@@ -13,6 +13,7 @@ Weights are dense bits, 1 bit a weight and plane (`dense_bits`).
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -55,7 +56,23 @@ def write(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[st
     digest = digest_of(text, table, memoryview(plain)[8 + size :])
     blob = safetensors.numpy.save(arrays, {"format": FORMAT, "version": VERSION, "header": text, "sha256": digest})
     target = Path(path)
-    temporary = target.with_name(f"{target.name}.{secrets.token_hex(8)}.tmp")
+    # A name of its own and of this process, short enough wherever `path` is.
+    temporary = target.with_name(f".{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    try:
+        _replace(target, temporary, blob)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        why = f"the packed model cannot be saved: {error.strerror}"
+        if not target.parent.is_dir():
+            why = f"the packed model cannot be saved: there is no folder {target.parent}, make it first"
+        raise type(error)(error.errno, why, str(target)) from None
+
+
+def _replace(target: Path, temporary: Path, blob: bytes) -> None:
+    """Write a file under a temporary name and give it its own."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     try:
         with open(temporary, "xb") as file:
             file.write(blob)
@@ -63,7 +80,7 @@ def write(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[st
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
 
@@ -89,7 +106,7 @@ def _parse(text: str | bytes) -> Any:
 
 def _map(path: str | os.PathLike[str]) -> memoryview:
     """Return the bytes of a file, mapped: pages are read when they are used, and writing to them changes no file."""
-    with open(path, "rb") as file:
+    with open(os.fspath(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8:
             raise PackedFileError(f"{path}: {size} bytes, too short for a packed model; it was cut off. Convert again")

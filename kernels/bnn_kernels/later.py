@@ -1,8 +1,9 @@
 """A value that is made when it is first asked for."""
 
-import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from bnn_kernels.fork import new_lock
 
 T = TypeVar("T")
 
@@ -12,7 +13,7 @@ class Later(Generic[T]):
 
     def __init__(self, make: Callable[[], T]):
         self._make: Callable[[], T] | None = make
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._value: T | None = None
 
     def __call__(self) -> T:

@@ -208,11 +208,16 @@ class PackedModel:
     def _run_once(self, workspace: Workspace, inputs: Sequence[np.ndarray]) -> Any:
         with in_use(workspace):
             registers = self._run(workspace, self.enter(*inputs))
-            result = self._leave(registers)
-            for (register, _), y in zip(self.outputs, result if isinstance(result, tuple) else (result,), strict=True):
-                if not np.may_share_memory(registers[register], y):
+            found = self._leave(registers)
+            # What a caller gets is his alone: not the memory of an input, nor that of another output.
+            results: list[np.ndarray] = []
+            for y in found if isinstance(found, tuple) else (found,):
+                shared = any(np.may_share_memory(y, other) for other in (*inputs, *results))
+                results.append(y.copy() if shared else y)
+            for register in {register for register, _ in self.outputs}:
+                if not any(np.may_share_memory(registers[register], y) for y in results):
                     workspace.drop(registers[register])
-        return result
+        return results[0] if len(results) == 1 else tuple(results)
 
     def _run(self, workspace: Workspace, registers: dict[str, Any]) -> dict[str, Any]:
         """Return what is left in the registers after all steps."""
@@ -261,7 +266,7 @@ class PackedModel:
             values = (value,) if len(placed.outputs) == 1 else value
             for name, part in zip(placed.outputs, values, strict=True):
                 registers[name] = replace(name, part)
-        return self._leave(registers)
+        return self._leave(registers, own=True)
 
     def margins(self, index: int, *inputs: Any) -> np.ndarray | None:
         """Return how far each number of a step lies from its nearest threshold, relative to the largest number.
@@ -312,6 +317,10 @@ class PackedModel:
         """
         seconds = [time for _, time in self.profile(*inputs)] if inputs else None
         return model_table.table(self.costs(), seconds)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle what a file holds; layouts, buffers and recordings are made anew where it is used."""
+        return type(self), (self.input_shapes, self.steps, self.info, self.versions, self.outputs)
 
     def __repr__(self) -> str:
         def shapes(items: Sequence[tuple[int, ...]]) -> str:

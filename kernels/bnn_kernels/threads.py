@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels import _fork_join, recording
+from bnn_kernels.fork import in_child, new_lock
 
 # With less work than this for each thread (steps of a kernel's inner loop, about 6 us) sharing does not pay.
 MIN_WORK_PER_THREAD = 8_000
@@ -92,19 +93,16 @@ class _Workers:
             wake.release()
 
 
-_lock = threading.Lock()
+_lock = new_lock()
 _workers: _Workers | None = None
 _threads = _available()
 
 
+@in_child
 def _forget_workers() -> None:
-    # Threads do not survive a fork, and a lock that one of them held would stay locked.
-    global _lock, _workers
-    _lock, _workers = threading.Lock(), None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_workers)
+    # Threads do not survive a fork, nor does what a lock of theirs stands for.
+    global _workers
+    _workers = None
 
 
 def set_num_threads(n: int) -> None:

@@ -52,7 +52,6 @@ class Thresholds:
         # Two levels, lower one stored as 1: the plain sign, one comparison a bit.
         self.is_sign = len(codes) == 2 and tuple(codes) == (1, 0)
         self._flip = flip.astype(np.uint8)
-        self._lanes: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def sign(cls, t: np.ndarray, flip: np.ndarray) -> "Thresholds":
@@ -61,14 +60,6 @@ class Thresholds:
         if t.ndim != 1:
             raise ValueError(f"thresholds of a sign must be int32 (channels,), got {t.dtype} {t.shape}")
         return cls(t[None], flip, np.array([1, 0], np.uint8), True, (1,))
-
-    def lanes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (int32 bounds, uint8 flips) of a sign, filled up to whole bytes of channels with what gives bit 0."""
-        if self._lanes is None:
-            bounds = np.full(-(-self.channels // 8) * 8, np.iinfo(np.int32).min, np.int32)
-            bounds[: self.channels] = self.t[0]
-            self._lanes = bounds, np.packbits(self.flip, bitorder="little")
-        return self._lanes
 
     @property
     def nbytes(self) -> int:

@@ -1,5 +1,6 @@
 """The packed file: a round trip, and every kind of damage refused by name."""
 
+import errno
 import json
 import os
 
@@ -154,3 +155,46 @@ def test_header_is_json_text(file):
     metadata = json.loads(file.read_bytes()[8 : 8 + size])["__metadata__"]
     assert metadata["format"] == "bitplanes"
     assert json.loads(metadata["header"])["inputs"] == [[40]]
+
+
+@pytest.mark.parametrize("length", [200, 240, 255])
+def test_long_names(model, length, tmp_path):
+    path = tmp_path / ("n" * length)
+    model.save(path)
+    model.save(path)
+    assert bk.load(path).nbytes == model.nbytes
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_where_a_model_cannot_be_saved(model, tmp_path, monkeypatch):
+    with pytest.raises(IsADirectoryError, match=f"cannot be saved.*{tmp_path}"):
+        model.save(tmp_path)
+    missing = tmp_path / "no" / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match=f"no folder {missing.parent}, make it first.*{missing}"):
+        model.save(missing)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="cannot be saved"):
+        model.save(tmp_path / "file" / "model.safetensors")
+    with pytest.raises(OSError, match="cannot be saved: File name too long"):
+        model.save(tmp_path / ("n" * 256))
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "the temporary name")
+
+    path = tmp_path / "model.safetensors"
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PermissionError, match=f"cannot be saved: Permission denied: '{path}'"):
+        model.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("path", [None, 3, 1.5, ["a"]])
+def test_what_is_no_path(model, path):
+    for call in (bk.load, model.save):
+        with pytest.raises(TypeError, match="PathLike"):
+            call(path)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        bk.load(tmp_path)
