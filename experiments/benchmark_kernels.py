@@ -161,7 +161,7 @@ def _time(layer: Layer, threads: int, config: DictConfig, with_peers: bool) -> R
         if name.startswith("openvino"):
             from experiments.openvino_layers import STACK
 
-            timing = Timing(timing.best / STACK, timing.median / STACK, timing.calls)
+            timing = timing.divided(STACK)
         row.setdefault("peers", {})[name] = {"us": _us(timing), "ratio": _ratio(timing, bits)}
     return row
 

@@ -111,8 +111,9 @@ class Network:
         return row
 
 
-def _microseconds(timing: Any) -> dict[str, float]:
-    return {"best": round(timing.best * 1e6, 1), "median": round(timing.median * 1e6, 1)}
+def _microseconds(timing: Any) -> dict[str, Any]:
+    quartiles = [round(seconds * 1e6, 1) for seconds in timing.quartiles]
+    return {"best": round(timing.best * 1e6, 1), "median": round(timing.median * 1e6, 1), "quartiles": quartiles}
 
 
 def _settings(config: DictConfig) -> Iterator[tuple[int, int]]:

@@ -24,11 +24,17 @@ def set_threads(count: int) -> int:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a call: best, median, and how many calls were timed."""
+    """Seconds of a call: best, median and quartiles, and how many calls were timed."""
 
     best: float
     median: float
     calls: int
+    quartiles: tuple[float, float]
+
+    def divided(self, count: int) -> "Timing":
+        """Return the times of one of `count` equal parts of the call."""
+        low, high = self.quartiles
+        return Timing(self.best / count, self.median / count, self.calls, (low / count, high / count))
 
 
 def in_turn(functions: Sequence[Callable[[], object]], seconds: float, least: int = 10) -> list[Timing]:
@@ -48,7 +54,11 @@ def in_turn(functions: Sequence[Callable[[], object]], seconds: float, least: in
             while (start := time.perf_counter()) < block:
                 function()
                 times.append(time.perf_counter() - start)
-    return [Timing(min(t), float(np.median(t)), len(t)) for t in samples]
+    found = []
+    for times in samples:
+        low, median, high = (float(value) for value in np.quantile(times, (0.25, 0.5, 0.75)))
+        found.append(Timing(min(times), median, len(times), (low, high)))
+    return found
 
 
 def pair(first: Callable[[], object], second: Callable[[], object], seconds: float) -> tuple[Timing, Timing]:

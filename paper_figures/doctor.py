@@ -6,23 +6,21 @@ stand below. FILE is the doctor.json of a run.
 
 import json
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from paper_figures import style
 from paper_figures.from_file import draw_from_file
 from paper_figures.save import save
 
 DEFAULT_RESULTS = Path("results") / "doctor_dorefa2_mnist.json"
 DEFAULT_OUTPUT = Path("results") / "figures" / "doctor.png"
-COLUMNS, SHOWN_FINDINGS, SHOWN_LAYERS = 4, 8, 8
-GREY, ORANGE = "#777777", "#d9662b"
+COLUMNS, SHOWN_FINDINGS, SHOWN_LAYERS = 3, 8, 8
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -52,55 +50,65 @@ def _title(content: dict[str, Any]) -> str:
     return ", ".join(parts) or "what the doctor saw"
 
 
-def draw(content: dict[str, Any], output: Path) -> None:
-    """Draw the figure and write it."""
+def _shown(names: list[str]) -> list[str]:
+    """Return the layers that the legend names: all, or the first, the last and some between."""
+    chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), SHOWN_LAYERS)).astype(int))
+    return [names[i] for i in chosen]
+
+
+def plot(content: dict[str, Any]) -> Figure:
+    """Return the figure of a report."""
     steps, layers = content["steps"], content["layers"]
     metrics = [name for name in content["metrics"] if any(name in series for series in layers.values())]
-    rows = -(-(len(metrics) + 1) // COLUMNS)
-    figure, axes = plt.subplots(rows, COLUMNS, figsize=(3.1 * COLUMNS, 2.3 * rows + 0.8), sharex=True, squeeze=False)
-    colours = dict(zip(layers, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(layers))), strict=True))
+    used = 1 + len(metrics)
+    rows = -(-used // COLUMNS)
+    found = findings_text(content["findings"])
+    height = 1.75 * rows + 1.2 + 0.16 * found.count("\n")
+    figure, axes = style.panels(rows, COLUMNS, height, sharex=True, squeeze=False)
+    colours = dict(zip(layers, matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(layers))), strict=True))
+    marker = "o" if len(steps) == 1 else None  # one point makes no line
     panels = iter(axes.flat)
     loss = next(panels)
-    loss.plot(steps, _numbers(content["loss"]), color=GREY)
-    loss.set_title("loss", fontsize=9)
+    loss.plot(steps, _numbers(content["loss"]), color=style.GREY, marker=marker)
+    loss.set_title("loss")
     for name, axis in zip(metrics, panels, strict=False):
         for layer, series in layers.items():
             if name in series:
-                axis.plot(steps, _numbers(series[name]), color=colours[layer], linewidth=1.3, label=layer)
+                axis.plot(steps, _numbers(series[name]), color=colours[layer], linewidth=1.3, marker=marker)
         low, high = axis.get_ylim()
         bound = content["bounds"].get(name)
-        if bound is not None:
-            axis.axhline(bound["value"], color=ORANGE, linestyle="--", linewidth=1)
-            # Only where it is near what was measured.
-            near = low - 2 * (high - low) <= bound["value"] <= high + 2 * (high - low)
-            axis.set_ylim(*((min(low, bound["value"]), max(high, bound["value"])) if near else (low, high)))
-        axis.set_title(name.replace("_", " "), fontsize=9)
-    used = 1 + len(metrics)
+        # Only where it is near what was measured.
+        if bound is not None and low - 2 * (high - low) <= bound["value"] <= high + 2 * (high - low):
+            axis.axhline(bound["value"], color=style.ORANGE, linestyle="--", linewidth=1.2)
+            low, high = min(low, bound["value"]), max(high, bound["value"])
+        margin = 0.04 * (high - low)
+        axis.set_ylim(max(low - margin, -margin), high + margin)  # no metric is negative
+        axis.set_title(name.replace("_", " "))
     for index, axis in enumerate(axes.flat):
         if index >= used:
             axis.set_axis_off()
-        axis.grid(color="#dddddd", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=7)
-        if index >= used - COLUMNS:
-            axis.set_xlabel("training step", fontsize=8)
+        elif index >= used - COLUMNS:
+            axis.set_xlabel("training step")
             axis.tick_params(labelbottom=True)
-    handles, names = axes.flat[1].get_legend_handles_labels() if metrics else ([], [])
-    if len(names) > SHOWN_LAYERS:  # first, last and some between
-        chosen = np.unique(np.linspace(0, len(names) - 1, SHOWN_LAYERS).astype(int))
-        handles, names = [handles[i] for i in chosen], [names[i] for i in chosen]
-    figure.suptitle(_title(content), fontsize=11)
-    figure.legend(handles, names, loc="lower right", fontsize=8, frameon=False, ncols=2)
-    figure.text(0.01, 0.01, _findings(content["findings"]), fontsize=8, va="bottom", color=ORANGE)
-    figure.tight_layout(rect=(0, 0.4 / (2.3 * rows + 0.8), 1, 1))
-    save(figure, output)
+    handles = [Line2D([], [], color=colours[layer], label=layer) for layer in _shown(list(layers))]
+    handles.append(Line2D([], [], color=style.ORANGE, linestyle="--", label="a finding begins"))
+    style.legend_with_title(figure, _title(content), handles)
+    # A label below all panels: it makes room for its lines.
+    figure.supxlabel(found, x=0.01, ha="left", fontsize=style.NORMAL, color=style.DARK)
+    return figure
 
 
-def _findings(found: list[dict[str, Any]]) -> str:
+def draw(content: dict[str, Any], output: Path) -> None:
+    """Draw the figure and write it."""
+    save(plot(content), output)
+
+
+def findings_text(found: list[dict[str, Any]]) -> str:
+    """Return the findings in words, the first of them if there are many, in lines that fit the figure."""
     lines = [": ".join(filter(None, (finding["layer"], finding["text"]))) for finding in found[:SHOWN_FINDINGS]]
     if len(found) > SHOWN_FINDINGS:
         lines.append(f"and {len(found) - SHOWN_FINDINGS} more")
-    return textwrap.fill("Findings: " + ("; ".join(lines) or "none"), 130)
+    return style.wrapped("Findings: " + ("; ".join(lines) or "none"))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,8 +1,9 @@
 """Time and size of whole networks: python -m paper_figures.networks [--results FILE] [--output FILE].
 
-Left: milliseconds for one image on one thread, packed beside PyTorch FP32 (eager) and OpenVINO FP32; the number is
-packed's speed-up over the faster of them. Right: the packed file beside the FP32 weights. FILE was written by
-`python -m experiments.benchmark suite=networks`.
+Left: milliseconds for one image on one thread, packed beside PyTorch FP32 (eager) and OpenVINO FP32: a dot at the
+median, a line over the middle half of the calls (from the best call to the median in files without quartiles); the
+number is packed's speed-up over the faster of them. Right: the packed file beside the FP32 weights. FILE was written
+by `python -m experiments.benchmark suite=networks`.
 """
 
 import json
@@ -10,38 +11,53 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from paper_figures import style
 from paper_figures.from_file import draw_from_file
 from paper_figures.save import save
 
 DEFAULT_RESULTS = Path("results") / "networks.json"
 DEFAULT_OUTPUT = Path("results") / "figures" / "networks.png"
+# Side: its name, colour and marker; the shape tells it without the colour.
 SIDES = {
-    "eager": ("PyTorch FP32", "#999999"),
-    "openvino": ("OpenVINO FP32", "#d9662b"),
-    "packed": ("packed", "#1f5fa8"),
+    "eager": ("PyTorch FP32", style.GREY, "s"),
+    "openvino": ("OpenVINO FP32", style.ORANGE, "D"),
+    "packed": ("packed", style.BLUE, "o"),
 }
 Row = dict[str, Any]
 
 
+def _times(measured: dict[str, Any]) -> dict[str, float]:
+    """Return median, low and high in milliseconds: quartiles, or the best call and the median."""
+    low, high = measured.get("quartiles", (measured["best"], measured["median"]))
+    return {"median": measured["median"] / 1e3, "low": low / 1e3, "high": high / 1e3}
+
+
 def read(path: Path) -> tuple[list[Row], str]:
-    """Return a row for each network, with milliseconds and bytes by side, and the CPU; SystemExit names a bad file."""
+    """Return a row for each network, with milliseconds and bytes by side, and the CPU; SystemExit names a bad file.
+
+    "quartiles" of a row says whether its spread is that, and not from the best call to the median.
+    """
     try:
         content = json.loads(path.read_text())
         times = {row["name"]: row for row in content["latency"] if (row["batch"], row["threads"]) == (1, 1)}
         rows = []
         for network in content["networks"]:
             row = times[network["name"]]
-            sides = {side: row[side]["median"] / 1e3 for side in ("eager", "openvino") if side in row}
-            sides["packed"] = row["packed_us"]["median"] / 1e3
+            sides = {side: _times(row[side]) for side in ("eager", "openvino") if side in row}
+            sides["packed"] = _times(row["packed_us"])
             sizes = {"eager": network["fp32_bytes"], "packed": network["file_bytes"]}
-            rows.append({"name": network["name"].partition(" ")[0], "ms": sides, "bytes": sizes})
+            rows.append(
+                {
+                    "name": network["name"].partition(" ")[0],
+                    "ms": sides,
+                    "bytes": sizes,
+                    "quartiles": "quartiles" in row["packed_us"],
+                }
+            )
         cpu = content["hardware"]["cpu"]
     except FileNotFoundError:
         raise SystemExit(f"error: {path} is missing; run python -m experiments.benchmark suite=networks") from None
@@ -52,35 +68,48 @@ def read(path: Path) -> tuple[list[Row], str]:
     return rows, cpu
 
 
-def _bars(axis: Axes, values: list[dict[str, float]], unit: str) -> None:
-    """Draw a group of bars for each network, best side below, on a logarithmic axis."""
-    sides = [side for side in SIDES if any(side in row for row in values)]
-    height = 0.8 / len(sides)
-    for i, side in enumerate(sides):
-        label, color = SIDES[side]
-        y = np.arange(len(values)) + (i - (len(sides) - 1) / 2) * height
-        axis.barh(y, [row.get(side, np.nan) for row in values], height, color=color, label=label)
+def _dots(axis: Axes, values: list[dict[str, dict[str, float]]], unit: str) -> None:
+    """Draw a line of dots for each network on a logarithmic axis, and how many times less packed is than the next."""
+    style.logarithmic(axis, "x")
     for y, row in enumerate(values):
-        ratio = min(value for side, value in row.items() if side != "packed") / row["packed"]
-        axis.text(row["packed"] * 1.08, y + (len(sides) - 1) / 2 * height, f"{ratio:.2g}x", va="center", fontsize=8)
-    axis.set_xscale("log")
+        medians = {side: value["median"] for side, value in row.items()}
+        axis.plot([min(medians.values()), max(medians.values())], [y, y], color=style.LINES, linewidth=2.5, zorder=1)
+        ratio = min(value for side, value in medians.items() if side != "packed") / medians["packed"]
+        place = (min(min(value.values()) for value in row.values()), y)
+        axis.annotate(f"{ratio:.2g}x", place, (-8, 0), textcoords="offset points", ha="right", va="center")
+    for side, (label, color, marker) in SIDES.items():
+        there = [(y, row[side]) for y, row in enumerate(values) if side in row]
+        if not there:
+            continue
+        y, found = zip(*there, strict=True)
+        x = np.array([value["median"] for value in found])
+        axis.plot(x, y, marker, color=color, label=label, markersize=6, zorder=2)
+        if any("low" in value for value in found):
+            spread = np.abs([[value[end] for value in found] for end in ("low", "high")] - x)
+            axis.errorbar(x, y, xerr=spread, fmt="none", color=color, elinewidth=1, capsize=5, zorder=2)
     axis.set_xlabel(unit)
-    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", visible=False)
+    axis.margins(x=0.16, y=0.06)
+
+
+def plot(rows: list[Row], cpu: str) -> Figure:
+    """Return the figure with both panels."""
+    figure, (left, right) = style.panels(1, 2, 1.5 + 0.36 * len(rows), sharey=True)
+    ends = "middle half of the calls" if all(row["quartiles"] for row in rows) else "best call"
+    _dots(left, [row["ms"] for row in rows], f"milliseconds for one image: median and {ends}")
+    sizes = [{side: {"median": size / 1e6} for side, size in row["bytes"].items()} for row in rows]
+    _dots(right, sizes, "packed file and FP32 weights, MB")
+    left.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    left.invert_yaxis()
+    style.title(figure, f"Time and size of whole networks, one thread of {cpu}")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+    return figure
 
 
 def draw(rows: list[Row], cpu: str, output: Path) -> None:
     """Draw both panels and write them."""
-    height = 1.4 + 0.45 * len(rows)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, height), constrained_layout=True, sharey=True)
-    _bars(left, [row["ms"] for row in rows], f"ms an image, one thread of {cpu}")
-    _bars(right, [{side: size / 1e6 for side, size in row["bytes"].items()} for row in rows], "MB")
-    left.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    left.invert_yaxis()
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
-    save(figure, output)
+    save(plot(rows, cpu), output)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,7 +4,7 @@ python -m paper_figures.xnor_net_figure4 [--results FILE] [--output FILE]
 
 Theory (Rastegari et al. 2016, section 4.1): S = 64 c N_W / (c N_W + 64), an operation count with 64 binary operations
 to one clock. Measured: packed bits in and thresholded bits out beside PyTorch FP32, written by
-`python -m experiments.benchmark suite=kernels`.
+`python -m experiments.benchmark suite=kernels`: a dot is the ratio of medians, a line goes to the ratio of best times.
 """
 
 import json
@@ -13,12 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
+from paper_figures import style
 from paper_figures.from_file import draw_from_file
 from paper_figures.save import save
 
@@ -26,7 +24,7 @@ DEFAULT_RESULTS = Path("results") / "kernels.json"
 DEFAULT_OUTPUT = Path("results") / "figures" / "xnor_net_figure4.png"
 LAYER = re.compile(r"conv (\d+)->256 14x14 (\d+)x\2")
 CHANNELS, FILTER = 256, 3
-BLUE, ORANGE = "#1f5fa8", "#d9662b"
+Ratio = dict[str, float]  # "median": of median times, "best": of best times
 
 
 def theory(channels: Any, filter_size: Any) -> Any:
@@ -35,12 +33,15 @@ def theory(channels: Any, filter_size: Any) -> Any:
     return 64 * products / (products + 64)
 
 
-def read(path: Path) -> tuple[dict[tuple[int, int], float], str]:
-    """Return ({(channels, filter size): ratio of medians}, CPU); SystemExit with a message if the file is another."""
+def read(path: Path) -> tuple[dict[tuple[int, int], Ratio], str]:
+    """Return ({(channels, filter size): ratios}, CPU); SystemExit with a message if the file is another."""
     try:
         content = json.loads(path.read_text())
         alone = [row for row in content["layers"] if (row["batch"], row["threads"]) == (1, 1)]
-        matches = [(LAYER.fullmatch(row["name"]), row["ratio"]["median"]) for row in alone]
+        matches = [
+            (LAYER.fullmatch(row["name"]), {key: float(row["ratio"][key]) for key in ("median", "best")})
+            for row in alone
+        ]
         cpu = content["hardware"]["cpu"]
     except FileNotFoundError:
         raise SystemExit(f"error: {path} is missing; run python -m experiments.benchmark suite=kernels") from None
@@ -52,9 +53,9 @@ def read(path: Path) -> tuple[dict[tuple[int, int], float], str]:
     return ratios, cpu
 
 
-def draw(ratios: dict[tuple[int, int], float], cpu: str, output: Path) -> None:
-    """Draw both panels and write them."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), constrained_layout=True)
+def plot(ratios: dict[tuple[int, int], Ratio], cpu: str) -> Figure:
+    """Return the figure with both panels."""
+    figure, (left, right) = style.panels(1, 2, 3.9, sharey=True)
     by_channels = sorted((c, ratio) for (c, k), ratio in ratios.items() if k == FILTER)
     by_filter = sorted((k, ratio) for (c, k), ratio in ratios.items() if c == CHANNELS)
     c, k = np.geomspace(1, 1024, 200), np.linspace(1, 20, 200)
@@ -62,18 +63,29 @@ def draw(ratios: dict[tuple[int, int], float], cpu: str, output: Path) -> None:
         (left, c, theory(c, FILTER), by_channels),
         (right, k, theory(CHANNELS, k), by_filter),
     ):
-        axis.plot(x, curve, "--", color=ORANGE, label="operation count (paper)")
-        axis.plot(*zip(*points, strict=True), "o-", color=BLUE, label="measured")
-        axis.set_ylabel("speed-up over FP32")
-        axis.set_ylim(0, 70)
-        axis.grid(color="#dddddd", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-    left.set_xscale("log", base=2)
+        axis.plot(x, curve, "--", color=style.ORANGE, label="operation count (paper)")
+        if points:
+            sizes, medians = [size for size, _ in points], np.array([ratio["median"] for _, ratio in points])
+            best = np.array([ratio["best"] for _, ratio in points])
+            spread = np.abs([np.minimum(best, medians) - medians, np.maximum(best, medians) - medians])
+            axis.plot(sizes, medians, "o-", color=style.BLUE, label="measured: medians, best times", markersize=5)
+            axis.errorbar(sizes, medians, spread, fmt="none", color=style.BLUE, capsize=4)
+    left.set_ylim(0, max(70.0, 1.1 * max(ratio["median"] for ratio in ratios.values())))
+    left.set_ylabel("times faster than FP32")
+    style.logarithmic(left, "x", 2)
+    left.set_xticks([1, 4, 16, 64, 256, 1024])
+    right.set_xticks([1, 5, 10, 15, 20])
     left.set_xlabel(f"channels ({FILTER}x{FILTER} filters)")
     right.set_xlabel(f"filter size ({CHANNELS} channels)")
-    left.legend(frameon=False, loc="upper left", fontsize=8)
-    figure.suptitle(f"256 binary filters on 14x14, one thread of {cpu}, beside PyTorch FP32", fontsize=10)
-    save(figure, output)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    style.title(figure, f"256 binary filters on 14x14, one thread of {cpu}, beside PyTorch FP32")
+    return figure
+
+
+def draw(ratios: dict[tuple[int, int], Ratio], cpu: str, output: Path) -> None:
+    """Draw both panels and write them."""
+    save(plot(ratios, cpu), output)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import network_peers
-from experiments.timing import in_turn
+from experiments import network_peers, timing
 
 TINY = ("suite=networks", "batch_sizes=[1,2]", "threads=[1,99]", "seconds=0.05", "least_calls=1")
 
@@ -27,6 +26,9 @@ def test_a_network_is_timed_beside_its_peers(command, tmp_path, monkeypatch):
             assert network["memory"][side]["peak_bytes"] >= network["memory"][side]["imports_bytes"] > 1e7
     assert [(row["batch"], row["threads"]) for row in found["latency"]] == [(1, 1), (2, 1)]
     for row in found["latency"]:
+        for side in ("packed_us", "eager", "frozen"):
+            low, high = row[side]["quartiles"]
+            assert 0 < row[side]["best"] <= low <= row[side]["median"] <= high
         for peer in ("eager", "frozen"):
             assert row[peer]["ratio"]["median"] == pytest.approx(row[peer]["median"] / row["packed_us"]["median"], 0.05)
         assert "openvino" not in row
@@ -68,9 +70,27 @@ def test_openvino_answers_like_pytorch():
     assert "openvino" in peers
 
 
-def test_all_sides_are_called_in_turn():
-    calls = []
-    timings = in_turn([lambda: calls.append("a"), lambda: calls.append("b"), lambda: calls.append("c")], 0.0, least=3)
-    assert [t.calls >= 3 for t in timings] == [True] * 3
-    assert all(t.best <= t.median for t in timings)
-    assert set(calls) == {"a", "b", "c"}
+def test_all_sides_are_called_in_turn(monkeypatch):
+    """With a clock that only calls move: two calls each first, then blocks of a second; every other call counts."""
+    now, calls = [0.0], []
+    monkeypatch.setattr(timing, "BLOCK_SECONDS", 1.0)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def side(name, *seconds):
+        durations = iter(seconds)
+
+        def call():
+            calls.append(name)
+            now[0] += next(durations)
+
+        return call
+
+    sides = [side("a", *[0.5] * 8), side("b", 50, 60, 3, 1, 2), side("c", *[0.25] * 14)]
+    a, b, c = timing.in_turn(sides, 0.0, least=3)
+    assert "".join(calls) == "aabbcc" + 3 * "aabcccc"
+    assert a == timing.Timing(0.5, 0.5, 6, (0.5, 0.5))
+    assert b == timing.Timing(1, 2, 3, (1.5, 2.5))
+    assert (c.calls, c.divided(5)) == (12, timing.Timing(0.05, 0.05, 12, (0.05, 0.05)))
+    calls.clear()
+    timing.in_turn([side("a", *[0.5] * 99)], 4.0, least=1)
+    assert len(calls) == 2 + 8

@@ -2,13 +2,18 @@
 
 import inspect
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 import torch
+from matplotlib.colors import to_rgba
+from readable import faults, words
 
 from bnn import quantizers
 from bnn.quantizers import FullPrecision, Quantizer, SteSign, TernaryWeight
-from paper_figures import quantizer_gallery
+from paper_figures import quantizer_gallery, style
 from paper_figures.quantizer_gallery import PANELS, curves
+from paper_figures.save import save
 
 
 def test_every_quantizer_has_a_panel():
@@ -29,11 +34,50 @@ def test_curves_are_those_of_the_quantizer():
     np.testing.assert_array_equal(gradient, 1)
 
 
-def test_the_picture_is_written_and_the_seed_of_others_stays(tmp_path):
-    picture = tmp_path / "gallery.png"
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The figure that the command writes, the file, and whether others' random numbers stay theirs."""
+    picture, figures = tmp_path_factory.mktemp("gallery") / "gallery.png", []
+
+    def keep(figure, output):
+        figures.append(figure)
+        save(figure, output)
+
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    quantizer_gallery.main(["--output", str(picture)])
-    assert picture.stat().st_size > 50_000
-    assert torch.equal(torch.rand(2), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantizer_gallery, "save", keep)
+        quantizer_gallery.main(["--output", str(picture)])
+    return figures[0], picture, torch.equal(torch.rand(2), expected)
+
+
+def test_the_picture_is_written_and_the_seed_of_others_stays(drawn):
+    _, picture, same = drawn
+    assert plt.imread(picture).shape[1] == 1800
+    assert same
+
+
+def test_the_picture_can_be_read(drawn):
+    assert faults(drawn[0]) == []
+    assert set(quantizer_gallery.SECTIONS) <= set(words(drawn[0]))
+
+
+def test_every_panel_is_drawn(drawn):
+    shown = [axes for axes in drawn[0].axes if axes.lines]
+    assert [axes.get_title(loc="left") for axes in shown] == [panel.name for panel in PANELS]
+    written = words(drawn[0])
+    for axes, panel in zip(shown, PANELS, strict=True):
+        assert f"{panel.method}\n{panel.note}" in written
+        assert len(axes.lines) == 2 * len(panel.variants)
+        gradient, forward = axes.lines[-2:]  # of the last variant, which is the strongest
+        assert [to_rgba(line.get_color()) for line in (gradient, forward)] == [
+            to_rgba(colour) for colour in (style.ORANGE, style.BLUE)
+        ]
+        low, high = axes.get_ylim()
+        assert low <= min(forward.get_ydata()) <= max(forward.get_ydata()) <= high  # gradients may be cut, values not
+        quantizer = panel.variants[-1]().train(panel.training)
+        if quantizer.elementwise:
+            x, y, slope = curves(quantizer)
+            np.testing.assert_array_equal(forward.get_xydata(), np.stack([x, y], 1))
+            np.testing.assert_array_equal(gradient.get_ydata(), slope)

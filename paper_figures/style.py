@@ -1,0 +1,85 @@
+"""The one look of all figures: width, sizes of text, colours, and how axes are drawn.
+
+A figure is WIDTH inches wide and is shown about 900 pixels wide, so 8.5 points are 12 pixels there. The colours are
+those of Okabe and Ito (2008), which colour-blind readers tell apart; lightness differs too, for print in grey.
+"""
+
+import textwrap
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+WIDTH = 9.0
+DPI = 200
+SMALL, NORMAL, LARGE = 8.5, 9.5, 11.0
+BLUE, ORANGE, GREY, DARK, LINES = "#0072b2", "#d55e00", "#8c8c8c", "#444444", "#dddddd"
+
+# Characters of NORMAL text that fit in an inch of a figure.
+_CHARACTERS_AN_INCH = 12.5
+
+_SETTINGS = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": DARK,
+    "axes.grid": True,
+    "axes.labelsize": NORMAL,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": NORMAL,
+    "figure.constrained_layout.use": True,
+    "figure.titlesize": LARGE,
+    "font.size": NORMAL,
+    "grid.color": LINES,
+    "grid.linewidth": 0.6,
+    "legend.fontsize": NORMAL,
+    "legend.frameon": False,
+    "svg.hashsalt": "bitplanes",  # the same names in every file
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+}
+
+
+def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
+    """Return a figure of this height in inches and its axes, as `plt.subplots` does."""
+    plt.rcParams.update(_SETTINGS)
+    return plt.subplots(rows, columns, figsize=(WIDTH, height), **options)
+
+
+def empty(height: float) -> Figure:
+    """Return a figure of this height in inches without axes."""
+    plt.rcParams.update(_SETTINGS)
+    return plt.figure(figsize=(WIDTH, height))
+
+
+def wrapped(text: str, size: float = NORMAL, inches: float = WIDTH) -> str:
+    """Return the text in lines that fit a width in inches at a size in points."""
+    return textwrap.fill(text, int(inches * _CHARACTERS_AN_INCH * NORMAL / size))
+
+
+def title(figure: Figure, text: str) -> None:
+    """Write a figure's title, in as many lines as it takes."""
+    figure.suptitle(wrapped(text, LARGE), fontsize=LARGE)
+
+
+def legend_with_title(figure: Figure, text: str, handles: list[Artist], columns: int = 5) -> None:
+    """Write a figure's title and below it its legend, above all panels: two texts there know nothing of each other."""
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=min(len(handles), columns),
+        title=wrapped(text, LARGE),
+        title_fontsize=LARGE,
+        alignment="center",
+    )
+
+
+def logarithmic(axis: Axes, which: str, base: int = 10) -> None:
+    """Make "x" or "y" of an axis logarithmic, its ticks plain numbers."""
+    getattr(axis, f"set_{which}scale")("log", base=base)
+    getattr(axis, f"{which}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
