@@ -1,7 +1,9 @@
 """Accuracy against bits: python -m paper_figures.accuracy_vs_bits [--results TABLE.json] [--output FIGURE.png].
 
 One point for each W/A setting of a table that `experiments.collect` wrote: mean over seeds, every seed as a dot, the
-standard deviation as a bar, and the size of the packed file. The FP32 line is the 32/32 setting of the same table.
+standard deviation as a bar, and the size of the packed file where runs were converted. The FP32 line is the 32/32
+setting of the same table; settings that differ from it by no more than the choice of test images explains (95 %
+interval, `paper_figures.chance`) are hollow.
 """
 
 import json
@@ -9,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from paper_figures import style
+from paper_figures.chance import within_chance
 from paper_figures.from_file import draw_from_file
 from paper_figures.save import save
 
@@ -24,7 +26,8 @@ DEFAULT_OUTPUT = ROOT / "results" / "figures" / "accuracy_vs_bits.png"
 
 # From few bits to many: weight bits first, then activation bits.
 ORDER = ("1/1 BNN", "1/1", "1/1+K", "2/2", "4/4", "8/8", "1/32", "t/32", "32/32")
-BLUE, GREY, ORANGE = "#1f5fa8", "#777777", "#d9662b"
+FP32 = "32/32"
+Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -42,51 +45,100 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(rows: list[dict[str, Any]], output: Path) -> None:
-    """Draw the figure and write it."""
-    labels = sorted(
-        {row["label"] for row in rows}, key=lambda label: ORDER.index(label) if label in ORDER else len(ORDER)
-    )
-    by_label = {label: [row for row in rows if row["label"] == label] for label in labels}
-    seeds = [len(by_label[label]) for label in labels]
-    figure, (top, bottom) = plt.subplots(
-        2, 1, sharex=True, figsize=(7.2, 5.2), height_ratios=(2.2, 1), constrained_layout=True
-    )
-    places = np.arange(len(labels))
-    for place, label in zip(places, labels, strict=True):
-        accuracy = 100 * np.array([row["test_accuracy"] for row in by_label[label]])
-        spread = accuracy.std(ddof=1) if len(accuracy) > 1 else 0
-        top.plot(np.full(len(accuracy), place), accuracy, ".", color=GREY, alpha=0.6, zorder=2)
-        top.errorbar(place, accuracy.mean(), spread, fmt="o", color=BLUE, capsize=4, markersize=7, zorder=3)
-        top.annotate(
-            f"{accuracy.mean():.1f}", (place, accuracy.mean()), (9, -3), textcoords="offset points", fontsize=8
-        )
-        sizes = [row["file_bytes"] for row in by_label[label] if row.get("file_bytes")]
+def by_setting(rows: list[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each label, from few bits to many."""
+    labels = sorted({row["label"] for row in rows}, key=lambda x: (ORDER.index(x) if x in ORDER else len(ORDER), x))
+    return {label: [row for row in rows if row["label"] == label] for label in labels}
+
+
+def _mean(rows: list[Row]) -> float:
+    return float(np.mean([row["test_accuracy"] for row in rows]))
+
+
+def image_count(rows: list[Row]) -> int | None:
+    """Return how many test images the accuracies are shares of; None if the rows do not all say so."""
+    counts = {row.get("test_images") for row in rows}
+    return None if None in counts else int(min(counts))
+
+
+def draw_accuracy(axis: Axes, settings: dict[str, list[Row]], images: int | None) -> list[str]:
+    """Draw mean, deviation and seeds of each setting, the means written above; returns those within chance of FP32."""
+    fp32 = _mean(settings[FP32]) if FP32 in settings else None
+    if fp32 is not None:
+        axis.axhline(100 * fp32, color=style.ORANGE, linestyle="--", linewidth=1.2, zorder=1, label="FP32")
+    equal = []
+    for place, (label, members) in enumerate(settings.items()):
+        accuracy = 100 * np.array([row["test_accuracy"] for row in members])
+        mean, spread = accuracy.mean(), accuracy.std(ddof=1) if len(accuracy) > 1 else 0
+        hollow = fp32 is not None and images is not None and label != FP32 and within_chance(mean / 100, fp32, images)
+        equal += [label] if hollow else []
+        axis.plot(np.full(len(accuracy), place - 0.18), accuracy, ".", color=style.GREY, zorder=2)
+        fill = {"markerfacecolor": "white", "markeredgewidth": 1.8} if hollow else {}
+        axis.errorbar(place, mean, spread, fmt="o", color=style.BLUE, capsize=4, markersize=8, zorder=3, **fill)
+        axis.text(place, 1.02, f"{mean:.1f}", transform=axis.get_xaxis_transform(), ha="center", va="bottom")
+    axis.set_ylabel("test accuracy (%)")
+    axis.margins(y=0.1)
+    return equal
+
+
+def draw_sizes(axis: Axes, settings: dict[str, list[Row]]) -> None:
+    """Draw the size of the packed file of each setting that was converted."""
+    for place, members in enumerate(settings.values()):
+        sizes = [row["file_bytes"] / 1000 for row in members if row.get("file_bytes")]
         if sizes:
-            bottom.bar(place, max(sizes) / 1000, 0.55, color=BLUE)
-            text = f"{max(sizes) / 1000:,.0f}"
-            bottom.annotate(
-                text, (place, max(sizes) / 1000), (0, 2), textcoords="offset points", ha="center", fontsize=8
-            )
-    if "32/32" in by_label:
-        fp32 = 100 * np.mean([row["test_accuracy"] for row in by_label["32/32"]])
-        top.axhline(fp32, color=ORANGE, linestyle="--", linewidth=1, zorder=1, label="FP32")
-        top.legend(loc="lower right", frameon=False)
+            axis.bar(place, max(sizes), 0.55, color=style.BLUE)
+            at = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+            axis.annotate(f"{max(sizes):,.0f}", (place, max(sizes)), (0, 2), **at)
+    axis.set_ylabel("packed file (kB)")
+    axis.margins(y=0.2)
+
+
+def _note(settings: dict[str, list[Row]], equal: list[str], images: int | None) -> str:
+    """Return what a reader must know of the differences."""
+    parts = ["weight bits / activation bits (t: ternary)"]
+    if images is not None:
+        parts.append(f"{images:,} test images: one image is {100 / images:.2g} points.")
+        others = [label for label in settings if label != FP32]
+        if FP32 in settings and others and equal == others:
+            parts.append("No setting differs from FP32 by more than chance (hollow: 0 is in the 95 % interval).")
+        elif equal:
+            parts.append("Hollow: within chance of FP32 (0 is in the 95 % interval of the difference).")
+    return "\n".join(style.wrapped(part) for part in parts)
+
+
+def plot(rows: list[Row]) -> Figure:
+    """Return the figure of a table's rows."""
+    settings = by_setting(rows)
+    has_sizes = any(row.get("file_bytes") for row in rows)
+    heights = {"height_ratios": (2.2, 1)} if has_sizes else {}
+    figure, axes = style.panels(1 + has_sizes, 1, 6.0 if has_sizes else 4.4, sharex=True, squeeze=False, **heights)
+    top, bottom = axes[0, 0], axes[-1, 0]
+    images = image_count(rows)
+    equal = draw_accuracy(top, settings, images)
+    if has_sizes:
+        draw_sizes(bottom, settings)
+    for axis in axes.flat:
+        axis.grid(axis="x", visible=False)
+    if sum(map(len, settings)) > 70 or len(settings) > 12:  # crowded
+        bottom.tick_params(axis="x", rotation=90)
+        for axis in axes.flat:
+            for text in axis.texts:
+                text.set_rotation(90)
+    bottom.set_xticks(range(len(settings)), list(settings))
+    bottom.set_xlim(-0.6, len(settings) - 0.4)
+    bottom.set_xlabel(_note(settings, equal, images))
+    counts = sorted({len(members) for members in settings.values()})
+    seeds = f"{'/'.join(map(str, counts))} seed{'s' if counts != [1] else ''}"
     first = rows[0]
-    count = f"n = {seeds[0]} seeds" if len(set(seeds)) == 1 else f"n = {'/'.join(map(str, seeds))} seeds"
-    top.set_title(f"{first['model']} on {first['data']}: mean, standard deviation and seeds, {count}", fontsize=10)
-    top.set_ylabel("test accuracy (%)")
-    top.margins(y=0.15)
-    bottom.set_ylabel("packed file (kB)")
-    bottom.margins(y=0.2)
-    bottom.set_xticks(places, labels)
-    bottom.set_xlim(-0.6, len(labels) - 0.3)
-    bottom.set_xlabel("weight bits / activation bits  (t: ternary)")
-    for axis in (top, bottom):
-        axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    save(figure, output)
+    handles, _ = top.get_legend_handles_labels()
+    text = f"{first['model']} on {first['data']}, {seeds}: means (above), standard deviations, single seeds (grey)"
+    style.legend_with_title(figure, text, handles)
+    return figure
+
+
+def draw(rows: list[Row], output: Path) -> None:
+    """Draw the figure and write it."""
+    save(plot(rows), output)
 
 
 def main(arguments: list[str] | None = None) -> None:
