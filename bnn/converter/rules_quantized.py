@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from bnn_kernels.dense_bits import to_dense_bits
+from bnn_kernels.sum_range import largest_sum
 from torch import Tensor, nn
 
 from bnn.converter.builder import Builder
@@ -180,9 +181,11 @@ def binary_layer(
     assert isinstance(terms, tuple)
     assert isinstance(levels, Levels)
     parts = levels.planes.parts
-    largest = max(given.max_level * term.max_level for given in parts for term in terms) * terms[0].bits[0, 0].numel()
-    if largest > np.iinfo(np.int32).max:
-        build.fail(f"sums of up to {largest} do not fit 32 bits; use fewer bits or inputs")
+    levels_of = max(part.max_level for part in parts), max(term.max_level for term in terms)
+    try:
+        largest = largest_sum(terms[0].bits[0, 0].numel(), *levels_of)
+    except ValueError as error:
+        build.fail(str(error))
     filters = shape[0]
     planes, tensors = stored_terms(terms)
     attrs = attrs | planes

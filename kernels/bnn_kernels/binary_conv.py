@@ -12,13 +12,15 @@ table, one number a filter and kind of border, prepared in advance. Multi-bit op
 times their multipliers.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from bnn_kernels import checks
 from bnn_kernels.aligned import aligned
-from bnn_kernels.bit_planes import check_codes, check_planes, encode, level_of_code
+from bnn_kernels.bit_planes import check_codes, check_planes, encode
 from bnn_kernels.bit_rows import SLACK, bit_rows
 from bnn_kernels.bit_tensor import BitTensor, pack, pack_codes, words_for
 from bnn_kernels.conv_plan import ConvPlan
@@ -28,25 +30,15 @@ from bnn_kernels.level_lookup_conv import PlanePairs, lookups_for
 from bnn_kernels.lookup_conv import MOST_BITS, spread_weights
 from bnn_kernels.memory import new_array
 from bnn_kernels.popcount_conv import LANES
-from bnn_kernels.thresholds import Thresholds
+from bnn_kernels.sum_range import largest_level, largest_sum
+from bnn_kernels.thresholds import Thresholds, check_thresholds
 from bnn_kernels.workspace import contiguous
 
 # Map sizes that one layer keeps its tables for.
 MOST_PLANS = 64
 
 
-def pair(value: int | Sequence[int], name: str, smallest: int) -> tuple[int, int]:
-    """Return (y, x) of an int or a pair of ints; ValueError names the argument."""
-    try:
-        y, x = (value, value) if isinstance(value, (int, np.integer)) else value
-        result = int(y), int(x)
-        if result != (y, x) or min(result) < smallest or isinstance(value, bool):
-            raise ValueError
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an integer >= {smallest} or a pair (y, x) of them, got {value!r}") from None
-    return result
-
-
+FILTERS = "(O, C/groups, kh, kw)"
 # Weights that are spread out to a byte each at a time.
 AT_A_TIME = 1 << 22
 
@@ -91,11 +83,9 @@ class PackedConv2d:
         groups: int = 1,
         pad_value: int = 0,
     ):
-        if not np.issubdtype(np.asarray(weight).dtype, np.floating):
-            raise TypeError(f"weight must be floats (their signs are used), got dtype {np.asarray(weight).dtype}")
-        if np.isnan(weight).any():
-            raise ValueError("NaN in the weight: a NaN has no sign")
-        self._build((np.asarray(weight) < 0).astype(np.uint8), (1,), True, stride, padding, dilation, groups, pad_value)
+        weight = checks.floats(weight, "weight", FILTERS, (4,), hint="; integer levels go through from_levels")
+        codes = (checks.no_nan(weight, "the weight") < 0).astype(np.uint8)
+        self._build(codes, (1,), True, stride, padding, dilation, groups, pad_value)
 
     @classmethod
     def from_levels(
@@ -110,6 +100,7 @@ class PackedConv2d:
         pad_value: int = 0,
     ) -> "PackedConv2d":
         """Build from integer weight levels (O, C/groups, kh, kw), level = sum_p multipliers[p] * plane[p]."""
+        levels = checks.integers(levels, "weight", FILTERS, (4,))
         codes = encode(levels, check_planes(multipliers, signed), bool(signed))
         return cls.from_codes(codes, multipliers, signed, stride, padding, dilation, groups, pad_value)
 
@@ -141,21 +132,20 @@ class PackedConv2d:
         groups: int,
         pad_value: int,
     ) -> None:
-        if codes.ndim != 4 or 0 in codes.shape:
-            raise ValueError(f"weight must have shape (O, C/groups, kh, kw) with no empty side, got {codes.shape}")
-        if isinstance(groups, bool) or groups < 1 or codes.shape[0] % groups:
-            raise ValueError(f"groups must divide the {codes.shape[0]} output channels, got {groups}")
-        if int(pad_value) != pad_value:
-            raise ValueError(f"pad_value must be an integer level of the input such as 0, +1 or -1, got {pad_value}")
+        codes = checks.integers(codes, "weight", FILTERS, (4,))
+        if 0 in codes.shape:
+            raise ValueError(f"weight must have shape {FILTERS} with no empty side, got {codes.shape}")
         self.shape = tuple(codes.shape)
-        self.stride = pair(stride, "stride", 1)
-        self.padding = pair(padding, "padding", 0)
-        self.dilation = pair(dilation, "dilation", 1)
-        self.groups = int(groups)
-        self.pad_value = int(pad_value)
+        self.stride = checks.pair(stride, "stride", 1)
+        self.padding = checks.pair(padding, "padding", 0)
+        self.dilation = checks.pair(dilation, "dilation", 1)
+        self.groups = checks.integer(groups, "groups", 1)
+        if self.shape[0] % self.groups:
+            raise ValueError(f"groups must divide the {self.shape[0]} output channels, got {groups}")
+        self.pad_value = checks.integer(pad_value, "pad_value (a level of the input such as 0, +1 or -1)")
         self.multipliers = check_planes(multipliers, signed)
         self.signed = bool(signed)
-        self._max_level = int(np.abs(level_of_code(self.multipliers, self.signed)).max())
+        self._max_level = largest_level(self.multipliers, self.signed)
         o, channels, kh, kw = self.shape
         self.in_channels = channels * self.groups
         self.filters = o // self.groups
@@ -212,6 +202,7 @@ class PackedConv2d:
     def to_levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
         """Return the levels of the thresholded sums of a packed input (N, C, H, W)."""
         self._check_input(bits)
+        check_thresholds(thresholds, self.shape[0])
         return self._levels(bits, thresholds)
 
     def finish(
@@ -222,6 +213,7 @@ class PackedConv2d:
         residual: float32 (N, Ho, Wo, O) if the epilogue adds one; keep: whether the floats are wanted.
         """
         self._check_input(bits)
+        checks.instance(epilogue, Epilogue, "the epilogue")
         return self._finished(bits, epilogue, residual, keep)
 
     def _finished(
@@ -241,11 +233,13 @@ class PackedConv2d:
         return self.groups == 1 or self.filters % LANES == 0
 
     def _levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
-        if thresholds.is_sign and self._whole_bytes:
+        # Sums before their offset is added may leave int32 though the dot products do not; those are compared then.
+        if thresholds.is_sign and self._whole_bytes and self._plan(bits).sums_fit:
             return self._signs(bits, thresholds)
         return thresholds(self._dots(bits))
 
     def _check_input(self, bits: BitTensor) -> None:
+        checks.instance(bits, BitTensor, "the input", "; pack it first")
         if len(bits.shape) != 4:
             raise ValueError(f"a convolution takes an input of shape (N, C, H, W), got {bits.shape}")
         if bits.shape[1] != self.in_channels:
@@ -290,10 +284,7 @@ class PackedConv2d:
         return plan
 
     def _check_range(self, bits: BitTensor) -> None:
-        largest = int(np.abs(level_of_code(bits.multipliers, bits.signed)).max())
-        terms = int(np.prod(self.shape[1:]))
-        if terms * largest * self._max_level >= np.iinfo(np.int32).max:
-            raise ValueError(f"{terms} products of up to {largest} x {self._max_level} can overflow int32")
+        largest_sum(math.prod(self.shape[1:]), largest_level(bits.multipliers, bits.signed), self._max_level)
 
     def border_kinds(
         self, extent: tuple[int, int], out: tuple[int, int], pads: bool
@@ -367,8 +358,9 @@ class ThresholdConv2d:
     """A PackedConv2d (or PackedLinear) followed by integer thresholds: bits in, bits out."""
 
     def __init__(self, conv: Any, thresholds: Thresholds):
-        if thresholds.channels != conv.shape[0]:
-            raise ValueError(f"{thresholds.channels} thresholds for {conv.shape[0]} output channels")
+        if not hasattr(conv, "to_levels"):
+            raise TypeError(f"thresholds follow a packed layer, got {type(conv).__name__}")
+        check_thresholds(thresholds, conv.shape[0])
         self.conv = conv
         self.thresholds = thresholds
 

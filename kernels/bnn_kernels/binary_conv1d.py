@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bnn_kernels import checks
 from bnn_kernels.binary_conv import PackedConv2d, ThresholdConv2d
 from bnn_kernels.bit_tensor import BitTensor, pack
 from bnn_kernels.epilogue import Epilogue
@@ -26,7 +27,7 @@ class PackedConv1d:
         groups: int = 1,
         pad_value: int = 0,
     ):
-        weight = self._check(np.asarray(weight))
+        weight = self._check(weight)
         self.conv = PackedConv2d(weight, (1, stride), (0, padding), (1, dilation), groups, pad_value)
 
     @classmethod
@@ -49,6 +50,7 @@ class PackedConv1d:
 
     @staticmethod
     def _check(weight: np.ndarray) -> np.ndarray:
+        weight = checks.array(weight, "weight")
         if weight.ndim != 3:
             raise ValueError(f"weight must have shape (O, C/groups, k), got {weight.shape}")
         return weight[:, :, None]
@@ -87,6 +89,12 @@ class PackedConv1d:
     def with_threshold(self, t: np.ndarray, flip: np.ndarray) -> "ThresholdConv1d":
         """Return a convolution to bits: bit = (dot < t) xor flip, with t int32 (O,) and flip bool (O,)."""
         return ThresholdConv1d(self, Thresholds.sign(t, flip))
+
+    def with_thresholds(
+        self, t: np.ndarray, flip: np.ndarray, codes: np.ndarray, signed: bool, multipliers: Sequence[int]
+    ) -> "ThresholdConv1d":
+        """Return a convolution to levels; the arguments are those of PackedConv2d.with_thresholds."""
+        return ThresholdConv1d(self, Thresholds(t, flip, codes, signed, multipliers))
 
     def finish(
         self, bits: BitTensor, epilogue: Epilogue, residual: np.ndarray | None = None, keep: bool = True

@@ -6,33 +6,31 @@ from typing import Any
 
 import numpy as np
 
+from bnn_kernels import checks
 from bnn_kernels.binary_conv import PackedConv2d
 from bnn_kernels.bit_planes import check_codes, check_planes, encode
 from bnn_kernels.bit_tensor import BitTensor, pack
 from bnn_kernels.dense_bits import check_dense_bits, from_dense_bits, to_dense_bits
 from bnn_kernels.epilogue import Epilogue
-from bnn_kernels.thresholds import Thresholds
+from bnn_kernels.thresholds import Thresholds, check_thresholds
 
 
 class PackedLinear:
     """Matrix product of bit planes, exact in int32.
 
     weight: float (O, K), of which the signs are used; integer levels go through `from_levels`. The input is (N, K),
-    or a map (N, C, H, W) with C*H*W = K whose features count in C, H, W order (torch.flatten's) though its bits lie
-    channels last: the weight is laid out once for each map shape it meets, and flattening costs nothing.
+    or a map (N, C, H, W) or sequence (N, C, L) with K features that count in C, H, W order (torch.flatten's) though
+    its bits lie channels last: the weight is laid out once for each shape it meets, and flattening costs nothing.
     """
 
     def __init__(self, weight: np.ndarray):
-        weight = np.asarray(weight)
-        if not np.issubdtype(weight.dtype, np.floating):
-            raise TypeError(f"weight must be floats (their signs are used), got dtype {weight.dtype}")
-        if np.isnan(weight).any():
-            raise ValueError("NaN in the weight: a NaN has no sign")
-        self._build((weight < 0).astype(np.uint8), (1,), True)
+        weight = checks.floats(weight, "weight", "(O, K)", (2,), hint="; integer levels go through from_levels")
+        self._build((checks.no_nan(weight, "the weight") < 0).astype(np.uint8), (1,), True)
 
     @classmethod
     def from_levels(cls, levels: np.ndarray, multipliers: Sequence[int] = (1,), signed: bool = True) -> "PackedLinear":
         """Build from integer weight levels (O, K), level = sum_p multipliers[p] * plane[p]."""
+        levels = checks.integers(levels, "weight", "(O, K)", (2,))
         return cls.from_codes(encode(levels, check_planes(multipliers, signed), bool(signed)), multipliers, signed)
 
     @classmethod
@@ -48,12 +46,19 @@ class PackedLinear:
     ) -> "PackedLinear":
         """Build from the bits of a packed file, see `dense_bits`; they are kept as they are, shape = (O, K)."""
         self = cls.__new__(cls)
-        check_dense_bits(dense, tuple(shape))
-        self._keep(dense, shape, multipliers, signed)
+        dense = checks.array(dense, "the dense bits")
+        sides = tuple(checks.integer(side, "each side of the weight's shape", 1) for side in shape)
+        if len(sides) != 2 or len(dense) != len(check_planes(multipliers, signed)):
+            raise ValueError(
+                f"weight must have shape (O, K) and a plane for each multiplier, got {sides}, {len(dense)}"
+            )
+        check_dense_bits(dense, sides)
+        self._keep(dense, sides, multipliers, signed)
         return self
 
     def _build(self, codes: np.ndarray, multipliers: Sequence[int], signed: bool) -> None:
-        if codes.ndim != 2 or 0 in codes.shape:
+        codes = checks.integers(codes, "weight", "(O, K)", (2,))
+        if 0 in codes.shape:
             raise ValueError(f"weight must have shape (O, K) with no empty side, got {codes.shape}")
         planes = len(check_planes(multipliers, signed))
         self._keep(to_dense_bits(check_codes(codes, planes), planes), codes.shape, multipliers, signed)
@@ -74,11 +79,12 @@ class PackedLinear:
         return self._dense.nbytes
 
     def layout(self, shape: tuple[int, ...]) -> PackedConv2d:
-        """Return the convolution that covers a map of (K,) or (C, H, W); built once for each shape."""
+        """Return the convolution that covers a map of (K,), (C, L) or (C, H, W); built once for each shape."""
         found = self._layouts.get(shape)
         if found is None:
             codes = from_dense_bits(self._dense, self.shape)
-            filters = codes.reshape(self.shape[0], *(shape if len(shape) == 3 else (self.shape[1], 1, 1)))
+            sides = {1: (*shape, 1, 1), 2: (shape[0], 1, shape[-1]), 3: shape}[len(shape)]
+            filters = codes.reshape(self.shape[0], *sides)
             found = PackedConv2d.from_codes(filters, self.multipliers, self.signed)
             self._layouts[shape] = found
         return found
@@ -86,6 +92,7 @@ class PackedLinear:
     def to_levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
         """Return the levels of the thresholded sums, shape (N, O), of a packed input (N, K) or (N, C, H, W)."""
         self._check_input(bits)
+        check_thresholds(thresholds, self.shape[0])
         levels = self.layout(bits.shape[1:])._levels(bits, thresholds)
         return BitTensor(levels.words, levels.shape[:2], levels.signed, levels.multipliers)
 
@@ -94,6 +101,7 @@ class PackedLinear:
     ) -> tuple[np.ndarray | None, BitTensor | None]:
         """Return (float32 (N, 1, 1, O) or None, signs (N, O, 1, 1) or None) of a packed input through an epilogue."""
         self._check_input(bits)
+        checks.instance(epilogue, Epilogue, "the epilogue")
         return self.layout(bits.shape[1:])._finished(bits, epilogue, residual, keep)
 
     def __call__(self, x: BitTensor | np.ndarray) -> np.ndarray:
@@ -106,6 +114,7 @@ class PackedLinear:
         return self.layout(bits.shape[1:])._dots(bits)
 
     def _check_input(self, bits: BitTensor) -> None:
+        checks.instance(bits, BitTensor, "the input", "; pack it first")
         features = math.prod(bits.shape[1:])
         if features != self.shape[1]:
             raise ValueError(f"the input {bits.shape} has {features} features, the weight takes {self.shape[1]}")
@@ -128,8 +137,8 @@ class ThresholdLinear:
     """A PackedLinear followed by integer thresholds: bits in, bits out."""
 
     def __init__(self, linear: PackedLinear, thresholds: Thresholds):
-        if thresholds.channels != linear.shape[0]:
-            raise ValueError(f"{thresholds.channels} thresholds for {linear.shape[0]} output features")
+        checks.instance(linear, PackedLinear, "the layer before thresholds")
+        check_thresholds(thresholds, linear.shape[0])
         self.linear = linear
         self.thresholds = thresholds
 

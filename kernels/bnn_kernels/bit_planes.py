@@ -15,7 +15,12 @@ MAX_PLANES = 8
 
 def check_planes(multipliers: Sequence[int], signed: bool) -> tuple[int, ...]:
     """Return the multipliers as a tuple of ints, or raise ValueError."""
-    result = tuple(int(m) for m in multipliers)
+    if isinstance(multipliers, (str, bytes)) or not hasattr(multipliers, "__iter__"):
+        raise TypeError(f"multipliers must be a sequence of integers, got {multipliers!r}")
+    try:
+        result = tuple(int(m) for m in multipliers)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"multipliers must be integers, got {tuple(multipliers)}") from None
     if not 1 <= len(result) <= MAX_PLANES:
         raise ValueError(f"a tensor has 1 to {MAX_PLANES} bit planes, got {len(result)} multipliers")
     if any(m == 0 or abs(m) > 1 << 15 for m in result) or any(a != b for a, b in zip(result, multipliers, strict=True)):
@@ -63,7 +68,8 @@ def encode(levels: np.ndarray, multipliers: tuple[int, ...], signed: bool) -> np
         raise TypeError(f"levels must be integers, got dtype {levels.dtype}")
     lowest, table = code_of_level(multipliers, signed)
     inside = (levels >= lowest) & (levels < lowest + len(table))
-    codes = table[np.where(inside, levels - lowest, 0)]
+    # In 64 bits: a small kind of integer does not hold the difference.
+    codes = table[np.where(inside, levels.astype(np.int64) - lowest, 0)]
     bad = ~inside | (codes < 0)
     if bad.any():
         kind = "{-1,+1}" if signed else "{0,1}"

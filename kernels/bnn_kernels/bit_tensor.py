@@ -4,12 +4,14 @@ Bit b of word v is channel 64 v + b (least significant bit first). Tail bits are
 the words of one pixel are neighbours, and so are the pixels of one row.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from bnn_kernels import _simd
+from bnn_kernels import _simd, checks
 from bnn_kernels._jit import jit
 from bnn_kernels.bit_planes import check_planes, code_of_level, encode, level_of_code
 from bnn_kernels.level_bits import MOST_COMPARED, level_bits
@@ -25,19 +27,56 @@ def words_for(channels: int) -> int:
     return -(-channels // WORD_BITS)
 
 
+@functools.lru_cache(maxsize=1024, typed=True)
+def _check_planes(multipliers: tuple[int, ...], signed: bool) -> tuple[int, ...]:
+    return check_planes(multipliers, signed)
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class BitTensor:
     """Bit planes of a tensor of integer levels: level = sum_p multipliers[p] * plane[p].
 
     words: uint64 (P, N, H, W, ceil(C/64)); a (N, C, L) tensor has H = 1, a (N, K) tensor H = W = 1 and C = K.
     shape: the logical shape, (N, C, H, W), (N, C, L) or (N, K).
-    signed: planes are {-1,+1} (bit 1 is -1) or {0,1} (bit 1 is 1).
+    signed: planes are {-1,+1} (bit 1 is -1) or {0,1} (bit 1 is 1). TypeError or ValueError if they do not fit together.
     """
 
     words: np.ndarray
     shape: tuple[int, ...]
     signed: bool = True
     multipliers: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        words, shape, multipliers = self.words, self.shape, self.multipliers
+        if type(shape) is not tuple or type(multipliers) is not tuple or type(self.signed) is not bool:
+            self._take_sequences()
+            shape, multipliers = self.shape, self.multipliers
+        _check_planes(multipliers, self.signed)
+        rank = len(shape)
+        if not 2 <= rank <= 4 or any(type(side) is not int or side < 0 for side in shape):
+            raise ValueError(f"the shape of bits must be (N, C, H, W), (N, C, L) or (N, K) of integers, got {shape}")
+        height, width = shape[2:] if rank == 4 else (1, shape[2]) if rank == 3 else (1, 1)
+        fits = (len(multipliers), shape[0], height, width, -(-shape[1] // WORD_BITS))
+        if type(words) is not np.ndarray or words.dtype != np.uint64 or words.shape != fits:
+            got = f"{words.dtype} {words.shape}" if isinstance(words, np.ndarray) else type(words).__name__
+            raise ValueError(f"the words of bits {shape} in {fits[0]} planes must be uint64 {fits}, got {got}")
+        if not words.flags.writeable:
+            object.__setattr__(self, "words", words.copy())
+
+    def _take_sequences(self) -> None:
+        """Make tuples of int, and a bool, of what is like them; TypeError if it is not."""
+        if not isinstance(self.signed, (bool, np.bool_)):
+            raise TypeError(f"signed must be True or False, got {self.signed!r}")
+        for name in ("shape", "multipliers"):
+            value = getattr(self, name)
+            if not isinstance(value, (tuple, list, np.ndarray)):
+                raise TypeError(f"the {name} of bits must be a tuple of integers, got {value!r}")
+            sides = tuple(int(v) if isinstance(v, np.integer) else v for v in value)
+            object.__setattr__(self, name, sides)
+        object.__setattr__(self, "signed", bool(self.signed))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BitTensor, (self.words, self.shape, self.signed, self.multipliers)
 
     @property
     def nbytes(self) -> int:
@@ -135,12 +174,11 @@ def channels_last(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
+SHAPES = "(N, C, H, W), (N, C, L) or (N, K)"
+
+
 def _check_float(x: np.ndarray) -> np.ndarray:
-    if not isinstance(x, np.ndarray) or not np.issubdtype(x.dtype, np.floating):
-        got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
-        raise TypeError(f"pack takes a NumPy float array, got {got}; integer levels go through pack_levels")
-    if x.ndim not in (2, 3, 4):
-        raise ValueError(f"pack takes shape (N, C, H, W), (N, C, L) or (N, K), got {x.shape}")
+    x = checks.floats(x, "the input of pack", SHAPES, (2, 3, 4), False, "; integer levels go through pack_levels")
     # Half floats would be compiled for nothing: every float16 is a float32.
     return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
 
@@ -249,8 +287,7 @@ def pack_levels(levels: np.ndarray, multipliers: Sequence[int] = (1,), signed: b
     TypeError if not integers; ValueError on another number of dimensions or a level that has no code.
     """
     checked = check_planes(multipliers, signed)
-    if levels.ndim not in (2, 3, 4):
-        raise ValueError(f"pack_levels takes shape (N, C, H, W), (N, C, L) or (N, K), got {levels.shape}")
+    levels = checks.integers(levels, "the levels", SHAPES, (2, 3, 4))
     codes = encode(channels_last(levels), checked, bool(signed))
     return BitTensor(pack_codes(codes, len(checked)), tuple(levels.shape), bool(signed), checked)
 
@@ -273,6 +310,7 @@ def unpack_channels_last(bits: BitTensor) -> np.ndarray:
 
 def unpack(bits: BitTensor) -> np.ndarray:
     """Return the integer levels as float32 of the logical shape: +1 and -1 for what `pack` returns."""
+    checks.instance(bits, BitTensor, "the input of unpack")
     levels = unpack_channels_last(bits)
     return levels.transpose(0, 3, 1, 2).reshape(bits.shape) if len(bits.shape) < 4 else levels.transpose(0, 3, 1, 2)
 

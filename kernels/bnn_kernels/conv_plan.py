@@ -4,6 +4,7 @@
 of border, and thresholds solved for the bare count.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,13 @@ from bnn_kernels.thresholds import Thresholds
 POSITIONS = 8
 # Fewer positions than this are split by their filters too.
 FEW = 16
+
+INT32 = np.iinfo(np.int32)
+
+
+def wrapped(numbers: np.ndarray) -> np.ndarray:
+    """Return int64 numbers modulo 2^32, as int32."""
+    return (numbers & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
 class ConvPlan:
@@ -44,17 +52,23 @@ class ConvPlan:
         else:
             factor, inside, outside = (-2, ones, 0 * ones) if bits.signed else (1, 0 * ones, 0 * ones)
         sums = np.einsum("yk,xl,gfkl->yxgf", *masks, inside - outside) + outside.sum((2, 3))
-        offsets = np.zeros((*sums.shape[:3], -(-conv.filters // LANES) * LANES), np.int32)
+        offsets = np.zeros((*sums.shape[:3], -(-conv.filters // LANES) * LANES), np.int64)
         offsets[..., : conv.filters] = sums * sum(bits.multipliers)
         self.kind, plane_pairs = conv.kernel_for(bits.multipliers, self.ho * self.wo)
         multipliers = bits.multipliers
+        most = math.prod(conv.shape[1:])
         if plane_pairs is not None:
             multipliers = tuple(int(m) for m in plane_pairs.factors)
             lookups = lookups_for(conv.shape[2], conv.shape[3] * own)
+            most = lookups * plane_pairs.most
             too_much = lookups * int(plane_pairs.factors @ plane_pairs.bias) * sum(conv.multipliers)
             offsets[..., : conv.filters] -= factor * too_much
-        pairs = np.array([factor * a * b for a in multipliers for b in conv.multipliers], np.int32)
-        self.single = len(pairs) == 1
+        factors = [factor * a * b for a in multipliers for b in conv.multipliers]
+        # Kernels add modulo 2^32, and the dot products fit. What is compared before an offset is added must fit too.
+        pairs = wrapped(np.array(factors, np.int64))
+        self.single = len(factors) == 1
+        counts = [most] if self.single else [most * f for f in factors]
+        self.sums_fit = sum(c for c in counts if c > 0) < INT32.max and sum(c for c in counts if c < 0) >= INT32.min
         row_words = row_length(w, own, conv.padding[1])
         size = (self.ho, self.wo, h + 2 * conv.padding[0], groups, own, conv.filters, row_words, planes)
         # The input's own words are the windows of a 1x1 convolution.
@@ -65,12 +79,12 @@ class ConvPlan:
         else:
             extra = pair_table(self.xor) if self.kind == "lookup" else self.direct
         geometry = (*conv.shape[2:], *conv.stride, *conv.dilation)
-        self.factor = int(pairs[0]) if self.single else 1
+        self.factor = factors[0] if self.single else 1
         self.offsets = offsets
         self.blocks = -(-conv.filters // LANES)
         weights = conv.weights_for(self.kind)
         self.head = (extra, weights, *(k.astype(np.int32) for k in kinds), pairs, size, geometry)
-        self.tables = (np.int32(self.factor), offsets.reshape(-1))
+        self.tables = (wrapped(np.array(self.factor))[()], wrapped(offsets).reshape(-1))
         self.work = conv.lane_weights.size // LANES * planes
         self._bounds: tuple[Thresholds, np.ndarray, np.ndarray] | None = None
 
@@ -93,12 +107,11 @@ class ConvPlan:
             else:
                 bounds = rest // self.factor + 1
                 flip = ~flip
-            ends = np.iinfo(np.int32)
-            bounds[..., filters:] = ends.max if self.factor < 0 else ends.min
+            bounds[..., filters:] = INT32.max if self.factor < 0 else INT32.min
             flip[:, filters:] = self.factor < 0
             found = (
                 thresholds,
-                bounds.clip(ends.min, ends.max).astype(np.int32).reshape(-1),
+                bounds.clip(INT32.min, INT32.max).astype(np.int32).reshape(-1),
                 np.packbits(flip, bitorder="little"),
             )
             self._bounds = found

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bnn_kernels import _simd
+from bnn_kernels import _simd, checks
 from bnn_kernels._jit import inline, jit
 from bnn_kernels.bit_tensor import BitTensor, pack_codes, raise_nan, words_for
 from bnn_kernels.memory import new_array
@@ -141,9 +141,10 @@ class Epilogue:
     ):
         if residual not in (None, "before", "after"):
             raise ValueError(f"residual must be 'before', 'after' or None, got {residual!r}")
+        low, high = checks.number(low, "low"), checks.number(high, "high")
         if not low <= high:
             raise ValueError(f"low must not be above high, got {low} and {high}")
-        self.channels = int(channels)
+        self.channels = checks.integer(channels, "channels", 1)
         self.residual = residual
         self.low, self.high = np.float32(low), np.float32(high)
         self.scale = self._vector("scale", scale, 1)
@@ -154,9 +155,9 @@ class Epilogue:
         self.slope = self._vector("slope", slope, 1)
         self.post = self._vector("post", post, 0)
         self.bounds = None if bounds is None else self._vector("bounds", bounds, 0)
-        self.flip = np.zeros(self.channels, bool) if flip is None else np.asarray(flip)
-        if self.flip.shape != (self.channels,) or self.flip.dtype != np.bool_:
-            raise ValueError(f"flip must be bool ({self.channels},), got {self.flip.dtype} {self.flip.shape}")
+        self.flip = np.zeros(self.channels, bool)
+        if flip is not None:
+            self.flip = checks.exactly(flip, "flip", np.bool_, (self.channels,))
         if flip is not None and bounds is None:
             raise ValueError("flip needs bounds")
         activation = any(part is not None for part in (pre, slope, post))
@@ -181,9 +182,7 @@ class Epilogue:
     def _vector(self, name: str, value: np.ndarray | None, default: float) -> np.ndarray:
         if value is None:
             return np.full(self.channels, default, np.float32)
-        array = np.asarray(value)
-        if array.shape != (self.channels,) or array.dtype != np.float32:
-            raise ValueError(f"{name} must be float32 ({self.channels},), got {array.dtype} {array.shape}")
+        array = checks.exactly(value, name, np.float32, (self.channels,))
         if np.isnan(array).any():
             raise ValueError(f"{name} holds a NaN")
         return array
@@ -196,9 +195,10 @@ class Epilogue:
             raise ValueError("no residual was given" if residual is None else "this epilogue adds no residual")
         if residual is None:
             return _NO_MAP
-        if residual.shape != shape or residual.dtype != np.float32:
-            raise ValueError(f"the residual must be float32 {shape}, got {residual.dtype} {residual.shape}")
-        return contiguous(residual).reshape(-1)
+        rest = checks.array(residual, "the residual", False)
+        if rest.shape != shape or rest.dtype != np.float32:
+            raise ValueError(f"the residual must be float32 {shape}, got {rest.dtype} {rest.shape}")
+        return contiguous(rest).reshape(-1)
 
     def sink(
         self, shape: tuple[int, ...], residual: np.ndarray | None, keep: bool
@@ -234,6 +234,7 @@ class Epilogue:
 
         keep: whether the floats are wanted. ValueError on shapes that do not fit and on a NaN on its way into bits.
         """
+        y = checks.array(y, "the input of the epilogue", False)
         if y.dtype not in (np.float32, np.int32):
             raise TypeError(f"the epilogue takes float32 or int32, got {y.dtype}")
         sink, results = self.sink(y.shape, residual, keep)

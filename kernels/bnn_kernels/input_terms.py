@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from bnn_kernels._jit import jit
-from bnn_kernels.bit_planes import level_of_code
 from bnn_kernels.bit_tensor import BitTensor, pack_codes
 from bnn_kernels.plan import Spec, Step, need, read_planes
+from bnn_kernels.sum_range import largest_level
 from bnn_kernels.threads import run_rows
 from bnn_kernels.workspace import empty
 
@@ -37,10 +37,10 @@ class InputTerms:
     def largest_level(self, x: Spec) -> int:
         """Return the largest magnitude of a term's levels; PlanError if the planes of x are not those of the terms."""
         if self.terms is None:
-            return _largest(x.multipliers, x.signed)
+            return largest_level(x.multipliers, x.signed)
         planes = sum(len(multipliers) for multipliers, _ in self.terms)
         need(planes == len(x.multipliers), f"has terms of {planes} planes, got {len(x.multipliers)}")
-        return max(_largest(*term) for term in self.terms)
+        return max(largest_level(*term) for term in self.terms)
 
     def split(self, x: BitTensor) -> list[BitTensor]:
         """Return the terms of an input, without the offset."""
@@ -52,10 +52,6 @@ class InputTerms:
             parts.append(BitTensor(x.words[start:end], x.shape, signed, multipliers))
             start = end
         return parts
-
-
-def _largest(multipliers: tuple[int, ...], signed: bool) -> int:
-    return int(np.abs(level_of_code(multipliers, signed)).max())
 
 
 def ones(shape: tuple[int, ...]) -> BitTensor:

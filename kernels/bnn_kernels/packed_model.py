@@ -16,6 +16,7 @@ from bnn_kernels import steps_normalize as steps_normalize
 from bnn_kernels import steps_shape as steps_shape
 from bnn_kernels import steps_windows as steps_windows
 from bnn_kernels.bit_tensor import BitTensor
+from bnn_kernels.checks import integer, plain
 from bnn_kernels.errors import PackedFileError, PlanError
 from bnn_kernels.memory import new_array
 from bnn_kernels.model_inputs import as_channels_last, fill_inputs
@@ -65,8 +66,11 @@ class PackedModel:
         versions: dict[str, str] | None = None,
         outputs: Sequence[tuple[str, Sequence[int]]] | None = None,
     ):
+        need(isinstance(input_shape, (tuple, list)), f"the input shape must be a tuple or a list, got {input_shape!r}")
         several = len(input_shape) > 0 and not isinstance(input_shape[0], (int, np.integer))
         self.input_shapes = [check_shape(shape, "input") for shape in (input_shape if several else [input_shape])]
+        if not isinstance(steps, (list, tuple)) or not all(isinstance(step, StepSpec) for step in steps):
+            raise TypeError(f"steps must be a list of StepSpec, got {steps!r:.200}")
         self.steps = list(steps)
         self.info = dict(info or {})
         self.versions = dict(versions or {})
@@ -123,7 +127,10 @@ class PackedModel:
         if outputs is None:
             last = self.steps[-1].output
             outputs = [(last, self.specs[last].shape)]
-        checked = [(register, check_shape(shape, "output")) for register, shape in outputs]
+        try:
+            checked = [(register, check_shape(shape, "output")) for register, shape in outputs]
+        except TypeError:
+            raise PlanError(f"outputs must be (register, shape) pairs, got {outputs!r:.200}") from None
         need(len(checked) > 0, "a plan needs at least one output")
         for register, shape in checked:
             need(register in self.specs, f"output {register!r} is written by no step")
@@ -143,10 +150,11 @@ class PackedModel:
             raise TypeError(f"the model takes {len(self.input_shapes)} inputs, got {len(arrays)}")
         for i, (x, shape) in enumerate(zip(arrays, self.input_shapes, strict=True)):
             which = "the input" if len(arrays) == 1 else f"input {i}"
-            numbers = isinstance(x, np.ndarray) and x.dtype.kind in "iu" and self._takes_numbers(input_register(i))
-            if not numbers and (not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64, np.float16)):
-                got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
-                raise TypeError(f"{which} must be a NumPy float array, got {got}")
+            if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
+                raise TypeError(f"{which} must be a NumPy float array, got {type(x).__name__}")
+            kind, size = x.dtype.kind, x.dtype.itemsize
+            if not (kind == "f" and size <= 8) and not (kind in "iu" and self._takes_numbers(input_register(i))):
+                raise TypeError(f"{which} must be a NumPy float array, got {x.dtype}")
             if x.ndim == 0 or x.shape[1:] != shape:
                 raise ValueError(f"{which} must have shape (N, {', '.join(map(str, shape))}), got {x.shape}")
             if len(x) != len(arrays[0]):
@@ -159,9 +167,8 @@ class PackedModel:
     def enter(self, *arrays: np.ndarray) -> dict[str, Any]:
         """Return the input registers: checked, float32, maps channels last."""
         self._check(arrays)
-        return {
-            input_register(i): contiguous(as_channels_last(np.asarray(x, np.float32))) for i, x in enumerate(arrays)
-        }
+        ready = (plain(np.asarray(x, np.float32)) for x in arrays)
+        return {input_register(i): contiguous(as_channels_last(x)) for i, x in enumerate(ready)}
 
     def _leave(self, registers: dict[str, Any], own: bool = False) -> Any:
         """Return the outputs, channels first; own: copies whatever they are."""
@@ -179,6 +186,8 @@ class PackedModel:
         TypeError if not float arrays, ValueError on another shape or on a NaN that meets a quantizer.
         """
         self._check(inputs)
+        # Kernels are compiled for arrays that can be written.
+        inputs = tuple(x if x.flags.writeable else x.copy() for x in inputs)
         count, most = len(inputs[0]), self._most_images
         if count <= most:
             return self._call(inputs)
@@ -284,6 +293,7 @@ class PackedModel:
 
         What a call takes beside them is the copy of its inputs and outputs.
         """
+        repeats = integer(repeats, "repeats", 1)
         steps = [(placed.step, placed.inputs, placed.outputs) for placed in self._program]
         times = step_times(steps, self.enter(*inputs), repeats)
         names = [f"{spec.op} {spec.source}".strip() for spec in self.steps]

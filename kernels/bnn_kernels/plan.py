@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from bnn_kernels import checks
 from bnn_kernels.bit_planes import check_planes
 from bnn_kernels.bit_tensor import words_for
 from bnn_kernels.errors import PlanError
@@ -41,6 +42,7 @@ class StepSpec:
 
     op: its kind. inputs, outputs: names of registers. attrs: JSON values. tensors: weights and thresholds. sources: for
     each output the place in the trained network that computes the same, such as "layer1.conv" or "layer2.conv input".
+    TypeError if one of them is of another kind.
     """
 
     op: str
@@ -49,6 +51,20 @@ class StepSpec:
     attrs: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.op, str):
+            raise TypeError(f"op must be a name, got {self.op!r}")
+        for name in ("inputs", "outputs", "sources"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+                raise TypeError(f"{name} must be a list of names, got {value!r}")
+            setattr(self, name, list(value))
+        if not isinstance(self.attrs, dict) or not all(isinstance(key, str) for key in self.attrs):
+            raise TypeError(f"attrs must be a dict with names as keys, got {self.attrs!r}")
+        if not isinstance(self.tensors, dict) or not all(isinstance(key, str) for key in self.tensors):
+            raise TypeError("tensors must be a dict of arrays with names as keys")
+        self.tensors = {name: checks.array(value, f"tensor {name!r}", False) for name, value in self.tensors.items()}
 
     @property
     def output(self) -> str:

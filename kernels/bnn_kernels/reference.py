@@ -3,27 +3,27 @@
 Tensors are channels first, (N, C, H, W), and levels are integers; nothing here knows of words, tiles or threads.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-
-def _two(value: int | Sequence[int]) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, (int, np.integer)) else (int(value[0]), int(value[1]))
+from bnn_kernels import checks
 
 
 def sign(x: np.ndarray) -> np.ndarray:
     """Return float32 +1 where x >= 0 (also -0.0) and -1 elsewhere."""
-    return np.where(x < 0, -1, 1).astype(np.float32)
+    return np.where(pack_bits(x), -1, 1).astype(np.float32)
 
 
 def pack_bits(x: np.ndarray) -> np.ndarray:
     """Return bool of x's shape: the bit of each sign, True for -1."""
-    return x < 0
+    return np.asarray(checks.array(x, "x") < 0)
 
 
 def pack_words(bits: np.ndarray) -> np.ndarray:
     """Return uint64 (N, H, W, ceil(C/64)) of bool (N, C, H, W): channel c is bit c % 64 of word c // 64."""
+    bits = checks.exactly(bits, "bits", np.bool_, (None,) * 4)
     n, c, h, w = bits.shape
     words = np.zeros((n, h, w, -(-c // 64)), np.uint64)
     for channel in range(c):
@@ -44,15 +44,25 @@ def conv2d(
 
     Positions outside the map have the value pad_value. Returns (N, O, Ho, Wo).
     """
+    x, weight = (checks.array(a, name) for a, name in ((x, "x"), (weight, "weight")))
+    if x.ndim != 4 or weight.ndim != 4:
+        raise ValueError(f"x must be (N, C, H, W) and weight (O, C/groups, kh, kw), got {x.shape} and {weight.shape}")
+    groups = checks.integer(groups, "groups", 1)
+    if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups or 0 in weight.shape:
+        raise ValueError(f"the weight {weight.shape} in {groups} groups does not fit the input {x.shape}")
+    pad_value = checks.number(pad_value, "pad_value")
     integers = all(np.equal(np.mod(a, 1), 0).all() for a in (x, weight))
-    dtype = np.int64 if integers and pad_value == int(pad_value) else np.float64
-    (sy, sx), (py, px), (dy, dx) = _two(stride), _two(padding), _two(dilation)
+    dtype = np.int64 if integers and pad_value.is_integer() else np.float64
+    sides = ((stride, "stride", 1), (padding, "padding", 0), (dilation, "dilation", 1))
+    (sy, sx), (py, px), (dy, dx) = (checks.pair(*side) for side in sides)
     n, c, h, w = x.shape
     o, _, kh, kw = weight.shape
     padded = np.full((n, c, h + 2 * py, w + 2 * px), pad_value, dtype)
     padded[:, :, py : py + h, px : px + w] = x
     ho = (h + 2 * py - dy * (kh - 1) - 1) // sy + 1
     wo = (w + 2 * px - dx * (kw - 1) - 1) // sx + 1
+    if ho < 1 or wo < 1:
+        raise ValueError(f"the {kh}x{kw} filter does not fit the {h}x{w} map")
     out = np.zeros((n, o, ho, wo), dtype)
     for i in range(o):
         group = i // (o // groups)
@@ -66,22 +76,45 @@ def conv2d(
 
 
 def linear(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return int64 (N, O) of integer levels x (N, K) or (N, C, H, W), flattened in that order, and weight (O, K)."""
+    """Return int64 (N, O) of integer levels x (N, K), (N, C, L) or (N, C, H, W), flattened so, and weight (O, K)."""
+    x, weight = checks.array(x, "x"), checks.array(weight, "weight")
+    if weight.ndim != 2 or x.ndim not in (2, 3, 4) or math.prod(x.shape[1:]) != weight.shape[1]:
+        raise ValueError(f"x must be (N, K) or (N, C, H, W) and weight (O, K), got {x.shape} and {weight.shape}")
     return x.reshape(len(x), weight.shape[1]).astype(np.int64) @ weight.astype(np.int64).T
 
 
 def threshold(dot: np.ndarray, t: np.ndarray, flip: np.ndarray) -> np.ndarray:
     """Return bool: (dot < t) xor flip, with t and flip (O,) for dot (N, O, ...)."""
+    dot, t, flip = checks.array(dot, "dot"), checks.array(t, "t"), checks.array(flip, "flip")
+    if dot.ndim < 2 or t.shape != dot.shape[1:2] or flip.shape != t.shape or flip.dtype != np.bool_:
+        raise ValueError(f"t and bool flip must be (O,) for dot (N, O, ...), got {t.shape} {flip.shape} {dot.shape}")
     shape = (1, -1, *[1] * (dot.ndim - 2))
     return (dot < t.reshape(shape)) ^ flip.reshape(shape)
 
 
 def thresholds(dot: np.ndarray, t: np.ndarray, flip: np.ndarray) -> np.ndarray:
     """Return int64 level indices: how many i have (dot >= t[i]) xor flip; t (L-1, O), flip (O,), dot (N, O, ...)."""
-    return np.stack([~threshold(dot, row, flip) for row in t]).sum(0, dtype=np.int64)
+    t = checks.array(t, "t")
+    if t.ndim != 2:
+        raise ValueError(f"t must be (levels - 1, O), got {t.shape}")
+    return sum((~threshold(dot, row, flip) for row in t), start=np.zeros(np.shape(dot), np.int64))
 
 
-def _windows(x: np.ndarray, kernel: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+def _windows(
+    x: np.ndarray,
+    kernel: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    outside: float,
+) -> np.ndarray:
+    x = checks.array(x, "x").astype(np.float64)
+    if x.ndim != 4:
+        raise ValueError(f"x must be (N, C, H, W), got {x.shape}")
+    kernel, stride = checks.pair(kernel, "kernel", 1), checks.pair(stride, "stride", 1)
+    py, px = checks.pair(padding, "padding", 0)
+    x = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px)), constant_values=outside)
+    if kernel[0] > x.shape[2] or kernel[1] > x.shape[3]:
+        raise ValueError(f"a {kernel} pooling window does not fit the map with its border, {x.shape[2:]}")
     view = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))
     return view[:, :, :: stride[0], :: stride[1]]
 
@@ -90,18 +123,14 @@ def max_pool2d(
     x: np.ndarray, kernel: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int] = 0
 ) -> np.ndarray:
     """Return the maximum of each window of x (N, C, H, W), rounded down in size; pads never win."""
-    py, px = _two(padding)
-    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (py, py), (px, px)), constant_values=-np.inf)
-    return _windows(padded, _two(kernel), _two(stride)).max((4, 5))
+    return np.asarray(_windows(x, kernel, stride, padding, -np.inf).max((4, 5)))
 
 
 def avg_pool2d(
     x: np.ndarray, kernel: int | Sequence[int], stride: int | Sequence[int], padding: int | Sequence[int] = 0
 ) -> np.ndarray:
     """Return the mean of each window of x (N, C, H, W); pads count as zeros."""
-    py, px = _two(padding)
-    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (py, py), (px, px)))
-    return _windows(padded, _two(kernel), _two(stride)).mean((4, 5))
+    return np.asarray(_windows(x, kernel, stride, padding, 0).mean((4, 5)))
 
 
 def input_scale(
@@ -116,8 +145,11 @@ def input_scale(
 
     Rastegari et al. 2016, section 3.2.
     """
+    x, groups = checks.array(x, "x"), checks.integer(groups, "groups", 1)
+    if x.ndim != 4 or x.shape[1] % groups or x.shape[1] == 0:
+        raise ValueError(f"x must be (N, C, H, W) with channels in {groups} groups, got {x.shape}")
     n, c, h, w = x.shape
     mean = np.abs(x.astype(np.float64)).reshape(n, groups, c // groups, h, w).mean(2)
-    kh, kw = _two(kernel)
+    kh, kw = checks.pair(kernel, "kernel", 1)
     box = np.full((groups, 1, kh, kw), 1 / (kh * kw))
     return conv2d(mean, box, stride, padding, dilation, groups)

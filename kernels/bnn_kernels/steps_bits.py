@@ -28,6 +28,7 @@ from bnn_kernels.plan import Spec, Step, need, step
 from bnn_kernels.recording import do
 from bnn_kernels.steps_elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map, relative
 from bnn_kernels.steps_float import WEIGHT_ATTRIBUTES, Pool, conv_size, geometry_of, has_offset, read_terms, weight_bits
+from bnn_kernels.sum_range import largest_level, largest_sum
 from bnn_kernels.threshold_code import expand
 from bnn_kernels.thresholds import Thresholds
 from bnn_kernels.workspace import empty
@@ -155,6 +156,7 @@ class BinaryLayer(Step):
     recordable = True
     # Whether outputs are vectors.
     is_flat: ClassVar[bool]
+    geometry: tuple[int, ...] = ()
     pad_level = 0
     groups = 1
 
@@ -214,9 +216,12 @@ class BinaryLayer(Step):
         x = inputs[0]
         need(x.kind == "bits", f"takes bits, got {x}")
         shape = self.out_shape(x.shape)
-        largest = max(int(np.abs(level_of_code(*term)).max()) for term in read_terms(self))
-        largest *= self.given.largest_level(x) * math.prod(self.shape[1:])
-        need(largest < np.iinfo(np.int32).max, f"sums of up to {largest} do not fit 32 bits")
+        largest = max(largest_level(*term) for term in read_terms(self))
+        largest_sum(math.prod(self.shape[1:]), self.given.largest_level(x), largest)
+        if self.pad_level != 0 and any(self.geometry[4:6]):
+            multipliers, signed = self.given.terms[0] if self.given.terms else (x.multipliers, x.signed)
+            is_level = self.pad_level in level_of_code(multipliers, signed)
+            need(is_level, f"attribute 'pad_level' {self.pad_level} is not a level of the input, {x}")
         if self.given.offset:
             self.offsets = [Later(functools.partial(self._offset, i, x.shape)) for i in range(len(self.layers))]
         if self.thresholds is not None:

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from bnn_kernels import _fork_join, recording
+from bnn_kernels import _fork_join, checks, recording
 from bnn_kernels.fork import in_child, new_lock
 
 # With less work than this for each thread (steps of a kernel's inner loop, about 6 us) sharing does not pay.
 MIN_WORK_PER_THREAD = 8_000
 # Waking a worker takes up to 100 us.
 MIN_WORK_TO_WAKE = 200_000
+# More than any machine has; each is a thread of the operating system.
+MOST_THREADS = 1 << 12
 
 
 def _available() -> int:
@@ -108,8 +110,7 @@ def _forget_workers() -> None:
 def set_num_threads(n: int) -> None:
     """Let kernels use at most `n` threads (n >= 1)."""
     global _threads, _workers
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"the number of threads must be an integer of at least 1, got {n!r}")
+    n = checks.integer(n, "the number of threads", 1, MOST_THREADS)
     with _lock:
         _threads = n
         if _workers is not None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bnn_kernels import checks
 from bnn_kernels._jit import jit
 from bnn_kernels.bit_planes import check_planes
 from bnn_kernels.bit_tensor import BitTensor, words_for
@@ -35,15 +36,11 @@ class Thresholds:
     """Thresholds of one layer: t int32 (L-1, O), flip bool (O,), codes uint8 (L,) of planes (signed, multipliers)."""
 
     def __init__(self, t: np.ndarray, flip: np.ndarray, codes: np.ndarray, signed: bool, multipliers: Sequence[int]):
-        t, flip, codes = np.asarray(t), np.asarray(flip), np.asarray(codes)
         self.multipliers = check_planes(multipliers, signed)
         self.signed = bool(signed)
-        if t.ndim != 2 or t.dtype != np.int32:
-            raise ValueError(f"thresholds must be int32 (levels - 1, channels), got {t.dtype} {t.shape}")
-        if flip.shape != t.shape[1:] or flip.dtype != np.bool_:
-            raise ValueError(f"flip must be bool {t.shape[1:]}, got {flip.dtype} {flip.shape}")
-        if codes.shape != (len(t) + 1,) or codes.dtype != np.uint8:
-            raise ValueError(f"codes must be uint8 ({len(t) + 1},), got {codes.dtype} {codes.shape}")
+        t = checks.exactly(t, "thresholds (levels - 1, channels)", np.int32, (None, None))
+        flip = checks.exactly(flip, "flip", np.bool_, t.shape[1:])
+        codes = checks.exactly(codes, "codes", np.uint8, (len(t) + 1,))
         if codes.max() >> len(self.multipliers):
             raise ValueError(f"code {codes.max()} does not fit {len(self.multipliers)} planes")
         self.t, self.flip, self.codes = t, flip, codes
@@ -56,9 +53,7 @@ class Thresholds:
     @classmethod
     def sign(cls, t: np.ndarray, flip: np.ndarray) -> "Thresholds":
         """Thresholds of a sign: bit = (dot < t) xor flip, t int32 (O,), flip bool (O,)."""
-        t = np.asarray(t)
-        if t.ndim != 1:
-            raise ValueError(f"thresholds of a sign must be int32 (channels,), got {t.dtype} {t.shape}")
+        t = checks.exactly(t, "thresholds of a sign", np.int32, (None,))
         return cls(t[None], flip, np.array([1, 0], np.uint8), True, (1,))
 
     @property
@@ -67,7 +62,8 @@ class Thresholds:
         return self.t.nbytes + self.flip.nbytes + self.codes.nbytes
 
     def __call__(self, dot: np.ndarray) -> BitTensor:
-        """Return the packed levels of contiguous int32 dots (N, H, W, O), logical shape (N, O, H, W)."""
+        """Return the packed levels of int32 dots (N, H, W, O), logical shape (N, O, H, W)."""
+        dot = checks.exactly(dot, "the dot products", np.int32, (None, None, None, self.channels))
         n, h, w, o = dot.shape
         planes = len(self.multipliers)
         shape = (n, o, h, w)
@@ -82,3 +78,10 @@ class Thresholds:
             tables = (self._ordered, self._flip, self.codes, compares, out, np.zeros(1, np.uint8))
             run_rows(level_bits, n * h * w, 2 * dot.size, flat, *tables)
         return BitTensor(words, shape, self.signed, self.multipliers)
+
+
+def check_thresholds(thresholds: Thresholds, filters: int) -> None:
+    """TypeError if these are no thresholds, ValueError if they are not those of so many output channels."""
+    checks.instance(thresholds, Thresholds, "the thresholds")
+    if thresholds.channels != filters:
+        raise ValueError(f"{thresholds.channels} thresholds for {filters} output channels")

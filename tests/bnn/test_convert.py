@@ -332,3 +332,10 @@ def test_diverged_weights_are_refused():
 def test_bad_examples_are_refused(example, error, words):
     with pytest.raises(error, match=words):
         bnn.convert(DigitsCNN().eval(), example)
+
+
+def test_sums_beyond_32_bits_are_refused():
+    """255 * 255 * 33,025 is the last multiple that int32 holds: the converter asks the kernels for the limit."""
+    eight = {"weight_quantizer": partial(DoReFaWeight, bits=8), "input_quantizer": partial(DoReFaActivation, bits=8)}
+    with pytest.raises(ConversionError, match="can overflow int32"):
+        bnn.convert(QuantLinear(33_026, 1, bias=False, **eight).eval(), torch.rand(2, 33_026))

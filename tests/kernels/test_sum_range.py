@@ -1,0 +1,171 @@
+"""Sums near the end of int32: exact for every kernel and kind of output just below the limit, refused above it."""
+
+import os
+import subprocess
+import sys
+
+import bnn_kernels as bk
+import numpy as np
+import pytest
+from bnn_kernels.dense_bits import to_dense_bits
+from bnn_kernels.sum_range import LARGEST_SUM, largest_sum
+
+EIGHT = tuple(1 << p for p in range(8))
+KINDS = {"signed": (EIGHT, True), "unsigned": (EIGHT, False)}
+# 255 * 255 * 33,025 is the last multiple below 2^31 - 1.
+MOST = LARGEST_SUM // (255 * 255)
+
+
+def levels(rng, kind, *shape):
+    """Random levels, and rows at the ends: all largest, all smallest, half and half."""
+    x = rng.integers(0, 256, shape)
+    x[0], x[1] = 255, 0
+    x[2, : shape[1] // 2], x[2, shape[1] // 2 :] = 255, 0
+    x[3] = 255 - x[2]
+    return 2 * x - 255 if kind == "signed" else x
+
+
+def check(layer, bits, dot, rng):
+    """All ways out of a layer are right; dot: int64 (N, O) or (N, O, H, W)."""
+    assert np.abs(dot).max() <= LARGEST_SUM
+    filters = dot.shape[1]
+    last = np.moveaxis(dot, 1, -1).reshape(-1, filters)
+    np.testing.assert_array_equal(layer(bits), dot)
+    per_channel = (1, filters, *[1] * (dot.ndim - 2))
+    ends = np.iinfo(np.int32)
+    for t in (*np.sort(last[rng.integers(0, len(last), 3)]), np.zeros(filters), np.full(filters, ends.max - 1)):
+        t = t.astype(np.int64).clip(ends.min, ends.max).astype(np.int32)
+        for flip in (np.zeros(filters, bool), np.ones(filters, bool)):
+            found = bk.unpack(layer.with_threshold(t, flip)(bits)) < 0
+            below = dot < t.reshape(per_channel)
+            np.testing.assert_array_equal(found, below ^ flip.reshape(per_channel))
+    never, always = (np.full(filters, end, np.int32) for end in (ends.max, ends.min))
+    off = np.zeros(filters, bool)
+    assert (bk.unpack(layer.with_threshold(never, off)(bits)) == -1).all()
+    assert (bk.unpack(layer.with_threshold(always, off)(bits)) == 1).all()
+    t = np.sort(last[:3], axis=0).astype(np.int32)
+    found = layer.with_thresholds(t, off, np.arange(4, dtype=np.uint8), False, (1, 2))(bits)
+    wanted = sum((dot >= row.reshape(per_channel)).astype(int) for row in t)
+    np.testing.assert_array_equal(bk.unpack(found), wanted)
+    zero = np.zeros(filters, np.float32)
+    floats, signs = layer.finish(bits, bk.Epilogue(filters, bounds=zero, flip=off))
+    np.testing.assert_array_equal(floats.reshape(-1, filters), last.astype(np.float32))
+    np.testing.assert_array_equal(np.moveaxis(bk.unpack(signs), 1, -1).reshape(-1, filters) < 0, last < 0)
+
+
+def check_linear(a_kind, w_kind, features, seed=0):
+    rng = np.random.default_rng(seed)
+    x, w = levels(rng, a_kind, 6, features), levels(rng, w_kind, 33, features)
+    layer = bk.PackedLinear.from_levels(w, *KINDS[w_kind])
+    check(layer, bk.pack_levels(x, *KINDS[a_kind]), x @ w.T, rng)
+
+
+def check_conv(a_kind, w_kind, channels, seed=0):
+    """Of 3x3 filters, with zeros around the map: corners, edges and the middle have offsets of their own."""
+    rng = np.random.default_rng(seed)
+    x, w = levels(rng, a_kind, 4, channels, 3, 3), levels(rng, w_kind, 33, channels, 3, 3)
+    layer = bk.PackedConv2d.from_levels(w, *KINDS[w_kind], padding=1)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    dot = np.einsum("nchwij,ocij->nohw", windows, w, optimize=True)
+    check(layer, bk.pack_levels(x, *KINDS[a_kind]), dot, rng)
+
+
+def forced(kernel):
+    def choose(conv, multipliers, positions):
+        if kernel == "lookup" and np.prod(conv.shape[1:]) < 60_000:
+            return "lookup", None
+        pairs = conv.plane_pairs(multipliers) if kernel == "levels" else None
+        return ("popcount", None) if pairs is None else ("levels", pairs)
+
+    return choose
+
+
+@pytest.fixture(params=["popcount", "lookup", "levels"])
+def kernel(request, monkeypatch):
+    if request.param != "popcount" and "avx2" not in bk.cpu_features()["possible"]:
+        pytest.skip("lookups need AVX2")
+    monkeypatch.setattr(bk.PackedConv2d, "kernel_for", forced(request.param))
+    return request.param
+
+
+@pytest.mark.parametrize("a_kind", KINDS)
+@pytest.mark.parametrize("w_kind", KINDS)
+@pytest.mark.parametrize("features", [16_000, 20_000, MOST])
+def test_linear_layers(a_kind, w_kind, features, kernel):
+    check_linear(a_kind, w_kind, features)
+
+
+@pytest.mark.parametrize("a_kind", KINDS)
+@pytest.mark.parametrize("w_kind", KINDS)
+def test_convolutions(a_kind, w_kind, kernel):
+    check_conv(a_kind, w_kind, MOST // 9)
+
+
+@pytest.mark.parametrize("isa", bk.cpu_features()["possible"])
+def test_on_every_path(isa):
+    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_sum_range as t, bnn_kernels as bk\n"
+    code += f"assert bk.cpu_features()['isa'] == {isa!r}\n"
+    code += "t.check_linear('signed', 'signed', 20_000); t.check_conv('unsigned', 'signed', t.MOST // 9)"
+    environment = {**os.environ, "BNN_KERNELS_ISA": isa}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("largest", [-(1 << 15), 1 << 15])
+def test_large_multipliers(largest, kernel):
+    """One product of 2^15 x -2^15: the factor of a count is 2^31."""
+    x, w = np.array([[1, -1], [-1, -1]]) * (1 << 15), np.array([[1 << 14, 0]] * 33)
+    x, w = x[:, :1], w[:, :1] * 2
+    layer = bk.PackedLinear.from_levels(w, (largest,), True)
+    check_bits = bk.pack_levels(x, (1 << 15,), True)
+    dot = x @ w.T
+    np.testing.assert_array_equal(layer(check_bits), dot)
+    for t in (0, 1 << 30, -(1 << 30), (1 << 30) + 1, 1 - (1 << 30)):
+        threshold = layer.with_threshold(np.full(33, t, np.int32), np.zeros(33, bool))
+        np.testing.assert_array_equal(bk.unpack(threshold(check_bits)) < 0, dot < t)
+
+
+def test_the_limit():
+    assert largest_sum(MOST, 255, 255) == MOST * 255 * 255 <= LARGEST_SUM
+    assert largest_sum(LARGEST_SUM, 1, 1) == LARGEST_SUM == 2**31 - 2
+    for sums in ((MOST + 1, 255, 255), (LARGEST_SUM + 1, 1, 1)):
+        with pytest.raises(ValueError, match="can overflow int32"):
+            largest_sum(*sums)
+
+
+@pytest.mark.parametrize(("features", "fits"), [(MOST, True), (MOST + 1, False)])
+def test_layers_beyond_the_limit_are_refused(features, fits):
+    ones = np.full((1, features), 255)
+    calls = [lambda: bk.PackedLinear.from_levels(ones, EIGHT, True)(bk.pack_levels(ones, EIGHT, False))]
+    calls.append(lambda: plan(features, "int"))
+    calls.append(lambda: plan(features, "float", {"input_offset": True}))
+    for call in calls:
+        if fits:
+            call()
+        else:
+            with pytest.raises(ValueError, match="can overflow int32"):
+                call()
+
+
+def plan(features, output, more=None):
+    """A model of floats to 8 bits to a linear layer of weights -255 and +255."""
+    codes = np.arange(256, dtype=np.uint8)
+    pack = {"thresholds": np.arange(1, 256, dtype=np.float32)[:, None], "flip": np.zeros(1, bool), "codes": codes}
+    unsigned = {"signed": False, "multipliers": list(EIGHT)}
+    weight = np.zeros((2, features), np.uint8)  # all planes +1: 255
+    weight[1] = 255
+    attrs = {"shape": [2, features], "terms": [{"signed": True, "multipliers": list(EIGHT)}], "output": output}
+    tensors = {"bits.0": to_dense_bits(weight, 8)}
+    if output == "float":
+        tensors |= {f"scale.{i}": np.ones(2, np.float32) for i in range(2)}
+    steps = [bk.StepSpec("pack", ["x"], ["a"], unsigned, pack)]
+    steps.append(bk.StepSpec("binary_linear", ["a"], ["y"], attrs | (more or {}), tensors))
+    return bk.PackedModel((features,), steps)
+
+
+def test_an_input_with_an_offset():
+    x = np.full((2, MOST), 255, np.float32)
+    x[1, ::2] = 0
+    expected = np.float32(1) * (x.sum(1, dtype=np.float64) * 255).astype(np.float32) + np.float32(255 * MOST)
+    found = plan(MOST, "float", {"input_offset": True})(x)
+    np.testing.assert_array_equal(found, np.stack([expected, -expected], 1))
