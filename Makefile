@@ -39,8 +39,16 @@ figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.networks
 	$(RUN) paper_figures.doctor
 	$(RUN) paper_figures.quantizer_gallery
+	$(RUN) paper_figures.concepts
+
+docs: $(VENV)/.docs-installed ## build the documentation site into site/, strictly
+	$(RUN) mkdocs build --strict --quiet
+
+$(VENV)/.docs-installed: $(STAMP)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[docs]'
+	@touch $@
 
 clean: ## remove .venv, runs and caches
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test test-fast lint bench figures clean
+.PHONY: help setup demo test test-fast lint bench figures docs clean

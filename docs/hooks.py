@@ -1,0 +1,212 @@
+"""What mkdocs adds to the pages of this folder: the reference and the quantizer tables, made from the code.
+
+`mkdocs.yml` names this file as a hook and `DocstringsAsMarkdown` as an extension of mkdocstrings' parser. Files that
+lie elsewhere (figures of `results/`, the README of the kernels, CHANGELOG, CONTRIBUTING) become part of the site here.
+"""
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Public modules, each a page of the reference: file, title, module.
+REFERENCE = {
+    "bnn": "bnn",
+    "layers": "bnn.layers",
+    "quantizers": "bnn.quantizers",
+    "planes": "bnn.planes",
+    "models": "bnn.models",
+    "converter": "bnn.converter",
+    "training": "bnn.training",
+    "optimizers": "bnn.optimizers",
+    "data": "bnn.data",
+    "doctor": "bnn.doctor",
+    "memory": "bnn.memory",
+    "bnn_kernels": "bnn_kernels",
+    "kernels_reference": "bnn_kernels.reference",
+}
+# Pages whose text lies elsewhere.
+ELSEWHERE = {"kernels.md": "kernels/README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+FIGURES = "results/figures"
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """Return the names that a module offers, in its own order: not those with _, modules, or what others define."""
+    names = []
+    for name, value in vars(module).items():
+        home = getattr(value, "__module__", None)
+        if name.startswith("_") or inspect.ismodule(value):
+            continue
+        if isinstance(home, str):
+            if home.partition(".")[0] in ("bnn", "bnn_kernels"):
+                names.append(name)
+        elif name.isupper():  # constants
+            names.append(name)
+    return names
+
+
+def reference_page(module_name: str) -> str:
+    """Return the Markdown of a module's page: its docstring, then every public name for mkdocstrings."""
+    module = importlib.import_module(module_name)
+    names = public_names(module)
+    own = sys.modules[module_name].__doc__ or ""
+    lines = [f"# {module_name}", "", as_markdown(inspect.cleandoc(own), ()), ""]
+    if module_name == "bnn":
+        # Names that are loaded when they are first used, so that `import bnn` stays quick.
+        lines += ["`bnn.convert` and `bnn.check_parity` are those of [`bnn.converter`](converter.md).", ""]
+    for name in names:
+        lines += [f"::: {module_name}.{name}", ""]
+    return "\n".join(lines)
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """Return a YAML of configs/quantizer with what it takes from others."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    whole: dict[str, Any] = {}
+    for name in content.pop("defaults", []):
+        if isinstance(name, str) and name != "_self_":
+            whole |= _config(file.with_name(f"{name}.yaml"))
+    return whole | content
+
+
+def _class(node: dict[str, Any]) -> str:
+    """Return a quantizer's class and arguments as a cell with a link."""
+    name = node["_target_"].rpartition(".")[2]
+    arguments = ", ".join(f"{key}={value}" for key, value in node.items() if not key.startswith("_"))
+    # A class that needs no entry in the reference would break the link, so the link is to the class's page.
+    return f"[`{name}`][bnn.quantizers.{name}]" + (f" {arguments}" if arguments else "")
+
+
+def quantizer_table() -> str:
+    """Return the Markdown of the page of quantizers: every config, then every class with its forward and gradient."""
+    quantizers = importlib.import_module("bnn.quantizers")
+    lines = [
+        "# Quantizers, from the code",
+        "",
+        "Made from `configs/quantizer/` and the classes' docstrings. [The quantizers, compared](../quantizers.md) says",
+        "what they cost at inference and what was published with them.",
+        "",
+        f"![Forward and gradient of every quantizer](../../{FIGURES}/quantizer_gallery.png)",
+        "",
+        "## Configs",
+        "",
+        "`bitplanes train quantizer=NAME` takes each of them.",
+        "",
+        "| name | W/A | weights | inputs |",
+        "|---|---|---|---|",
+    ]
+    for file in sorted((ROOT / "configs" / "quantizer").glob("*.yaml")):
+        config = _config(file)
+        label = str(config["label"]).replace("|", "\\|")
+        lines.append(f"| `{config['name']}` | {label} | {_class(config['weight'])} | {_class(config['input'])} |")
+    lines += ["", "## Classes", "", "| class | what it computes |", "|---|---|"]
+    for name in public_names(quantizers):
+        value = getattr(quantizers, name)
+        if inspect.isclass(value) and issubclass(value, quantizers.Quantizer) and value.__name__ == name:
+            first = inspect.cleandoc(value.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+            cell = _escaped(first).replace("|", "&#124;")
+            lines.append(f"| [`{name}`][bnn.quantizers.{name}] | {cell} |")
+    return "\n".join(lines)
+
+
+def generated_pages() -> dict[str, str]:
+    """Return {path within the site's sources: Markdown} of every page that no file of this folder holds."""
+    pages = {f"reference/{file}.md": reference_page(module) for file, module in REFERENCE.items()}
+    pages["reference/quantizer_table.md"] = quantizer_table()
+    pages |= {page: (ROOT / file).read_text(encoding="utf-8") for page, file in ELSEWHERE.items()}
+    return pages
+
+
+# -- docstrings -------------------------------------------------------------------------------------------------------
+
+_ITEM = re.compile(r"(\w+(?:, \w+)*): (?=\S)")
+
+
+def _escaped(line: str) -> str:
+    """Return a line whose <, * and [ are text; what stands in backquotes stays."""
+    parts = line.split("`")
+    parts[::2] = [part.replace("<", "&lt;").replace("*", r"\*").replace("[", r"\[") for part in parts[::2]]
+    return "`".join(parts)
+
+
+def as_markdown(text: str, names: Iterable[str]) -> str:
+    """Return a docstring as Markdown: doctests become code, lines `name: ...` of these names become items of a list."""
+    known = set(names)
+    lines: list[str] = []
+    doctest = item = False
+    for line in text.splitlines():
+        if line.startswith(">>>") and not doctest:
+            lines += ["", "```pycon"]
+            doctest, item = True, False
+        elif doctest and not line.strip():
+            lines.append("```")
+            doctest = False
+        if doctest:
+            lines.append(line)
+            continue
+        match = _ITEM.match(line)
+        if match and known.issuperset(match[1].split(", ")):
+            lines += [] if item else [""]
+            lines.append(f"- **{match[1]}**: {_escaped(line[match.end() :])}")
+            item = True
+        elif not item and (line.startswith("    ") or line.startswith("|")):
+            lines.append(line)  # code, or a table
+        else:
+            item = item and bool(line.strip())
+            lines.append(_escaped(line))
+    return "\n".join([*lines, "```"] if doctest else lines)
+
+
+try:
+    import griffe
+except ImportError:  # the tests of this file need no documentation tools
+    pass
+else:
+
+    class DocstringsAsMarkdown(griffe.Extension):
+        """Rewrites the docstrings of a package when mkdocstrings has parsed it."""
+
+        def on_package(self, *, pkg: Any, **_: Any) -> None:
+            for found in _objects(pkg):
+                if found.docstring is not None:
+                    names = {*found.members, *(p.name for p in getattr(found, "parameters", ()))}
+                    if "__init__" in found.members and not found.members["__init__"].is_alias:
+                        names |= {p.name for p in getattr(found.members["__init__"], "parameters", ())}
+                    found.docstring.value = as_markdown(found.docstring.value, names)
+
+
+def _objects(found: Any) -> Iterator[Any]:
+    if not found.is_alias:
+        yield found
+        for member in list(found.members.values()):
+            yield from _objects(member)
+
+
+# -- hooks of mkdocs --------------------------------------------------------------------------------------------------
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages and the figures."""
+    from mkdocs.structure.files import File
+
+    for path, text in generated_pages().items():
+        files.append(File.generated(config, path, content=text))
+    for figure in sorted((ROOT / FIGURES).glob("*.png")):
+        files.append(File.generated(config, f"figures/{figure.name}", abs_src_path=str(figure)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Let links to results/figures, which are right in the repository, point into the site."""
+    here = os.path.dirname(page.file.src_uri)
+    target = os.path.relpath("figures", here or ".").replace(os.sep, "/")
+    return re.sub(r"\]\((?:\.\./)*results/figures/", f"]({target}/", markdown)
