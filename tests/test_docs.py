@@ -1,0 +1,209 @@
+"""The documentation: its Python runs, its commands compose, its links lead somewhere, and the reference is whole."""
+
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+
+from bitplanes.__main__ import commands
+from experiments import cli
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = {page.relative_to(DOCS).as_posix(): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
+
+# What a page takes for granted: a reader has a network, batches and a loss.
+GIVEN = {
+    "training.md": """
+import torch, bnn
+from bnn.data import Batches, digits
+model = bnn.models.DigitsCNN(width=4, weight_quantizer=bnn.quantizers.SteSign, input_quantizer=bnn.quantizers.SteSign)
+data = digits()
+batches = list(Batches(data.train, data.normalizer(), 400, shuffle=False, seed=0))
+loss = torch.tensor(1.0)
+"""
+}
+BLOCK = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```', re.M | re.S)
+
+spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+hooks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(hooks)
+
+
+def blocks(text, *languages):
+    """(title, code) of the blocks in these languages."""
+    return [(title, code) for language, title, code in BLOCK.findall(text) if language in languages]
+
+
+def write_files(text, folder):
+    """Write the blocks that have a title as files, as a reader would."""
+    for title, code in blocks(text, "python", "yaml"):
+        if title:
+            (folder / title).parent.mkdir(parents=True, exist_ok=True)
+            (folder / title).write_text(code)
+
+
+WITH_PYTHON = [name for name, text in PAGES.items() if blocks(text, "python") and name != "conversion.md"]
+
+
+@pytest.mark.parametrize("name", WITH_PYTHON)
+def test_python_of_a_page_runs(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "page"}
+    exec(GIVEN.get(name, ""), names)
+    for title, code in blocks(PAGES[name], "python"):
+        exec(compile(code, f"{name}: {title or 'block'}", "exec"), names)
+
+
+def shell_lines():
+    """(page, line) of every command in a block without a language, continued lines joined."""
+    for name, text in [*PAGES.items(), ("CONTRIBUTING.md", (ROOT / "CONTRIBUTING.md").read_text())]:
+        for _, code in blocks(text, ""):
+            for line in code.splitlines():
+                if re.match(r"(bitplanes|python|pip|make)\b", line):
+                    yield pytest.param(name, line, id=f"{name}: {line[:60]}")
+
+
+def first_of(override):
+    """An override that may be a sweep as its first choice; None for a search space and for Hydra's own options."""
+    parsed = OverridesParser.create().parse_override(override)
+    if override.startswith("hydra"):
+        return None
+    if not parsed.is_sweep_override():
+        return override
+    return (
+        f"{parsed.input_line.partition('=')[0]}={next(parsed.sweep_string_iterator())}"
+        if parsed.is_choice_sweep()
+        else None
+    )
+
+
+@pytest.mark.parametrize(("page", "line"), list(shell_lines()))
+def test_a_command_is_one(page, line, tmp_path, monkeypatch):
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), line
+        return
+    if words[0] == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for word in words[2:]:
+            match = re.fullmatch(r"(bitplanes|bitplanes-kernels)(?:\[(\w+)\])?", word)
+            assert match, line
+            assert match[2] is None or match[2] in extras, line
+        return
+    command = words[1] if words[0] == "bitplanes" else words[2].removeprefix("experiments.")
+    if command == "figures" or command.startswith("paper_figures."):
+        figure = words[2].removeprefix("paper_figures.").replace("-", "_")
+        assert figure in commands("paper_figures"), line
+        return
+    if command.startswith("--"):
+        return
+    command = command.replace("-", "_")
+    assert command in commands("experiments"), line
+    rest = words[2 if words[0] == "bitplanes" else 3 :]
+    searched = []
+    if "--config-dir" in rest:
+        at = rest.index("--config-dir")
+        write_files(PAGES[page], tmp_path)
+        monkeypatch.chdir(tmp_path)
+        searched = [f"hydra.searchpath=[file://{Path(rest[at + 1]).resolve()}]"]
+        del rest[at : at + 2]
+    if "--help" in rest or not (cli.CONFIGS / f"{command}.yaml").exists():
+        return
+    overrides = [found for word in rest if word != "-m" and (found := first_of(word)) is not None]
+    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+        config = compose(command, [*searched, *overrides])
+        if searched:  # the page's own files: they must also build
+            monkeypatch.syspath_prepend(str(tmp_path))
+            shape = instantiate(config.data).input_shape
+            network = instantiate(config.model, _convert_="object")
+            assert network(torch.zeros(2, *shape)).shape[0] == 2
+
+
+def test_every_link_leads_somewhere():
+    pages = {*PAGES, *hooks.generated_pages(), *hooks.ELSEWHERE}
+    for name, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", BLOCK.sub("", text)):
+            if target.startswith("http"):
+                continue
+            path = os.path.normpath(os.path.join(os.path.dirname(name), target)).replace(os.sep, "/")
+            assert path in pages or (DOCS / path).exists(), f"{name}: {target}"
+
+
+def test_the_menu_holds_every_page():
+    text = re.sub(r"!!python\S*", "", (ROOT / "mkdocs.yml").read_text())
+
+    def files(node):
+        if isinstance(node, str):
+            return {node}
+        return set().union(*map(files, node.values() if isinstance(node, dict) else node))
+
+    assert files(yaml.safe_load(text)["nav"]) == {*PAGES, *hooks.generated_pages()}
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = hooks.generated_pages()
+    for page, name in hooks.REFERENCE.items():
+        module = importlib.import_module(name)
+        public = getattr(module, "__all__", None) or hooks.public_names(module)
+        assert public, name
+        for found in public:
+            assert f"\n::: {name}.{found}\n" in pages[f"reference/{page}.md"], f"{name}.{found}"
+
+
+def test_every_public_module_is_in_the_reference():
+    """Packages of bnn, and bnn_kernels: new ones need a page."""
+    packages = {f"bnn.{init.parent.name}" for init in (ROOT / "bnn").glob("*/__init__.py")}
+    assert packages | {"bnn", "bnn_kernels"} <= set(hooks.REFERENCE.values())
+
+
+def test_the_table_of_quantizers_is_that_of_the_code():
+    import bnn
+
+    table = hooks.quantizer_table()
+    for file in (ROOT / "configs" / "quantizer").glob("*.yaml"):
+        assert f"\n| `{file.stem}` | " in table
+    for name in vars(bnn.quantizers):
+        value = getattr(bnn.quantizers, name)
+        if isinstance(value, type) and issubclass(value, bnn.quantizers.Quantizer) and value.__name__ == name:
+            assert f"\n| [`{name}`]" in table
+    assert "| `xnor` | 1/1 | [`XnorWeight`][bnn.quantizers.XnorWeight] gradient=exact |" in table
+    assert "| `lsq2` | 2/2 LSQ | [`LsqWeight`][bnn.quantizers.LsqWeight] bits=2 |" in table  # what it does not inherit
+
+
+def test_docstrings_become_markdown():
+    given = "Of a * b, <W, Q>.\n\na, b: numbers,\n    or more.\nother: text\n\n>>> f(1)\n3\n\nEnd `x*y`."
+    listed = "Of a \\* b, &lt;W, Q>.\n\n\n- **a, b**: numbers,\n    or more.\nother: text\n\n\n"
+    assert hooks.as_markdown(given, ["a", "b"]) == listed + "```pycon\n>>> f(1)\n3\n```\n\nEnd `x*y`."
+    assert hooks.as_markdown(">>> 1\n1", ()).endswith("1\n1\n```")
+
+
+def test_figures_are_linked_within_the_site():
+    page = type("Page", (), {"file": type("File", (), {"src_uri": "concepts/x.md"})})
+    assert hooks.on_page_markdown("![a](../../results/figures/a.png)", page) == "![a](../figures/a.png)"
+    page.file.src_uri = "quantizers.md"
+    assert hooks.on_page_markdown("![a](../results/figures/a.png)", page) == "![a](figures/a.png)"
+
+
+def test_the_site_needs_nothing_from_elsewhere():
+    """No fonts, scripts or pictures of other hosts."""
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert config["theme"]["font"] is False
+    assert not any(str(entry).startswith("http") for entry in config["extra_css"] + config.get("extra_javascript", []))
+    for name, text in PAGES.items():
+        assert not re.search(r"!\[[^\]]*\]\(http", text), name
+
+
+def teardown_module():
+    sys.modules.pop("docs_hooks", None)
