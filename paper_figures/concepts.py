@@ -10,25 +10,22 @@ import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from torch import nn
 
 from bnn import quantizers as q
 from paper_figures.save import save
+from paper_figures.style import BLUE, DARK, ORANGE, panels
 
 DEFAULT_OUTPUT = Path("results") / "figures"
-BLUE, ORANGE, GREY, GRID = "#1f5fa8", "#d9662b", "#555555", "#dddddd"
 SIGNED = LinearSegmentedColormap.from_list("signed", [ORANGE, "white", BLUE])
 SIDE = 6  # of the filter that is drawn
 
 
-def _cells(axis: plt.Axes, values: np.ndarray, title: str, bits: bool) -> None:
+def _cells(axis: Axes, values: np.ndarray, title: str, bits: bool) -> None:
     """Draw a filter: bits as black and white, numbers in blue and orange by sign."""
     if bits:
         axis.imshow(values, cmap="Greys", vmin=0, vmax=1)
@@ -39,7 +36,7 @@ def _cells(axis: plt.Axes, values: np.ndarray, title: str, bits: bool) -> None:
     axis.set_yticks(np.arange(-0.5, SIDE), [])
     axis.tick_params(length=0)
     axis.grid(color="#999999", linewidth=0.5)
-    axis.set_title(title, fontsize=9)
+    axis.set_title(title)
 
 
 def draw_bit_planes(output: Path) -> None:
@@ -48,13 +45,13 @@ def draw_bit_planes(output: Path) -> None:
     lsq = q.LsqWeight(3)
     lsq(weight)  # takes its first step size from the weights
     rows = (("XNOR-Net, 1 bit", q.XnorWeight()), ("TWN, ternary", q.TernaryWeight()), ("LSQ, 3 bits", lsq.eval()))
-    figure, axes = plt.subplots(len(rows), 5, figsize=(8.4, 5.6), constrained_layout=True)
+    figure, axes = panels(len(rows), 5, 6.0)
     for line, (name, quantizer) in zip(axes, rows, strict=True):
         with torch.no_grad():
             planes = quantizer.planes(weight)
         (term,) = planes.terms
         _cells(line[0], weight[0, 0].numpy(), "latent weights", False)
-        line[0].set_ylabel(name, fontsize=10)
+        line[0].set_ylabel(name)
         scale = float(term.scale.detach().flatten()[0])
         _cells(line[1], planes.value()[0, 0].detach().numpy(), f"quantized = {scale:.2f} times", False)
         for axis, bit, multiplier in zip(line[2:], term.bits, term.multipliers, strict=False):
@@ -81,18 +78,15 @@ def draw_latent_weights(output: Path) -> None:
         with torch.no_grad():
             latent.clamp_(-1, 1)
     path = torch.stack(trail).numpy()
-    figure, (top, below) = plt.subplots(
-        2, 1, figsize=(6.4, 4.2), sharex=True, height_ratios=(2, 1), constrained_layout=True
-    )
+    figure, (top, below) = panels(2, 1, 5.0, sharex=True, height_ratios=(2, 1))
     for weight in range(path.shape[1]):
         top.plot(path[:, weight], color=BLUE if path[-1, weight] >= 0 else ORANGE, linewidth=1.3)
-    top.axhline(0, color=GREY, linewidth=0.8)
+    top.axhline(0, color=DARK, linewidth=0.8)
     top.set_ylabel("latent weight (float)")
     top.set_ylim(-1.1, 1.1)
-    top.grid(color=GRID, linewidth=0.6)
-    top.spines[["top", "right"]].set_visible(False)
     below.imshow(path.T < 0, cmap="Greys", aspect="auto", vmin=0, vmax=1, interpolation="nearest")
     below.set_ylabel("stored bits")
+    below.grid(False)
     below.set_yticks([])
     below.set_xlabel("training step")
     save(figure, output)
@@ -108,21 +102,19 @@ def draw_thresholds(output: Path) -> None:
     norm.running_var = torch.tensor([30.0, 20.0])
     with torch.no_grad():
         outputs = norm(sums[:, None].float().expand(-1, 2)).numpy()
-    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True, constrained_layout=True)
+    figure, axes = panels(1, 2, 3.8, sharey=True)
     for axis, values, gamma in zip(axes, outputs.T, norm.weight.tolist(), strict=True):
         negative = values < 0
         threshold = sums.numpy()[np.flatnonzero(np.diff(negative.astype(int)))[0] + 1]
         rises = gamma > 0
         rule = f"bit = sum < {threshold}" if rises else f"bit = sum >= {threshold}"
-        axis.axhline(0, color=GREY, linewidth=0.8)
-        axis.axvline(threshold - 1, color=GREY, linewidth=0.8, linestyle="--")
+        axis.axhline(0, color=DARK, linewidth=0.8)
+        axis.axvline(threshold - 1, color=DARK, linewidth=0.8, linestyle="--")
         for part, color, label in ((~negative, BLUE, "+1, bit 0"), (negative, ORANGE, "-1, bit 1")):
             axis.plot(sums[part], values[part], "o", color=color, markersize=4, label=label)
-        axis.set_title(f"gamma {'> 0' if rises else '< 0'}:  {rule}", fontsize=10)
+        axis.set_title(f"gamma {'> 0' if rises else '< 0'}:  {rule}")
         axis.set_xlabel("integer sum of the binary layer")
-        axis.grid(color=GRID, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8, loc="upper left" if rises else "upper right")
+        axis.legend(loc="upper left" if rises else "upper right")
     axes[0].set_ylabel("after batch norm")
     save(figure, output)
 
