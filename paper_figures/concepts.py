@@ -34,6 +34,7 @@ def _cells(axis: Axes, values: np.ndarray, title: str, bits: bool) -> None:
         axis.imshow(values, cmap=SIGNED, vmin=-size, vmax=size)
     axis.set_xticks(np.arange(-0.5, SIDE), [])
     axis.set_yticks(np.arange(-0.5, SIDE), [])
+    axis.spines[["top", "right"]].set_visible(True)
     axis.tick_params(length=0)
     axis.grid(color="#999999", linewidth=0.5)
     axis.set_title(title)
