@@ -1,5 +1,6 @@
 """Data sets with fixed splits, held in memory as bytes."""
 
+from bnn.data.augment import RandomCropFlip as RandomCropFlip
 from bnn.data.batches import Batches as Batches
 from bnn.data.digits import digits as digits
 from bnn.data.errors import DataError as DataError

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,8 @@ class Batches:
     The order of epoch e depends on (seed, e) only, so an interrupted run sees the batches it would have seen. Each
     iteration is one epoch further unless `set_epoch` says which.
 
-    normalize: uint8 images -> floats. augment: floats -> floats, or None.
+    normalize: uint8 images -> floats. augment: floats -> floats, such as RandomCropFlip, or None. What it draws from
+    PyTorch's generators depends on (seed, epoch, batch) only, and nothing else that draws from them notices.
     """
 
     def __init__(
@@ -58,9 +60,21 @@ class Batches:
             order = torch.randperm(count, generator=generator)
         else:
             order = torch.arange(count)
+        epoch = self._epoch
         self._epoch += 1
         order = order.to(self._labels.device)
-        for start in range(0, len(self) * self._batch_size, self._batch_size):
-            index = order[start : start + self._batch_size]
-            images = self._normalize(self._images[index])
-            yield (images if self._augment is None else self._augment(images)), self._labels[index]
+        for batch in range(len(self)):
+            index = order[batch * self._batch_size : (batch + 1) * self._batch_size]
+            yield self._augmented(self._normalize(self._images[index]), epoch, batch), self._labels[index]
+
+    def _augmented(self, images: Tensor, epoch: int, batch: int) -> Tensor:
+        if self._augment is None:
+            return images
+        sequence = np.random.SeedSequence((self._seed % 2**64, epoch, batch))
+        number = int(sequence.generate_state(1, np.uint64)[0])
+        on_cuda = images.device.type == "cuda"
+        with torch.random.fork_rng([images.device] if on_cuda else []):
+            torch.default_generator.manual_seed(number)
+            if on_cuda:
+                torch.cuda.manual_seed(number)
+            return self._augment(images)

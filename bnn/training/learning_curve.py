@@ -28,6 +28,7 @@ def epochs_in(file: Path) -> int:
 class LearningCurve(Checkpoint):
     """Appends to `file` after each epoch: loss, accuracies in [0, 1], learning rate of the first parameter group.
 
+    An epoch without validation has an empty validation_accuracy; of several in one epoch the last counts.
     It is a Checkpoint because Lightning calls those last, when the module has logged its epoch.
     """
 
@@ -35,6 +36,7 @@ class LearningCurve(Checkpoint):
         self._file = file
         self._rows: list[dict[str, str]] = []
         self._rate = ""
+        self._validated = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows = []
@@ -44,9 +46,15 @@ class LearningCurve(Checkpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rate = f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}"
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        measured = {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items() if name in COLUMNS}
+        # Lightning keeps the metrics of an earlier epoch's validation.
+        fresh = COLUMNS if self._validated else [name for name in COLUMNS if not name.startswith("validation_")]
+        measured = {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items() if name in fresh}
         self._rows.append({"epoch": str(trainer.current_epoch), "lr": self._rate, **measured})
         with whole_file(self._file) as file:
             writer = csv.DictWriter(file, COLUMNS, restval="")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from bnn.data import Batches, DataError, ImageData, Split, digits, mnist
+from bnn.data import Batches, DataError, ImageData, RandomCropFlip, Split, digits, mnist
 from bnn.data import mnist as mnist_function
 
 mnist_module = __import__("sys").modules["bnn.data.mnist"]
@@ -198,3 +198,70 @@ def test_download_checks_and_keeps_files(folder, tmp_path_factory, monkeypatch):
     assert len(asked) == 8
     assert torch.equal(mnist_function().test.images, expected)
     assert len(asked) == 8
+
+
+# -- augmentation -----------------------------------------------------------------------------------------------------
+
+
+def test_crops_and_mirrors_are_those_of_a_loop():
+    """Every image is one of the windows of its padded self, or of its mirror; and all of them come up."""
+    images = torch.arange(1.0, 1 + 40 * 2 * 3 * 4).reshape(40, 2, 3, 4)
+    for mode in ("constant", "reflect"):
+        out = RandomCropFlip(padding=1, flip=0.5, mode=mode)(images)
+        seen = set()
+        for image, changed in zip(images, out, strict=True):
+            padded = np.pad(image.numpy(), ((0, 0), (1, 1), (1, 1)), mode=mode)
+            windows = {
+                (top, left, step): padded[:, top : top + 3, left : left + 4][:, :, ::step]
+                for top in range(3)
+                for left in range(3)
+                for step in (1, -1)
+            }
+            found = [which for which, window in windows.items() if np.array_equal(window, changed.numpy())]
+            assert len(found) == 1
+            seen.add(found[0])
+        assert {key[0] for key in seen} == {key[1] for key in seen} == {0, 1, 2}
+        assert {key[2] for key in seen} == {1, -1}
+    assert torch.equal(RandomCropFlip(padding=0, flip=1.0)(images), images.flip(3))
+    assert torch.equal(RandomCropFlip(padding=0, flip=0.0)(images), images)
+
+
+def test_augmentation_follows_seed_epoch_and_batch_alone():
+    data = digits()
+
+    def epoch(number, seed=1, **changes):
+        batches = Batches(data.train, data.normalizer(), 300, False, seed, **{"augment": RandomCropFlip(2), **changes})
+        batches.set_epoch(number)
+        return [images for images, _ in batches]
+
+    torch.manual_seed(5)
+    first = epoch(3)
+    expected = torch.rand(4)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(4), expected)  # the augmentation drew nothing from the generator of the training
+    again = epoch(3)
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, epoch(4)))
+    assert not any(map(torch.equal, first, epoch(3, seed=2)))
+    same = torch.zeros(600, 1, 8, 8, dtype=torch.uint8)
+    same[:] = torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8)
+    twice = Batches(Split(same, torch.zeros(600, dtype=torch.int64)), lambda x: x.float(), 300, False, 0,
+                    augment=RandomCropFlip(2))  # fmt: skip
+    one, two = (images for images, _ in twice)
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"padding": -1}, "padding"),
+        ({"padding": 1.5}, "padding"),
+        ({"flip": 2}, "flip"),
+        ({"mode": "mirror"}, "mode"),
+    ],
+)
+def test_bad_augmentations_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        RandomCropFlip(**options)
+    with pytest.raises(ValueError, match="cannot reflect images of 8x8"):
+        RandomCropFlip(8, mode="reflect")(torch.zeros(1, 1, 8, 8))
