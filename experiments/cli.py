@@ -1,20 +1,39 @@
-"""What the Hydra mains share: where the configs lie, and one clear message for each kind of mistake."""
+"""What the Hydra mains share: where the configs lie, help, and one clear message for each kind of mistake."""
 
-import difflib
+import functools
+import json
 import os
 import sys
+import tempfile
+import traceback
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+from experiments.command_help import CONFIGS as CONFIGS
+from experiments.command_help import composed, help_text
+from experiments.config_values import ConfigError, did_you_mean
+
+# Each job of a sweep that fails leaves a file in the folder that this variable names, from whatever process it runs in.
+_FAILED_JOBS = "BITPLANES_FAILED_JOBS"
+
+# Hydra's own folders, and what to use instead.
+_FOLDER_OPTIONS = {
+    "hydra.run.dir": "experiments.train writes to run_dir=FOLDER, other commands to output=FILE",
+    "hydra.sweep.dir": "name each run's folder by its options: run_dir='FOLDER/${quantizer.name}/seed${seed}'",
+    "hydra.sweep.subdir": "name each run's folder by its options: run_dir='FOLDER/${quantizer.name}/seed${seed}'",
+    "hydra.job.chdir": "paths are those of the folder where the command starts",
+}
 
 
 def program(name: str) -> str:
@@ -28,11 +47,15 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 
-def _valid_keys(config_name: str, key: str) -> list[str]:
+def print_what_the_terminal_knows() -> None:
+    """Let characters that the encoding of standard output lacks come out as `?` instead of ending the command."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _valid_keys(config_name: str, key: str, folder: str | None) -> list[str]:
     """Return the dotted options that stand where `key` was looked for."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        node: Any = hydra.compose(config_name)
+    node: Any = composed(config_name, [], folder)
     prefix = ""
     for part in key.split(".")[:-1]:
         if not isinstance(node, DictConfig) or part not in node:
@@ -41,7 +64,7 @@ def _valid_keys(config_name: str, key: str) -> list[str]:
     return [f"{prefix}{name}" for name in node] if isinstance(node, DictConfig) else []
 
 
-def _explain(error: BaseException, config_name: str, overrides: Sequence[str]) -> str:
+def _explain(error: BaseException, config_name: str, overrides: Sequence[str], folder: str | None) -> str:
     text = str(error)
     both = f"{text}\n{error.__cause__}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
@@ -49,28 +72,96 @@ def _explain(error: BaseException, config_name: str, overrides: Sequence[str]) -
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         if f"'{key.split('.')[-1]}'" in both and "not in struct" in both:
-            valid = _valid_keys(config_name, key)
-            close = difflib.get_close_matches(key, valid, 1)
-            guess = f" Did you mean {close[0]}?" if close else ""
-            return f"there is no option {key!r}.{guess} Options there: {', '.join(valid)}"
+            valid = _valid_keys(config_name, key, folder)
+            more = (
+                f". Any argument of Lightning's Trainer is given with a plus: +{override}"
+                if key.startswith("trainer.")
+                else ""
+            )
+            return f"there is no option {key!r}.{did_you_mean(key, valid)} Options there: {', '.join(valid)}{more}"
     return both if error.__cause__ and str(error.__cause__) not in text else text
+
+
+def _refuse_folder_options(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in _FOLDER_OPTIONS and not (key == "hydra.job.chdir" and value.lower() == "false"):
+            raise ConfigError(f"{key} cannot be given: {_FOLDER_OPTIONS[key]}")
+
+
+def _as_job(task: Callable[[DictConfig], Any], known: tuple[type[Exception], ...]) -> Callable[[DictConfig], Any]:
+    """Return the task, which in a sweep notes that it failed and lets the other jobs run.
+
+    A job that failed returns nan, which is no value to a sweeper that searches.
+    """
+
+    @functools.wraps(task)
+    def job(config: DictConfig) -> Any:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            return task(config)
+        overrides = " ".join(HydraConfig.get().overrides.task)
+        try:
+            return task(config)
+        except Exception as error:
+            if not isinstance(error, known):
+                traceback.print_exc()
+            text = str(error) if isinstance(error, known) else f"{type(error).__name__}: {error}"
+            print(f"failed: {overrides}: {text}", file=sys.stderr)
+            note = {
+                "number": HydraConfig.get().job.num,
+                "job": overrides,
+                "text": text,
+                "known": isinstance(error, known),
+            }
+            (Path(os.environ[_FAILED_JOBS]) / f"{uuid.uuid4().hex}.json").write_text(json.dumps(note), encoding="utf-8")
+            return float("nan")
+
+    return job
+
+
+def _report_failed_jobs(folder: Path) -> int:
+    """Print every job that failed; return the exit status: 0, 2, or 1 if one failed for a reason nobody foresaw."""
+    notes = sorted(
+        (json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")), key=lambda n: n["number"]
+    )
+    if not notes:
+        return 0
+    lines = [f"  {note['job']}: {note['text']}" for note in notes]
+    print("\n".join([f"error: of the sweep's jobs {len(notes)} failed:", *lines]), file=sys.stderr)
+    return 2 if all(note["known"] for note in notes) else 1
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str, expected: tuple[type[Exception], ...] = ()) -> None:
     """Compose the config, run the task, and turn mistakes into one message and exit status 2.
 
     expected: errors of the task that a message explains fully; all others keep their traceback. HYDRA_FULL_ERROR=1
-    keeps every traceback.
+    keeps every traceback. --help prints the help of the command and runs nothing.
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of exiting, so that the message can be ours
-    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
+    print_what_the_terminal_knows()
+    known = (HydraException, OmegaConfBaseException, ConfigError, *expected)
+    arguments = get_args_parser().parse_args()
+    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(_as_job(task, known))
     try:
-        main()
-    except (HydraException, OmegaConfBaseException, *expected) as error:
+        if arguments.help:
+            module = sys.modules[task.__module__]
+            name = f"experiments.{Path(str(module.__file__)).stem}"
+            print(help_text(name, module.__doc__, config_name, arguments.overrides, arguments.config_dir))
+            return
+        _refuse_folder_options(arguments.overrides)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as failed:
+            os.environ[_FAILED_JOBS] = failed
+            try:
+                main()
+            finally:
+                status = _report_failed_jobs(Path(failed))
+        if status:
+            sys.exit(status)
+    except known as error:
         if full:
             raise
-        print(f"error: {_explain(error, config_name, sys.argv[1:])}", file=sys.stderr)
+        print(f"error: {_explain(error, config_name, arguments.overrides, arguments.config_dir)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -1,0 +1,83 @@
+"""Arguments of Lightning's Trainer that users give beside ours: each is passed on, or refused by name."""
+
+import difflib
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+
+# Ours to set, and what to use instead.
+_REFUSED = {
+    "max_epochs": "use epochs",
+    "overfit_batches": "use limit_train_batches: images come in batches, not through a sampler that could be exchanged",
+    "barebones": "turn off single things: enable_progress_bar=false, doctor.every=null",
+    "enable_autolog_hparams": "give a logger its options",
+    "model_registry": "packed files and checkpoints lie in the folder of the run",
+}
+
+
+def make_trainer(
+    given: dict[str, Any], epochs: int, folder: Path, callbacks: Sequence[Callback], last: Sequence[Callback]
+) -> Trainer:
+    """Return a Trainer for one process that leaves its files in `folder`; ValueError names what cannot be given.
+
+    given: the user's arguments. callbacks, last: ours, called before and after those of `given`. logger=True is
+    Lightning's CSVLogger in `folder`/lightning_logs.
+    """
+    known = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
+    for name in given:
+        if name in _REFUSED:
+            raise ValueError(f"trainer.{name} cannot be given: {_REFUSED[name]}")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            guess = f" Did you mean {close[0]}?" if close else ""
+            raise ValueError(
+                f"Lightning's Trainer has no argument {name!r}.{guess} It takes {', '.join(sorted(known))}"
+            )
+    if given.get("enable_checkpointing") is False:
+        raise ValueError("trainer.enable_checkpointing=false cannot be given: the weights of a run are its checkpoint")
+    arguments: dict[str, Any] = {
+        "accelerator": "auto",
+        "devices": 1,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": folder,
+        **given,
+    }
+    logger = arguments.pop("logger", False)
+    if logger is True:
+        logger = CSVLogger(folder)
+    extra = arguments.pop("callbacks", None) or []
+    extra = [extra] if isinstance(extra, Callback) else list(extra)
+    wrong = [callback for callback in extra if not isinstance(callback, Callback)]
+    if wrong:
+        raise ValueError(f"trainer.callbacks are Lightning callbacks (_target_: ...), got {wrong[0]!r}")
+    if _needs_plain_progress(arguments) and not any(isinstance(callback, ProgressBar) for callback in extra):
+        extra.append(TQDMProgressBar())
+    try:
+        trainer = Trainer(max_epochs=epochs, logger=logger, callbacks=[*callbacks, *extra, *last], **arguments)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"trainer: {error}") from error
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"trainer: {trainer.world_size} processes were asked for (devices, num_nodes), but one run is trained by "
+            "one process on one device; several runs at a time are several commands, or a sweep (-m)"
+        )
+    return trainer
+
+
+def _needs_plain_progress(arguments: dict[str, Any]) -> bool:
+    """Return whether a progress bar is wanted where Lightning's usual one, drawn by rich, cannot be encoded."""
+    if arguments.get("enable_progress_bar") is False:
+        return False
+    try:
+        "\u2022\u2501\u257a".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
