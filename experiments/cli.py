@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -53,15 +54,19 @@ def print_what_the_terminal_knows() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def _valid_keys(config_name: str, key: str, folder: str | None) -> list[str]:
-    """Return the dotted options that stand where `key` was looked for."""
-    node: Any = composed(config_name, [], folder)
+def _valid_keys(config_name: str, key: str, others: Sequence[str], folder: str | None) -> list[str]:
+    """Return the dotted options that stand where `key` was looked for, with the other overrides in force."""
+    try:
+        node: Any = composed(config_name, others, folder)
+    except HydraException:  # a second mistake
+        node = composed(config_name, [], folder)
     prefix = ""
     for part in key.split(".")[:-1]:
         if not isinstance(node, DictConfig) or part not in node:
             break
         node, prefix = OmegaConf.select(node, part), f"{prefix}{part}."
-    return [f"{prefix}{name}" for name in node] if isinstance(node, DictConfig) else []
+    names = node if isinstance(node, DictConfig) else []
+    return [f"{prefix}{name}" for name in names if name not in ("_target_", "_partial_")]
 
 
 def _explain(error: BaseException, config_name: str, overrides: Sequence[str], folder: str | None) -> str:
@@ -72,13 +77,13 @@ def _explain(error: BaseException, config_name: str, overrides: Sequence[str], f
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         if f"'{key.split('.')[-1]}'" in both and "not in struct" in both:
-            valid = _valid_keys(config_name, key, folder)
-            more = (
-                f". Any argument of Lightning's Trainer is given with a plus: +{override}"
-                if key.startswith("trainer.")
-                else ""
-            )
-            return f"there is no option {key!r}.{did_you_mean(key, valid)} Options there: {', '.join(valid)}{more}"
+            valid = _valid_keys(config_name, key, [other for other in overrides if other != override], folder)
+            text = f"there is no option {key!r}.{did_you_mean(key, valid)} Options there: {', '.join(valid) or 'none'}"
+            if key.startswith("trainer."):
+                text += f". Any argument of Lightning's Trainer is given with a plus: +{override}"
+            return text
+        if text.startswith(f"Multiple values for {key}."):
+            return f"{key} is there already: give it without the plus, {override.lstrip('+')}"
     return both if error.__cause__ and str(error.__cause__) not in text else text
 
 
@@ -89,34 +94,40 @@ def _refuse_folder_options(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{key} cannot be given: {_FOLDER_OPTIONS[key]}")
 
 
-def _as_job(task: Callable[[DictConfig], Any], known: tuple[type[Exception], ...]) -> Callable[[DictConfig], Any]:
-    """Return the task, which in a sweep notes that it failed and lets the other jobs run.
+class _Job:
+    """A task whose foreseen mistakes do not pass through Hydra, which would print its own line for each.
 
-    A job that failed returns nan, which is no value to a sweeper that searches.
+    One of a single run is kept in `mistake`. A job of a sweep notes that it failed, lets the other jobs run and returns
+    nan, which is no value to a sweeper that searches.
     """
 
-    @functools.wraps(task)
-    def job(config: DictConfig) -> Any:
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            return task(config)
-        overrides = " ".join(HydraConfig.get().overrides.task)
-        try:
-            return task(config)
-        except Exception as error:
-            if not isinstance(error, known):
-                traceback.print_exc()
-            text = str(error) if isinstance(error, known) else f"{type(error).__name__}: {error}"
-            print(f"failed: {overrides}: {text}", file=sys.stderr)
-            note = {
-                "number": HydraConfig.get().job.num,
-                "job": overrides,
-                "text": text,
-                "known": isinstance(error, known),
-            }
-            (Path(os.environ[_FAILED_JOBS]) / f"{uuid.uuid4().hex}.json").write_text(json.dumps(note), encoding="utf-8")
-            return float("nan")
+    def __init__(self, task: Callable[[DictConfig], Any], known: tuple[type[Exception], ...]):
+        functools.update_wrapper(self, task)
+        self._task, self._known = task, known
+        self.mistake: Exception | None = None
 
-    return job
+    def __call__(self, config: DictConfig) -> Any:
+        sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
+        try:
+            return self._task(config)
+        except self._known as error:
+            if not sweeps:
+                self.mistake = error
+                return None
+            return self._note(str(error), known=True)
+        except Exception as error:
+            if not sweeps:
+                raise
+            traceback.print_exc()
+            return self._note(f"{type(error).__name__}: {error}", known=False)
+
+    def _note(self, text: str, known: bool) -> float:
+        job = HydraConfig.get()
+        note = {"number": job.job.num, "job": " ".join(job.overrides.task), "text": text, "known": known}
+        print(f"failed: {note['job']}: {text}", file=sys.stderr)
+        file = Path(os.environ[_FAILED_JOBS]) / f"{uuid.uuid4().hex}.json"
+        file.write_text(json.dumps(note), encoding="utf-8")
+        return float("nan")
 
 
 def _report_failed_jobs(folder: Path) -> int:
@@ -142,12 +153,13 @@ def run(task: Callable[[DictConfig], Any], config_name: str, expected: tuple[typ
     print_what_the_terminal_knows()
     known = (HydraException, OmegaConfBaseException, ConfigError, *expected)
     arguments = get_args_parser().parse_args()
-    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(_as_job(task, known))
+    job = _Job(task, known)
+    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)
     try:
         if arguments.help:
-            module = sys.modules[task.__module__]
-            name = f"experiments.{Path(str(module.__file__)).stem}"
-            print(help_text(name, module.__doc__, config_name, arguments.overrides, arguments.config_dir))
+            doc = sys.modules[task.__module__].__doc__
+            text = help_text(doc, config_name, arguments.overrides, arguments.config_dir)
+            print(re.sub(r"python -m experiments\.(\w+)", lambda found: program(found[1]), text))
             return
         _refuse_folder_options(arguments.overrides)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as failed:
@@ -156,6 +168,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str, expected: tuple[typ
                 main()
             finally:
                 status = _report_failed_jobs(Path(failed))
+        if job.mistake is not None:
+            raise job.mistake
         if status:
             sys.exit(status)
     except known as error:

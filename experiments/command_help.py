@@ -89,7 +89,7 @@ def _written(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def help_text(module: str, doc: str | None, config_name: str, overrides: Sequence[str], folder: str | None) -> str:
+def help_text(doc: str | None, config_name: str, overrides: Sequence[str], folder: str | None) -> str:
     """Return the help of a command; with overrides, the options and values that these give."""
     config = composed(config_name, overrides, folder, return_hydra_config=True)
     choices = config.hydra.runtime.choices
@@ -97,7 +97,7 @@ def help_text(module: str, doc: str | None, config_name: str, overrides: Sequenc
     usage, explained = comments(root)
     entries = OmegaConf.create(root).defaults
     groups = [name for entry in entries if isinstance(entry, DictConfig) for name in entry if "override " not in name]
-    lines = [f"usage: {usage or f'python -m {module} [option=value ...]'}", "", (doc or "").strip(), ""]
+    lines = [f"usage: {usage}", "", (doc or "").strip(), ""]
     loader = GlobalHydra.instance().config_loader()
     if groups:
         lines.append("Groups, a file of configs/ each (GROUP=NAME):")

@@ -29,9 +29,12 @@ def whole_number(config: DictConfig, key: str, least: int, most: int | None = No
     if isinstance(value, str | float):
         with contextlib.suppress(ValueError, OverflowError):
             number = int(value) if isinstance(value, str) or value.is_integer() else None  # 1e3 is a float in YAML
-    if number is None or number < least or (most is not None and number > most):
-        bounds = f"at least {least}" if most is None else f"{least} to {most}"
-        raise ConfigError(f"{key} must be a whole number of {bounds}, got {value!r}")
+    if number is None:
+        raise ConfigError(f"{key} must be a whole number, got {value!r}")
+    if number < least:
+        raise ConfigError(f"{key} must be at least {least}, got {number}")
+    if most is not None and number > most:
+        raise ConfigError(f"{key} must be at most {most}, got {number}")
     OmegaConf.update(config, key, number)
     return number
 

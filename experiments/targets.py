@@ -68,10 +68,24 @@ def _check_target(node: DictConfig, key: str) -> None:
                 raise ConfigError(
                     f"{key}: {node._target_} has no argument {name!r}.{did_you_mean(name, names)} {takes.capitalize()}"
                 )
+    for parameter in named:
+        value = node[parameter.name] if parameter.name in given else None
+        if isinstance(value, str | bool) and _takes_numbers_alone(parameter):
+            raise ConfigError(
+                f"{key}.{parameter.name} must be a number, got {value!r} (text of the environment becomes one by "
+                "${oc.decode:${oc.env:NAME}})"
+            )
     if not node.get("_partial_", False) and "_args_" not in node:
         missing = [p.name for p in named if p.default is p.empty and p.name not in given]
         if missing:
             raise ConfigError(f"{key}: {node._target_} needs {', '.join(missing)}; {takes}")
+
+
+def _takes_numbers_alone(parameter: inspect.Parameter) -> bool:
+    """Return whether an argument's default is a number and its annotation speaks of no text."""
+    number = isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool)
+    annotation = parameter.annotation if isinstance(parameter.annotation, str) else repr(parameter.annotation)
+    return number and not any(word in annotation for word in ("str", "bool", "Literal", "Any"))
 
 
 def check(node: Any, key: str) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import cli
 from experiments.results import read_json, write_json
+from experiments.run_parts import build_parts, check_values
 
 # What may differ between two runs that are the same experiment.
 NOT_THE_EXPERIMENT = (
@@ -54,9 +54,9 @@ def run(config: DictConfig, made_by: str) -> Path:
 
     made_by: the command that makes this run again, for its result.
     """
-    import bnn
-    from bnn.training import CHECKPOINT, REPORT, Checkup, RunError, Scheduling, provenance, seed_everything, train
+    from bnn.training import CHECKPOINT, REPORT, Checkup, RunError, Scheduling, provenance, train
 
+    check_values(config)
     folder = Path(config.run_dir)
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
@@ -72,33 +72,24 @@ def run(config: DictConfig, made_by: str) -> Path:
             raise RunError(
                 f"{folder} holds a run with another config; remove the folder or choose another with run_dir=..."
             )
+    parts = build_parts(config)  # a mistake must not take the folder
+    data, costs = parts.data, parts.costs
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(resolved), config_file)
 
-    data = instantiate(config.data)
-    seed_everything(config.seed)  # the initial weights follow the seed, whatever ran before in this process
-    network = instantiate(config.model, _convert_="object")
-    try:
-        costs = bnn.summary(network, data.input_shape)
-    except RuntimeError as error:
-        raise RunError(
-            f"{config.model._target_} does not take {data.name}'s {data.input_shape} images: {error}"
-        ) from error
-    classifier = instantiate(config.classifier, _convert_="object")
-    trainer = OmegaConf.to_container(config.trainer, resolve=True)
-    assert isinstance(trainer, dict)
-    callbacks: list[Any] = [Scheduling(instantiate(config.schedules, _convert_="object") or [])]
+    callbacks: list[Any] = [Scheduling(parts.schedules)]
     if config.doctor.every is not None:
         callbacks.append(Checkup(folder, config.doctor.every, config.classifier.latent_clip, data.num_classes))
     outcome = train(
-        classifier,
-        network,
+        parts.classifier,
+        parts.network,
         data,
         folder,
         epochs=config.epochs,
         batch_size=config.batch_size,
         seed=config.seed,
-        trainer={str(key): value for key, value in trainer.items()},
+        augment=parts.augment,
+        trainer=parts.trainer,
         callbacks=callbacks,
     )
     run_is: dict[str, Any] = {
@@ -150,18 +141,19 @@ def run(config: DictConfig, made_by: str) -> Path:
     return folder
 
 
-def task(config: DictConfig) -> None:
-    """Run what the command line says."""
-    run(config, command())
+def task(config: DictConfig) -> float:
+    """Run what the command line says; returns the validation accuracy, by which a sweeper may search."""
+    folder = run(config, command())
+    return float(read_json(folder / "result.json")["accuracy"]["validation"])
 
 
 def main() -> None:
     """Entry point."""
     from bnn.data import DataError
-    from bnn.training import RunError
+    from bnn.training import DivergenceError, RunError
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    cli.run(task, "train", expected=(DataError, RunError, ValueError))
+    cli.run(task, "train", expected=(DataError, DivergenceError, RunError, ValueError))
 
 
 if __name__ == "__main__":

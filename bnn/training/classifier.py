@@ -19,6 +19,10 @@ SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LR
 _RANDOM_NUMBERS = "random_numbers"  # key in a checkpoint: states of PyTorch's generators
 
 
+class DivergenceError(RuntimeError):
+    """Training whose loss is no finite number any more: its weights are lost."""
+
+
 class Classifier(LightningModule):
     """Trains a network of (N, C, H, W) -> (N, classes) on batches (images, labels).
 
@@ -27,6 +31,8 @@ class Classifier(LightningModule):
     center_latents: subtract their mean over input channels after each step, as the XNOR-Net authors' code does.
     no_decay: roles of parameters that weight decay spares. glorot_rates: learning rates of latents by BinaryNet's rule
     (bnn.optimizers.parameter_groups). pack_activations: less memory for more time, the same gradients (bnn.memory).
+    DivergenceError at the end of an epoch whose last loss is not finite; one step between others may be, as a scaler
+    of gradients (16-mixed) skips it.
     Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1].
     """
 
@@ -49,6 +55,7 @@ class Classifier(LightningModule):
         self._scheduler = scheduler
         self._latent_clip = latent_clip
         self._sums = self._zeros()
+        self._steps, self._finite_steps = 0, torch.zeros((), dtype=torch.int64)
         self._center_latents = center_latents
         self._no_decay = no_decay
         self._glorot_rates = glorot_rates
@@ -98,6 +105,7 @@ class Classifier(LightningModule):
         loader: Any = self.trainer.train_dataloader
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(self.current_epoch)
+        self._steps, self._finite_steps = 0, torch.zeros((), dtype=torch.int64, device=self.device)
         for module in self.network.modules():
             if isinstance(module, QuantLayer):
                 module.weight_quantizer.begin_epoch(module.filters(module.weight.detach()))
@@ -110,6 +118,8 @@ class Classifier(LightningModule):
         self._sums += torch.stack(
             [loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum(), _ones(labels)]
         )
+        self._finite_steps = torch.where(loss.detach().isfinite(), index + 1, self._finite_steps)
+        self._steps = index + 1
         return loss
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
@@ -117,6 +127,13 @@ class Classifier(LightningModule):
         self._keep_latents()
 
     def on_train_epoch_end(self) -> None:
+        if int(self._finite_steps) < self._steps:
+            step = f"epoch {self.current_epoch}, step {int(self._finite_steps)} of {self._steps} (both from 0)"
+            raise DivergenceError(
+                f"the loss is not finite from {step} on: try a lower learning rate (optimizer.lr), a warm-up "
+                "(scheduler=warmup_cosine) or +trainer.gradient_clip_val=1.0; +trainer.detect_anomaly=true finds the "
+                "operation, and doctor.json what the layers looked like"
+            )
         loss, right, seen = self._sums.tolist()
         self.log("train_loss", loss / seen)
         self.log("train_accuracy", right / seen, prog_bar=True)

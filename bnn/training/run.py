@@ -5,21 +5,23 @@ import pickle
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import seed_everything as lightning_seed_everything
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Timer
-from torch import nn
+from torch import Tensor, nn
 
 from bnn.data import Batches, ImageData
 from bnn.training.classifier import Classifier
 from bnn.training.files import whole_path
 from bnn.training.learning_curve import LearningCurve, epochs_in, last_value
+from bnn.training.trainer_arguments import make_trainer
 
 EVALUATION_BATCH = 500
 CURVE = "metrics.csv"
@@ -137,36 +139,38 @@ def train(
     epochs: int,
     batch_size: int,
     seed: int,
+    augment: Callable[[Tensor], Tensor] | None = None,
     trainer: dict[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Outcome:
     """Train a network, or go on from the checkpoint in `folder`, and measure it on validation and test data.
 
     The weights of the last epoch are measured: nothing is chosen by the validation set, nothing ever by the test set.
-    trainer: more arguments of lightning's Trainer. callbacks: more of Lightning's callbacks, such as Scheduling.
+    augment: changes normalized training images (B, C, H, W), such as bnn.data.RandomCropFlip. trainer: more arguments
+    of Lightning's Trainer, loggers and callbacks among them. callbacks: more callbacks, such as Scheduling.
     The network holds the trained weights afterwards. One in evaluation mode is set to training mode; parts of a network
     in training mode that are in evaluation mode stay so, frozen statistics of batch norm for instance.
     trainer["max_time"] counts from this start: a run that it ended goes on at the next. With fast_dev_run nothing is
-    kept. RunError if the checkpoint in `folder` is damaged or does not fit the network.
+    kept. RunError if the checkpoint in `folder` is damaged or does not fit the network; ValueError for arguments that
+    cannot be used; DivergenceError if the loss is no finite number any more at the end of an epoch.
     """
+    for name, number, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"{name} must be at least {least}, a whole number; got {number!r}")
     seed_everything(seed)
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
     folder.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
-    arguments: dict[str, Any] = {"accelerator": "auto", "devices": 1, "enable_model_summary": False, **(trainer or {})}
-    limit = _TimeLimit(arguments.pop("max_time", None))
+    arguments = dict(trainer or {})
+    try:
+        limit = _TimeLimit(arguments.pop("max_time", None))
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ValueError(f"trainer.max_time: {error}") from error
     kept = [] if arguments.get("fast_dev_run") else [_LastCheckpoint(folder, clock)]
-    lightning_trainer = Trainer(
-        max_epochs=epochs,
-        logger=False,
-        callbacks=[*callbacks, limit, LearningCurve(folder / CURVE), *kept],
-        num_sanity_val_steps=0,
-        **arguments,
-    )
+    before, after = [*callbacks, limit], [LearningCurve(folder / CURVE), *kept]
+    lightning_trainer = make_trainer(arguments, epochs, folder, before, after)
     device = lightning_trainer.strategy.root_device
     normalize = data.normalizer()
-    train_batches = Batches(data.train, normalize, batch_size, shuffle=True, seed=seed).to(device)
+    train_batches = Batches(data.train, normalize, batch_size, shuffle=True, seed=seed, augment=augment).to(device)
     validation, test = (
         Batches(split, normalize, EVALUATION_BATCH, shuffle=False, seed=0).to(device)
         for split in (data.validation, data.test)
@@ -187,7 +191,11 @@ def train(
         if lightning_trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
     except RuntimeError as error:
+        if str(error).startswith("Early stopping conditioned on metric"):
+            raise ValueError(f"trainer.callbacks: {error}") from error
         if "loading state_dict" in str(error) or "Missing key" in str(error):
             raise RunError(f"{last} is of another network; choose another run_dir or remove it: {error}") from error
         raise

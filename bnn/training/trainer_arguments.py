@@ -10,7 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 # Ours to set, and what to use instead.
 _REFUSED = {
@@ -19,6 +19,13 @@ _REFUSED = {
     "barebones": "turn off single things: enable_progress_bar=false, doctor.every=null",
     "enable_autolog_hparams": "give a logger its options",
     "model_registry": "packed files and checkpoints lie in the folder of the run",
+}
+
+_LEFT_OUT = {
+    "limit_train_batches": "train on",
+    "limit_val_batches": "measure at the end; check_val_every_n_epoch=${epochs} validates after the last epoch alone",
+    "limit_test_batches": "measure at the end",
+    "max_steps": "do",
 }
 
 
@@ -50,11 +57,18 @@ def make_trainer(
         "default_root_dir": folder,
         **given,
     }
-    logger = arguments.pop("logger", False)
+    logger = arguments.pop("logger", None) or False
     if logger is True:
         logger = CSVLogger(folder)
+    loggers = logger if isinstance(logger, list | tuple) else [logger] if logger else []
+    if not all(isinstance(entry, Logger) for entry in loggers):
+        raise ValueError(
+            f"trainer.logger is true, a Lightning logger or a list of them (_target_: ...), got {logger!r}"
+        )
+    if logger and "log_every_n_steps" not in arguments:
+        arguments["log_every_n_steps"] = 1  # epochs may be shorter than Lightning's 50, of which it warns
     extra = arguments.pop("callbacks", None) or []
-    extra = [extra] if isinstance(extra, Callback) else list(extra)
+    extra = list(extra) if isinstance(extra, list | tuple) else [extra]
     wrong = [callback for callback in extra if not isinstance(callback, Callback)]
     if wrong:
         raise ValueError(f"trainer.callbacks are Lightning callbacks (_target_: ...), got {wrong[0]!r}")
@@ -69,6 +83,9 @@ def make_trainer(
             f"trainer: {trainer.world_size} processes were asked for (devices, num_nodes), but one run is trained by "
             "one process on one device; several runs at a time are several commands, or a sweep (-m)"
         )
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "max_steps"):
+        if getattr(trainer, name) == 0:
+            raise ValueError(f"trainer.{name}=0 leaves nothing to {_LEFT_OUT[name]}")
     return trainer
 
 

@@ -1,0 +1,91 @@
+"""What a training run is made of, built from its config: data, network, classifier, Trainer's arguments."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.command_help import CONFIGS
+from experiments.config_values import ConfigError, check_numbers, whole_number
+from experiments.targets import build, check
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that `bnn.training.train` takes of a config; costs is the network's bnn.summary."""
+
+    data: Any
+    network: Any
+    costs: Any
+    classifier: Any
+    augment: Callable[[Any], Any] | None
+    trainer: dict[str, Any]
+    schedules: list[Any]
+
+
+def check_values(config: DictConfig) -> None:
+    """Make the seed, epochs and batch size whole numbers, of text too; ConfigError names what cannot be used."""
+    _check_quantizer(config)
+    whole_number(config, "seed", 0, 2**32 - 1)
+    whole_number(config, "epochs", 1)
+    whole_number(config, "batch_size", 1)
+    if OmegaConf.select(config, "doctor.every") is not None:
+        whole_number(config, "doctor.every", 1)
+    check_numbers(config)
+
+
+def _check_quantizer(config: DictConfig) -> None:
+    quantizer = OmegaConf.select(config, "quantizer")
+    needed = OmegaConf.load(CONFIGS / "quantizer" / "fp32.yaml")
+    if not isinstance(quantizer, DictConfig):
+        raise ConfigError(f"quantizer is {quantizer!r}; it is a file of configs/quantizer, such as quantizer=xnor")
+    missing = [str(name) for name in needed if name not in quantizer]
+    if missing:
+        raise ConfigError(
+            f"the quantizer's config lacks {', '.join(missing)}: begin its file with `defaults: [fp32]`, which "
+            "brings them (FP32 weights and inputs), and give it a name and a label of its own"
+        )
+    for key in ("weight", "input"):
+        node = quantizer[key]
+        if not isinstance(node, DictConfig) or "_target_" not in node or not node.get("_partial_", False):
+            raise ConfigError(
+                f"quantizer.{key} must name a quantizer's class and say that each layer makes its own: "
+                f"{{_target_: module.Class, _partial_: true}}; got {node}"
+            )
+        check(node, f"quantizer.{key}")
+
+
+def build_parts(config: DictConfig) -> Parts:
+    """Build everything that a run needs; ConfigError names the key of what cannot be built.
+
+    The initial weights follow config.seed, whatever ran before in this process.
+    """
+    import bnn
+    from bnn.training import seed_everything
+
+    for key in ("optimizer", "scheduler", "classifier"):
+        check(config[key], key)
+    data = build(config, "data")
+    seed_everything(config.seed)
+    network = build(config, "model")
+    try:
+        costs = bnn.summary(network, data.input_shape)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{config.model._target_} does not take {data.name}'s {data.input_shape} images: {error}"
+        ) from error
+    classifier = build(config, "classifier")
+    try:
+        classifier(copy.deepcopy(network)).configure_optimizers()
+    except (TypeError, ValueError, ZeroDivisionError, KeyError) as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ConfigError(f"optimizer, scheduler or classifier cannot be made: {kind}{error}") from error
+    given: Any = OmegaConf.to_container(config.trainer, resolve=True) if config.trainer else {}
+    trainer = {str(key): value for key, value in given.items()}
+    for key in ("logger", "callbacks", "profiler", "plugins", "strategy"):
+        if isinstance(trainer.get(key), dict | list):
+            trainer[key] = build(config, f"trainer.{key}")
+    augment = build(config, "augment") if "augment" in config else None
+    return Parts(data, network, costs, classifier, augment, trainer, build(config, "schedules") or [])
