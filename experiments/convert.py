@@ -62,7 +62,11 @@ def convert_run(
         **provenance(),
     }
     write_json(folder / "conversion.json", content)
-    differ = max(1 - report.agreement, 1 - content["same_predictions"] / len(labels))
+    agreed = 1.0 if report.agreement is None else report.agreement + report.undecided
+    differ = max(
+        1 - agreed,
+        1 - content["same_predictions"] / len(labels),
+    )
     passes = report.first_difference is None and differ <= tolerance
     return content, f"{packed.summary()}\n\n{report}", passes
 

@@ -25,6 +25,7 @@ from bnn.converter.builder import Builder
 from bnn.converter.emitter import emit
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph import Input, Refused, Value, live_values, refused
+from bnn.converter.planes_check import check_planes
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules
 from bnn.converter.trace import BATCH, Traced, check_trace, results, trace
 from bnn.quantizers.base import Quantizer
@@ -88,7 +89,9 @@ def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.Pa
     twin = copy.deepcopy(model).to("cpu", torch.float32)
     with torch.no_grad():
         traced = trace(twin)
-        outputs = Lowering(traced, examples).run()
+        lowering = Lowering(traced, examples)
+        check_planes(twin, examples)
+        outputs = lowering.run()
         check_trace(twin, traced, examples)
         steps, registers = emit(outputs)
     if not steps:

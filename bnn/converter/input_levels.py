@@ -1,11 +1,15 @@
 """From a quantizer of inputs to the levels that a packed network has in its place."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph import Levels, Value
-from bnn.converter.level_table import as_one_term, check_input, monotone_table
+from bnn.converter.level_table import LARGEST_FLOAT, LevelTable, as_one_term, check_input, monotone_table, probes
+from bnn.converter.planes_check import check_same
+from bnn.converter.thresholds import float_thresholds
 from bnn.quantizers.base import Quantizer
 
 
@@ -30,6 +34,8 @@ def levels_of(quantizer: Quantizer, x: Value, place: str, source: str, channels_
 
     uniform = not quantizer.channelwise and _takes(quantizer, spread(torch.zeros(1, x.shape[0] + 1)))
     table = monotone_table(quantizer, planes, levels, x.shape[0], place)
+    at = edges(levels, table, 1 if uniform else x.shape[0])
+    check_same(quantizer, spread(at), place, " around the thresholds between its levels")
     return Levels(x.shape, (x,), source, levels=levels, uniform=uniform, planes=planes, table=table)
 
 
@@ -39,3 +45,15 @@ def _takes(quantizer: Quantizer, x: Tensor) -> bool:
         return quantizer.planes(x).terms[0].bits.shape[1:] == x.shape
     except RuntimeError:
         return False
+
+
+def edges(levels: Callable[[Tensor], Tensor], table: LevelTable, channels: int) -> Tensor:
+    """Return float32 (T, channels): where levels begin, the numbers just below, both zeros, and numbers between.
+
+    levels: maps floats (T, channels) to integer levels. What rises and agrees with them here does so everywhere.
+    """
+    t, _ = float_thresholds(levels, channels, LARGEST_FLOAT, table)
+    begins = torch.from_numpy(t).clamp(-LARGEST_FLOAT, LARGEST_FLOAT)
+    below = torch.nextafter(begins, torch.tensor(-torch.inf))
+    others = torch.cat([probes(), torch.tensor([0.0, -0.0])])
+    return torch.cat([begins, below, others[:, None].expand(-1, channels)])

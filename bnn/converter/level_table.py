@@ -98,6 +98,13 @@ def check_input(quantizer: Quantizer, planes: Planes, path: str) -> None:
         raise ConversionError(f"{path}: {quantizer} has {planes.bits} bit planes; up to {MAX_PLANES} can be packed")
 
 
+def probes() -> Tensor:
+    """Return float32 (PROBES - 1,), from -LARGEST_FLOAT to LARGEST_FLOAT."""
+    end = int(torch.tensor(LARGEST_FLOAT).view(torch.int32))
+    magnitudes = torch.linspace(0, end, PROBES // 2).to(torch.int32).view(torch.float32)
+    return torch.cat([-magnitudes.flip(0), magnitudes[1:]])
+
+
 def monotone_table(
     quantizer: Quantizer, planes: Planes, levels: Callable[[Tensor], Tensor], channels: int, path: str
 ) -> LevelTable:
@@ -105,10 +112,7 @@ def monotone_table(
 
     levels: maps floats (T, channels) to levels.
     """
-    end = int(torch.tensor(LARGEST_FLOAT).view(torch.int32))
-    magnitudes = torch.linspace(0, end, PROBES // 2).to(torch.int32).view(torch.float32)
-    probes = torch.cat([-magnitudes.flip(0), magnitudes[1:]])
-    found = levels(probes[:, None].expand(-1, channels))
+    found = levels(probes()[:, None].expand(-1, channels))
     table = LevelTable.of(planes, found.T.reshape(-1).numpy())
     if bool((table.rank(found).diff(dim=0) < 0).any()):
         raise ConversionError(

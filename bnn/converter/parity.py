@@ -2,28 +2,36 @@
 
 Both networks run freely, and their predictions are compared. Beside that each step of the packed one is fed what
 PyTorch fed the same place, so a difference is shown where it arises: integer steps must give the same levels, float
-steps may differ by rounding, and so may signs of floats, where a float lies within rounding of its threshold.
+steps may differ by rounding, and so may levels of floats, where a float lies within rounding of the threshold between
+two of them. PyTorch itself is held to what it was trained with: each quantizer's planes to its forward.
 """
 
-import functools
+import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import bnn_kernels as bk
 import numpy as np
 import torch
+from bnn_kernels.bit_planes import level_of_code
 from bnn_kernels.bit_tensor import BitTensor, unpack
-from bnn_kernels.pooling import max_pool
+from bnn_kernels.packed_model import input_register
 from torch import Tensor, fx, nn
 
+from bnn.converter.answers import Answers, outputs_of
 from bnn.converter.builder import IN_STEPS
 from bnn.converter.convert import check_examples
 from bnn.converter.level_table import as_one_term
 from bnn.converter.parity_report import FreeRun, ParityReport, StepParity
+from bnn.converter.planes_check import PlanesCheck
+from bnn.converter.tally import Tally
 from bnn.converter.trace import Traced, trace
 
 # A float within this share of the largest float of its map from a threshold may fall on either side of it.
 ROUNDING = 1e-5
+# Steps that only move numbers, or choose among them.
+MOVES = ("reshape", "permute", "select", "concat", "max_pool")
 
 
 class _Recorder:
@@ -45,8 +53,7 @@ class _Recorder:
         """Return the outputs, channels first; `values` holds the places'."""
         self.values = {}
         with torch.no_grad():
-            outputs = self.traced.run(inputs, self._watch)
-        return tuple(y.numpy() for y in (outputs if isinstance(outputs, tuple | list) else (outputs,)))
+            return outputs_of(self.traced.run(inputs, self._watch))
 
     def _watch(self, node: fx.Node, args: Any, result: Any) -> None:
         place = self.traced.places[node]
@@ -67,45 +74,15 @@ class _Recorder:
                     self.values[source] = np.moveaxis(levels, -1, 1) if isinstance(module, nn.Linear) else levels
 
 
-class _Tally:
-    """Sums up the comparisons of one output of one step."""
-
-    def __init__(self, step: str, source: str, exact: bool):
-        self.step, self.source, self.exact = step, source, exact
-        self.elements = self.different = self.explained = 0
-        self.largest = self.largest_value = 0.0
-
-    def add(self, found: np.ndarray, expected: np.ndarray, margins: Callable[[], np.ndarray | None]) -> None:
-        difference = np.abs(found.astype(np.float64) - expected)
-        wrong = int(np.count_nonzero(difference))
-        self.elements += difference.size
-        self.different += wrong
-        self.largest = max(self.largest, float(difference.max(initial=0)))
-        self.largest_value = max(self.largest_value, float(np.abs(expected).max(initial=0)))
-        self.explained += _explained(difference, margins()) if wrong else 0
-
-    def row(self, is_levels: bool) -> StepParity:
-        relative = self.largest / self.largest_value if self.largest_value else self.largest
-        return StepParity(
-            self.step, self.source, self.exact, is_levels, self.elements, self.different, self.explained,
-            self.largest, relative,
-        )  # fmt: skip
-
-
-def _explained(difference: np.ndarray, margins: np.ndarray | None) -> int:
-    """Return how many different levels stem from a float within rounding of its threshold."""
-    if margins is None or margins.size != difference.size:
-        return 0
-    if difference.ndim == 4:
-        difference = difference.transpose(0, 2, 3, 1)
-    return int(np.count_nonzero((difference.reshape(margins.shape) != 0) & (margins <= ROUNDING)))
-
-
-def _channels_first(value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a register as PyTorch has it."""
+def _channels_first(value: Any, shape: tuple[int, ...], source: str) -> np.ndarray:
+    """Return a register as PyTorch has it; ValueError if it is of another size."""
     found = unpack(value) if isinstance(value, BitTensor) else value
     if found.ndim == 4 and not isinstance(value, BitTensor):
         found = found.transpose(0, 3, 1, 2)
+    if found.size != math.prod(shape):
+        raise ValueError(
+            f"the packed network was made of another model: at {source!r} it has {tuple(found.shape)}, PyTorch {shape}"
+        )
     return found.reshape(shape)
 
 
@@ -119,101 +96,184 @@ def _as_register(value: Any, expected: np.ndarray) -> Any:
     return np.ascontiguousarray(expected)
 
 
-def _as_tuple(found: Any) -> tuple[np.ndarray, ...]:
-    return found if isinstance(found, tuple) else (found,)
-
-
 class _Comparison:
-    def __init__(self, packed: bk.PackedModel):
+    def __init__(self, packed: bk.PackedModel, recorded: set[str]):
+        """recorded: those places that PyTorch computes."""
         self.packed = packed
-        self.tallies: dict[str, _Tally] = {}
-        self.free: dict[str, _Tally] = {}
+        self.tallies: dict[str, Tally] = {}
+        self.free: dict[str, Tally] = {}
         self.place: dict[str, tuple[int, str]] = {}
         self.made_by = {output: i for i, spec in enumerate(packed.steps) for output in spec.outputs}
+        # Registers of which later steps get PyTorch's own numbers, or those numbers moved.
+        self.same = {input_register(i) for i in range(len(packed.input_shapes))}
         for index, spec in enumerate(packed.steps):
-            fed_by_floats = any(packed.specs[name].kind == "float" for name in spec.inputs)
             for output, source in zip(spec.outputs, spec.sources, strict=True):
-                kind = packed.specs[output].kind
-                # Signs out of a pass are signs of floats; a packing step is fed the very floats of PyTorch.
-                signs_of_floats = kind == "bits" and spec.attrs.get("output", "float") == "float" and spec.op != "pack"
-                exact = kind != "float" and not (signs_of_floats and (fed_by_floats or spec.op.startswith("binary")))
-                if source:
-                    self.place[output] = index, source
-                    self.tallies[output] = _Tally(spec.op, source, exact)
-                    self.free[output] = _Tally(spec.op, source, exact)
-        self.sources = {source for _, source in self.place.values()}
+                kept = source in recorded
+                if kept or (spec.op in MOVES and self.same.issuperset(spec.inputs)):
+                    self.same.add(output)
+                if not kept:
+                    continue
+                what = packed.specs[output]
+                planes = len(what.multipliers) if what.kind == "bits" else 1 if what.kind == "int" else 0
+                exact = what.kind != "float" and not self._of_rounded_floats(index, output)
+                self.place[output] = index, source
+                self.tallies[output] = Tally(spec.op, source, exact, planes)
+                self.free[output] = Tally(spec.op, source, exact, planes)
 
-    def run(self, inputs: Sequence[np.ndarray], values: dict[str, np.ndarray], free: bool) -> None:
-        """Run the packed network and compare each place; unless `free`, later steps get PyTorch's values."""
+    def _of_rounded_floats(self, index: int, output: str) -> bool:
+        """Whether bits are levels of floats that are not PyTorch's own."""
+        spec = self.packed.steps[index]
+        if spec.op == "pool_bits":
+            (given,) = spec.inputs
+            return given not in self.place and self._of_rounded_floats(self.made_by[given], given)
+        if spec.op == "pack":
+            return not self.same.issuperset(spec.inputs)
+        return self.packed.specs[output].kind == "bits" and "bounds" in spec.tensors
+
+    def run(self, inputs: Sequence[np.ndarray], values: dict[str, np.ndarray], free: bool) -> np.ndarray:
+        """Run the packed network and compare each place; unless `free`, later steps get PyTorch's values.
+
+        Returns bool (N,): in which inputs levels differed.
+        """
         tallies = self.free if free else self.tallies
         registers = self.packed.enter(*inputs)
+        flipped = np.zeros(len(inputs[0]), bool)
 
         def compare(register: str, value: Any) -> Any:
             registers[register] = value
-            index, source = self.place.get(register, (0, ""))
-            if source in values:
+            if register in self.place:
+                index, source = self.place[register]
                 expected = values[source]
-
-                margins = functools.partial(self._margins, index, registers)
-                tallies[register].add(_channels_first(value, expected.shape), expected, margins)
+                found = _channels_first(value, expected.shape, source)
+                tallies[register].add(found, expected, lambda: self._explained(index, registers, found, expected))
+                if self.packed.specs[register].kind != "float":
+                    flipped[:] |= (found != expected).reshape(len(found), -1).any(1)
                 if not free:
                     registers[register] = _as_register(value, expected)
             return registers[register]
 
         self.packed.trace(*inputs, replace=compare)
+        return flipped
 
-    def _margins(self, index: int, registers: dict[str, Any]) -> np.ndarray | None:
-        """Return the margins of a step's levels; behind a pooling, the smallest of each window."""
+    def _explained(self, index: int, registers: dict[str, Any], found: np.ndarray, expected: np.ndarray) -> int:
+        """Return how many different levels are those of floats within rounding of the thresholds between."""
+        bits = self._nearby(index, registers)
+        if bits is None:
+            return 0
+        rank = _ranks(self.packed.steps[index])
+        low, high = (rank(_channels_first(part, expected.shape, "")) for part in bits)
+        wanted = rank(expected)
+        inside = (np.minimum(low, high) <= wanted) & (wanted <= np.maximum(low, high))
+        return int(np.count_nonzero(inside & (found != expected)))
+
+    def _nearby(self, index: int, registers: dict[str, Any]) -> tuple[Any, Any] | None:
+        """Return a step's levels if its floats were lower, and higher, within rounding; pooled, if it pools them."""
         step = self.packed.steps[index]
         if step.op != "pool_bits":
-            return self.packed.margins(index, *[registers[name] for name in step.inputs])
-        before = self._margins(self.made_by[step.inputs[0]], registers)
+            return self.packed.nearby(index, ROUNDING, *[registers[name] for name in step.inputs])
+        before = self._nearby(self.made_by[step.inputs[0]], registers)
         if before is None:
             return None
-        geometry = (*step.attrs["kernel"], *step.attrs["stride"], *step.attrs["padding"])
-        return -max_pool(-before.astype(np.float32), geometry)
+        lower, higher = (self.packed.run_step(index, bits) for bits in before)
+        return lower, higher
 
-    def rows(self, tallies: dict[str, _Tally]) -> tuple[StepParity, ...]:
-        return tuple(
-            tally.row(self.packed.specs[register].kind != "float")
-            for register, tally in tallies.items()
-            if tally.elements
+    def rows(self, tallies: dict[str, Tally]) -> tuple[StepParity, ...]:
+        return tuple(tally.row() for tally in tallies.values() if tally.elements)
+
+
+def _ranks(step: bk.StepSpec) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that maps a step's levels to their place in ascending order of values; -1 for no level."""
+    if step.op != "pack":
+        return lambda levels: levels
+    of_code = level_of_code(tuple(step.attrs["multipliers"]), step.attrs["signed"])
+    by_rank = of_code[step.tensors["codes"]]
+    order = np.argsort(by_rank)
+
+    def rank(levels: np.ndarray) -> np.ndarray:
+        at = order[np.searchsorted(by_rank, levels, sorter=order).clip(max=len(order) - 1)]
+        return np.where(by_rank[at] == levels, at, -1)
+
+    return rank
+
+
+def _inputs_of(inputs: Tensor | Sequence[Tensor], packed: bk.PackedModel) -> list[Tensor]:
+    """Return the inputs as float32 or int64 on the CPU; ValueError or TypeError on what is none."""
+    given: list[Tensor] = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    counts = sorted({len(x) if isinstance(x, Tensor) and x.ndim else 0 for x in given})
+    if counts in ([], [0]):
+        raise ValueError("parity needs at least one input")
+    if len(counts) > 1:
+        raise ValueError(f"the inputs must have the same length, got {counts}")
+    check_examples(given)
+    shapes = [tuple(x.shape[1:]) for x in given]
+    if shapes != packed.input_shapes:
+        raise ValueError(
+            f"the packed network takes inputs of shape (N, *s) for s in {packed.input_shapes}, got {shapes}"
         )
+    return [x.detach().to("cpu", torch.float32 if x.is_floating_point() else torch.int64) for x in given]
+
+
+def _check_places(packed: bk.PackedModel, traced: Traced) -> set[str]:
+    """Return the sources that the packed network names; ValueError if it is no form of the traced one."""
+    places = set(traced.places.values())
+    sources = {source for spec in packed.steps for source in spec.sources if source}
+    for source in sources:
+        place = source.partition(IN_STEPS)[0].removesuffix(" input").removesuffix(" levels")
+        if place not in places:
+            raise ValueError(
+                f"the packed network was made of another model: it has a step of {place!r}, which this one has not"
+            )
+    return sources
 
 
 def check_parity(
     model: nn.Module, packed: bk.PackedModel, inputs: Tensor | Sequence[Tensor], batch_size: int = 256
 ) -> ParityReport:
-    """Run float inputs through both networks and compare; the model is in evaluation mode.
+    """Run inputs through both networks and compare; the model is in evaluation mode, and is not changed.
 
-    inputs: float (N, C, H, W), (N, C, L) or (N, K), or a tuple of such for several inputs. ValueError if the model is
-    in train mode or there are no inputs.
+    inputs: float (N, C, H, W), (N, C, L) or (N, K), or int32 or int64 (N, T) for embeddings, or a tuple of such for
+    several inputs. The model is held to what it computes in float32 on a CPU, as `convert` is.
+
+    ValueError if some module is in train mode, if there are no inputs, or if the packed network was made of a model of
+    other modules; of one with other weights, the report shows it.
     """
-    if model.training:
-        raise ValueError("the model is in train mode: call model.eval() first")
-    given: list[Tensor] = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    count = len(given[0])
-    if count == 0:
-        raise ValueError("parity needs at least one input")
-    check_examples(given)
-    comparison = _Comparison(packed)
-    recorder = _Recorder(trace(model), comparison.sources)
-    agree = output_difference = 0.0
-    for start in range(0, count, batch_size):
+    for path, module in model.named_modules():
+        if module.training:
+            raise ValueError(f"{path or 'the model'} is in train mode: call model.eval() first")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    given = _inputs_of(inputs, packed)
+    twin = copy.deepcopy(model).to("cpu", torch.float32)
+    traced = trace(twin)
+    sources = _check_places(packed, traced)
+    recorder = _Recorder(traced, sources)
+    quantizers = PlanesCheck(twin)
+    graph = Tally("graph", "the traced graph against the model", exact=True)
+    comparison: _Comparison | None = None
+    answers = Answers()
+    for start in range(0, len(given[0]), batch_size):
         part = [x[start : start + batch_size] for x in given]
         arrays = [x.numpy() for x in part]
-        expected = recorder.run(part)
+        with torch.no_grad(), quantizers:
+            expected = outputs_of(twin(*part))
+        for ours, theirs in zip(recorder.run(part), expected, strict=True):
+            graph.add(ours, theirs)
+        if comparison is None:
+            comparison = _Comparison(packed, set(recorder.values))
         comparison.run(arrays, recorder.values, free=False)
         comparison.run(arrays, recorder.values, free=True)
         # As a user calls it: the first calls on a number of inputs run step by step, later ones are played back.
-        calls = [_as_tuple(packed(*arrays)) for _ in range(3 if start == 0 else 1)]
+        calls = [outputs_of(packed(*arrays)) for _ in range(3 if start == 0 else 1)]
         found = calls[-1]
         if not all(np.array_equal(a, b, equal_nan=True) for c in calls for a, b in zip(c, found, strict=True)):
             raise RuntimeError("the packed network answers differently when it is called again")
-        # A network that ends in a map predicts at every pixel; one with several outputs predicts with the first.
-        same = found[0].argmax(1) == expected[0].argmax(1)
-        agree += float(same.reshape(len(same), -1).mean(1).sum())
-        for ours, theirs in zip(found, expected, strict=True):
-            output_difference = max(output_difference, float(np.abs(ours - theirs).max(initial=0)))
-    free = FreeRun(comparison.rows(comparison.free))
-    return ParityReport(count, comparison.rows(comparison.tallies), free, agree / count, output_difference)
+        answers.add(found, expected)
+    assert comparison is not None
+    rows = comparison.rows(comparison.tallies)
+    return ParityReport(
+        inputs=len(given[0]),
+        steps=rows,
+        free=FreeRun(comparison.rows(comparison.free)),
+        network=(*quantizers.rows(), graph.row()),
+        **answers.result(),
+    )

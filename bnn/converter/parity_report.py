@@ -1,6 +1,7 @@
 """What the parity report says, as a table and as JSON."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ class StepParity:
     """One output of one step against PyTorch.
 
     exact: integers, or levels from integers or from PyTorch's own floats. levels: integers or levels, else floats.
-    explained: different levels of floats within rounding of their threshold.
+    explained: different levels of floats within rounding of the threshold between both levels. planes: bits of a level.
     """
 
     step: str
@@ -25,6 +26,7 @@ class StepParity:
     explained: int
     max_difference: float
     relative_difference: float
+    planes: int = 0
 
     @property
     def ok(self) -> bool:
@@ -35,8 +37,15 @@ class StepParity:
 
     @property
     def kind(self) -> str:
-        """What is compared: "exact", "signs" of floats, or "float"."""
-        return "exact" if self.exact else "signs" if self.levels else "float"
+        """What is compared: "exact", "signs" or "levels" of floats, or "float"."""
+        if self.exact or not self.levels:
+            return "exact" if self.exact else "float"
+        return "signs" if self.planes == 1 else "levels"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as JSON values."""
+        sizes = {name: _number(getattr(self, name)) for name in ("max_difference", "relative_difference")}
+        return {**asdict(self), **sizes, "ok": self.ok}
 
 
 @dataclass(frozen=True)
@@ -60,25 +69,39 @@ class FreeRun:
 class ParityReport:
     """Parity of a network on `inputs` inputs.
 
-    steps: each fed with PyTorch's values. free: the same steps when both run freely. agreement: share of equal
-    predictions (argmax over axis 1) and max_difference: largest difference of the outputs, then.
+    steps: each fed with PyTorch's values. free: the same steps when both run freely. network: PyTorch against itself,
+    the planes of each quantizer against its forward and the traced graph against the model.
+
+    agreement: share of equal predictions (argmax over axis 1 of the first output) when both run freely; None where
+    there are no classes to choose from. undecided: share of others, for which both networks have both classes within
+    rounding of each other. classes: how many different ones PyTorch predicts. max_difference: the largest of all
+    outputs. finite: whether PyTorch's outputs hold no NaN.
     """
 
     inputs: int
     steps: tuple[StepParity, ...]
     free: FreeRun
-    agreement: float
+    agreement: float | None
     max_difference: float
+    network: tuple[StepParity, ...] = ()
+    undecided: float = 0.0
+    classes: int = 0
+    finite: bool = True
 
     @property
     def first_difference(self) -> StepParity | None:
-        """The first step that is not ok, or None."""
-        return next((step for step in self.steps if not step.ok), None)
+        """The first quantizer or step that is not ok, or None."""
+        return next((row for row in (*self.network, *self.steps) if not row.ok), None)
+
+    @property
+    def predictions_agree(self) -> bool:
+        """Whether all predictions are the same, those aside that rounding decides."""
+        return self.agreement is None or self.agreement + self.undecided > 1 - 1e-12
 
     @property
     def ok(self) -> bool:
-        """All steps are ok and all predictions agree."""
-        return self.first_difference is None and self.agreement == 1
+        """All rows are ok, all predictions agree, and there is something to agree on."""
+        return bool(self.steps) and self.first_difference is None and self.predictions_agree and self.finite
 
     @property
     def largest_relative_difference(self) -> float:
@@ -92,24 +115,46 @@ class ParityReport:
             "inputs": self.inputs,
             "ok": self.ok,
             "prediction_agreement": self.agreement,
-            "max_output_difference": self.max_difference,
-            "largest_relative_difference": self.largest_relative_difference,
+            "predictions_undecided": self.undecided,
+            "predicted_classes": self.classes,
+            "finite": self.finite,
+            "max_output_difference": _number(self.max_difference),
+            "largest_relative_difference": _number(self.largest_relative_difference),
             "first_difference": None if first is None else f"{first.step} ({first.source})",
             "free_run": {
                 "different_levels": self.free.different_levels,
-                "first_difference": None if free is None else asdict(free),
+                "first_difference": None if free is None else free.to_dict(),
             },
-            "steps": [{**asdict(step), "ok": step.ok} for step in self.steps],
+            "network": [row.to_dict() for row in self.network],
+            "steps": [step.to_dict() for step in self.steps],
         }
 
     def to_json(self) -> str:
         """Return the report as JSON."""
         return json.dumps(self.to_dict(), indent=2)
 
+    def _conclusion(self) -> str:
+        if self.agreement is None:
+            predictions = "no classes to predict"
+        else:
+            # Not 100.00 % if a single one differs.
+            agree = f"{self.agreement if self.agreement == 1 else min(self.agreement, 0.9999):.2%}"
+            near = f", {self.undecided:.2%} lie within rounding of another class" if self.undecided else ""
+            one = " (PyTorch predicts one class for all)" if self.classes == 1 and self.inputs > 1 else ""
+            predictions = f"predictions agree on {agree}{near}{one}"
+        why = ""
+        if not self.finite:
+            why = ": PyTorch's outputs hold NaN"
+        elif not self.steps:
+            why = ": no step could be compared"
+        verdict = "parity holds" if self.ok else f"PARITY FAILS{why}"
+        return f"{self.inputs} inputs: {predictions}, largest output difference {self.max_difference:.2g}: {verdict}"
+
     def __str__(self) -> str:
         rows = [("step", "checked at", "kind", "elements", "different", "rounding", "max diff", "relative", "")]
-        for s in self.steps:
-            counts = (f"{s.elements:,}", f"{s.different:,}", f"{s.explained:,}" if s.kind == "signs" else "")
+        for s in (*(row for row in self.network if not row.ok), *self.steps):
+            rounding = f"{s.explained:,}" if s.kind in ("signs", "levels") else ""
+            counts = (f"{s.elements:,}", f"{s.different:,}", rounding)
             sizes = (f"{s.max_difference:.2g}", f"{s.relative_difference:.2g}")
             rows.append((s.step, s.source, s.kind, *counts, *sizes, "ok" if s.ok else "DIFFERS"))
         widths = [max(len(row[i]) for row in rows) for i in range(9)]
@@ -123,8 +168,10 @@ class ParityReport:
                 f"running freely {self.free.different_levels:,} levels differ, first {free.different:,} at "
                 f"{free.source}, {free.explained:,} of floats within rounding of their threshold"
             )
-        lines.append(
-            f"{self.inputs} inputs: predictions agree on {self.agreement:.2%}, "
-            f"largest output difference {self.max_difference:.2g}: {'parity holds' if self.ok else 'PARITY FAILS'}"
-        )
+        lines.append(self._conclusion())
         return "\n".join(lines)
+
+
+def _number(x: float) -> float | str:
+    """Return a number as JSON has it; it has no infinity."""
+    return x if math.isfinite(x) else str(x)

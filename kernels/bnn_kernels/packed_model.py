@@ -277,12 +277,13 @@ class PackedModel:
                 registers[name] = replace(name, part)
         return self._leave(registers, own=True)
 
-    def margins(self, index: int, *inputs: Any) -> np.ndarray | None:
-        """Return how far each number of a step lies from its nearest threshold, relative to the largest number.
+    def nearby(self, index: int, share: float, *inputs: Any) -> tuple[Any, Any] | None:
+        """Return the bits that a step makes if every float that it holds against thresholds is lower, and higher.
 
-        In the memory order of the bits that the step makes; None if it makes none from floats.
+        share: by how much, as a share of the largest of the floats. Between the two lie all levels that floats within
+        that rounding can get. None if the step makes no bits of floats.
         """
-        return self._program[index].step.margins(*inputs)
+        return self._program[index].step.nearby(share, *inputs)
 
     def run_step(self, index: int, *inputs: Any) -> Any:
         """Run one step on values as `trace` hands them out."""

@@ -129,8 +129,8 @@ class Step:
         """What a layer multiplies, bits of weights and activations: "W1A1"; "" for steps that are not layers."""
         return ""
 
-    def margins(self, *inputs: Any) -> np.ndarray | None:
-        """Return how far each number lies from its nearest threshold, relative to the largest; see PackedModel."""
+    def nearby(self, share: float, *inputs: Any) -> tuple[Any, Any] | None:
+        """Return the bits if all floats at thresholds were lower, and higher, by a share of the largest."""
         return None
 
     # -- helpers for build() --------------------------------------------------------------------------------------

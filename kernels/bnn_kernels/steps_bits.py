@@ -26,7 +26,7 @@ from bnn_kernels.later import Later
 from bnn_kernels.level_bits import in_order
 from bnn_kernels.plan import Spec, Step, need, step
 from bnn_kernels.recording import do
-from bnn_kernels.steps_elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map, relative
+from bnn_kernels.steps_elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map, within
 from bnn_kernels.steps_float import WEIGHT_ATTRIBUTES, Pool, conv_size, geometry_of, has_offset, read_terms, weight_bits
 from bnn_kernels.sum_range import largest_level, largest_sum
 from bnn_kernels.threshold_code import expand
@@ -88,9 +88,9 @@ class Pack(Step):
             return pack_by_bounds(as_map(x), shape, thresholds[0], flip)
         return quantize_channels_last(as_map(x), shape, thresholds, flip, self.codes, self.signed, self.multipliers)
 
-    def margins(self, x: np.ndarray) -> np.ndarray:
-        nearest = np.min([np.abs(as_map(x) - row) for row in self.thresholds], axis=0)
-        return relative(nearest, x)
+    def nearby(self, share: float, x: np.ndarray) -> tuple[BitTensor, BitTensor]:
+        rounding = within(share, x)
+        return self.run(x - rounding), self.run(x + rounding)
 
     def for_channels(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Return thresholds and directions as the kernels take them, for that many channels."""
@@ -274,10 +274,10 @@ class BinaryLayer(Step):
         scale = self.scales[(index + 1) * self.given.count - 1]
         return offset_map(self.layers[index]().channels_last, shape, scale)
 
-    def margins(self, x: BitTensor, *floats: np.ndarray) -> np.ndarray | None:
+    def nearby(self, share: float, x: BitTensor, *floats: np.ndarray) -> tuple[BitTensor, BitTensor] | None:
         if self.output != "float" or not self.finish.signs:
             return None
-        return self.finish.margins(self.sums(x, *floats), None if self.finish.residual is None else floats[-1])
+        return self.finish.nearby(share, self.sums(x, *floats), None if self.finish.residual is None else floats[-1])
 
     def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
         raise NotImplementedError

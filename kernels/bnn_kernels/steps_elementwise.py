@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels._jit import jit
+from bnn_kernels.bit_tensor import BitTensor
 from bnn_kernels.epilogue import Epilogue
 from bnn_kernels.later import Later
 from bnn_kernels.plan import Spec, Step, need, step
@@ -22,9 +23,9 @@ def as_map(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), 1, 1, x.shape[1]) if x.ndim == 2 else x
 
 
-def relative(distance: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return a distance as a share of the largest number of x."""
-    return distance / max(float(np.abs(x).max(initial=0)), np.finfo(np.float32).tiny)
+def within(share: float, x: np.ndarray) -> np.float32:
+    """Return a share of the largest finite number of x."""
+    return np.float32(share * np.abs(x, where=np.isfinite(x), out=np.zeros_like(x)).max(initial=0))
 
 
 class Finish:
@@ -84,13 +85,18 @@ class Finish:
             bits = None if bits is None else type(bits)(bits.words, bits.shape[:2], bits.signed, bits.multipliers)
         return (floats, bits) if self.keep and self.signs else floats if self.keep else bits
 
-    def margins(self, y: np.ndarray, residual: np.ndarray | None) -> np.ndarray | None:
-        """Return the distances of finished floats from the bounds of their signs, relative to the largest float."""
+    def nearby(self, share: float, y: np.ndarray, residual: np.ndarray | None) -> tuple[BitTensor, BitTensor] | None:
+        """Return the signs (N, C, H, W) if all finished floats were lower, and higher, by a share of the largest."""
         if not self.signs:
             return None
         floats, _ = self.epilogue(as_map(y), None if residual is None else as_map(residual))
-        assert floats is not None and self.epilogue.bounds is not None
-        return relative(np.abs(floats - self.epilogue.bounds), floats)
+        assert floats is not None
+        rounding = within(share, floats)
+        signs = Epilogue(self.channels, bounds=self.epilogue.bounds, flip=self.epilogue.flip)
+        _, lower = signs(floats - rounding, keep=False)
+        _, higher = signs(floats + rounding, keep=False)
+        assert lower is not None and higher is not None
+        return lower, higher
 
     def __call__(self, y: np.ndarray, residual: np.ndarray | None) -> Any:
         """Finish floats (N, H, W, C) or (N, K)."""
@@ -123,8 +129,8 @@ class Elementwise(Step):
     def run(self, x: np.ndarray, residual: np.ndarray | None = None) -> Any:
         return self.finish(x, residual)
 
-    def margins(self, *inputs: Any) -> np.ndarray | None:
-        return self.finish.margins(inputs[0], inputs[1] if len(inputs) > 1 else None)
+    def nearby(self, share: float, *inputs: Any) -> tuple[BitTensor, BitTensor] | None:
+        return self.finish.nearby(share, inputs[0], inputs[1] if len(inputs) > 1 else None)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -132,8 +132,8 @@ class FloatConv(FloatLayer):
     def out_size(self, x: np.ndarray) -> tuple[int, int]:
         return conv_size((x.shape[3], *x.shape[1:3]), self.geometry)
 
-    def margins(self, x: np.ndarray, *residual: np.ndarray) -> np.ndarray | None:
-        return self.finish.margins(self.conv()(x, self.out_size(x)), residual[0] if residual else None)
+    def nearby(self, share: float, x: np.ndarray, *residual: np.ndarray) -> tuple[Any, Any] | None:
+        return self.finish.nearby(share, self.conv()(x, self.out_size(x)), residual[0] if residual else None)
 
 
 @step
@@ -162,8 +162,9 @@ class FloatLinear(FloatLayer):
         done = self.product().finish(as_map(x), (1, 1), self.finish.epilogue, other, self.finish.keep)
         return self.finish.hand_on(*done, flat=True)
 
-    def margins(self, x: np.ndarray, *residual: np.ndarray) -> np.ndarray | None:
-        return self.finish.margins(self.product()(as_map(x), (1, 1))[:, 0, 0], residual[0] if residual else None)
+    def nearby(self, share: float, x: np.ndarray, *residual: np.ndarray) -> tuple[Any, Any] | None:
+        y = self.product()(as_map(x), (1, 1))[:, 0, 0]
+        return self.finish.nearby(share, y, residual[0] if residual else None)
 
 
 class Pool(Step):
