@@ -132,6 +132,11 @@ def _write(path: Path, content: bytes) -> None:
         raise
 
 
+def not_kept() -> str:
+    """Return why compiled kernels are not kept, "" if nothing stood in the way so far."""
+    return _said[0] if _said else ""
+
+
 class KernelCache:
     """The compiled signatures of one function, as Numba's dispatcher asks for them."""
 

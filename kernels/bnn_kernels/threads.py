@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,18 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """Return how many threads a kernel may use."""
     return _threads
+
+
+@contextlib.contextmanager
+def sharing_everything() -> Iterator[None]:
+    """Share kernels among threads whatever their size, for whoever wants every way to be taken once."""
+    global MIN_WORK_PER_THREAD, MIN_WORK_TO_WAKE
+    before = MIN_WORK_PER_THREAD, MIN_WORK_TO_WAKE
+    MIN_WORK_PER_THREAD = MIN_WORK_TO_WAKE = 1
+    try:
+        yield
+    finally:
+        MIN_WORK_PER_THREAD, MIN_WORK_TO_WAKE = before
 
 
 def _get_workers() -> _Workers | None:

@@ -1,0 +1,111 @@
+"""Commands for packed models, without torch: python -m bnn_kernels warm|info|summary|verify ...
+
+A mistake in what was typed or in a file ends with one line on stderr and status 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import numpy as np
+
+import bnn_kernels as bk
+from bnn_kernels import jit_cache
+from bnn_kernels.warm import example_inputs, warm
+
+
+def _fail(message: object) -> NoReturn:
+    print(f"python -m bnn_kernels: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _load(path: str) -> bk.PackedModel:
+    try:
+        return bk.load(path)
+    except (OSError, ValueError) as error:
+        _fail(error)
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
+    return value
+
+
+def run_warm(options: argparse.Namespace) -> None:
+    """Compile what calls of a model need, into the cache."""
+    done = warm(_load(options.file), options.batch, options.threads)
+    kept = "not kept" if done.not_kept else f"kept in {jit_cache.cache_folder()}"
+    print(f"{done.compiled} kernels compiled in {done.seconds:.1f} s, {kept}")
+    if done.not_kept:
+        # Its only purpose was to keep them.
+        _fail(done.not_kept)
+
+
+def run_info(options: argparse.Namespace) -> None:
+    """Print versions, the CPU's path and where machine code is kept."""
+    import numba
+
+    facts = {"bnn_kernels": bk.__version__, "numba": numba.__version__, "numpy": np.__version__, **bk.cpu_features()}
+    facts |= {"threads": bk.get_num_threads(), "cache": jit_cache.cache_folder() or "none: there is no home folder"}
+    for name, value in facts.items():
+        print(f"{name:12} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def run_summary(options: argparse.Namespace) -> None:
+    """Print the steps of a model; with --batch also the time of each on so many images."""
+    model = _load(options.file)
+    print(repr(model))
+    print(model.summary(*(example_inputs(model, options.batch) if options.batch else ())))
+
+
+def run_verify(options: argparse.Namespace) -> None:
+    """Check a file to the last byte, and that its model runs."""
+    model = _load(options.file)
+    for images in (1, 1, 1):
+        model(*example_inputs(model, images))
+    print(f"{options.file}: whole, its plan fits, and it runs: {model!r}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line: one subcommand for each `run_` function above."""
+    main = argparse.ArgumentParser(prog="python -m bnn_kernels", description="Packed models without torch.")
+    main.add_argument("--version", action="version", version=f"bnn_kernels {bk.__version__}")
+    commands = main.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Callable[[argparse.Namespace], None], file: bool = True) -> argparse.ArgumentParser:
+        text = function.__doc__ or ""
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        if file:
+            command.add_argument("file", metavar="FILE", help="a packed model, such as packed.safetensors")
+        return command
+
+    command = add("warm", run_warm)
+    command.add_argument(
+        "--batch", type=_positive, nargs="+", default=[1, 8], metavar="N", help="images in a call (1 8)"
+    )
+    command.add_argument("--threads", type=_positive, nargs="+", metavar="N", help="numbers of threads (1 and all)")
+    add("info", run_info, file=False)
+    command = add("summary", run_summary)
+    command.add_argument("--batch", type=_positive, metavar="N", help="time each step on so many images")
+    add("verify", run_verify)
+    return main
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command."""
+    options = parser().parse_args(arguments)
+    try:
+        options.function(options)
+    except (ValueError, MemoryError) as error:
+        _fail(error)
+
+
+if __name__ == "__main__":
+    main()
