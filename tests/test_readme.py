@@ -1,10 +1,13 @@
 """The README's numbers are those of the result files, and its Python runs."""
 
+import importlib
 import json
 import re
 from pathlib import Path
 
 import pytest
+
+import bnn
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,7 +42,10 @@ def near(cell, number):
 LAYERS = [row for row in rows("kernels.json", "layers") if (row["batch"], row["threads"]) == (1, 1)]
 
 
-@pytest.mark.parametrize("label", ["64->64", "128->128", "256->256", "512->512", "256->256 1x1", "linear 4096->4096"])
+LABELS = ["64->64", "128->128", "256->256", "512->512", "256->256 1x1", "linear 4096->4096"]
+
+
+@pytest.mark.parametrize("label", LABELS)
 def test_layers(label):
     shape, _, kernel = label.partition(" ")
     (row, *_) = [
@@ -71,6 +77,105 @@ def test_networks(network):
         near(cell, row[name]["ratio"]["median"])
     near(size, network["file_bytes"] / 1000)
     near(fp32_size, network["fp32_bytes"] / 1000)
+
+
+def test_no_row_of_a_table_is_left_unchecked():
+    """Rows with numbers are those of the tests above."""
+    found = {line.split("|")[1].strip() for line in README.splitlines() if re.match(r"\|.*\d.* (ms|kB|%) \|", line)}
+    networks = {network["name"].split()[0] for network in rows("networks.json", "networks")}
+    layers = {label for label in found if "->" in label}
+    assert found - layers == {"XNOR-Net, 1/1", "FP32 twin"} | networks
+    assert len(layers) == len(LABELS)
+
+
+def said(pattern):
+    """The numbers of the one place where the README's text, its lines joined, matches a pattern."""
+    (match,) = re.finditer(pattern, " ".join(README.split()))
+    return [
+        float(group.replace(",", "")) if re.fullmatch(r"[\d,]+(\.\d+)?", group) else group for group in match.groups()
+    ]
+
+
+def of_layer(name):
+    (row,) = [row for row in LAYERS if row["name"] == name]
+    return row
+
+
+def test_numbers_in_sentences():
+    """Every number that a sentence takes from a result."""
+    mnist = rows("lenet5_mnist.json", "rows")
+    assert said(r"\(60,000 images, test split of ([\d,]+), one seed") == [mnist[0]["test_images"]]
+    assert {row["seed"] for row in mnist} == {0}
+    content = json.loads((ROOT / "results" / "networks.json").read_text())
+    cpu, version, peer, date = said(
+        r"one thread of an (.+?) \(.*? PyTorch (\S+) eager .*? OpenVINO (\S+) .*?`, (\S+), with"
+    )
+    assert cpu == content["hardware"]["cpu"]
+    assert content["versions"]["torch"].partition("+")[0] == version
+    assert content["versions"]["openvino"] == peer
+    assert content["finished"].startswith(date)
+    assert {(row["batch"], row["threads"]) for row in content["latency"]} == {
+        (b, t) for b in (1, 8, 64) for t in (1, 2)
+    }
+    kernels = json.loads((ROOT / "results" / "kernels.json").read_text())
+    bound, reached = said(
+        r"bound on this core is ([\d,]+) GMAC/s \(512 products in 1.5 cycles\); 256->256 reaches (\d+)"
+    )
+    assert bound == kernels["roofline"]["binary_bound_gmacs"]
+    assert kernels["roofline"]["binary_macs_per_cycle_bound"] == round(512 / 1.5)
+    assert reached == round(of_layer("conv 256->256 14x14 3x3")["gmacs_per_second"])
+    # "2-bit activations twice the time of signs"
+    for name in ("conv 64->64 56x56 3x3", "conv 256->256 14x14 3x3"):
+        times = [of_layer(name + more)["packed_us"]["median"] for more in (", signs x 2 bits", "")]
+        assert times[0] / times[1] == pytest.approx(2, abs=0.15)
+
+
+def test_what_is_said_of_the_picture_at_the_top():
+    from paper_figures.chance import within_chance
+
+    digits = rows("digits_accuracy_vs_bits.json", "rows")
+    images, points = said(r"(\d+) test images: one image is ([\d.]+) points")
+    assert {row["test_images"] for row in digits} == {images}
+    assert points == 100 / images
+    accuracy: dict = {}
+    for row in digits:
+        accuracy.setdefault(row["label"], []).append(row["test_accuracy"])
+    assert {len(found) for found in accuracy.values()} == {3}  # "three seeds"
+    means = {label: sum(found) / 3 for label, found in accuracy.items()}
+    assert all(within_chance(mean, means["32/32"], int(images)) for mean in means.values())
+
+
+PAGES = [
+    README,
+    *(page.read_text() for page in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "kernels" / "README.md"]),
+]
+NAMES = {
+    name
+    for page in PAGES
+    for code in re.findall(r"```python\n.*?```|`[^`\n]+`", page, re.S)
+    for name in re.findall(r"(?<![\w./])(?:bnn|bk|bnn_kernels)(?:\.[A-Za-z_]\w*)+", code)
+}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_names_that_the_documents_use_are_there(name):
+    module, *path = name.split(".")
+    found = importlib.import_module({"bk": "bnn_kernels"}.get(module, module))
+    for done, part in enumerate(path):
+        try:
+            found = getattr(found, part)
+        except AttributeError:  # a submodule that nobody has imported yet
+            found = importlib.import_module(".".join([found.__name__, *path[done : done + 1]]))
+
+
+def test_the_documents_use_what_they_are_about():
+    expected = {"bnn.quantize", "bnn.summary", "bnn.convert", "bnn.check_parity", "bk.load", "bk.pack"}
+    assert expected <= NAMES
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'konvert'"):
+        _ = bnn.konvert
 
 
 def test_the_example_runs(tmp_path, monkeypatch):

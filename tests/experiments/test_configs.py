@@ -1,5 +1,7 @@
 """Every config file composes and can be built."""
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from omegaconf import OmegaConf
 
 from bnn.training import Scheduling
 from experiments import cli
+from experiments.benchmark_kernels import KINDS
 
 GROUPS = ("data", "model", "quantizer", "optimizer", "scheduler", "experiment")
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((cli.CONFIGS / group).glob("*.yaml"))]
@@ -42,21 +45,56 @@ def test_every_choice_builds(group, name):
 def test_quantizers_say_what_they_are(name):
     quantizer = composed(f"quantizer={name}").quantizer
     assert quantizer.name == name  # runs are filed under this name
-    assert quantizer.label
+    bits = r"(\d+( bases)?|t)"  # of weights and of activations
+    assert re.fullmatch(rf"{bits}/{bits}(\+K)?( .+)?", quantizer.label)
 
 
-@pytest.mark.parametrize(
-    "config", ["convert", "benchmark", "collect", "compare_methods", "training_step", "activation_memory"]
-)
-def test_commands_compose(config):
-    assert compose(config) is not None
+# Command: the modules that read its config. `_read` finds what they ask of it.
+READERS = {
+    "activation_memory": ("activation_memory", "steps"),
+    "benchmark": ("benchmark", "benchmark_kernels", "benchmark_networks"),
+    "collect": ("collect",),
+    "compare_methods": ("compare_methods",),
+    "convert": ("convert",),
+    "training_step": ("training_step", "steps"),
+}
+# Read from the config of the run, which is another.
+OF_A_RUN = {"convert": {"data", "name", "seed", "quantizer"}}
+
+
+def _read(module):
+    """The keys that a module of `experiments` reads from a config."""
+    tree = ast.parse((Path(cli.__file__).parent / f"{module}.py").read_text())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    return {node.attr for node in nodes if node.value.id in ("config", "node")}
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_a_command_reads_every_option_that_it_has_and_no_other(command):
+    config = compose(command)
+    assert not OmegaConf.missing_keys(config) - {"run"}
+    OmegaConf.to_container(config, resolve=True)  # every reference between options is there
+    read = set().union(*map(_read, READERS[command]))
+    assert read - OF_A_RUN.get(command, set()) - set(dir(config)) <= set(config)
+    assert set(config) <= read
+
+
+def test_every_config_of_a_command_is_tested():
+    fragments = {"train", "hydra_quiet", "hydra_run"}  # train: test_every_choice_builds
+    assert {file.stem for file in cli.CONFIGS.glob("*.yaml")} - fragments == set(READERS)
 
 
 @pytest.mark.parametrize("suite", ["network", "kernels"])
 def test_suites_compose(suite):
     config = compose("benchmark", [f"suite={suite}"])
-    assert all(len(layer) == 4 for layer in config.layers)
     assert bool(config.batch_sizes) == (suite == "network")
+    assert all(len(layer) == 4 and min(layer) > 0 for layer in config.layers)
+    assert len(config.layers) >= 5
+    assert bool(config.variants) == (suite == "kernels")
+    for spec in config.variants:
+        assert {"in", "out", "size", "kernel"} <= set(spec)
+        assert set(spec) <= {"in", "out", "size", "kernel", "stride", "batch", "weights", "inputs"}
+        assert {spec.get("weights", "signs"), spec.get("inputs", "signs")} <= set(KINDS)
 
 
 def test_the_networks_suite_names_models_and_quantizers():

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import activation_memory
+from experiments import activation_memory, training_step
+from experiments.timing import Timing
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ("model=digits_cnn", "model.width=4", "input_shape=[1,8,8]", "batch_size=3", "threads=1", "seconds=0.05")
@@ -24,13 +25,23 @@ def measured(command, tmp_path, monkeypatch, name, *arguments):
 
 
 def test_training_step(command, tmp_path, monkeypatch):
+    """The ratio is the quantized network's time over its twin's, of medians and of best times."""
+    quantized, twin = (Timing(best, median, 7, (best, median)) for best, median in ((0.003, 0.006), (0.002, 0.0016)))
+
+    def timed(first, second, seconds):
+        first()
+        second()
+        return quantized, twin
+
+    monkeypatch.setattr(training_step, "pair", timed)
     done, file = measured(command, tmp_path, monkeypatch, "training_step", "quantizer=bnn")
     assert done.status == 0, done.err
     content = json.loads(file.read_text())
     assert (content["model"], content["quantizer"], content["batch_size"]) == ("DigitsCNN", "bnn", 3)
-    assert content["ratio"]["median"] == pytest.approx(
-        content["quantized_ms"]["median"] / content["fp32_ms"]["median"], rel=0.05
-    )
+    assert content["quantized_ms"] == {"best": 3.0, "median": 6.0, "calls": 7}
+    assert content["fp32_ms"] == {"best": 2.0, "median": 1.6, "calls": 7}
+    assert content["ratio"] == {"best": 1.5, "median": 3.75}
+    assert "ratio 3.75 (best 1.50)" in done.out
     assert content["command"].startswith("python -m experiments.training_step model=digits_cnn")
 
 
@@ -46,7 +57,7 @@ def test_activation_memory(command, tmp_path, monkeypatch):
     assert content["windows_bytes"] == {"plain": 4 * windows, "packed": windows / 8, "ratio": 32.0}
     saved = content["all_saved_bytes"]
     assert saved["plain"] - saved["packed"] == (5 - 1 / 4) * elements + (4 - 1 / 8) * windows
-    assert content["peak_growth_bytes"]["ratio"] == 2
+    assert content["peak_growth_bytes"] == {"plain": 2, "packed": 1, "ratio": 2}
 
 
 def test_different_gradients_are_not_weighed(command, tmp_path, monkeypatch):
