@@ -2,16 +2,19 @@
 
 import copy
 import functools
+import importlib
 import platform
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import bnn_kernels as bk
 import torch
 from bnn_kernels.packed_model import input_register
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_module
 
+import bnn
 from bnn.converter import rules_attention as rules_attention
 from bnn.converter import rules_compare as rules_compare
 from bnn.converter import rules_elementwise as rules_elementwise  # registers the rules
@@ -26,14 +29,23 @@ from bnn.converter.emitter import emit
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph import Input, Refused, Value, live_values, refused
 from bnn.converter.planes_check import check_planes
-from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules
-from bnn.converter.trace import BATCH, Traced, check_trace, results, trace
+from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules, why_no_rule
+from bnn.converter.trace import BATCH, Found, Traced, check_trace, results, trace
+from bnn.converter.verify import Lowered, check_batches, check_values
 from bnn.quantizers.base import Quantizer
 
 
 def _versions() -> dict[str, str]:
-    names = ("bitplanes", "torch", "numpy", "numba")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    own = {"python": platform.python_version(), "bitplanes": bnn.__version__}
+    return own | {name: _version(name) for name in ("torch", "numpy", "numba")}
+
+
+def _version(name: str) -> str:
+    """Return the version of an installed package; one that lies on the path alone has no metadata."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return str(getattr(importlib.import_module(name), "__version__", "unknown"))
 
 
 def check_model(model: nn.Module) -> None:
@@ -42,16 +54,30 @@ def check_model(model: nn.Module) -> None:
         raise ConversionError(
             "the model is in train mode, where batch norm and dropout depend on the batch: call model.eval() first"
         )
+    waiting = [name for name, p in _tensors(model) if nn.parameter.is_lazy(p)]
+    if waiting:
+        raise ConversionError(f"{waiting[0]} has no shape yet: run the model once on an input")
     for path, module in model.named_modules():
         if module.training:
             raise ConversionError(f"{path} is in train mode though the model is not: call model.eval() first")
         if module._forward_hooks or module._forward_pre_hooks:
-            raise ConversionError(f"{path or 'the model'} has forward hooks, which may change its output: remove them")
+            raise ConversionError(
+                f"{path or 'the model'} has forward hooks, which may change its output: remove them (those of pruning, "
+                "weight_norm and spectral_norm with torch.nn.utils.prune.remove, remove_weight_norm and "
+                "remove_spectral_norm)"
+            )
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        raise ConversionError("there are forward hooks for all modules, which may change their outputs: remove them")
     bad = [name for name, p in model.state_dict().items() if p.is_floating_point() and not p.isfinite().all()]
     if bad:
         raise ConversionError(
             f"{bad[0]} holds NaN or infinite values: the training diverged, there is nothing to convert"
         )
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def check_examples(example_input: Any) -> list[Tensor]:
@@ -86,19 +112,28 @@ def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.Pa
     check_model(model)
     examples = check_examples(example_input)
     # Thresholds are those of the float32 network on a CPU, where the packed model runs.
-    twin = copy.deepcopy(model).to("cpu", torch.float32)
-    with torch.no_grad():
+    twin = _copied(model).to("cpu", torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         traced = trace(twin)
         lowering = Lowering(traced, examples)
         check_planes(twin, examples)
         outputs = lowering.run()
-        check_trace(twin, traced, examples)
+        check_trace(twin, traced, lowering.found, examples)
+        check_values(traced, lowering.lowered, outputs)
+        check_batches(traced, lowering.lowered)
         steps, registers = emit(outputs)
     if not steps:
         raise ConversionError("nothing is left of the model: it has only layers that do nothing in evaluation")
     shapes = [tuple(x.shape[1:]) for x in examples]
     ends = [(register, value.shape) for register, value in zip(registers, outputs, strict=True)]
     return bk.PackedModel(shapes, steps, {"model": type(model).__name__}, _versions(), ends)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ConversionError(f"{type(model).__name__} cannot be copied by copy.deepcopy: {error}") from error
 
 
 class Lowering:
@@ -108,8 +143,11 @@ class Lowering:
         self.traced = traced
         self.modules = dict(traced.module.named_modules())
         # What every node computes, for the shapes, and for all that does not depend on the input.
-        self.results = results(traced, examples)
+        self.found: Found = results(traced, examples, self._works_in_place)
+        self.results = self.found.at_the_end
         self.values: dict[fx.Node, Any] = {}
+        # The same in the order of the graph, as nodes made it: later ones may overwrite it.
+        self.lowered: list[Lowered] = []
         self.inputs = [node for node in traced.nodes if node.op == "placeholder"][: len(examples)]
 
     def run(self) -> list[Value]:
@@ -122,7 +160,11 @@ class Lowering:
                     raise cause.error
                 self._check_indices(outputs)
                 return outputs
-            self.values[node] = self._lower(node)
+            before = dict(self.values)
+            value = self._lower(node)
+            written = [other for other in before if self.values[other] is not before[other]]
+            self.values[node] = value
+            self.lowered.append(Lowered(node, value, self.found.as_made[node], written))
         raise AssertionError("a graph has an output")
 
     def _lower(self, node: fx.Node) -> Any:
@@ -139,7 +181,11 @@ class Lowering:
             return found  # shapes and the like
         build = Builder(self.traced.places[node])
         try:
-            value = self._rule(node, build)(build, *args, **kwargs)
+            rule = self._rule(node, build)
+            try:
+                value = rule(build, *args, **kwargs)
+            except (RuntimeError, TypeError, IndexError) as error:
+                raise ConversionError(f"{build.place}: its rule does not take what it is given: {error}") from error
             self._check(build, value, found)
         except ConversionError as error:
             # Gradient estimators compute much that cancels out: only what is needed must be convertible.
@@ -196,6 +242,11 @@ class Lowering:
                 return functools.partial(_call, of_module, module)
             if isinstance(module, Quantizer):
                 return lambda build, x: build.quantize(x, module, f"{build.place} levels")
+            if (why := why_no_rule(module)) != "":
+                build.fail(
+                    f"{type(module).__name__} cannot be converted: {why}; give it a rule of its own with "
+                    "bnn.converter.register_rule"
+                )
             build.fail(
                 f"{type(module).__name__} cannot be converted. Supported are {', '.join(supported_modules())}; replace "
                 "the module, give it a rule with bnn.converter.register_rule, or convert the part of the network "
@@ -211,8 +262,7 @@ class Lowering:
             )
         return rule
 
-    @staticmethod
-    def _check(build: Builder, value: Any, found: Any) -> None:
+    def _check(self, build: Builder, value: Any, found: Any) -> None:
         """Name the place that a value comes from, and hold its shape against what the network computes."""
         for made, real in zip(_flat(value), _flat(found), strict=True):
             if not isinstance(made, Value):
@@ -220,6 +270,14 @@ class Lowering:
             if made.shape != tuple(real.shape[1:]):
                 shapes = f"{('N', *made.shape)}, the network computes {('N', *real.shape[1:])}"
                 build.fail(f"its rule gives {shapes}: correct the rule")
+            # Integers that are inputs have a refusal of their own.
+            of_integers = any(not self.results[node].is_floating_point() for node in self.inputs)
+            exact = of_integers or real.dtype in (torch.float32, torch.float64, torch.bool)
+            if not isinstance(made, Refused) and not exact:
+                build.fail(
+                    f"gives {str(real.dtype).removeprefix('torch.')}, but packed networks compute in float32 and round "
+                    "nothing to fewer digits: leave the cast out in evaluation"
+                )
             made.source = made.source or build.place
 
     def _outputs(self, node: fx.Node) -> list[Value]:

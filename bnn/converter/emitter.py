@@ -7,6 +7,7 @@ from bnn_kernels import StepSpec
 from bnn_kernels.threshold_code import compress
 
 from bnn.converter.epilogue_form import EpilogueForm, fit
+from bnn.converter.errors import ConversionError
 from bnn.converter.fusion import Stretch, Thresholds, pools_alike
 from bnn.converter.graph import (
     BinaryLayer,
@@ -27,13 +28,22 @@ from bnn.converter.level_table import values_of_codes
 from bnn.converter.moving import moving_steps
 from bnn.converter.planner import Demand, Plan, finishes, plan_graph
 
+# Factors and summands of a pass, which are products of those of the network.
+_FINITE = {"scale", "shift", "bias", "norm_scale", "norm_shift", "pre", "slope", "post"}
+
 Tensors = dict[str, np.ndarray]
 
 
 def emit(outputs: list[Value]) -> tuple[list[StepSpec], list[str]]:
     """Return the steps that compute the outputs, and the registers of the outputs."""
     emitter = _Emitter(plan_graph(outputs))
-    emitter.run()
+    with np.errstate(over="ignore"):
+        emitter.run()
+    for spec in emitter.steps:
+        for name, tensor in spec.tensors.items():
+            if name.partition(".")[0] in _FINITE and not np.isfinite(tensor).all():
+                place = next(filter(None, spec.sources), spec.op)
+                raise ConversionError(f"{place}: its {name}, joined with what comes after, is beyond float32")
     return emitter.steps, [emitter.registers[value] for value in outputs]
 
 

@@ -95,11 +95,12 @@ class Unpacked(Value):
 
 @dataclass(eq=False)
 class FloatLayer(Value):
-    """Convolution or matrix product with float inputs."""
+    """Convolution or matrix product with float inputs. terms: the weight's, if it is stored as bits."""
 
     op: str = field(kw_only=True)
     attrs: dict[str, Any] = field(kw_only=True)
     tensors: dict[str, np.ndarray] = field(kw_only=True)
+    terms: tuple[Term, ...] = field(kw_only=True, default=())
 
 
 @dataclass(eq=False)

@@ -100,8 +100,8 @@ def check_input(quantizer: Quantizer, planes: Planes, path: str) -> None:
 
 def probes() -> Tensor:
     """Return float32 (PROBES - 1,), from -LARGEST_FLOAT to LARGEST_FLOAT."""
-    end = int(torch.tensor(LARGEST_FLOAT).view(torch.int32))
-    magnitudes = torch.linspace(0, end, PROBES // 2).to(torch.int32).view(torch.float32)
+    end = int(torch.tensor(LARGEST_FLOAT, dtype=torch.float32).view(torch.int32))
+    magnitudes = torch.linspace(0, end, PROBES // 2, dtype=torch.float32).to(torch.int32).view(torch.float32)
     return torch.cat([-magnitudes.flip(0), magnitudes[1:]])
 
 

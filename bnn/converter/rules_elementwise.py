@@ -41,13 +41,13 @@ def cast(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
     """A cast to a float type (or a device), of a network that was made float32."""
     if any(isinstance(a, torch.dtype) and not a.is_floating_point for a in (*args, *kwargs.values())):
         build.fail("a cast to integers cannot be converted")
-    return x
+    return x  # the converter refuses results of other types than float32 and float64
 
 
 # -- batch norm -------------------------------------------------------------------------------------------------------
 
 
-@register_rule(nn.BatchNorm1d, nn.BatchNorm2d)
+@register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 def batch_norm(build: Builder, module: Any, x: Value) -> Value:
     """Batch norm in evaluation: one scale and shift a channel."""
     if module.running_mean is None:

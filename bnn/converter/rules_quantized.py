@@ -167,7 +167,8 @@ def float_layer(
             tensors[f"scale.{i}"] = term.scale.detach().to(torch.float32).expand(filters).numpy().copy()
     if bias is not None:
         tensors["bias"] = bias.detach().numpy().copy()
-    return FloatLayer(shape, (x,), op=op, attrs=attrs, tensors=tensors)
+    terms = () if isinstance(weight, Tensor) else weight
+    return FloatLayer(shape, (x,), op=op, attrs=attrs, tensors=tensors, terms=terms)
 
 
 def binary_layer(

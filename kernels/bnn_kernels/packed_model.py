@@ -170,13 +170,18 @@ class PackedModel:
         ready = (plain(np.asarray(x, np.float32)) for x in arrays)
         return {input_register(i): contiguous(as_channels_last(x)) for i, x in enumerate(ready)}
 
-    def _leave(self, registers: dict[str, Any], own: bool = False) -> Any:
-        """Return the outputs, channels first; own: copies whatever they are."""
-        results = []
+    def _leave(self, registers: dict[str, Any], given: Sequence[np.ndarray] = (), own: bool = False) -> Any:
+        """Return the outputs, channels first: no two in one memory, and none in that of the given arrays.
+
+        own: copies whatever they are.
+        """
+        results: list[np.ndarray] = []
         for register, shape in self.outputs:
             y = registers[register]
             y = y.transpose(0, 3, 1, 2) if y.ndim == 4 else y
             y = y.copy() if own else np.ascontiguousarray(y)
+            if not own and any(np.may_share_memory(y, other) for other in (*given, *results)):
+                y = y.copy()
             results.append(y.reshape(-1, *shape))
         return results[0] if len(results) == 1 else tuple(results)
 
