@@ -18,6 +18,7 @@ from rich.table import Table
 
 from experiments import benchmark_networks, cli
 from experiments.benchmark_kernels import binary_layers
+from experiments.commands import this_command
 from experiments.results import write_json
 from experiments.roofline import roofline
 from experiments.timing import pair, set_threads
@@ -149,10 +150,11 @@ def task(config: DictConfig) -> None:
 
     from bnn.training import provenance
     from experiments.network_peers import has_openvino
+    from experiments.runs import find_run
 
     if config.networks:
         return benchmark_networks.task(config)
-    folder = None if config.run is None else Path(config.run)
+    folder = None if config.run is None else find_run(Path(config.run))
     rows: dict[str, list[Row]] = {"networks": [], "layers": []}
     with Progress(transient=True) as progress:
         bar = progress.add_task("timing", total=None)
@@ -169,7 +171,7 @@ def task(config: DictConfig) -> None:
     if config.output is not None:
         write_json(
             Path(config.output),
-            {"command": " ".join([cli.program("benchmark"), *sys.argv[1:]]), **rows, **origin},
+            {"command": this_command(), **rows, **origin},
         )
         print(f"written: {config.output}")
 

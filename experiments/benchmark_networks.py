@@ -6,7 +6,6 @@ and statistics are as of a trained network (bnn.models.trained_like). The answer
 timed in turn, in one process, with the same number of threads.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from experiments import cli, process_memory
+from experiments.commands import this_command
 from experiments.results import write_json
 from experiments.timing import in_turn, set_threads
 
@@ -171,7 +171,7 @@ def task(config: DictConfig) -> None:
         print("this system does not say how much memory a process takes, so memory is left out")
     networks: list[Row] = []
     rows: list[Row] = []
-    command = " ".join([cli.program("benchmark"), *sys.argv[1:]])
+    command = this_command()
     origin = provenance() | {"kernels": bk.cpu_features()}
     if peer:
         from importlib.metadata import version

@@ -10,6 +10,8 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from experiments import identity  # noqa: F401, configs may ask for ${experiment:}
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 _FLAGS = """\

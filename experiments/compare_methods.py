@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from experiments import cli
-from experiments.results import read_json, write_json
+from experiments.commands import quoted, shell_command, this_command
+from experiments.identity import experiment_id
+from experiments.results import has_ended, read_json, write_json
 
 Row = dict[str, Any]
 
@@ -35,38 +37,49 @@ def methods(config: DictConfig) -> dict[str, list[str]]:
     return {name: known[name] for name in config.methods}
 
 
-def folder_of(config: DictConfig, method: str, seed: int) -> Path:
-    """Return the folder of a run."""
-    return Path(config.folder) / method / f"seed{seed}"
+def options_of(config: DictConfig, method: str, seed: int) -> list[str]:
+    """Return the options of experiments.train for a run."""
+    data = [] if config.data_root is None else [f"data.root={quoted(config.data_root)}"]
+    return [f"experiment={config.budget}", *methods(config)[method], f"seed={seed}", *config.overrides, *data]
+
+
+def runs_of(config: DictConfig, method: str) -> dict[int, DictConfig]:
+    """Return {seed: config of the run}; the folder of a run is named by method, experiment and seed."""
+    run_config = compose("train", options_of(config, method, 0))
+    experiment = experiment_id(run_config)
+    result = {}
+    for seed in config.seeds:
+        folder = Path(config.folder) / method / experiment / f"seed{seed}"
+        quiet = {"seed": seed, "run_dir": str(folder), "trainer": {"enable_progress_bar": False}}
+        result[seed] = OmegaConf.merge(run_config, quiet)
+    return result  # type: ignore[return-value]
 
 
 def train_missing(config: DictConfig) -> list[str]:
-    """Train every run that is not finished; returns one line for each that failed."""
+    """Train every run that has not ended; returns one line for each that failed."""
     from experiments import train
 
     failed = []
+    runs = {method: runs_of(config, method) for method in methods(config)}
     for seed in config.seeds:  # all methods once, then the next seed: a table of fewer seeds comes first
-        for method, options in methods(config).items():
-            folder = folder_of(config, method, seed)
-            wanted = [f"experiment={config.budget}", *options, f"seed={seed}", *config.overrides]
-            if config.data_root is not None:
-                wanted.append(f"data.root={config.data_root}")
-            run_config = compose("train", [*wanted, f"run_dir={folder}", "trainer.enable_progress_bar=false"])
-            kept = [text for text in wanted if not text.startswith(train.NOT_THE_EXPERIMENT)]
+        for method in runs:
+            run_config = runs[method][seed]
             try:
-                train.run(run_config, " ".join([cli.program("train"), *kept]))
+                train.run(run_config, shell_command("train", options_of(config, method, seed)))
             except Exception as error:  # one broken method must not cost the others their run
-                failed.append(f"{folder}: {type(error).__name__}: {error}")
+                failed.append(f"{run_config.run_dir}: {type(error).__name__}: {error}")
                 print(failed[-1], file=sys.stderr)
     return failed
 
 
-def row_of(config: DictConfig, method: str) -> Row | None:
-    """Return the row of a method, or None if no run of it is finished."""
-    files = [folder_of(config, method, seed) / "result.json" for seed in config.seeds]
-    results = [read_json(file) for file in files if file.exists()]
-    if not results:
-        return None
+def results_of(config: DictConfig, method: str) -> list[Row]:
+    """Return the results of a method's runs that have ended."""
+    files = [Path(run.run_dir) / "result.json" for run in runs_of(config, method).values()]
+    return [result for result in (read_json(file) for file in files if file.exists()) if has_ended(result)]
+
+
+def row_of(config: DictConfig, method: str, results: list[Row]) -> Row:
+    """Return the row of a method from the results of its runs."""
     accuracy = np.array([result["accuracy"]["test"] for result in results])
     runs = [
         {
@@ -80,6 +93,7 @@ def row_of(config: DictConfig, method: str) -> Row | None:
     ]
     return {
         "method": method,
+        "experiment": experiment_id(results[0]["config"]),
         "label": config.more[method].label if method in config.more else results[0]["label"],
         "seeds": len(results),
         "mean": round(float(accuracy.mean()), 6),
@@ -114,20 +128,22 @@ def task(config: DictConfig) -> None:
     from bnn.training import provenance
 
     chosen = methods(config)
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ValueError(f"a seed stands twice in seeds={list(config.seeds)}")
     failed = [] if config.collect_only else train_missing(config)
-    rows = [row for row in (row_of(config, method) for method in chosen) if row is not None]
+    results = {method: results_of(config, method) for method in chosen}
+    rows = [row_of(config, method, found) for method, found in results.items() if found]
     if not rows:
         raise ValueError(f"no run under {config.folder} is finished; leave collect_only out to train")
     rows.sort(key=lambda row: -row["mean"])
     show(rows)
-    first = read_json(next(Path(config.folder).glob("*/seed*/result.json")))
-    budget = compose("train", [f"experiment={config.budget}"])
+    first = next(found[0] for found in results.values() if found)
+    budget = compose("train", [f"experiment={config.budget}", *config.overrides])
     keys = ("name", "epochs", "batch_size", "optimizer", "scheduler", "trainer")
-    given = [f"{key}={config[key]}" for key in ("budget", "methods", "overrides") if config[key]]
     write_json(
         Path(config.output),
         {
-            "command": " ".join([cli.program("compare_methods"), *given]),
+            "command": this_command(["collect_only"]),
             "data": first["data"],
             "model": first["config"]["model"]["_target_"].rpartition(".")[2],
             "budget": {key: OmegaConf.to_container(budget, resolve=True)[key] for key in keys},  # type: ignore[index,call-overload]

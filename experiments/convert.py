@@ -14,17 +14,32 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import cli
+from experiments.identity import experiment_id
+from experiments.lock import run_lock
 from experiments.results import write_json
 
 
 def convert_run(
     folder: Path, inputs: int, output: Path | None = None, tolerance: float = 0.0, data_root: str | None = None
 ) -> tuple[dict[str, Any], str, bool]:
-    """Convert one run and write its files; return (content of conversion.json, report as text, whether it passes)."""
+    """Convert one run and write its files; return (content of conversion.json, report as text, whether it passes).
+
+    A process that trains or converts the run now is waited for.
+    """
+    from experiments.runs import load_config
+
+    load_config(folder)  # a folder that is no run is told before anything is made in it
+    with run_lock(folder):
+        return _convert_run(folder, inputs, output, tolerance, data_root)
+
+
+def _convert_run(
+    folder: Path, inputs: int, output: Path | None, tolerance: float, data_root: str | None
+) -> tuple[dict[str, Any], str, bool]:
     import torch
 
     import bnn
-    from bnn.training import provenance
+    from bnn.training import provenance, read_checkpoint
     from experiments.runs import load_run
 
     config, network = load_run(folder)
@@ -47,6 +62,8 @@ def convert_run(
         trained = torch.cat([network(part).argmax(1) for part in images.split(500)]).numpy()
     answers = np.concatenate([packed(part.numpy()).argmax(1) for part in images.split(500)])
     content = {
+        "experiment": experiment_id(config),
+        "steps": read_checkpoint(folder)["global_step"],
         "name": config.name,
         "quantizer": config.quantizer.name,
         "label": config.quantizer.label,
@@ -73,7 +90,9 @@ def convert_run(
 
 def task(config: DictConfig) -> None:
     """Convert and report."""
-    folder = Path(config.run)
+    from experiments.runs import find_run
+
+    folder = find_run(Path(config.run))
     output = None if config.output is None else Path(config.output)
     content, text, passes = convert_run(folder, config.parity, output, config.tolerance, config.data_root)
     print(text)

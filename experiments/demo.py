@@ -5,6 +5,7 @@ parity with PyTorch, times each beside its FP32 twin and draws accuracy against 
 is missing.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -42,29 +43,37 @@ def sweep(progress: Progress) -> None:
             with log.open("w") as file:
                 processes.append(subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT, env=environment))
         while any(process.poll() is None for process in processes):
-            progress.update(bar, completed=len(list(FOLDER.glob("*/seed*/result.json"))))
+            progress.update(bar, completed=len(list(FOLDER.glob("*/*/seed*/result.json"))))
             time.sleep(0.3)
     finally:
         for process in processes:
             process.terminate()
             process.wait()
-    progress.update(bar, completed=len(list(FOLDER.glob("*/seed*/result.json"))))
+    progress.update(bar, completed=len(list(FOLDER.glob("*/*/seed*/result.json"))))
     for process, log in zip(processes, logs, strict=True):
         if process.returncode != 0:
             raise SystemExit(f"error: training failed, the end of {log} is\n{log.read_text()[-2000:]}")
 
 
-def runs() -> list[Path]:
-    """Return the folders of the sweep."""
-    return [FOLDER / quantizer / f"seed{seed}" for quantizer in QUANTIZERS for seed in SEEDS]
+@functools.cache
+def runs() -> dict[str, list[Path]]:
+    """Return the folders of the sweep, those of a quantizer's seeds together."""
+    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+        return {
+            quantizer: [
+                Path(compose("train", ["experiment=demo", f"quantizer={quantizer}", f"seed={seed}"]).run_dir)
+                for seed in SEEDS
+            ]
+            for quantizer in QUANTIZERS
+        }
 
 
 def convert_all(progress: Progress) -> None:
     """Convert every run and check its parity on the whole test split."""
     from experiments.convert import convert_run
 
-    bar = progress.add_task("converting, checking", total=len(runs()))
-    for folder in runs():
+    bar = progress.add_task("converting, checking", total=len(QUANTIZERS) * len(SEEDS))
+    for folder in (folder for folders in runs().values() for folder in folders):
         done = folder / "conversion.json"
         if not done.exists() or done.stat().st_mtime < (folder / "result.json").stat().st_mtime:
             _, text, passes = convert_run(folder, inputs=400)
@@ -83,7 +92,7 @@ def time_all(progress: Progress) -> list[dict[str, Any]]:
     with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
         config = compose("benchmark", ["threads=[1]", "seconds=0.6", "own_layers=false"])
     for quantizer in QUANTIZERS:
-        rows += list(networks(config, FOLDER / quantizer / "seed0"))
+        rows += list(networks(config, runs()[quantizer][0]))
         progress.advance(bar)
     write_json(FOLDER / "benchmark.json", {"command": cli.program("demo"), "networks": rows, **provenance()})
     return rows
@@ -100,12 +109,12 @@ def main() -> None:
         convert_all(progress)
         rows = time_all(progress)
     table, figure = FOLDER / "table.json", FOLDER / "accuracy_vs_bits.png"
-    collect(FOLDER, table)
+    collect(FOLDER, table, [folder / "result.json" for folders in runs().values() for folder in folders])
     cpu = read_json(FOLDER / "benchmark.json")["hardware"]["cpu"]
     show(rows, f"packed networks beside their FP32 twins in PyTorch on {cpu}")
     accuracy_vs_bits.main(["--results", str(table), "--output", str(figure)])
     cli.console().print(
-        f"\nfigure        {figure}\npacked files  {FOLDER}/*/seed*/packed.safetensors\n"
+        f"\nfigure        {figure}\npacked files  {FOLDER}/*/*/seed*/packed.safetensors\n"
         f"results       {table}, {table.with_suffix('.csv')}, {FOLDER / 'benchmark.json'}",
         highlight=False,
     )

@@ -1,23 +1,65 @@
 """Finished runs: where they lie and how to get a trained network back from one."""
 
+import glob
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from bnn.training import RunError, load_network
 from experiments import cli
+from experiments.identity import comparable, differing, flat, is_among
+
+CONFIG = "config.yaml"
+
+
+# What every run's config has.
+_SECTIONS = ("name", "seed", "data", "model", "quantizer")
 
 
 def load_config(folder: Path) -> DictConfig:
-    """Return the resolved config of a run; RunError if the folder is none."""
-    path = folder / "config.yaml"
+    """Return the resolved config of a run; RunError if the folder is none or the file is damaged."""
+    path = folder / CONFIG
     if not path.exists():
-        raise RunError(f"{folder} is no run: it has no config.yaml. Train first: {cli.program('train')}")
-    config = OmegaConf.load(path)
+        raise RunError(f"{folder} is no run: it has no {CONFIG}. Train first: {cli.program('train')}")
+    try:
+        config = OmegaConf.load(path)
+        wrong = "it is not whole" if any(name not in config for name in _SECTIONS) else None
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        wrong = str(error).partition("\n")[0]
+    if wrong is not None:
+        raise RunError(
+            f"{path} is damaged; remove it, and the same command of experiments.train writes it again: {wrong}"
+        )
     assert isinstance(config, DictConfig)
     return config
+
+
+def find_run(folder: Path) -> Path:
+    """Return the run's folder that `folder` names.
+
+    Itself, or the one run that lies below it; NAME/QUANTIZER/seed0 may stand for NAME/QUANTIZER/EXPERIMENT/seed0.
+    RunError if there is no run or more than one.
+    """
+    if (folder / CONFIG).exists():
+        return folder
+    pattern = folder.rglob(CONFIG) if folder.is_dir() else folder.parent.glob(f"*/{glob.escape(folder.name)}/{CONFIG}")
+    found = sorted(path.parent for path in pattern)
+    if not found:
+        raise RunError(f"{folder} is no run: it has no {CONFIG}. Train first: {cli.program('train')}")
+    if len(found) > 1:
+        configs = [comparable(load_config(run)) for run in found[:20]]
+        keys = [key for key in differing(configs) if not is_among(key, ("quantizer", "model", "classifier", "data"))][
+            :3
+        ]
+        settings = [", ".join(f"{key}={flat(config).get(key)}" for key in keys) for config in configs]
+        lines = [f"{run}  {text}".rstrip() for run, text in zip(found[:20], settings, strict=True)]
+        more = [f"and {len(found) - 20} more"] if len(found) > 20 else []
+        raise RunError("\n  ".join([f"{folder} holds {len(found)} runs; name one of them:", *lines, *more]))
+    return found[0]
 
 
 def load_run(folder: Path) -> tuple[DictConfig, Any]:
@@ -33,13 +75,3 @@ def fp32_twin(model: DictConfig) -> Any:
     twin.weight_quantizer = plain
     twin.input_quantizer = plain
     return instantiate(twin, _convert_="object").eval()
-
-
-def find_results(folder: Path) -> list[Path]:
-    """Return the result files under a folder, sorted; FileNotFoundError says what is missing."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; train first, or give folder=PATH of the runs")
-    found = sorted(folder.rglob("result.json"))
-    if not found:
-        raise FileNotFoundError(f"no finished run under {folder}: a run that is done has a result.json")
-    return found

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bnn.latent import center_latent_weights, clip_latent_weights
 from bnn.machine import usable_cores
 from bnn.optimizers import parameter_groups
-from experiments import cli
+from experiments.commands import this_command
 
 
 def make_network(config: DictConfig) -> Any:
@@ -46,9 +45,8 @@ def milliseconds(timing: Any) -> dict[str, Any]:
 
 def described(config: DictConfig, threads: int) -> dict[str, Any]:
     """Return what was measured: command, network, quantizer, batch, threads."""
-    hydra = HydraConfig.get()
     return {
-        "command": " ".join([cli.program(hydra.job.config_name), *hydra.overrides.task]),
+        "command": this_command(),
         "model": config.model._target_.rpartition(".")[2],
         "quantizer": config.quantizer.name,
         "batch_size": config.batch_size,

@@ -1,7 +1,8 @@
 """Train one network: python -m experiments.train experiment=NAME; -m and comma lists sweep.
 
 Writes into `run_dir`: config.yaml (resolved), checkpoints/, metrics.csv (the learning curve) and result.json. A run
-that was interrupted goes on from its last epoch; one that is finished with the same config is not run again.
+that was interrupted, or cut short by trainer.max_time, goes on from its last epoch; one that has ended with the same
+config is not run again; one that another process works on is waited for.
 """
 
 import logging
@@ -9,74 +10,101 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import cli
-from experiments.results import read_json, write_json
-from experiments.run_parts import build_parts, check_values
+from experiments.commands import this_command
+from experiments.identity import NOT_THE_EXPERIMENT, OF_THE_DATA, comparable, differing, experiment_id, flat
+from experiments.lock import run_lock
+from experiments.results import done, has_ended, is_complete, read_json, write_json
+from experiments.run_parts import Parts, build_parts, check_values
 
-# What may differ between two runs that are the same experiment.
-NOT_THE_EXPERIMENT = (
-    "run_dir",
-    "trainer.enable_progress_bar",
-    "trainer.accelerator",
-    "data.root",
-    "data.download",
-    "doctor",
-    "doctor.every",
-    "classifier.pack_activations",
-)
+# Not in the recorded command: the run is the same without.
+NOT_REPEATED = tuple(key for key in NOT_THE_EXPERIMENT if key not in OF_THE_DATA)
 
 
-def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the resolved config without what only says where or how loudly it ran."""
-    copy = OmegaConf.create(config)
-    for key in NOT_THE_EXPERIMENT:
-        parent, _, leaf = key.rpartition(".")
-        node = OmegaConf.select(copy, parent) if parent else copy
-        if node is not None and leaf in node:
-            del node[leaf]
-    result = OmegaConf.to_container(copy)
-    assert isinstance(result, dict)
-    return {str(key): value for key, value in result.items()}
+def result_of(folder: Path, same: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the result of a run that this folder holds, None if there is none.
+
+    same: the comparable config. RunError if the result is damaged, or the run or its checkpoint is another's.
+    """
+    from bnn.training import CHECKPOINT, RunError
+    from experiments.runs import load_config
+
+    file = folder / "result.json"
+    result, before = None, None
+    try:
+        if file.exists():
+            result = read_json(file)
+            before = result["config"]
+        elif (folder / CHECKPOINT).exists() and (folder / "config.yaml").exists():
+            before = load_config(folder)
+    except (ValueError, KeyError) as error:
+        raise RunError(f"{file} is damaged; remove it, and the same command writes it again: {error}") from error
+    if before is not None and (there := comparable(before)) != same:
+        raise RunError(
+            f"{folder} holds a run with another config ({difference(there, same)}); remove the folder or choose "
+            "another with run_dir=..."
+        )
+    return result
 
 
-def command() -> str:
-    """Return the command that makes this run on any machine: its overrides without those of NOT_THE_EXPERIMENT."""
-    overrides = HydraConfig.get().overrides.task
-    kept = [text for text in overrides if text.partition("=")[0].lstrip("+") not in NOT_THE_EXPERIMENT]
-    return " ".join([cli.program("train"), *kept])
+def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Return in words in what two comparable configs differ, three options at most."""
+    keys = [*(["seed"] if there.get("seed") != here.get("seed") else []), *differing([there, here])]
+    old, new = flat(there), flat(here)
+    words = [f"{key} is {old.get(key, 'absent')} there and {new.get(key, 'absent')} here" for key in keys[:3]]
+    return ", ".join([*words, *(["and more"] if len(keys) > 3 else [])])
 
 
 def run(config: DictConfig, made_by: str) -> Path:
-    """Run one training from its config, unless it is finished; returns its folder.
+    """Run one training from its config, unless it has ended; returns its folder.
 
-    made_by: the command that makes this run again, for its result.
+    made_by: the command that makes this run again, for its result. Another process that works on the same run is waited
+    for.
     """
-    from bnn.training import CHECKPOINT, REPORT, Checkup, RunError, Scheduling, provenance, train
+    from bnn.training import RunError
+    from bnn.training.files import remove_leftovers
 
     check_values(config)
     folder = Path(config.run_dir)
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     same = comparable({str(key): value for key, value in resolved.items()})
-    result_file, config_file = folder / "result.json", folder / "config.yaml"
-    if result_file.exists() and read_json(result_file)["config"] == same:
-        print(f"{folder}: already finished, nothing to do")
+    if _has_ended(folder, same):
         return folder
-    if config_file.exists() and (folder / CHECKPOINT).exists():
-        before = OmegaConf.to_container(OmegaConf.load(config_file))
-        assert isinstance(before, dict)
-        if comparable({str(key): value for key, value in before.items()}) != same:
-            raise RunError(
-                f"{folder} holds a run with another config; remove the folder or choose another with run_dir=..."
-            )
     parts = build_parts(config)  # a mistake must not take the folder
-    data, costs = parts.data, parts.costs
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(resolved), config_file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"run_dir={folder} cannot be made, choose another: {error.strerror}") from error
+    with run_lock(folder):
+        if not _has_ended(folder, same):
+            remove_leftovers(folder)
+            _run(config, parts, resolved, same, folder, made_by)
+    return folder
 
+
+def _has_ended(folder: Path, same: dict[str, Any]) -> bool:
+    """Return whether there is nothing to do, and say so."""
+    result = result_of(folder, same)
+    if result is None or not has_ended(result):
+        return False
+    how = "already finished" if is_complete(result) else f"already ended ({done(result)})"
+    print(f"{folder}: {how}, nothing to do")
+    return True
+
+
+def _run(
+    config: DictConfig, parts: Parts, resolved: dict[Any, Any], same: dict[str, Any], folder: Path, made_by: str
+) -> None:
+    """Train in a folder that this process holds."""
+    from bnn.training import REPORT, Checkup, Scheduling, provenance, train
+    from bnn.training.files import whole_file
+
+    data, costs = parts.data, parts.costs
+    with whole_file(folder / "config.yaml") as file:
+        OmegaConf.save(OmegaConf.create(resolved), file)
     callbacks: list[Any] = [Scheduling(parts.schedules)]
     if config.doctor.every is not None:
         callbacks.append(Checkup(folder, config.doctor.every, config.classifier.latent_clip, data.num_classes))
@@ -94,6 +122,7 @@ def run(config: DictConfig, made_by: str) -> Path:
     )
     run_is: dict[str, Any] = {
         "command": made_by,
+        "experiment": experiment_id(same),
         "name": config.name,
         "quantizer": config.quantizer.name,
         "label": config.quantizer.label,
@@ -110,40 +139,48 @@ def run(config: DictConfig, made_by: str) -> Path:
         found = seen["findings"]
         model = config.model._target_.rpartition(".")[2]
         write_json(folder / REPORT, {**run_is, "data": data.name, "model": model, **seen, **provenance()})
-    write_json(
-        result_file,
-        {
-            **run_is,
-            "epochs": outcome.epochs,
-            "train_seconds": round(outcome.seconds, 1),
-            "data": {
-                "name": data.name,
-                "train": len(data.train.labels),
-                "validation": len(data.validation.labels),
-                "test": len(data.test.labels),
-            },
-            "parameters": costs.parameters,
-            "bytes": costs.bytes,
-            "macs": costs.macs,
-            "bops": costs.bops,
-            "findings": [{key: finding[key] for key in ("layer", "kind", "text")} for finding in found],
-            "config": same,
-            **provenance(),
+    origin = provenance()
+    origin["finished"] = None if outcome.stopped_by else origin["finished"]
+    limits = {
+        f"trainer.{name}": OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        for name, value in config.trainer.items()
+        if value is not None
+        and (str(name).startswith(("max_", "limit_")) or name in ("fast_dev_run", "overfit_batches"))
+    }
+    result = {
+        **run_is,
+        "epochs": outcome.epochs,
+        "steps": outcome.steps,
+        "stopped_by": outcome.stopped_by,
+        "limits": limits,
+        "train_seconds": round(outcome.seconds, 1),
+        "data": {
+            "name": data.name,
+            "train": len(data.train.labels),
+            "validation": outcome.validation_images,
+            "test": outcome.test_images,
         },
-    )
+        "parameters": costs.parameters,
+        "bytes": costs.bytes,
+        "macs": costs.macs,
+        "bops": costs.bops,
+        "findings": [{key: finding[key] for key in ("layer", "kind", "text")} for finding in found],
+        "config": same,
+        **origin,
+    }
+    write_json(folder / "result.json", result)
+    goes_on = "" if has_ended(result) else "; not finished, the same command goes on"
     print(
         f"{folder}: test accuracy {outcome.test_accuracy:.2%}, validation {outcome.validation_accuracy:.2%} "
-        f"after {outcome.epochs} epochs, {outcome.seconds:.0f} s"
+        f"after {done(result)}, {outcome.seconds:.0f} s{goes_on}"
     )
     for finding in found:
         print(f"  {': '.join(filter(None, (finding['layer'], finding['text'])))}. {finding['advice']}")
 
-    return folder
-
 
 def task(config: DictConfig) -> float:
     """Run what the command line says; returns the validation accuracy, by which a sweeper may search."""
-    folder = run(config, command())
+    folder = run(config, this_command(NOT_REPEATED))
     return float(read_json(folder / "result.json")["accuracy"]["validation"])
 
 
@@ -153,7 +190,7 @@ def main() -> None:
     from bnn.training import DivergenceError, RunError
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    cli.run(task, "train", expected=(DataError, DivergenceError, RunError, ValueError))
+    cli.run(task, "train", expected=(DataError, DivergenceError, RunError, OSError, ValueError))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ TINY = ("model.width=4", "epochs=2", "trainer.enable_progress_bar=false", "batch
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder with two finished runs of two epochs: runs/default/{xnor,fp32}/seed0."""
+    """A folder with two finished runs of two epochs: runs/default/{xnor,fp32}/EXPERIMENT/seed0."""
     from experiments import train
 
     folder = tmp_path_factory.mktemp("trained")

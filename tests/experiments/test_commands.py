@@ -18,6 +18,12 @@ def read(path):
     return json.loads(path.read_text())
 
 
+def run_of(runs, quantizer):
+    """The folder of the one run of a quantizer: its seed below its experiment."""
+    (folder,) = runs.glob(f"{quantizer}/*/seed0")
+    return folder
+
+
 @pytest.fixture
 def runs(trained, tmp_path, monkeypatch):
     """A copy of the finished runs, as the current folder."""
@@ -31,7 +37,7 @@ def runs(trained, tmp_path, monkeypatch):
 
 def test_a_sweep_leaves_one_folder_a_run(runs):
     for quantizer, label in (("xnor", "1/1"), ("fp32", "32/32")):
-        folder = runs / quantizer / "seed0"
+        folder = run_of(runs, quantizer)
         result = read(folder / "result.json")
         assert (result["quantizer"], result["label"], result["seed"], result["epochs"]) == (quantizer, label, 0, 2)
         assert set(result["accuracy"]) == {"train", "validation", "test"}
@@ -47,25 +53,25 @@ def test_a_sweep_leaves_one_folder_a_run(runs):
         assert [row["epoch"] for row in rows] == ["0", "1"]
         assert (folder / "checkpoints" / "last.ckpt").exists()
         assert all({"layer", "kind", "text"} == set(finding) for finding in result["findings"])
-    seen = read(runs / "xnor" / "seed0" / "doctor.json")
+    seen = read(run_of(runs, "xnor") / "doctor.json")
     assert seen["steps"] == [0]
     assert (seen["quantizer"], set(seen["layers"])) == ("xnor", {"conv2", "conv3", "linear4"})
-    assert not (runs / "fp32" / "seed0" / "doctor.json").exists()
-    packed, plain = (read(runs / q / "seed0" / "result.json") for q in ("xnor", "fp32"))
+    assert not (run_of(runs, "fp32") / "doctor.json").exists()
+    packed, plain = (read(run_of(runs, q) / "result.json") for q in ("xnor", "fp32"))
     assert packed["bops"] < plain["bops"] / 10
     assert packed["bytes"] < plain["bytes"]
     assert sorted(p.name for p in runs.parent.parent.iterdir()) == ["runs"]
 
 
 def test_a_finished_run_is_not_run_again(runs, command):
-    before = (runs / "xnor" / "seed0" / "result.json").read_bytes()
+    before = (run_of(runs, "xnor") / "result.json").read_bytes()
     done = command("experiments.train", "quantizer=xnor", *TINY)
     assert (done.status, "already finished" in done.out) == (0, True)
-    assert (runs / "xnor" / "seed0" / "result.json").read_bytes() == before
+    assert (run_of(runs, "xnor") / "result.json").read_bytes() == before
 
 
 def test_a_run_that_lost_its_result_writes_it_again(runs, command):
-    folder = runs / "xnor" / "seed0"
+    folder = run_of(runs, "xnor")
     before = read(folder / "result.json")
     (folder / "result.json").unlink()
     assert command("experiments.train", "quantizer=xnor", *TINY).status == 0
@@ -74,10 +80,14 @@ def test_a_run_that_lost_its_result_writes_it_again(runs, command):
 
 
 def test_another_config_does_not_overwrite_a_run(runs, command):
-    failed = command("experiments.train", "quantizer=xnor", *TINY, "epochs=3")
-    assert failed.status == 2
-    assert "another config" in failed.err
-    assert "run_dir=" in failed.err
+    folder = run_of(runs, "xnor")
+    before = (folder / "result.json").read_bytes()
+    for option, words in (("epochs=3", "epochs is 2 there and 3 here"), ("seed=1", "seed is 0 there and 1 here")):
+        failed = command("experiments.train", "quantizer=xnor", *TINY, option, f"run_dir={folder}")
+        assert failed.status == 2
+        assert f"another config ({words}" in failed.err
+        assert "run_dir=" in failed.err
+    assert (folder / "result.json").read_bytes() == before
 
 
 def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, monkeypatch, command):
@@ -136,13 +146,13 @@ def test_a_run_depends_on_its_seed_alone(runs, command):
     import torch
 
     torch.rand(7)
-    expected = {q: read(runs / q / "seed0" / "result.json")["accuracy"] for q in ("fp32", "xnor")}
+    expected = {q: read(run_of(runs, q) / "result.json")["accuracy"] for q in ("fp32", "xnor")}
     assert command("experiments.train", "quantizer=fp32", *TINY, "run_dir=again").status == 0
     again = read(runs.parent.parent / "again" / "result.json")
     assert again["accuracy"] == expected["fp32"]
     assert command("experiments.train", "quantizer=fp32", *TINY, "seed=1", "run_dir=other").status == 0
     curves = [(runs.parent.parent / name / "metrics.csv").read_text() for name in ("again", "other")]
-    assert curves[0] == (runs / "fp32" / "seed0" / "metrics.csv").read_text() != curves[1]
+    assert curves[0] == (run_of(runs, "fp32") / "metrics.csv").read_text() != curves[1]
 
 
 def test_a_mistake_does_not_take_the_folder(tmp_path, monkeypatch, command):
@@ -155,7 +165,7 @@ def test_a_mistake_does_not_take_the_folder(tmp_path, monkeypatch, command):
 
 
 def test_convert_writes_a_file_that_answers_the_same(runs, command):
-    folder = runs / "xnor" / "seed0"
+    folder = run_of(runs, "xnor")
     done = command("experiments.convert", f"run={folder}", "parity=50")
     assert done.status == 0, done.err
     assert "parity holds" in done.out
@@ -198,7 +208,7 @@ def test_convert_refuses(arguments, words, runs, command):
 
 
 def test_convert_refuses_a_run_without_weights(runs, command):
-    (runs / "xnor" / "seed0" / "checkpoints" / "last.ckpt").unlink()
+    (run_of(runs, "xnor") / "checkpoints" / "last.ckpt").unlink()
     failed = command("experiments.convert", f"run={runs / 'xnor' / 'seed0'}")
     assert failed.status == 2
     assert "holds no checkpoints" in failed.err
@@ -269,7 +279,7 @@ def test_missing_results_are_named(module, arguments, words, tmp_path, monkeypat
 
 
 def test_collect_names_a_result_of_another_version(runs, command):
-    result = runs / "xnor" / "seed0" / "result.json"
+    result = run_of(runs, "xnor") / "result.json"
     result.write_text('{"name": "x"}')
     failed = command("experiments.collect", f"folder={runs}")
     assert failed.status == 2

@@ -1,0 +1,126 @@
+"""Which runs are seeds of one experiment: the whole config counts, but not what says only where or how loudly it ran.
+
+`${experiment:}` in a config is the experiment's hash, so that folders can be named by it.
+"""
+
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+# Where the data lie. Not the experiment, but needed to run it again.
+OF_THE_DATA = ("data.root", "data.download", "data.num_workers")
+
+# What may differ between two runs that are the same experiment: where, how loudly, how fast and how long at a time.
+NOT_THE_EXPERIMENT = (
+    "hydra",
+    "run_dir",
+    *OF_THE_DATA,
+    "doctor",
+    "classifier.pack_activations",
+    *(
+        f"trainer.{name}"
+        for name in (
+            "accelerator",
+            "benchmark",
+            "default_root_dir",
+            "detect_anomaly",
+            "deterministic",
+            "enable_checkpointing",
+            "enable_model_summary",
+            "enable_progress_bar",
+            "inference_mode",
+            "log_every_n_steps",
+            "logger",
+            "max_time",
+            "num_sanity_val_steps",
+            "profiler",
+        )
+    ),
+)
+
+_RUN_DIR = "RUN_DIR"  # stands for the run's own folder in other options
+_inside = threading.local()
+
+
+def is_among(key: str, names: Iterable[str]) -> bool:
+    """Return whether a dotted key is one of these or lies below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def comparable(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    """Return the resolved config, with the seed, without NOT_THE_EXPERIMENT; numbers that are equal look equal."""
+    root = config if isinstance(config, DictConfig) else OmegaConf.create(config)
+    run_dir = root.get("run_dir")
+    result = _plain(root, "", None if run_dir is None else str(run_dir))
+    assert isinstance(result, dict)
+    return result
+
+
+def _plain(value: Any, key: str, run_dir: str | None) -> Any:
+    if isinstance(value, DictConfig):
+        below = ((str(name), f"{key}.{name}" if key else str(name)) for name in value)
+        return {name: _plain(value[name], full, run_dir) for name, full in below if not _left_out(full)}
+    if isinstance(value, ListConfig):
+        return [_plain(item, key, run_dir) for item in value]
+    if isinstance(value, str):
+        inside = run_dir is not None and "/" in run_dir and f"{value}/".startswith(f"{run_dir}/")
+        return _RUN_DIR + value[len(run_dir) :] if run_dir is not None and inside else value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return str(value)  # JSON has no such numbers
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    return value if value is None or isinstance(value, bool | int) else str(value)
+
+
+def _left_out(key: str) -> bool:
+    return is_among(key, NOT_THE_EXPERIMENT)
+
+
+def experiment_id(config: DictConfig | dict[str, Any]) -> str:
+    """Return the hash of an experiment, 8 hexadecimal digits: equal for two runs that differ by seed alone."""
+    content = {key: value for key, value in comparable(config).items() if key != "seed"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {dotted key: value}; a list is one value.
+
+    >>> flat({"epochs": 3, "optimizer": {"lr": 0.1}})
+    {'epochs': 3, 'optimizer.lr': 0.1}
+    """
+    result: dict[str, Any] = {}
+    for name, value in config.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return result
+
+
+def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the dotted keys whose values are not the same in all configs, the seed left out.
+
+    >>> differing([{"seed": 0, "lr": 0.1, "epochs": 3}, {"seed": 1, "lr": 0.2, "epochs": 3}])
+    ['lr']
+    """
+    every = [flat(comparable(config)) for config in configs]
+    keys = dict.fromkeys(key for one in every for key in one)
+    absent = object()
+    return [
+        key for key in keys if key != "seed" and any(one.get(key, absent) != every[0].get(key, absent) for one in every)
+    ]
+
+
+def _resolve(*, _root_: DictConfig) -> str:
+    if getattr(_inside, "value", False):  # an option that names the run's folder, which is named by the options
+        return "${experiment:}"
+    _inside.value = True
+    try:
+        return experiment_id(_root_)
+    finally:
+        _inside.value = False
+
+
+OmegaConf.register_new_resolver("experiment", _resolve, replace=True)

@@ -1,0 +1,73 @@
+"""One process at a time works in a run's folder; the others wait for it."""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from experiments.results import write_json
+
+LOCK, OWNER = ".lock", ".lock.owner"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+def _is_helper() -> bool:
+    """Return whether this is a process of a distributed run that is not its first: the first holds the folder."""
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    return rank.isdigit() and int(rank) > 0
+
+
+def owner(folder: Path) -> str:
+    """Return who holds a folder, in words."""
+    try:
+        content = json.loads((folder / OWNER).read_text())
+        return f"process {content['pid']} on {content['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _acquired(folder: Path) -> BaseFileLock:
+    """Return the lock of a folder, held. The system frees a killed process's lock.
+
+    Where the file system knows no such locks, a file with the process's id stands for one.
+    """
+    lock: BaseFileLock = FileLock(folder / LOCK)
+    try:
+        return _wait(lock, folder)
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
+            raise
+    return _wait(SoftFileLock(folder / f"{LOCK}.soft"), folder)
+
+
+def _wait(lock: BaseFileLock, folder: Path) -> BaseFileLock:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder}: {owner(folder)} works on this run; waiting for it", file=sys.stderr, flush=True)
+        lock.acquire(poll_interval=0.2)
+    return lock
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, which is made; says once who holds it now and waits. OSError if it cannot be made."""
+    if _is_helper():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _acquired(folder)
+    try:
+        with contextlib.suppress(OSError):  # only for the words; a full disk is told by what matters
+            write_json(folder / OWNER, {"pid": os.getpid(), "host": socket.gethostname()})
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
