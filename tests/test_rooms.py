@@ -19,7 +19,19 @@ ALLOWED = {
     "bnn/data": {"torch", "numpy", "pooch", "sklearn"},
     "bnn/training": {"torch", "numpy", "lightning"},
     "bnn/converter": {"torch", "numpy", "bnn_kernels"},
-    "experiments": {"torch", "numpy", "hydra", "omegaconf", "rich", "bnn", "bnn_kernels", "paper_figures", "openvino"},
+    "experiments": {
+        "torch",
+        "numpy",
+        "hydra",
+        "omegaconf",
+        "rich",
+        "bnn",
+        "bnn_kernels",
+        "paper_figures",
+        "openvino",
+        "filelock",
+        "yaml",
+    },
     "paper_figures": {"numpy", "matplotlib", "bnn", "torch"},  # torch for the curves of quantizers
 }
 
