@@ -10,6 +10,7 @@ from typing import Any
 from bnn import layers as layers
 from bnn import models as models
 from bnn import quantizers as quantizers
+from bnn.calibrate import calibrate as calibrate
 from bnn.quantize import quantize as quantize
 from bnn.summary import summary as summary
 

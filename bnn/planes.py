@@ -21,11 +21,16 @@ Keeping the multipliers integer and the scale apart makes the sum of products of
 times a scale: that is why a packed network can answer bit for bit like the trained one.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+class PlanesError(ValueError):
+    """Planes that break their contract: the message says what is wrong with them and what is right."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Term:
 
     bits: bool (P, *shape). signed: planes are {-1,+1} (True is -1) or {0,1} (True is 1). multipliers: P integers.
     scale: float, shape () or (C,) for the channels of axis 0 of a weight, or with as many axes as the tensor, of which
-        those of the channels are 1: scales of samples or tokens.
+        those of the channels are 1: scales of samples or tokens. No gradient passes it.
+    PlanesError on anything else.
     """
 
     bits: Tensor
@@ -43,15 +49,20 @@ class Term:
     scale: Tensor
 
     def __post_init__(self) -> None:
-        if self.bits.dtype != torch.bool or self.bits.shape[0] != len(self.multipliers):
-            raise ValueError(
-                f"bits must be bool with one plane for each of {len(self.multipliers)} multipliers, "
-                f"got {self.bits.dtype} {tuple(self.bits.shape)}"
+        if not isinstance(self.bits, Tensor) or self.bits.dtype != torch.bool or self.bits.ndim < 1:
+            raise PlanesError(
+                f"bits must be a bool tensor (P, *shape), one plane after the other, got {_described(self.bits)}; for "
+                "instance bnn.planes.sign_bits(x), or torch.stack([x > 0, x < 0])"
             )
-        if self.scale.ndim > 1 and self.scale.ndim != self.bits.ndim - 1:
-            raise ValueError(
-                f"scale must have shape () or (channels,), or as many axes as the tensor, got {tuple(self.scale.shape)}"
+        if not isinstance(self.signed, bool):
+            raise PlanesError(f"signed must be True (planes of -1 and +1) or False (0 and 1), got {self.signed!r}")
+        object.__setattr__(self, "multipliers", _integers(self.multipliers))
+        if len(self.bits) != len(self.multipliers):
+            raise PlanesError(
+                f"bits must hold one plane for each of the {len(self.multipliers)} multipliers, got shape "
+                f"{tuple(self.bits.shape)}"
             )
+        object.__setattr__(self, "scale", _checked_scale(self.scale, self.bits.shape[1:], "scale"))
 
     def levels(self, dtype: torch.dtype = torch.int32) -> Tensor:
         """Return the integer levels, shape of the tensor."""
@@ -85,11 +96,26 @@ class Planes:
     """A quantized tensor as a sum of terms, plus an offset where the values are not symmetric.
 
     offset: float, shape () or (C,) for the channels of axis 0 of a weight, or None for 0. It takes part in every
-    product: `parts` holds it as one more term.
+    product: `parts` holds it as one more term. PlanesError on anything else.
     """
 
     terms: tuple[Term, ...]
     offset: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        terms = tuple(self.terms) if isinstance(self.terms, tuple | list) else (self.terms,)
+        if not terms or not all(isinstance(term, Term) for term in terms):
+            found = ", ".join(type(term).__name__ for term in terms) or "none"
+            raise PlanesError(
+                f"terms must be a tuple of bnn.planes.Term(bits, signed, multipliers, scale), at least one, got {found}"
+            )
+        shape = terms[0].bits.shape[1:]
+        if any(term.bits.shape[1:] != shape for term in terms):
+            shapes = ", ".join(str(tuple(term.bits.shape[1:])) for term in terms)
+            raise PlanesError(f"the planes of all terms must have the tensor's shape, got {shapes}")
+        object.__setattr__(self, "terms", terms)
+        if self.offset is not None:
+            object.__setattr__(self, "offset", _checked_scale(self.offset, shape, "offset"))
 
     def value(self) -> Tensor:
         """Return the tensor: the same numbers, bit for bit, as the quantizer's forward."""
@@ -113,6 +139,35 @@ class Planes:
     def bits(self) -> int:
         """Bits that one element takes: the number of planes. An offset takes none."""
         return sum(len(term.multipliers) for term in self.terms)
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _integers(multipliers: object) -> tuple[int, ...]:
+    """Return multipliers as a tuple of integers; PlanesError for floats, whose sums would not be exact."""
+    try:
+        return tuple(operator.index(m) for m in multipliers)  # type: ignore[attr-defined]
+    except TypeError:
+        raise PlanesError(
+            f"multipliers must be a tuple of integers, one for each plane, got {multipliers!r}: put what is no integer "
+            "into scale, which multiplies them all, or give each plane a Term of its own"
+        ) from None
+
+
+def _checked_scale(scale: object, shape: torch.Size, name: str) -> Tensor:
+    """Return a scale or an offset without its gradient; PlanesError if it does not go with a tensor of the shape."""
+    if not isinstance(scale, Tensor) or not scale.is_floating_point():
+        raise PlanesError(f"{name} must be a float tensor, for instance torch.tensor(1.0), got {_described(scale)}")
+    channels = scale.ndim == 1 and len(shape) > 0 and len(scale) in (1, shape[0])
+    spread = scale.ndim == len(shape) and all(n in (1, m) for n, m in zip(scale.shape, shape, strict=True))
+    if scale.ndim > 0 and not channels and not spread:
+        raise PlanesError(
+            f"{name} must have shape (), (channels,) of axis 0, or as many axes as the tensor {tuple(shape)}, got "
+            f"{tuple(scale.shape)}"
+        )
+    return scale.detach()
 
 
 def by_channel(values: Tensor, ndim: int) -> Tensor:

@@ -33,6 +33,7 @@ from bnn.converter.registry import Rule, rule_of_function, rule_of_module, suppo
 from bnn.converter.trace import BATCH, Found, Traced, check_trace, results, trace
 from bnn.converter.verify import Lowered, check_batches, check_values
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.data_initialized import warn_of_uninitialized
 
 
 def _versions() -> dict[str, str]:
@@ -107,9 +108,11 @@ def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.Pa
 
     Returns a PackedModel that answers like `model(x)` in evaluation: exactly where integers are fed in, within float
     rounding elsewhere; `bnn.check_parity` shows it layer by layer. Raises ConversionError, with the dotted path of the
-    module, on what it cannot convert; `bnn.converter.register_rule` teaches it a module of your own.
+    module, on what it cannot convert; `bnn.converter.register_rule` teaches it a module of your own. Warns of
+    quantizers that have never seen data (`bnn.calibrate`).
     """
     check_model(model)
+    warn_of_uninitialized(model, f"{type(model).__name__} is converted")
     examples = check_examples(example_input)
     # Thresholds are those of the float32 network on a CPU, where the packed model runs.
     twin = _copied(model).to("cpu", torch.float32)

@@ -7,6 +7,10 @@ float32 (or float64, where sums pass 2^24) holds exactly, and applies the scales
 
 The packed network does the same operations in the same order, so the two agree bit for bit wherever integers are
 fed in. Rounding inside a float convolution of +-alpha would differ from machine to machine.
+
+So an evaluation does not follow autocast, whose floats of 16 bits round sums beyond 256 or 2048: it takes its input as
+float32, and under autocast returns float32. A layer that is itself of 16 bits (`model.half()`) sums and scales in
+float32 and rounds its output once.
 """
 
 import functools
@@ -19,7 +23,8 @@ import torch
 from torch import Tensor
 
 from bnn.planes import Planes, Term
-from bnn.quantizers.base import Quantizer
+from bnn.quantizers.base import Quantizer, checked_planes, checked_values
+from bnn.quantizers.precision import is_autocast, without_autocast
 
 QuantizerFactory = Callable[..., Quantizer]
 
@@ -142,24 +147,45 @@ class QuantLayer:
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output; see the module for how training and evaluation compute the same numbers."""
         self._check_input(x)
-        exact = not self.training and self.weight_quantizer.packable and self.input_quantizer.packable
-        needs_gradient = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if not exact and not self.input_scale:
-            return self._trained(x, self.bias)
-        if not exact:
-            return self._finish(self._trained(x, None), x)
-        with torch.no_grad():
-            y = self._exact(x)
-        return self._finish(_ExactValue.apply(self._trained(x, None), y) if needs_gradient else y, x)
+        packable = self.weight_quantizer.packable, self.input_quantizer.packable
+        if self.training or not any(packable):
+            return self._trained(x)
+        self.weight_quantizer.before_evaluation()
+        self.input_quantizer.before_evaluation()
+        if is_autocast(x.device):  # it made x what it is; the layer takes its own dtype
+            x = x.to(torch.promote_types(x.dtype, self.weight.dtype))
+        with without_autocast(x.device):
+            return self._evaluated(x) if all(packable) else self._trained(x)
 
-    def _trained(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        weight = self.weight_quantizer(self.filters(self.weight))
+    def _evaluated(self, x: Tensor) -> Tensor:
+        """Return the output by exact sums of integers, with the gradients of training."""
+        with torch.no_grad():
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            exact = self._finish(self._exact(wide), wide).to(x.dtype)
+        parameters = torch.nn.Module.parameters(self)  # type: ignore[arg-type]
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
+            return _ExactValue.apply(self._trained(x), exact)
+        return exact
+
+    def _trained(self, x: Tensor) -> Tensor:
+        """Return the output by the quantized floats."""
+        bias = None if self.input_scale else self.bias
+        weight = self.quantized_weight()
         if self.saving is None:
-            return self._operate(self.input_quantizer(x), weight, bias, self._pad())
-        with self.saving.of_quantizer():
-            quantized = self.input_quantizer(x)
-        with self.saving.of_operation(self.input_quantizer, quantized, weight, self._pad()):
-            return self._operate(quantized, weight, bias, self._pad())
+            y = self._operate(self._quantized_input(x), weight, bias, self._pad())
+        else:
+            with self.saving.of_quantizer():
+                quantized = self._quantized_input(x)
+            with self.saving.of_operation(self.input_quantizer, quantized, weight, self._pad()):
+                y = self._operate(quantized, weight, bias, self._pad())
+        return self._finish(y, x) if self.input_scale else y
+
+    def quantized_weight(self) -> Tensor:
+        """Return the quantized weight as filters, with the quantizer's gradient."""
+        return checked_values(self.weight_quantizer, self.filters(self.weight))
+
+    def _quantized_input(self, x: Tensor) -> Tensor:
+        return checked_values(self.input_quantizer, x)
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         if self.input_scale:
@@ -169,7 +195,7 @@ class QuantLayer:
         return y
 
     def _exact(self, x: Tensor) -> Tensor:
-        inputs = self.input_quantizer.planes(x)
+        inputs = checked_planes(self.input_quantizer, x)
         if self._pad() != 0 and len(inputs.parts) != 1:
             raise ValueError(f"pad_value {self._pad():+g} needs an input quantizer of one term: use 0")
         total: Tensor | None = None
@@ -209,7 +235,9 @@ def output_scale(given: Term, term: Term, ndim: int) -> Tensor:
 def weight_planes(layer: QuantLayer) -> Planes:
     """Return the planes of a layer's weight; axis 0 are the output channels, scales have shape () or (C,).
 
-    An offset is a term like the others.
+    An offset is a term like the others. Scales are at least float32, those of the packed network.
     """
-    terms = layer.weight_quantizer.planes(layer.filters(layer.weight.detach())).parts
+    weight = layer.filters(layer.weight.detach())
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    terms = checked_planes(layer.weight_quantizer, weight).parts
     return Planes(tuple(replace(t, scale=t.scale.reshape(-1)) if t.scale.ndim > 1 else t for t in terms))

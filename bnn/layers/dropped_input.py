@@ -32,6 +32,9 @@ class DroppedInput(Quantizer):
     def planes(self, x: Tensor) -> Planes:
         return self.quantizer.planes(x)
 
+    def before_evaluation(self) -> None:
+        self.quantizer.before_evaluation()
+
     @property
     def bits(self) -> int:
         """Bits of q."""

@@ -43,4 +43,4 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rows of the quantized table: a quantizer's values are those of its planes, bit for bit."""
-        return F.embedding(x, self.weight_quantizer(self.weight), self.padding_idx)
+        return F.embedding(x, self.quantized_weight(), self.padding_idx)

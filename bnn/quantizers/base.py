@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bnn.planes import Planes
+from bnn.planes import Planes, PlanesError
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,17 @@ class Quantizer(nn.Module):
 
     def planes(self, x: Tensor) -> Planes:
         """Return the bit planes of `x`'s quantized values; TypeError for a quantizer that has none."""
-        raise TypeError(f"{type(self).__name__} has no bit planes")
+        raise TypeError(
+            f"{type(self).__name__} has no bit planes: define planes(x), or set packable = False to stay with floats"
+        )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether a forward in training mode learns from its tensor, beside by gradients: `bnn.calibrate` runs one."""
+        return False
+
+    def before_evaluation(self) -> None:
+        """Be told by a layer that it evaluates; a quantizer that is not ready for it warns."""
 
     def begin_epoch(self, x: Tensor) -> None:
         """Do what the method does once an epoch with the tensor that is quantized, a weight; by default nothing."""
@@ -80,3 +90,36 @@ class FullPrecision(Quantizer):
     def bits(self) -> int:
         """32: the element stays a float."""
         return 32
+
+
+def checked_values(quantizer: Quantizer, x: Tensor) -> Tensor:
+    """Return what a quantizer makes of x; TypeError or ValueError, naming it, unless that is a tensor of x's shape."""
+    values = quantizer(x)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{type(quantizer).__name__}.forward must return a tensor, got {type(values).__name__}")
+    if values.shape != x.shape:
+        raise ValueError(
+            f"{type(quantizer).__name__}.forward must keep the shape {tuple(x.shape)}, got {tuple(values.shape)}"
+        )
+    return values
+
+
+def checked_planes(quantizer: Quantizer, x: Tensor) -> Planes:
+    """Return a quantizer's planes of x; PlanesError, naming the quantizer, unless they are Planes of x's shape."""
+    name = f"{type(quantizer).__name__}.planes"
+    try:
+        planes = quantizer.planes(x)
+    except PlanesError as error:
+        raise PlanesError(f"{name}: {error}") from error
+    if not isinstance(planes, Planes):
+        raise PlanesError(
+            f"{name} must return bnn.planes.Planes((Term(bits, signed, multipliers, scale), ...), offset), got "
+            f"{type(planes).__name__}"
+        )
+    for term in planes.terms:
+        if term.bits.shape[1:] != x.shape:
+            raise PlanesError(
+                f"{name}: bits must have shape (P, *x.shape) = (P, {', '.join(map(str, x.shape))}), got "
+                f"{tuple(term.bits.shape)}"
+            )
+    return planes

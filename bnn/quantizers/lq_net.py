@@ -6,6 +6,7 @@ from torch import Tensor
 from bnn.planes import Planes, Term, check_bits
 from bnn.quantizers.data_initialized import DataInitialized, mean_over_processes
 from bnn.quantizers.filters import filters
+from bnn.quantizers.precision import is_recomputing, without_autocast
 from bnn.quantizers.straight_through import straight_through
 
 # The upper quartile of a standard normal number, from which the authors' code takes its first basis.
@@ -42,7 +43,8 @@ class _LqNet(DataInitialized):
     def _codes(self, rows: Tensor, basis: Tensor) -> Tensor:
         """Return the codes, (rows, n, K), of the levels nearest to rows (rows, n); halfway the upper one."""
         combinations = self._combinations(basis)
-        levels, order = (basis @ combinations.T).sort(1)
+        with without_autocast(basis.device):
+            levels, order = (basis @ combinations.T).sort(1)
         thresholds = (levels[:, 1:] + levels[:, :-1]) / 2
         place = torch.searchsorted(thresholds, rows.contiguous(), right=True)
         return combinations[order.gather(1, place)]
@@ -55,7 +57,8 @@ class _LqNet(DataInitialized):
         codes = self._codes(rows, basis)
         ridge = _RIDGE * torch.eye(self._bits, dtype=dtype, device=rows.device)
         right = (codes * rows[..., None]).sum(1) + _RIDGE * basis
-        found = torch.linalg.solve_ex(codes.mT @ codes + ridge, right).result
+        with without_autocast(rows.device):
+            found = torch.linalg.solve_ex(codes.mT @ codes + ridge, right).result
         self.basis.lerp_(mean_over_processes(found).to(self.basis.dtype), self.momentum)
 
     def _rows(self, x: Tensor) -> Tensor:
@@ -63,7 +66,7 @@ class _LqNet(DataInitialized):
 
     def _prepare(self, x: Tensor) -> None:
         self.initialize_once(x)
-        if self.training:
+        if self.training and not is_recomputing():
             with torch.no_grad():
                 self._fit(self._rows(x.detach()))
 
@@ -150,6 +153,7 @@ class LqActivation(_LqNet):
 
     low = 0
     elementwise = True
+    begins_with_data = False  # the first basis is that of normalized inputs
 
     def __init__(self, bits: int, momentum: float = 0.1):
         super().__init__(bits, 1, momentum)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.data_initialized import DataInitialized
 from bnn.quantizers.filters import like_filters, mean_magnitude, parameter_per_channel, standardized
+from bnn.quantizers.precision import without_autocast
 from bnn.quantizers.sharpness import Sharpened
 from bnn.quantizers.straight_through import sign, straight_through
 from bnn.quantizers.surrogate_sign import SurrogateSign
@@ -91,7 +92,8 @@ class RotatedWeight(Sharpened, DataInitialized):
 
     def _rotate(self, matrices: Tensor) -> Tensor:
         dtype = matrices.dtype
-        return self.rotation1.to(dtype).T @ matrices @ self.rotation2.to(dtype)
+        with without_autocast(matrices.device):  # signs near 0 would be others than those of the planes
+            return self.rotation1.to(dtype).T @ matrices @ self.rotation2.to(dtype)
 
     @torch.no_grad()
     def align(self, w: Tensor) -> None:
@@ -101,13 +103,14 @@ class RotatedWeight(Sharpened, DataInitialized):
         # What is not finite has no direction; an SVD would fail on it, and the forward shows it anyway.
         x = self._matrices(standardized(w.detach().to(dtype))).nan_to_num(0, 0, 0)
         r1, r2 = self.rotation1.to(dtype), self.rotation2.to(dtype)
-        for _ in range(self.rounds):
-            signs = sign(r1.T @ x @ r2)
-            # The orthogonal R that maximizes trace(M R), M = U S V^T, is V U^T.
-            u, _, vh = torch.linalg.svd((signs @ r2.T @ x.mT).sum(0))
-            r1 = vh.T @ u.T
-            u, _, vh = torch.linalg.svd((x.mT @ r1 @ signs).sum(0))
-            r2 = u @ vh
+        with without_autocast(w.device):
+            for _ in range(self.rounds):
+                signs = sign(r1.T @ x @ r2)
+                # The orthogonal R that maximizes trace(M R), M = U S V^T, is V U^T.
+                u, _, vh = torch.linalg.svd((signs @ r2.T @ x.mT).sum(0))
+                r1 = vh.T @ u.T
+                u, _, vh = torch.linalg.svd((x.mT @ r1 @ signs).sum(0))
+                r2 = u @ vh
         self.rotation1.copy_(r1)
         self.rotation2.copy_(r2)
 

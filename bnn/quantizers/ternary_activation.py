@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, Term, ternary_bits
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.precision import is_recomputing
 from bnn.quantizers.straight_through import straight_through
 
 # mean|x| of a standard normal x, which batch norm makes likely.
@@ -49,6 +50,10 @@ class TernaryActivation(Quantizer):
         start = factor * _MEAN_MAGNITUDE if threshold is None else threshold
         self.register_buffer("threshold", torch.tensor(start))
 
+    @property
+    def needs_data(self) -> bool:
+        return self.fixed is None
+
     def _delta(self, x: Tensor) -> Tensor:
         if self.training and self.fixed is None:
             return self.factor * x.abs().mean()
@@ -62,7 +67,7 @@ class TernaryActivation(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         fixed = x.detach()
         delta = self._delta(fixed)
-        if self.training and self.fixed is None and x.numel() > 0:
+        if self.training and self.fixed is None and x.numel() > 0 and not is_recomputing():
             self.threshold.lerp_(delta.to(self.threshold.dtype), self.momentum)
         return straight_through(x, self._levels(fixed, delta), fixed.abs() <= 1)
 
