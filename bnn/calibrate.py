@@ -34,14 +34,14 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     waiting = {
         path: module for path, module in model.named_modules() if isinstance(module, Quantizer) and module.needs_data
     }
+    averaging: list[Any] = [quantizer for quantizer in waiting.values() if hasattr(quantizer, "momentum")]
     before = {path: {k: v.clone() for k, v in q.state_dict().items()} for path, q in waiting.items()}
     done = False
     try:
         with torch.no_grad(), _random_numbers_kept(model), _learning(model, waiting.values()) as reached:
             for count, inputs in enumerate(_inputs(batches, _device(model)), start=1):
-                for quantizer in waiting.values():
-                    if hasattr(quantizer, "momentum"):  # so that each batch counts alike
-                        quantizer.momentum = 1 / count
+                for quantizer in averaging:
+                    quantizer.momentum = 1 / count  # so that each batch counts alike
                 if waiting:
                     _call(model, inputs)
         done = True
@@ -109,7 +109,8 @@ def _learning(model: nn.Module, quantizers: Iterable[Quantizer]) -> Iterator[set
     """
     modes = [(module, module.training) for module in model.modules()]
     quantizers = list(quantizers)
-    momenta = [(quantizer, quantizer.momentum) for quantizer in quantizers if hasattr(quantizer, "momentum")]
+    averaging: list[Any] = [quantizer for quantizer in quantizers if hasattr(quantizer, "momentum")]
+    momenta = [(quantizer, quantizer.momentum) for quantizer in averaging]
     chosen, called = set(map(id, quantizers)), set[int]()
     hooks = [q.register_forward_hook(lambda module, _inputs, _output: called.add(id(module))) for q in quantizers]
     try:
