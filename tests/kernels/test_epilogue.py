@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 
-def make(rng, channels, residual, activation, clamp, bits):
+def make(rng, channels, residual, activation, clamp, bits, norm=False):
     def vector():
         return rng.standard_normal(channels).astype(np.float32)
 
     parts = {"scale": vector(), "shift": vector(), "residual": residual}
+    if norm:
+        parts |= {"norm_scale": vector(), "norm_shift": vector()}
     if activation:
         parts |= {"pre": vector(), "slope": vector(), "post": vector()}
     if clamp:
@@ -51,6 +53,33 @@ def test_alone_and_behind_layers(residual, activation, clamp, bits, channels):
     x = bk.pack(rng.standard_normal((3, 130)))
     rest = rng.standard_normal((3, 1, 1, channels)).astype(np.float32) if residual else None
     same(linear.finish(x, epilogue, rest), epilogue.apply_reference(linear.channels_last(x), rest))
+
+
+@pytest.mark.parametrize("parts", [("norm_scale",), ("norm_shift",), ("norm_scale", "norm_shift")])
+@pytest.mark.parametrize("channels", [1, 8, 13, 70])
+def test_batch_norm(parts, channels):
+    """v * norm_scale + norm_shift, rounded once; the formula in float64, and behind layers."""
+    rng = np.random.default_rng(channels)
+    given = {name: rng.standard_normal(channels).astype(np.float32) for name in parts}
+    epilogue = bk.Epilogue(channels, **given)
+    y = rng.standard_normal((2, 5, 3, channels)).astype(np.float32)
+    gain, offset = given.get("norm_scale", np.float32(1)), given.get("norm_shift", np.float32(0))
+    expected = (y.astype(np.float64) * gain + offset).astype(np.float32)
+    np.testing.assert_array_equal(epilogue(y)[0], expected)
+    np.testing.assert_array_equal(epilogue.apply_reference(y)[0], expected)
+
+
+@pytest.mark.parametrize(("residual", "activation", "clamp", "bits"), CASES)
+@pytest.mark.parametrize("channels", [13, 64])
+def test_batch_norm_with_all_other_parts(residual, activation, clamp, bits, channels):
+    rng = np.random.default_rng(channels)
+    epilogue = make(rng, channels, residual, activation, clamp, bits, norm=True)
+    conv = bk.PackedConv2d(rng.standard_normal((channels, 20, 3, 3)), padding=1)
+    x = bk.pack(rng.standard_normal((2, 20, 5, 3)))
+    sums = conv.channels_last(x)
+    rest = rng.standard_normal(sums.shape).astype(np.float32) if residual else None
+    same(conv.finish(x, epilogue, rest), epilogue.apply_reference(sums, rest))
+    same(epilogue(sums.astype(np.float32), rest), epilogue.apply_reference(sums, rest))
 
 
 @pytest.mark.parametrize("weights", [{}, {"multipliers": (1, -1), "signed": False}])

@@ -46,3 +46,44 @@ def test_the_compilers_features_decide(features, path, monkeypatch):
     finally:
         isa._features.cache_clear()
         isa.isa.cache_clear()
+
+
+# Which kernels a layer with 64 filters, of signs or of 2-bit inputs, runs on each path.
+RUNS = """
+import re
+import numpy as np, bnn_kernels as bk
+from bnn_kernels import conv_plan, threads
+ran = []
+run_rows = conv_plan.run_rows
+def note(kernel, *args, **more):
+    run_rows(kernel, *args, **more)
+    ran.append(kernel)
+conv_plan.run_rows = note
+conv = bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32), padding=1)
+conv(bk.pack(np.ones((1, 64, 6, 6), np.float32)))
+conv(bk.pack_levels(np.ones((1, 64, 6, 6), int), (1, 2), False))
+for kernel in ran:
+    code = "".join(kernel.inspect_asm().values())
+    found = [name for name in ("vpopcnt", "pshufb") if re.search(rf"\\b{name}|v{name}", code)]
+    print(kernel.__name__, ",".join(found))
+"""
+KERNELS = {
+    "avx512": ["popcount_xor_one_to_ints", "popcount_xor_many_to_ints"],
+    "avx2": ["lookup_to_ints", "level_lookup_to_ints"],
+    "generic": ["popcount_xor_one_to_ints", "popcount_xor_many_to_ints"],
+}
+
+
+@pytest.mark.parametrize("path", [path for path in bk.cpu_features()["possible"] if path in KERNELS])
+def test_the_path_is_what_runs(path, tmp_path):
+    """The kernels that a layer runs are those of the path, and so are their instructions."""
+    environment = {**os.environ, "BNN_KERNELS_ISA": path, "BNN_KERNELS_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", RUNS], capture_output=True, text=True, env=environment, check=True)
+    lines = [line.split(" ") for line in done.stdout.splitlines()]
+    assert [name for name, _ in lines] == KERNELS[path]
+    for _, instructions in lines:
+        if path == "avx512":
+            assert "vpopcnt" in instructions
+        if path == "avx2":
+            assert "pshufb" in instructions
+            assert "vpopcnt" not in instructions

@@ -174,3 +174,62 @@ def test_only_the_recording_thread_is_recorded():
         other.join()
     recording.play(play_kernels)
     assert (out == 1).all()
+
+
+def flatten_only(*outputs):
+    steps = [
+        bk.StepSpec("reshape", ["x"], ["y"], {"shape": [24]}),
+        bk.StepSpec("reshape", ["y"], ["z"], {"shape": [24]}),
+    ]
+    return bk.PackedModel((2, 3, 4), steps, outputs=[(name, (24,)) for name in outputs])
+
+
+@pytest.mark.parametrize("outputs", [("y",), ("y", "y"), ("y", "z"), ("z", "y", "y")])
+@pytest.mark.parametrize("images", [1, 3, 0])
+def test_what_a_call_returns_is_the_callers_alone(outputs, images):
+    """Views of inputs, the same register twice and registers that share memory: fresh arrays in every call."""
+    model = flatten_only(*outputs)
+    x = np.random.default_rng(0).standard_normal((images, 2, 3, 4)).astype(np.float32)
+    before, kept = x.copy(), []
+    for _ in range(4):
+        found = model(x)
+        found = found if isinstance(found, tuple) else (found,)
+        for y in found:
+            np.testing.assert_array_equal(y, before.reshape(images, 24))
+        kept.extend(found)
+    kept.extend(np.atleast_1d(model.trace(x, replace=lambda name, value: value)) if len(outputs) == 1 else ())
+    for i, y in enumerate(kept):
+        assert not np.shares_memory(y, x)
+        assert not any(np.shares_memory(y, other) for other in kept[:i])
+        y[...] = i
+    np.testing.assert_array_equal(x, before)
+
+
+def test_large_outputs_that_share_memory():
+    """Of the size that comes from a workspace: nothing of it goes back while a caller has it."""
+    steps = [
+        bk.StepSpec("elementwise", ["x"], ["a"], {"channels": 20_000, "low": 0.0}),
+        bk.StepSpec("reshape", ["a"], ["b"], {"shape": [20_000]}),
+    ]
+    model = bk.PackedModel((20_000,), steps, outputs=[("a", (20_000,)), ("b", (20_000,)), ("a", (20_000,))])
+    kept = []
+    for number in range(1, 6):
+        x = np.full((1 + number // 2, 20_000), number, np.float32)
+        kept.extend((number, y) for y in model(x))
+    assert all((y == number).all() for number, y in kept)
+
+
+def test_read_only_inputs_compile_nothing():
+    from bnn_kernels.warm import compilations
+
+    x = rich_inputs()
+    model = rich_model()
+    expected = [model(*x) for _ in range(3)]
+    for array in x:
+        array.flags.writeable = False
+    fresh = rich_model()
+    with compilations() as found:
+        for wanted in expected:
+            for ours, theirs in zip(fresh(*x), wanted, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+    assert found.count == 0
