@@ -17,14 +17,14 @@ def check_planes(multipliers: Sequence[int], signed: bool) -> tuple[int, ...]:
     """Return the multipliers as a tuple of ints, or raise ValueError."""
     if isinstance(multipliers, (str, bytes)) or not hasattr(multipliers, "__iter__"):
         raise TypeError(f"multipliers must be a sequence of integers, got {multipliers!r}")
-    try:
-        result = tuple(int(m) for m in multipliers)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"multipliers must be integers, got {tuple(multipliers)}") from None
+    given = tuple(multipliers)
+    if not all(isinstance(m, (int, float, np.integer, np.floating)) and abs(m) <= 1 << 15 for m in given):
+        raise ValueError(f"multipliers must be non-zero integers of at most 16 bits, got {given}")
+    result = tuple(int(m) for m in given)
     if not 1 <= len(result) <= MAX_PLANES:
         raise ValueError(f"a tensor has 1 to {MAX_PLANES} bit planes, got {len(result)} multipliers")
-    if any(m == 0 or abs(m) > 1 << 15 for m in result) or any(a != b for a, b in zip(result, multipliers, strict=True)):
-        raise ValueError(f"multipliers must be non-zero integers of at most 16 bits, got {tuple(multipliers)}")
+    if any(m == 0 or abs(m) > 1 << 15 for m in result) or any(a != b for a, b in zip(result, given, strict=True)):
+        raise ValueError(f"multipliers must be non-zero integers of at most 16 bits, got {given}")
     if not isinstance(signed, (bool, np.bool_)):
         raise TypeError(f"signed must be True ({{-1,+1}} planes) or False ({{0,1}} planes), got {signed!r}")
     return result
