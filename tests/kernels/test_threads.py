@@ -92,3 +92,36 @@ assert same and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
 def test_a_forked_process_gets_workers_of_its_own():
     subprocess.run([sys.executable, "-c", FORK], check=True, timeout=120)
+
+
+# What macOS and Windows do not have.
+ABSENT = """
+import os
+for name in ("sched_getaffinity", "sched_setaffinity", "register_at_fork", "sysconf", "fork"):
+    if hasattr(os, name):
+        delattr(os, name)
+import builtins, ctypes
+real_open, real_dll = builtins.open, ctypes.PyDLL
+def no_proc(path, *args, **more):
+    if str(path).startswith("/proc"):
+        raise FileNotFoundError(path)
+    return real_open(path, *args, **more)
+def no_dll(name, *args, **more):
+    if name is None:
+        raise TypeError("no library of the process itself")
+    return real_dll(name, *args, **more)
+builtins.open, ctypes.PyDLL = no_proc, no_dll
+import numpy as np, bnn_kernels as bk
+from bnn_kernels import memory, threads
+assert memory.available_memory() is None
+assert threads._current_cpu is None
+threads.MIN_WORK_PER_THREAD = threads.MIN_WORK_TO_WAKE = 1
+bk.set_num_threads(2)
+conv = bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32))
+for _ in range(5):
+    assert (conv(np.ones((2, 64, 14, 14), np.float32)) == 576).all()
+"""
+
+
+def test_what_other_systems_do_not_have():
+    subprocess.run([sys.executable, "-c", ABSENT], check=True, timeout=120)
