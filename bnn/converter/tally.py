@@ -31,6 +31,11 @@ class Tally:
 
     def add(self, found: np.ndarray, expected: np.ndarray, explained: Callable[[], int] = lambda: 0) -> None:
         """Compare two arrays of one shape. explained: how many of the different numbers are so within rounding."""
+        largest = float(np.abs(expected).max(initial=0))
+        if np.isfinite(largest) and np.array_equal(found, expected):  # as nearly always: no copies in float64
+            self.elements += found.size
+            self.largest_value = max(self.largest_value, largest)
+            return
         apart = difference(found, expected)
         wrong = int(np.count_nonzero(apart))
         self.elements += apart.size
