@@ -6,8 +6,6 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from bnn.training import RunError, load_network
 from experiments import cli
@@ -28,7 +26,7 @@ def load_config(folder: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
         wrong = "it is not whole" if any(name not in config for name in _SECTIONS) else None
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+    except Exception as error:  # of the YAML library that OmegaConf takes, and OmegaConf's own
         wrong = str(error).partition("\n")[0]
     if wrong is not None:
         raise RunError(

@@ -1,9 +1,9 @@
 """Accuracy against bits: python -m paper_figures.accuracy_vs_bits [--results TABLE.json] [--output FIGURE.png].
 
-One point for each W/A setting of a table that `experiments.collect` wrote: mean over seeds, every seed as a dot, the
-standard deviation as a bar, and the size of the packed file where runs were converted. The FP32 line is the 32/32
-setting of the same table; settings that differ from it by no more than the choice of test images explains (95 %
-interval, `paper_figures.chance`) are hollow.
+One point for each experiment of a table that `experiments.collect` wrote, by its W/A setting: mean over seeds, every
+seed as a dot, the standard deviation as a bar, and the size of the packed file where runs were converted. The FP32 line
+is the 32/32 setting of the same table; settings that differ from it by no more than the choice of test images explains
+(95 % interval, `paper_figures.chance`) are hollow.
 """
 
 import json
@@ -45,10 +45,53 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+# Columns of a table that do not tell experiments apart; see experiments.collect.
+_MEASURED = (
+    *("command", "experiment", "label", "seed", "epochs", "steps", "stopped_by"),
+    *("train_accuracy", "validation_accuracy", "test_accuracy", "parameters", "fp32_bytes", "train_seconds"),
+    *("cpu", "torch", "finished"),
+    *("file_bytes", "test_accuracy_packed", "same_predictions", "test_images", "parity_ok"),
+)
+
+
+def one_task(rows: list[Row]) -> None:
+    """SystemExit, with what is mixed, unless all rows are of one model and one data set."""
+    mixed = sorted({f"{row['model']} on {row['data']}" for row in rows})
+    if len(mixed) > 1:
+        raise SystemExit(
+            f"error: the table mixes {', '.join(mixed)}, whose accuracies do not belong in one figure; "
+            "collect the runs of one: experiments.collect folder=runs/NAME output=TABLE.json"
+        )
+
+
 def by_setting(rows: list[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each label, from few bits to many."""
-    labels = sorted({row["label"] for row in rows}, key=lambda x: (ORDER.index(x) if x in ORDER else len(ORDER), x))
-    return {label: [row for row in rows if row["label"] == label] for label in labels}
+    """Return the rows of each experiment by its label, from few bits to many.
+
+    Experiments of the same label are told apart below it by what differs between them.
+    """
+    experiments: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        key = (row["label"], row.get("experiment"), row.get("name"), row.get("quantizer"))
+        experiments.setdefault(key, []).append(row)
+    result = {}
+    for (label, experiment, _, _), members in experiments.items():
+        first = [others[0] for key, others in experiments.items() if key[0] == label]
+        differ = [key for key in first[0] if key not in _MEASURED and len({str(row.get(key)) for row in first}) > 1]
+        more = [f"{key.rpartition('.')[2]} {members[0].get(key)}" for key in differ]
+        name = "\n".join([label, *more])
+        result[f"{name}\n{experiment}" if name in result else name] = members
+
+    def order(name: str) -> tuple[int, str]:
+        label = name.partition("\n")[0]
+        return (ORDER.index(label) if label in ORDER else len(ORDER), name)
+
+    return {name: result[name] for name in sorted(result, key=order)}
+
+
+def also_differing(rows: list[Row]) -> list[str]:
+    """Return the options, other than the quantizer's, that differ between the settings of a table."""
+    keys = dict.fromkeys(key for row in rows for key in row if key not in (*_MEASURED, "name", "quantizer"))
+    return [key for key in keys if len({str(row.get(key)) for row in rows}) > 1]
 
 
 def _mean(rows: list[Row]) -> float:
@@ -108,6 +151,7 @@ def _note(settings: dict[str, list[Row]], equal: list[str], images: int | None) 
 
 def plot(rows: list[Row]) -> Figure:
     """Return the figure of a table's rows."""
+    one_task(rows)
     settings = by_setting(rows)
     has_sizes = any(row.get("file_bytes") for row in rows)
     heights = {"height_ratios": (2.2, 1)} if has_sizes else {}
@@ -119,7 +163,7 @@ def plot(rows: list[Row]) -> Figure:
         draw_sizes(bottom, settings)
     for axis in axes.flat:
         axis.grid(axis="x", visible=False)
-    if sum(map(len, settings)) > 70 or len(settings) > 12:  # crowded
+    if sum(max(map(len, name.split("\n"))) for name in settings) > 70 or len(settings) > 12:  # crowded
         bottom.tick_params(axis="x", rotation=90)
         for axis in axes.flat:
             for text in axis.texts:
@@ -132,6 +176,8 @@ def plot(rows: list[Row]) -> Figure:
     first = rows[0]
     handles, _ = top.get_legend_handles_labels()
     text = f"{first['model']} on {first['data']}, {seeds}: means (above), standard deviations, single seeds (grey)"
+    if differ := also_differing(rows):
+        text += f"; settings differ in {', '.join(differ)} too"
     style.legend_with_title(figure, text, handles)
     return figure
 

@@ -30,7 +30,6 @@ ALLOWED = {
         "paper_figures",
         "openvino",
         "filelock",
-        "yaml",
     },
     "paper_figures": {"numpy", "matplotlib", "bnn", "torch"},  # torch for the curves of quantizers
 }

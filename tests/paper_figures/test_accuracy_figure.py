@@ -89,6 +89,29 @@ def test_without_fp32_nothing_is_compared():
     assert not any("chance" in text or text == "FP32" for text in words(figure))
 
 
+def test_experiments_of_one_label_are_not_pooled():
+    rates = {"optimizer.lr": (0.1, 0.001)}
+    rows = [
+        row("1/1", accuracy, seed, experiment=f"{rate}", **{"optimizer.lr": rate})
+        for rate, found in zip(rates["optimizer.lr"], ((0.2, 0.4), (0.8, 0.8)), strict=True)
+        for seed, accuracy in enumerate(found)
+    ]
+    figure = accuracy_vs_bits.plot(rows)
+    assert faults(figure) == []
+    labels = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+    assert labels == ["1/1\nlr 0.001", "1/1\nlr 0.1"]
+    assert [mean for _, mean, _ in markers(figure.axes[0])] == pytest.approx([80, 30])
+    written = " ".join(" ".join(words(figure)).split())
+    assert "2 seeds" in written
+    assert "settings differ in optimizer.lr too" in written
+
+
+@pytest.mark.parametrize("other", [{"data": "mnist"}, {"model": "LeNet5"}])
+def test_mixed_data_or_models_are_refused(other):
+    with pytest.raises(SystemExit, match=r"the table mixes .* collect the runs of one"):
+        accuracy_vs_bits.plot([row("1/1", 0.9), row("2/2", 0.9) | other])
+
+
 def test_runs_that_were_not_converted_have_no_panel_of_sizes():
     figure = accuracy_vs_bits.plot([row("1/1", 0.9, size=None), row("32/32", 0.95, size=None)])
     assert len(figure.axes) == 1
@@ -99,7 +122,7 @@ def test_runs_that_were_not_converted_have_no_panel_of_sizes():
 @pytest.mark.parametrize("count", [1, 9, 25])
 def test_it_can_be_read_with_any_number_of_settings(count):
     rows = [row(f"{i}/{i} method", 0.9 + i / 1000, model="ANetworkWithALongName" * 3) for i in range(count)]
-    assert faults(accuracy_vs_bits.plot([*rows, row("32/32", 0.99)])) == []
+    assert faults(accuracy_vs_bits.plot([*rows, row("32/32", 0.99, model=rows[0]["model"])])) == []
 
 
 def test_the_committed_figure_says_that_its_differences_are_chance():
