@@ -150,7 +150,7 @@ class PackedModel:
             raise TypeError(f"the model takes {len(self.input_shapes)} inputs, got {len(arrays)}")
         for i, (x, shape) in enumerate(zip(arrays, self.input_shapes, strict=True)):
             which = "the input" if len(arrays) == 1 else f"input {i}"
-            if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
+            if type(x) is not np.ndarray and (not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray)):
                 raise TypeError(f"{which} must be a NumPy float array, got {type(x).__name__}")
             kind, size = x.dtype.kind, x.dtype.itemsize
             if not (kind == "f" and size <= 8) and not (kind in "iu" and self._takes_numbers(input_register(i))):
@@ -192,7 +192,10 @@ class PackedModel:
         """
         self._check(inputs)
         # Kernels are compiled for arrays that can be written.
-        inputs = tuple(x if x.flags.writeable else x.copy() for x in inputs)
+        for x in inputs:
+            if not x.flags.writeable:
+                inputs = tuple(map(plain, inputs))
+                break
         count, most = len(inputs[0]), self._most_images
         if count <= most:
             return self._call(inputs)
