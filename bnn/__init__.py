@@ -5,7 +5,7 @@
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnn import layers as layers
 from bnn import models as models
@@ -14,12 +14,49 @@ from bnn.calibrate import calibrate as calibrate
 from bnn.quantize import quantize as quantize
 from bnn.summary import summary as summary
 
+if TYPE_CHECKING:
+    from bnn import converter as converter
+    from bnn import data as data
+    from bnn import doctor as doctor
+    from bnn import memory as memory
+    from bnn import optimizers as optimizers
+    from bnn import training as training
+    from bnn.converter import ConversionError as ConversionError
+    from bnn.converter import check_parity as check_parity
+    from bnn.converter import convert as convert  # type: ignore[no-redef]
+
 __version__ = "0.1.0"
+
+# Loaded when they are first used: subpackages, and names of bnn.converter. (`bnn.convert` is the function.)
+_SUBPACKAGES = ("converter", "data", "doctor", "memory", "optimizers", "training")
+_OF_CONVERTER = ("ConversionError", "check_parity", "convert")
+
+__all__ = [
+    "ConversionError",
+    "calibrate",
+    "check_parity",
+    "convert",
+    "converter",
+    "data",
+    "doctor",
+    "layers",
+    "memory",
+    "models",
+    "optimizers",
+    "quantize",
+    "quantizers",
+    "summary",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "check_parity", "converter"):
-        # `bnn.convert` is the function; the package of the same name is bnn.converter.
-        converter = importlib.import_module("bnn.converter")
-        return converter if name == "converter" else getattr(converter, name)
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"bnn.{name}")
+    if name in _OF_CONVERTER:
+        return getattr(importlib.import_module("bnn.converter"), name)
     raise AttributeError(f"module 'bnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

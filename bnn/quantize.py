@@ -1,6 +1,7 @@
 """bnn.quantize: any PyTorch model becomes a quantized one by exchange of its layers."""
 
 import copy
+import glob
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from bnn import presets
 from bnn.data_flow import DataFlow, data_flow
 from bnn.layers import (
     QuantConv1d,
@@ -22,6 +24,9 @@ from bnn.layers import (
 )
 from bnn.layers.base import QuantizerFactory, QuantLayer
 from bnn.quantizers.base import FullPrecision
+
+# A type of module, or a glob pattern of dotted paths, "first" or "last".
+Pattern = str | type[nn.Module]
 
 
 class Rule(TypedDict, total=False):
@@ -66,13 +71,17 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def quantize(
     model: nn.Module,
+    preset: str | None = None,
     *,
-    weight_quantizer: QuantizerFactory,
-    input_quantizer: QuantizerFactory = FullPrecision,
-    skip: Iterable[str] = ("first", "last"),
-    rules: Mapping[str, Rule | None] | None = None,
+    bits: int | None = None,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+    weight_quantizer: QuantizerFactory | None = None,
+    input_quantizer: QuantizerFactory | None = None,
+    skip: Pattern | Iterable[Pattern] = ("first", "last"),
+    rules: Mapping[Pattern, Rule | str | None] | None = None,
     pad_value: float = 0.0,
-    input_scale: bool = False,
+    input_scale: bool | None = None,
     replace: Mapping[type[nn.Module], Callable[[], nn.Module]] | None = None,
     share_parameters: bool = False,
     example_input: Tensor | tuple[Any, ...] | None = None,
@@ -82,14 +91,21 @@ def quantize(
     Weights and biases are kept as the latent initial values; everything else of the model is copied. Layers that are
     quantized already stay as they are.
 
-    weight_quantizer, input_quantizer: factories, one instance is made for each layer.
-    skip: what stays float: "first" (a layer that data reaches through no other one), "last" (one with none behind), or
-        glob patterns of dotted paths, like "*.downsample.0" or "features.[0-3]". A skipped module is skipped with all
-        that is in it.
-    rules: glob pattern, "first" or "last" -> options for those layers instead of the general ones, as a dict of
-        weight_quantizer, input_quantizer, pad_value, input_scale; or None: stays float. All rules that match apply, in
-        order, the last one wins. `skip` goes before rules: for 8 bits in the last layer, leave "last" out of skip and
-        give it a rule.
+        bnn.quantize(model, "xnor")
+        bnn.calibrate(bnn.quantize(model, bits=4), train_loader)
+        bnn.quantize(model, weight_quantizer=XnorWeight, input_quantizer=SteSign, skip=[nn.Linear])
+
+    preset: the name of a file of configs/quantizer: its quantizers and whether it has input_scale.
+    bits: of weights and inputs, 1 to 8: 1 is XNOR-Net, 2 to 8 are LSQ's, unsigned for inputs that cannot be negative.
+        weight_bits, activation_bits: the same apart; 32, or not given, stays float.
+    weight_quantizer, input_quantizer: factories, one instance is made for each layer; inputs stay float without one.
+    skip: what stays float: "first" (a layer that data reaches through no other one), "last" (one with none behind),
+        glob patterns of dotted paths, like "*.downsample.0" or "features.[0-3]", or types of modules, like nn.Linear.
+        A skipped module is skipped with all that is in it.
+    rules: glob pattern, type, "first" or "last" -> options for those layers instead of the general ones, as a dict of
+        weight_quantizer, input_quantizer, pad_value, input_scale, or the name of a preset; or None: stays float. All
+        rules that match apply, in order, the last one wins. `skip` goes before rules: for 8 bits in the last layer,
+        leave "last" out of skip and give it a rule.
     pad_value, input_scale: see QuantConv2d; for the layers that have them.
     replace: class of module -> factory; exchanges for instance ReLU by Hardtanh where inputs become signs.
     share_parameters: the new model holds the very Parameter objects of `model`, so that an optimizer stays valid and
@@ -97,31 +113,35 @@ def quantize(
     example_input: a tensor or a tuple of arguments, needed only if torch.fx cannot trace the model.
 
     Raises ValueError, with dotted paths, on what cannot be quantized or would be quantized without effect (subclasses
-    of the layers above, attention, recurrent layers, padding modes, hooks), on a pattern that matches nothing and on
-    unknown options. Warns (UserWarning) of layers whose input cannot be negative and whose quantizer tells no positive
-    values apart: behind a ReLU all signs are +1.
+    of the layers above, attention, recurrent layers, padding modes, hooks), on a pattern or type that matches nothing,
+    and on unknown presets and options; TypeError on arguments of a wrong type. Warns (UserWarning) of layers whose
+    input cannot be negative and whose quantizer tells no positive values apart: behind a ReLU all signs are +1.
     """
-    skip = tuple([skip] if isinstance(skip, str) else skip)
-    rules = {pattern: None if rule is None else dict(rule) for pattern, rule in (rules or {}).items()}  # type: ignore[misc]
-    general: dict[str, Any] = {
-        "weight_quantizer": weight_quantizer,
-        "input_quantizer": input_quantizer,
-        "pad_value": pad_value,
-        "input_scale": input_scale,
-    }
-    _check_rules(rules)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"bnn.quantize takes a model, got {type(model).__name__}")
+    general = _general(preset, bits, weight_bits, activation_bits, weight_quantizer, input_quantizer)
+    inputs = bits if activation_bits is None else activation_bits
+    general |= {"pad_value": pad_value} | ({} if input_scale is None else {"input_scale": input_scale})
+    given = _checked_rules(rules or {})
+    chosen = _checked_skip(skip)
+    _check_lazy(model)
     model = _copied(model, share_parameters)
-    _check_patterns([*skip, *rules], [name for _, names in _paths(model) for name in names])
-    model = _replaced(model, replace or {}, skip)
+    by_path = _as_paths([*chosen, *given], model)
+    skipped = [path for pattern in chosen for path in by_path[pattern]]
+    ruled = {path: rule for pattern, rule in given.items() for path in by_path[pattern]}
+    _check_patterns([*skipped, *ruled], [name for _, names in _paths(model) for name in names])
+    model = _replaced(model, replace or {}, skipped)
     paths = _paths(model)
     layers = {names[0]: module for module, names in paths if isinstance(module, _WITH_WEIGHTS)}
-    flow = _flow(model, layers, {*skip, *rules} & {"first", "last"}, example_input)
+    flow = _flow(model, layers, {*skipped, *ruled} & {"first", "last"}, example_input)
     exchanged: dict[int, nn.Module] = {}
     for module, names in paths:
-        if any(_matches(pattern, names, flow, within=True) for pattern in skip):
+        if any(_matches(pattern, names, flow, within=True) for pattern in skipped):
             continue
         options: dict[str, Any] | None = dict(general)
-        for pattern, rule in rules.items():
+        if inputs is not None and inputs > 1 and flow.not_negative.intersection(names):
+            options = general | {"input_quantizer": presets.inputs_of(inputs, signed=False)}
+        for pattern, rule in ruled.items():
             if _matches(pattern, names, flow, within=rule is None):
                 options = None if rule is None else {**(options or general), **rule}
         if options is not None and type(module) in _KINDS:
@@ -135,13 +155,102 @@ def quantize(
 # -- the policy --------------------------------------------------------------------------------------------------------
 
 
-def _check_rules(rules: Mapping[str, Any]) -> None:
+def _general(
+    preset: Any, bits: Any, weight_bits: Any, activation_bits: Any, weight_quantizer: Any, input_quantizer: Any
+) -> dict[str, Any]:
+    """Return the options for all layers of the one way in which they were given."""
+    if preset is not None and not isinstance(preset, str):
+        raise TypeError(
+            f"the second argument is the name of a preset such as 'xnor', got {preset!r}: quantizers are passed as "
+            "weight_quantizer=..., input_quantizer=..., numbers of bits as bits=..."
+        )
+    apart = weight_bits is not None or activation_bits is not None
+    factories = weight_quantizer is not None or input_quantizer is not None
+    ways = [preset is not None, bits is not None, apart, factories]
+    if sum(ways) != 1:
+        raise TypeError(
+            "say with what to quantize in one way: a preset such as 'xnor', bits=..., weight_bits=... and "
+            "activation_bits=..., or weight_quantizer=... and input_quantizer=...; "
+            + ("got none of them" if not any(ways) else "got more than one of them")
+        )
+    if preset is not None:
+        return presets.preset(preset)
+    if bits is not None:
+        return {
+            "weight_quantizer": presets.weights_of(bits, "bits"),
+            "input_quantizer": presets.inputs_of(bits, name="bits"),
+        }
+    if apart:
+        return {
+            "weight_quantizer": FullPrecision if weight_bits is None else presets.weights_of(weight_bits),
+            "input_quantizer": FullPrecision if activation_bits is None else presets.inputs_of(activation_bits),
+        }
+    return {
+        "weight_quantizer": FullPrecision if weight_quantizer is None else weight_quantizer,
+        "input_quantizer": FullPrecision if input_quantizer is None else input_quantizer,
+    }
+
+
+def _checked_rules(rules: Any) -> dict[Pattern, Any]:
+    """Return the rules as options or None by pattern; TypeError or ValueError for what is none."""
+    if not isinstance(rules, Mapping):
+        raise TypeError(f"rules must be a dict of pattern -> options, got {type(rules).__name__}")
+    found: dict[Pattern, Any] = {}
     for pattern, rule in rules.items():
+        _check_kind(pattern, "rules")
+        if isinstance(rule, str):
+            rule = presets.preset(rule)
+        if rule is not None and not isinstance(rule, Mapping):
+            raise TypeError(f"rule {pattern!r} must be a dict of options, a preset's name or None, got {rule!r}")
         wrong = set(rule or {}) - set(Rule.__annotations__)
         if wrong:
             raise ValueError(
                 f"rule {pattern!r}: unknown option {min(wrong)!r}; options are {', '.join(Rule.__annotations__)}"
             )
+        found[pattern] = None if rule is None else dict(rule)
+    return found
+
+
+def _checked_skip(skip: Any) -> list[Pattern]:
+    if isinstance(skip, str | type):
+        skip = [skip]
+    if not isinstance(skip, Iterable) or isinstance(skip, nn.Module):
+        raise TypeError(f"skip must be patterns and types of modules, () for none, got {skip!r}")
+    skip = list(skip)
+    for pattern in skip:
+        _check_kind(pattern, "skip")
+    return skip
+
+
+def _check_kind(pattern: Any, where: str) -> None:
+    is_type = isinstance(pattern, type) and issubclass(pattern, nn.Module)
+    if not is_type and not isinstance(pattern, str):
+        raise TypeError(
+            f"{where} takes glob patterns of dotted paths, 'first', 'last' and types of modules such as nn.Linear, got "
+            f"{pattern!r}"
+        )
+
+
+def _as_paths(patterns: Iterable[Pattern], model: nn.Module) -> dict[Pattern, list[str]]:
+    """Return for each pattern itself, for each type the paths, as patterns, of the modules that are of it."""
+    found: dict[Pattern, list[str]] = {}
+    for pattern in patterns:
+        if isinstance(pattern, str):
+            found[pattern] = [pattern]
+            continue
+        kind = pattern
+        found[kind] = [glob.escape(names[0]) for module, names in _paths(model) if isinstance(module, kind)]
+        if not found[kind]:
+            raise ValueError(f"{type(model).__name__} has no module of the type {kind.__name__}")
+    return found
+
+
+def _check_lazy(model: nn.Module) -> None:
+    lazy = [path for path, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"{', '.join(lazy)} have no shape yet: run the model once, so that its lazy layers know their inputs"
+        )
 
 
 def _paths(model: nn.Module) -> list[tuple[nn.Module, list[str]]]:

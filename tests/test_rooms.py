@@ -15,7 +15,7 @@ OURS = {"bitplanes", "bnn", "bnn_kernels", "experiments", "paper_figures"}
 ALLOWED = {
     "bitplanes": set(),  # the command starts the others by name
     "kernels/bnn_kernels": {"numpy", "numba", "llvmlite", "safetensors"},
-    "bnn": {"torch", "numpy"},
+    "bnn": {"torch", "numpy", "yaml"},  # yaml for the presets
     "bnn/data": {"torch", "numpy", "pooch", "sklearn"},
     "bnn/training": {"torch", "numpy", "lightning"},
     "bnn/converter": {"torch", "numpy", "bnn_kernels"},
@@ -103,7 +103,7 @@ def test_nothing_else_of_bnn_imports_the_converter():
     ("module", "absent"),
     [
         ("bnn_kernels", ("torch", "lightning", "hydra", "matplotlib", "bnn")),
-        ("bnn", ("lightning", "numba", "bnn_kernels", "hydra", "matplotlib", "sklearn", "pooch")),
+        ("bnn", ("yaml", "lightning", "numba", "bnn_kernels", "hydra", "matplotlib", "sklearn", "pooch")),
         ("bnn.data", ("lightning", "numba", "hydra", "sklearn", "pooch")),
         ("bnn.training", ("numba", "hydra", "bnn_kernels")),
         ("bnn.converter", ("lightning", "hydra", "matplotlib")),

@@ -180,22 +180,36 @@ def _window(module: nn.Module) -> tuple[float, float] | None:
     return None
 
 
+class _Window:
+    """The hooks of one activation; a class, so that a model that packs can be saved whole."""
+
+    def __init__(self, packing: ActivationPacking, low: float, high: float):
+        self.packing, self.low, self.high = packing, low, high
+        self.open: list[saved_tensors_hooks] = []
+
+    def enter(self, _module: nn.Module, _inputs: Any) -> None:
+        hooks = saved_tensors_hooks(self._pack, _unpack)
+        hooks.__enter__()
+        self.open.append(hooks)
+
+    def leave(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if self.open:
+            self.open.pop().__exit__()
+
+    def _pack(self, tensor: Tensor) -> Tensor | Packed:
+        return self.packing.pack_window(tensor, self.low, self.high) if tensor.is_floating_point() else tensor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"open": []}  # what a forward is in the middle of is no state
+
+
 def _pack_window(module: nn.Module, packing: ActivationPacking, low: float, high: float) -> list[Any]:
     """Hook an activation so that what it saves is packed; returns the handles."""
-    open_hooks: list[saved_tensors_hooks] = []
-
-    def enter(_module: nn.Module, _inputs: Any) -> None:
-        hooks = saved_tensors_hooks(
-            lambda tensor: packing.pack_window(tensor, low, high) if tensor.is_floating_point() else tensor, _unpack
-        )
-        hooks.__enter__()
-        open_hooks.append(hooks)
-
-    def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        if open_hooks:
-            open_hooks.pop().__exit__()
-
-    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    window = _Window(packing, low, high)
+    return [
+        module.register_forward_pre_hook(window.enter),
+        module.register_forward_hook(window.leave, always_call=True),
+    ]
 
 
 def pack_activations(model: nn.Module) -> ActivationPacking:

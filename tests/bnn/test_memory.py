@@ -1,7 +1,9 @@
 """Packed activations: bits against NumPy's, round trips, and gradients equal to plain autograd's bit for bit."""
 
 import copy
+import io
 import math
+import pickle
 from functools import partial
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import quantizer_configs as configs
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from bnn.data import digits
 from bnn.layers import QuantConv2d, QuantLinear
@@ -318,6 +321,28 @@ def test_the_probe_draws_no_random_numbers_and_leaves_the_model():
     packing.reset()
     assert packing.binarized == packing.windows == Count()
     assert Count().ratio == 1
+
+
+def test_a_model_that_packs_can_be_saved_and_copied():
+    torch.manual_seed(0)
+    layer = QuantLinear(5, 6, weight_quantizer=XnorWeight, input_quantizer=SteSign)
+    model = nn.Sequential(nn.Hardtanh(), layer, nn.ReLU())
+    x, plain = torch.randn(7, 5), copy.deepcopy(model)
+    expected = gradients(plain, x)
+    with pack_activations(model):
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=False)
+        assert list(model.state_dict()) == list(plain.state_dict())
+        for again in (loaded, copy.deepcopy(model), AveragedModel(model).module, pickle.loads(pickle.dumps(model))):
+            assert all(torch.equal(a, b) for a, b in zip(gradients(again, x), expected, strict=True))
+    packing = loaded[1].saving.packing  # one's own, which can be taken away
+    assert packing.binarized.packed > 0
+    assert packing.windows.packed > 0
+    packing.remove()
+    assert loaded[1].saving is None
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in loaded.modules())
 
 
 def test_a_model_without_quantized_inputs_is_refused():
