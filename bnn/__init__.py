@@ -5,7 +5,7 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bnn import layers as layers
 from bnn import models as models
@@ -13,17 +13,6 @@ from bnn import quantizers as quantizers
 from bnn.calibrate import calibrate as calibrate
 from bnn.quantize import quantize as quantize
 from bnn.summary import summary as summary
-
-if TYPE_CHECKING:
-    from bnn import converter as converter
-    from bnn import data as data
-    from bnn import doctor as doctor
-    from bnn import memory as memory
-    from bnn import optimizers as optimizers
-    from bnn import training as training
-    from bnn.converter import ConversionError as ConversionError
-    from bnn.converter import check_parity as check_parity
-    from bnn.converter import convert as convert  # type: ignore[no-redef]
 
 __version__ = "0.1.0"
 
