@@ -5,6 +5,7 @@ Each result is checked against PyTorch first; then all sides are timed in turn, 
 channels last on both sides. PyTorch's FP32 is that of its better memory layout.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -178,3 +179,15 @@ def binary_layers(config: DictConfig) -> Iterable[Row]:
         layer = Layer(spec)
         for threads in config.threads:
             yield _time(layer, set_threads(threads), config, number < config.with_peers)
+
+
+def main() -> None:
+    """Run `experiments.benchmark suite=kernels`, whose options these are."""
+    from experiments import benchmark
+
+    sys.argv.insert(1, "suite=kernels")
+    benchmark.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

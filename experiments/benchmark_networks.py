@@ -195,3 +195,15 @@ def task(config: DictConfig) -> None:
     show(networks, rows, f"packed beside FP32 of PyTorch {origin['versions']['torch']} on {origin['hardware']['cpu']}")
     if config.output is not None:
         print(f"written: {config.output}")
+
+
+def main() -> None:
+    """Run `experiments.benchmark suite=networks`, whose options these are."""
+    from experiments import benchmark
+
+    sys.argv.insert(1, "suite=networks")
+    benchmark.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,7 @@ parity with PyTorch, times each beside its FP32 twin and draws accuracy against 
 is missing.
 """
 
+import argparse
 import functools
 import os
 import subprocess
@@ -100,6 +101,11 @@ def time_all(progress: Progress) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Entry point."""
+    cli.print_what_the_terminal_knows()
+    parser = argparse.ArgumentParser(
+        prog=cli.program("demo"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     from experiments.benchmark import show
     from paper_figures import accuracy_vs_bits
 

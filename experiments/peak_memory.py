@@ -4,6 +4,7 @@ Prints, in bytes, the memory of the process after the imports and its peak after
 packed: a packed file, without torch. fp32: a frozen TorchScript file.
 """
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -48,14 +49,18 @@ def measure(kind: str, file: Path, batch: int, shape: tuple[int, ...]) -> dict[s
     return {"imports_bytes": imports, "peak_bytes": peak}
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Entry point."""
-    kind, file, *shape = arguments
-    run: Any = {"packed": _run_packed, "fp32": _run_fp32}[kind]
-    images = np.random.default_rng(0).standard_normal([int(n) for n in shape], dtype=np.float32)
-    before = run(file, images)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("packed", "fp32"))
+    parser.add_argument("file", help="packed file, or frozen TorchScript file")
+    parser.add_argument("shape", type=int, nargs="+", metavar="N", help="BATCH C H W of the images")
+    options = parser.parse_args()
+    run: Any = {"packed": _run_packed, "fp32": _run_fp32}[options.kind]
+    images = np.random.default_rng(0).standard_normal(options.shape, dtype=np.float32)
+    before = run(options.file, images)
     print(before, peak_bytes())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())
