@@ -6,6 +6,7 @@ and statistics are as of a trained network (bnn.models.trained_like). The answer
 timed in turn, in one process, with the same number of threads.
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Iterator

@@ -22,7 +22,7 @@ WITH_CONFIGS = sorted(file.stem for file in cli.CONFIGS.glob("*.yaml") if not fi
 
 @pytest.fixture
 def started(monkeypatch, capfd, tmp_path):
-    """started("experiments.demo", "--help") -> (status, stdout, stderr), run as `python -m` does, in an empty folder."""
+    """started("experiments.demo", "--help") -> (status, stdout, stderr), as `python -m` does, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
