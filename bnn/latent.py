@@ -1,18 +1,48 @@
 """Latent weights: the FP32 parameters behind quantized weights, and what is done to them after an optimizer step."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 from bnn.layers.base import QuantLayer
 
 
+def _latents(model: nn.Module) -> Iterator[tuple[str, QuantLayer, Tensor]]:
+    """Yield (dotted name, layer, parameter) of every weight behind a weight quantizer that has bit planes."""
+    for path, layer in model.named_modules():
+        if isinstance(layer, QuantLayer) and layer.weight_quantizer.packable:
+            name, parameter = _latent_of(path, layer)
+            yield f"{path}.{name}" if path else name, layer, parameter
+
+
+def _latent_of(path: str, layer: Any) -> tuple[str, Tensor]:
+    """Return the parameter that is trained in the place of a layer's weight; ValueError if there is not one."""
+    if "weight" in layer._parameters:
+        return "weight", layer.weight
+    if parametrize.is_parametrized(layer, "weight"):
+        held: Any = layer.parametrizations["weight"]
+        if isinstance(getattr(held, "original", None), nn.Parameter):
+            return "parametrizations.weight.original", held.original
+    hooks = layer._forward_pre_hooks.values()
+    if any(isinstance(hook, prune.BasePruningMethod) for hook in hooks):
+        return "weight_orig", layer.weight_orig
+    raise ValueError(
+        f"{path or type(layer).__name__}: its weight is computed from several parameters (weight norm) or by a hook of "
+        "the old form (torch.nn.utils.spectral_norm), so it has no latent weight: remove it, or use a parametrization "
+        "of one parameter"
+    )
+
+
 def latent_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (dotted name, parameter) of every weight behind a weight quantizer that has bit planes."""
-    for name, module in model.named_modules():
-        if isinstance(module, QuantLayer) and module.weight_quantizer.packable:
-            yield f"{name}.weight" if name else "weight", module.weight
+    """Yield (dotted name, parameter) of every weight behind a weight quantizer that has bit planes.
+
+    Of a weight that is pruned or parametrized (torch.nn.utils) it is the original parameter, which is trained.
+    ValueError, with the layer's path, where there is not one such parameter.
+    """
+    yield from ((name, parameter) for name, _, parameter in _latents(model))
 
 
 @torch.no_grad()
@@ -32,7 +62,6 @@ def center_latent_weights(model: nn.Module) -> None:
     The XNOR-Net authors' code does so before every step; the paper does not mention it. Linear weights are centred
     over their inputs.
     """
-    for layer in model.modules():
-        if isinstance(layer, QuantLayer) and layer.weight_quantizer.packable:
-            filters = layer.filters(layer.weight)
-            layer.weight.copy_(layer.from_filters(filters - filters.mean(1, keepdim=True)))
+    for _, layer, weight in _latents(model):
+        filters = layer.filters(weight)
+        weight.copy_(layer.from_filters(filters - filters.mean(1, keepdim=True)))
