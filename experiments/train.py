@@ -169,7 +169,12 @@ def _run(
         **origin,
     }
     write_json(folder / "result.json", result)
-    goes_on = "" if has_ended(result) else "; not finished, the same command goes on"
+    trial = outcome.stopped_by == "trainer.fast_dev_run"
+    goes_on = (
+        ""
+        if has_ended(result)
+        else f"; not finished, {'a trial keeps nothing' if trial else 'the same command goes on'}"
+    )
     print(
         f"{folder}: test accuracy {outcome.test_accuracy:.2%}, validation {outcome.validation_accuracy:.2%} "
         f"after {done(result)}, {outcome.seconds:.0f} s{goes_on}"
