@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from bnn_kernels.__main__ import parser as kernels_parser
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
@@ -101,6 +102,9 @@ def test_a_command_is_one(page, line, tmp_path, monkeypatch):
             match = re.fullmatch(r"(bitplanes|bitplanes-kernels)(?:\[(\w+)\])?", word)
             assert match, line
             assert match[2] is None or match[2] in extras, line
+        return
+    if words[:3] == ["python", "-m", "bnn_kernels"]:
+        kernels_parser().parse_args(words[3:])
         return
     command = words[1] if words[0] == "bitplanes" else words[2].removeprefix("experiments.")
     if command == "figures" or command.startswith("paper_figures."):
