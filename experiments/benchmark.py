@@ -39,10 +39,10 @@ def compare(name: str, packed: Any, reference: Any, images: Any, threads: int, s
     with torch.inference_mode():
         for module, given in layouts:
 
-            def fp32(module: Any = module, given: Any = given) -> Any:
+            def reference_call(module: Any = module, given: Any = given) -> Any:
                 return module(given)
 
-            rows.append(pair(lambda: packed(array), fp32, seconds / len(layouts)))
+            rows.append(pair(lambda: packed(array), reference_call, seconds / len(layouts)))
     # Our side's samples of both pairs count; PyTorch's are those of its better layout.
     best_ours = min(row[0].best for row in rows)
     fp32 = min((row[1] for row in rows), key=lambda t: t.median)

@@ -57,7 +57,7 @@ class Layer:
         weight = rng.choice(w_levels, (self.filters, self.channels, *window))
         levels = rng.choice(x_levels, (self.batch, self.channels, *map_shape))
         self.bits = bk.pack_levels(levels, x_planes, x_signed)
-        geometry = {} if linear else {"stride": self.stride, "padding": self.kernel // 2}
+        geometry: dict[str, Any] = {} if linear else {"stride": self.stride, "padding": self.kernel // 2}
         make = bk.PackedLinear if linear else bk.PackedConv2d
         self.layer = make.from_levels(weight, w_planes, w_signed, **geometry)
         arguments = (torch.from_numpy(levels.astype(np.float32)), torch.from_numpy(weight.astype(np.float32)))

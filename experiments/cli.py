@@ -151,7 +151,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, expected: tuple[typ
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of exiting, so that the message can be ours
     print_what_the_terminal_knows()
-    known = (HydraException, OmegaConfBaseException, ConfigError, *expected)
+    known: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, ConfigError, *expected)
     arguments = get_args_parser().parse_args()
     job = _Job(task, known)
     main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)

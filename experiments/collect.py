@@ -135,9 +135,9 @@ def rows_of(result_files: Iterable[Path]) -> list[Row]:
             )
         before[key] = file
     configs = [row.pop("config") for row in rows]
-    for key in settings(rows, configs):
+    for setting in settings(rows, configs):
         for row, config in zip(rows, configs, strict=True):
-            row[key] = flat(config).get(key)
+            row[setting] = flat(config).get(setting)
     return rows
 
 

@@ -60,8 +60,8 @@ def composed(config_name: str, overrides: Sequence[str], folder: str | None, **o
 
 def _file(path: str, folder: str | None) -> str:
     """Return the text of a config file, of the user's folder first."""
-    for root in filter(None, (folder, CONFIGS)):
-        file = Path(root) / f"{path}.yaml"
+    for root in ([] if folder is None else [Path(folder)]) + [CONFIGS]:
+        file = root / f"{path}.yaml"
         if file.is_file():
             return file.read_text(encoding="utf-8")
     return ""
@@ -98,7 +98,8 @@ def help_text(doc: str | None, config_name: str, overrides: Sequence[str], folde
     root = _file(config_name, folder)
     usage, explained = comments(root)
     entries = OmegaConf.create(root).defaults
-    groups = [name for entry in entries if isinstance(entry, DictConfig) for name in entry if "override " not in name]
+    groups = [str(name) for entry in entries if isinstance(entry, DictConfig) for name in entry]
+    groups = [name for name in groups if "override " not in name]
     lines = [f"usage: {usage}", "", (doc or "").strip(), ""]
     loader = GlobalHydra.instance().config_loader()
     if groups:

@@ -42,7 +42,8 @@ def whole_number(config: DictConfig, key: str, least: int, most: int | None = No
 def check_numbers(node: Any, key: str = "") -> None:
     """Raise ConfigError for a number in a config that is none (nan)."""
     if isinstance(node, DictConfig | ListConfig):
-        for name in node if isinstance(node, DictConfig) else range(len(node)):
+        names: Any = node if isinstance(node, DictConfig) else range(len(node))
+        for name in names:
             if not OmegaConf.is_missing(node, name):
                 check_numbers(node[name], f"{key}.{name}" if key else str(name))
     elif isinstance(node, float) and math.isnan(node):

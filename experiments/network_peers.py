@@ -70,7 +70,7 @@ def make_peers(twin: nn.Module, images: Tensor, threads: int, has_peer: bool) ->
     RuntimeError if one of them gives other outputs.
     """
     twin = _with_affine_norms(twin)
-    last = copy.deepcopy(twin).to(memory_format=torch.channels_last)
+    last = copy.deepcopy(twin).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     given = images.to(memory_format=torch.channels_last)
     graph, graph_last = frozen(twin, images), frozen(last, given)
     peers: dict[str, Peer] = {

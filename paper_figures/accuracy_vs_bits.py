@@ -100,8 +100,8 @@ def _mean(rows: list[Row]) -> float:
 
 def image_count(rows: list[Row]) -> int | None:
     """Return how many test images the accuracies are shares of; None if the rows do not all say so."""
-    counts = {row.get("test_images") for row in rows}
-    return None if None in counts else int(min(counts))
+    counts = [row["test_images"] for row in rows if row.get("test_images") is not None]
+    return int(min(counts)) if len(counts) == len(rows) else None
 
 
 def draw_accuracy(axis: Axes, settings: dict[str, list[Row]], images: int | None) -> list[str]:
@@ -116,7 +116,7 @@ def draw_accuracy(axis: Axes, settings: dict[str, list[Row]], images: int | None
         hollow = fp32 is not None and images is not None and label != FP32 and within_chance(mean / 100, fp32, images)
         equal += [label] if hollow else []
         axis.plot(np.full(len(accuracy), place - 0.18), accuracy, ".", color=style.GREY, zorder=2)
-        fill = {"markerfacecolor": "white", "markeredgewidth": 1.8} if hollow else {}
+        fill: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.8} if hollow else {}
         axis.errorbar(place, mean, spread, fmt="o", color=style.BLUE, capsize=4, markersize=8, zorder=3, **fill)
         axis.text(place, 1.02, f"{mean:.1f}", transform=axis.get_xaxis_transform(), ha="center", va="bottom")
     axis.set_ylabel("test accuracy (%)")
@@ -130,8 +130,9 @@ def draw_sizes(axis: Axes, settings: dict[str, list[Row]]) -> None:
         sizes = [row["file_bytes"] / 1000 for row in members if row.get("file_bytes")]
         if sizes:
             axis.bar(place, max(sizes), 0.55, color=style.BLUE)
-            at = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
-            axis.annotate(f"{max(sizes):,.0f}", (place, max(sizes)), (0, 2), **at)
+            axis.annotate(
+                f"{max(sizes):,.0f}", (place, max(sizes)), (0, 2), textcoords="offset points", ha="center", va="bottom"
+            )
     axis.set_ylabel("packed file (kB)")
     axis.margins(y=0.2)
 

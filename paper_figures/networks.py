@@ -81,12 +81,12 @@ def _dots(axis: Axes, values: list[dict[str, dict[str, float]]], unit: str) -> N
         there = [(y, row[side]) for y, row in enumerate(values) if side in row]
         if not there:
             continue
-        y, found = zip(*there, strict=True)
+        places, found = zip(*there, strict=True)
         x = np.array([value["median"] for value in found])
-        axis.plot(x, y, marker, color=color, label=label, markersize=6, zorder=2)
+        axis.plot(x, places, marker, color=color, label=label, markersize=6, zorder=2)
         if any("low" in value for value in found):
             spread = np.abs([[value[end] for value in found] for end in ("low", "high")] - x)
-            axis.errorbar(x, y, xerr=spread, fmt="none", color=color, elinewidth=1, capsize=5, zorder=2)
+            axis.errorbar(x, places, xerr=spread, fmt="none", color=color, elinewidth=1, capsize=5, zorder=2)
     axis.set_xlabel(unit)
     axis.grid(axis="y", visible=False)
     axis.margins(x=0.16, y=0.06)

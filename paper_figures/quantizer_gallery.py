@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,7 +140,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     for make, strength in zip(panel.variants, SHADES[-len(panel.variants) :], strict=True):
         torch.manual_seed(0)  # of rotations
         x, y, gradient = curves(make().train(panel.training))
-        line = {"linestyle": "", "marker": ".", "markersize": 1.5} if panel.dots else {}
+        line: dict[str, Any] = {"linestyle": "", "marker": ".", "markersize": 1.5} if panel.dots else {}
         axis.plot(x, gradient, color=style.ORANGE, alpha=strength, linewidth=1.2, **line)
         axis.plot(x, y, color=style.BLUE, alpha=strength, linewidth=1.6, **line)
     axis.set_title(panel.name, loc="left", fontweight="bold", pad=27)
@@ -151,7 +152,7 @@ def plot() -> Figure:
     """Return the figure: a block of panels for each section."""
     rows = [-(-len(panels) // COLUMNS) for panels in SECTIONS.values()]
     figure = style.empty(1.95 * sum(rows) + 0.35 * len(rows) + 0.5)
-    parts = figure.subfigures(len(rows), 1, height_ratios=[1.95 * n + 0.35 for n in rows])
+    parts: Any = figure.subfigures(len(rows), 1, height_ratios=[1.95 * n + 0.35 for n in rows])
     with torch.random.fork_rng():
         for part, count, (name, panels) in zip(parts, rows, SECTIONS.items(), strict=True):
             axes = part.subplots(count, COLUMNS, squeeze=False)

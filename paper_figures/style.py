@@ -5,6 +5,7 @@ those of Okabe and Ito (2008), which colour-blind readers tell apart; lightness 
 """
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -24,7 +25,7 @@ BLUE, ORANGE, GREY, DARK, LINES = "#0072b2", "#d55e00", "#8c8c8c", "#444444", "#
 # Characters of NORMAL text that fit in an inch of a figure.
 _CHARACTERS_AN_INCH = 12.5
 
-_SETTINGS = {
+_SETTINGS: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": DARK,
     "axes.grid": True,
@@ -67,7 +68,7 @@ def title(figure: Figure, text: str) -> None:
     figure.suptitle(wrapped(text, LARGE), fontsize=LARGE)
 
 
-def legend_with_title(figure: Figure, text: str, handles: list[Artist], columns: int = 5) -> None:
+def legend_with_title(figure: Figure, text: str, handles: Sequence[Artist], columns: int = 5) -> None:
     """Write a figure's title and below it its legend, above all panels: two texts there know nothing of each other."""
     figure.legend(
         handles=handles,

@@ -16,7 +16,7 @@ def jit(function: Callable) -> Any:
     is part of what a packed model promises.
     """
     dispatcher = numba.njit(nogil=True, boundscheck=False, error_model="numpy")(function)
-    dispatcher._cache = KernelCache(function)  # type: ignore[attr-defined]
+    dispatcher._cache = KernelCache(function)
     return dispatcher
 
 

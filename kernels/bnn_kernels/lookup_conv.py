@@ -182,8 +182,8 @@ def lookup_kernel(sink_name: str) -> Any:
                 fill_chunk(rows, plane_size, planes, kinds, size, geometry, g, start, count, windows, kind_at)
                 for p in range(planes):
                     own = windows[p * CHUNK * words : (p + 1) * CHUNK * words]
-                    to = places[p * plane_places : (p + 1) * plane_places]
-                    _place_windows(own, words, run_words, run_bytes, kh, count, to, stride)
+                    laid = places[p * plane_places : (p + 1) * plane_places]
+                    _place_windows(own, words, run_words, run_bytes, kh, count, laid, stride)
                 for tile in range(tiles):
                     f = tile * TILE
                     vectors = min(TILE, lanes - f) // 8
