@@ -129,8 +129,8 @@ def test_what_is_imported_is_a_dependency(project, folders):
 
 def test_all_is_what_the_commands_can_use():
     extras = PROJECTS["."]["project"]["optional-dependencies"]
-    assert extras["all"] == ["bitplanes[launchers,peers]"]
-    assert {"dev", "docs", "launchers", "oracles", "peers"} <= set(extras)
+    assert extras["all"] == ["bitplanes[launchers,loggers,peers]"]
+    assert {"dev", "docs", "launchers", "loggers", "oracles", "peers"} <= set(extras)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
