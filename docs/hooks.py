@@ -60,12 +60,17 @@ def reference_page(module_name: str) -> str:
     names = public_names(module)
     own = sys.modules[module_name].__doc__ or ""
     lines = [f"# {module_name}", "", as_markdown(inspect.cleandoc(own), ()), ""]
-    if module_name == "bnn":
-        # Names that are loaded when they are first used, so that `import bnn` stays quick.
-        lines += ["`bnn.convert` and `bnn.check_parity` are those of [`bnn.converter`](converter.md).", ""]
+    # Names that are loaded when they are first used, so that `import bnn` stays quick.
+    for name in sorted(set(getattr(module, "__all__", ())) - {*vars(module), *(page.name for page in _subpackages())}):
+        lines += [f"- `{module_name}.{name}` is [`{name}`][bnn.converter.{name}] of `bnn.converter`."]
+    lines.append("")
     for name in names:
         lines += [f"::: {module_name}.{name}", ""]
     return "\n".join(lines)
+
+
+def _subpackages() -> list[Path]:
+    return [init.parent for init in (ROOT / "bnn").glob("*/__init__.py")]
 
 
 def _config(file: Path) -> dict[str, Any]:

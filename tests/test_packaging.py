@@ -25,6 +25,7 @@ PROJECTS = {name: tomllib.loads((ROOT / name / "pyproject.toml").read_text()) fo
 DISTRIBUTIONS = {
     "hydra": "hydra-core",
     "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
     "llvmlite": "numba",
     "bnn_kernels": "bitplanes-kernels",
 }
@@ -34,7 +35,7 @@ TINY = ("epochs=1", "model.width=4", "batch_size=200", "trainer.enable_progress_
 
 def names(requirements):
     """The distributions of a list of requirements."""
-    return {re.split(r"[<>=!~\[ ;]", requirement)[0] for requirement in requirements}
+    return {re.split(r"[<>=!~\[ ;]", requirement)[0].lower() for requirement in requirements}
 
 
 def build(project: Path, target: Path) -> Path:
