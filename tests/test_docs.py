@@ -69,7 +69,8 @@ def test_python_of_a_page_runs(name, tmp_path, monkeypatch, capsys):
 
 def shell_lines():
     """(page, line) of every command in a block without a language, continued lines joined."""
-    for name, text in [*PAGES.items(), ("CONTRIBUTING.md", (ROOT / "CONTRIBUTING.md").read_text())]:
+    more = {name: (ROOT / name).read_text() for name in ("CONTRIBUTING.md", "README.md")}
+    for name, text in (PAGES | more).items():
         for _, code in blocks(text, ""):
             for line in code.splitlines():
                 if re.match(r"(bitplanes|python|pip|make)\b", line):

@@ -183,7 +183,6 @@ def test_the_example_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     names: dict = {}
     exec(blocks[0], names)
-    names["x"] = names["images"].numpy()
     exec(blocks[1], names)
     assert names["y"].shape == (8, 10)
 
