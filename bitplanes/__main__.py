@@ -7,6 +7,7 @@ import ast
 import difflib
 import importlib
 import os
+import re
 import runpy
 import sys
 from importlib.metadata import version
@@ -29,10 +30,10 @@ def commands(folder: str) -> dict[str, str]:
     found = {}
     for file in sorted((HOME / folder).glob("*.py")):
         text = file.read_text(encoding="utf-8")
-        if 'if __name__ == "__main__"' in text:
+        if "\ndef main(" in text:
             description = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
             # "Train one network: python -m experiments.train experiment=NAME; ...": the user typed something else.
-            found[file.stem] = description.partition(": python -m")[0].rstrip(".")
+            found[file.stem] = re.split(": (?:python -m|bitplanes) ", description)[0].rstrip(".")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The main job in some minutes: python -m experiments.demo (or make demo).
+"""The main job in some minutes: bitplanes demo (or make demo).
 
 Sweeps weight and activation bits on the embedded digits over three seeds, converts every network into bits, checks
 parity with PyTorch, times each beside its FP32 twin and draws accuracy against bits. Starting it again runs only what

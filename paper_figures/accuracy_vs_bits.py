@@ -1,4 +1,4 @@
-"""Accuracy against bits: python -m paper_figures.accuracy_vs_bits [--results TABLE.json] [--output FIGURE.png].
+"""Accuracy against bits: bitplanes figures accuracy_vs_bits [--results TABLE.json] [--output FIGURE.png].
 
 One point for each experiment of a table that `experiments.collect` wrote, by its W/A setting: mean over seeds, every
 seed as a dot, the standard deviation as a bar, and the size of the packed file where runs were converted. The FP32 line

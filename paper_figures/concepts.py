@@ -1,6 +1,6 @@
 """Three pictures of the ideas: bit planes, latent weights, thresholds, computed by the code that they explain.
 
-python -m paper_figures.concepts [--output FOLDER]
+bitplanes figures concepts [--output FOLDER]
 
 Bit planes: a filter quantized three ways, and the planes that its values are a sum of. Latent weights: Adam on a small
 regression with binary weights. Thresholds: a batch norm after a binary layer, over every sum that 24 inputs can give.

@@ -1,4 +1,4 @@
-"""What the doctor saw while a network trained: python -m paper_figures.doctor [--results FILE] [--output FILE].
+"""What the doctor saw while a network trained: bitplanes figures doctor [--results FILE] [--output FILE].
 
 One panel for each metric, one line for each layer, over the training steps; dashed where a finding begins. The findings
 stand below. FILE is the doctor.json of a run.

@@ -1,9 +1,9 @@
-"""Time and size of whole networks: python -m paper_figures.networks [--results FILE] [--output FILE].
+"""Time and size of whole networks: bitplanes figures networks [--results FILE] [--output FILE].
 
 Left: milliseconds for one image on one thread, packed beside PyTorch FP32 (eager) and OpenVINO FP32: a dot at the
 median, a line over the middle half of the calls (from the best call to the median in files without quartiles); the
 number is packed's speed-up over the faster of them. Right: the packed file beside the FP32 weights. FILE was written
-by `python -m experiments.benchmark suite=networks`.
+by `bitplanes benchmark suite=networks`.
 """
 
 import json
@@ -60,7 +60,7 @@ def read(path: Path) -> tuple[list[Row], str]:
             )
         cpu = content["hardware"]["cpu"]
     except FileNotFoundError:
-        raise SystemExit(f"error: {path} is missing; run python -m experiments.benchmark suite=networks") from None
+        raise SystemExit(f"error: {path} is missing; run bitplanes benchmark suite=networks") from None
     except (ValueError, KeyError, TypeError) as error:
         raise SystemExit(f"error: {path} is no result of experiments.benchmark suite=networks: {error!r}") from None
     if not rows:

@@ -1,6 +1,6 @@
 """Forward and gradient of every quantizer, drawn from the classes themselves.
 
-python -m paper_figures.quantizer_gallery [--output FILE]
+bitplanes figures quantizer_gallery [--output FILE]
 
 Inputs are 401 numbers from -2 to 2. A quantizer of weights is given them as one filter; where its values depend on all
 of them (a mean, a standard deviation), the gradient is that of each value to its own weight.

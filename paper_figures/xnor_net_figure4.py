@@ -1,10 +1,10 @@
 """XNOR-Net's figures 4b and 4c: speed-up of a binary convolution against channels and against filter size.
 
-python -m paper_figures.xnor_net_figure4 [--results FILE] [--output FILE]
+bitplanes figures xnor_net_figure4 [--results FILE] [--output FILE]
 
 Theory (Rastegari et al. 2016, section 4.1): S = 64 c N_W / (c N_W + 64), an operation count with 64 binary operations
 to one clock. Measured: packed bits in and thresholded bits out beside PyTorch FP32, written by
-`python -m experiments.benchmark suite=kernels`: a dot is the ratio of medians, a line goes to the ratio of best times.
+`bitplanes benchmark suite=kernels`: a dot is the ratio of medians, a line goes to the ratio of best times.
 """
 
 import json
@@ -44,7 +44,7 @@ def read(path: Path) -> tuple[dict[tuple[int, int], Ratio], str]:
         ]
         cpu = content["hardware"]["cpu"]
     except FileNotFoundError:
-        raise SystemExit(f"error: {path} is missing; run python -m experiments.benchmark suite=kernels") from None
+        raise SystemExit(f"error: {path} is missing; run bitplanes benchmark suite=kernels") from None
     except (ValueError, KeyError, TypeError) as error:
         raise SystemExit(f"error: {path} is no result of experiments.benchmark: {error!r}") from None
     ratios = {(int(match[1]), int(match[2])): ratio for match, ratio in matches if match}
