@@ -42,7 +42,7 @@ figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.concepts
 
 docs: $(VENV)/.docs-installed ## build the documentation site into site/, strictly
-	$(RUN) mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
 
 $(VENV)/.docs-installed: $(STAMP)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[docs]'
