@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -195,6 +196,19 @@ def test_docstrings_become_markdown():
     listed = "Of a \\* b, &lt;W, Q>.\n\n\n- **a, b**: numbers,\n    or more.\nother: text\n\n\n"
     assert hooks.as_markdown(given, ["a", "b"]) == listed + "```pycon\n>>> f(1)\n3\n```\n\nEnd `x*y`."
     assert hooks.as_markdown(">>> 1\n1", ()).endswith("1\n1\n```")
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly(tmp_path):
+    """Every warning is an error; needs the extra `docs`. Each public name has a place that others can link to."""
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for page, name in hooks.REFERENCE.items():
+        text = (tmp_path / "site" / "reference" / page / "index.html").read_text()
+        for found in hooks.public_names(importlib.import_module(name)):
+            assert f'id="{name}.{found}"' in text, f"{name}.{found}"
 
 
 def test_figures_are_linked_within_the_site():

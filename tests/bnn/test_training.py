@@ -181,6 +181,7 @@ def test_bad_clips_are_refused(clip):
 
 def test_provenance_names_versions_and_hardware():
     origin = provenance()
-    assert origin["versions"]["torch"] == torch.__version__
+    # The build ("+cu130") stands in torch's own version, not always in the package's.
+    assert origin["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert origin["hardware"]["cores"] >= 1
     assert "/" not in str(origin["versions"])
