@@ -117,8 +117,8 @@ class Layer:
 
     def plain(self) -> Callable[[], Any]:
         """Return the textbook loop over windows that are there already; one thread."""
-        from bnn_kernels.bit_tensor import pack_codes
-        from bnn_kernels.plain_popcount import plain_dots
+        from bnn_kernels.bits.tensor import pack_codes
+        from bnn_kernels.ops.binary_conv.plain_popcount import plain_dots
 
         weights = pack_codes((self.weight < 0).reshape(self.filters, -1).astype(np.uint8), 1)[0]
         windows = np.random.default_rng(1).integers(0, 1 << 63, (self.positions, weights.shape[1]), np.uint64)

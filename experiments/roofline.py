@@ -13,7 +13,7 @@ FP32_PRODUCTS_PER_CYCLE = 16
 
 def clock_hz() -> float:
     """Return the core's clock under a chain of dependent multiplications, best of five."""
-    from bnn_kernels.plain_popcount import chain_of_products
+    from bnn_kernels.ops.binary_conv.plain_popcount import chain_of_products
 
     chain_of_products(1000)
     steps, best = 2_000_000, float("inf")

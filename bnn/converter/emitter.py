@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from bnn_kernels import StepSpec
-from bnn_kernels.threshold_code import compress
+from bnn_kernels.bits.threshold_storage import compress
 
 from bnn.converter.epilogue_form import EpilogueForm, fit
 from bnn.converter.errors import ConversionError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bnn_kernels.plan import STEPS
+from bnn_kernels.steps.base import STEPS
 from torch import Tensor
 
 from bnn.converter.graph import (

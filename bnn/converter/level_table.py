@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from bnn_kernels.bit_planes import MAX_PLANES, level_of_code
+from bnn_kernels.bits.planes import MAX_PLANES, level_of_code
 from torch import Tensor
 
 from bnn.converter.errors import ConversionError

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from bnn_kernels.steps_shape import MOST_AXES
+from bnn_kernels.steps.shape import MOST_AXES
 
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph import Moved

@@ -14,9 +14,9 @@ from typing import Any
 import bnn_kernels as bk
 import numpy as np
 import torch
-from bnn_kernels.bit_planes import level_of_code
-from bnn_kernels.bit_tensor import BitTensor, unpack
-from bnn_kernels.packed_model import input_register
+from bnn_kernels.bits.planes import level_of_code
+from bnn_kernels.bits.tensor import BitTensor, unpack
+from bnn_kernels.model.packed_model import input_register
 from torch import Tensor, fx, nn
 
 from bnn.converter.answers import Answers, outputs_of

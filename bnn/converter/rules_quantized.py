@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bnn_kernels.dense_bits import to_dense_bits
-from bnn_kernels.sum_range import largest_sum
+from bnn_kernels.bits.storage import to_dense_bits
+from bnn_kernels.bits.sum_range import largest_sum
 from torch import Tensor, nn
 
 from bnn.converter.builder import Builder

@@ -5,25 +5,25 @@ same functions in plain NumPy.
 """
 
 from bnn_kernels import reference as reference
-from bnn_kernels.binary_conv import PackedConv2d as PackedConv2d
-from bnn_kernels.binary_conv import ThresholdConv2d as ThresholdConv2d
-from bnn_kernels.binary_conv1d import PackedConv1d as PackedConv1d
-from bnn_kernels.binary_conv1d import ThresholdConv1d as ThresholdConv1d
-from bnn_kernels.binary_linear import PackedLinear as PackedLinear
-from bnn_kernels.binary_linear import ThresholdLinear as ThresholdLinear
-from bnn_kernels.bit_tensor import BitTensor as BitTensor
-from bnn_kernels.bit_tensor import pack as pack
-from bnn_kernels.bit_tensor import pack_levels as pack_levels
-from bnn_kernels.bit_tensor import unpack as unpack
-from bnn_kernels.epilogue import Epilogue as Epilogue
+from bnn_kernels.bits.tensor import BitTensor as BitTensor
+from bnn_kernels.bits.tensor import pack as pack
+from bnn_kernels.bits.tensor import pack_levels as pack_levels
+from bnn_kernels.bits.tensor import unpack as unpack
+from bnn_kernels.bits.thresholds import Thresholds as Thresholds
+from bnn_kernels.compile.isa import cpu_features as cpu_features
 from bnn_kernels.errors import PackedFileError as PackedFileError
 from bnn_kernels.errors import PlanError as PlanError
-from bnn_kernels.isa import cpu_features as cpu_features
-from bnn_kernels.packed_model import PackedModel as PackedModel
-from bnn_kernels.packed_model import load as load
-from bnn_kernels.plan import StepSpec as StepSpec
-from bnn_kernels.threads import get_num_threads as get_num_threads
-from bnn_kernels.threads import set_num_threads as set_num_threads
-from bnn_kernels.thresholds import Thresholds as Thresholds
+from bnn_kernels.model.packed_model import PackedModel as PackedModel
+from bnn_kernels.model.packed_model import load as load
+from bnn_kernels.ops.binary_conv.conv1d import PackedConv1d as PackedConv1d
+from bnn_kernels.ops.binary_conv.conv1d import ThresholdConv1d as ThresholdConv1d
+from bnn_kernels.ops.binary_conv.layer import PackedConv2d as PackedConv2d
+from bnn_kernels.ops.binary_conv.layer import ThresholdConv2d as ThresholdConv2d
+from bnn_kernels.ops.binary_conv.linear import PackedLinear as PackedLinear
+from bnn_kernels.ops.binary_conv.linear import ThresholdLinear as ThresholdLinear
+from bnn_kernels.ops.epilogue import Epilogue as Epilogue
+from bnn_kernels.runtime.threads import get_num_threads as get_num_threads
+from bnn_kernels.runtime.threads import set_num_threads as set_num_threads
+from bnn_kernels.steps.base import StepSpec as StepSpec
 
 __version__ = "0.1.0"

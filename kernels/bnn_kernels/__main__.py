@@ -11,8 +11,8 @@ from typing import NoReturn
 import numpy as np
 
 import bnn_kernels as bk
-from bnn_kernels import jit_cache
-from bnn_kernels.warm import example_inputs, warm
+from bnn_kernels.compile import cache as jit_cache
+from bnn_kernels.model.warm import example_inputs, warm
 
 
 def _fail(message: object) -> NoReturn:

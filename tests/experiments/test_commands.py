@@ -180,7 +180,7 @@ def test_convert_writes_a_file_that_answers_the_same(runs, command):
 
 
 def test_convert_fails_aloud_when_answers_differ(runs, command, monkeypatch):
-    from bnn_kernels.packed_model import PackedModel
+    from bnn_kernels.model.packed_model import PackedModel
 
     right = PackedModel.__call__
     monkeypatch.setattr(PackedModel, "__call__", lambda self, x: -right(self, x))

@@ -4,7 +4,7 @@ import re
 
 import bnn_kernels as bk
 import numpy as np
-from bnn_kernels.dense_bits import to_dense_bits
+from bnn_kernels.bits.storage import to_dense_bits
 
 SIGNS = {"signed": True, "multipliers": [1]}
 

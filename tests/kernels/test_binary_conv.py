@@ -190,8 +190,8 @@ def test_weights_take_one_bit_each():
 
 
 def test_thread_counts_and_callers_agree(monkeypatch):
-    monkeypatch.setattr("bnn_kernels.threads.MIN_WORK_PER_THREAD", 1)
-    monkeypatch.setattr("bnn_kernels.threads.MIN_WORK_TO_WAKE", 1)
+    monkeypatch.setattr("bnn_kernels.runtime.threads.MIN_WORK_PER_THREAD", 1)
+    monkeypatch.setattr("bnn_kernels.runtime.threads.MIN_WORK_TO_WAKE", 1)
     rng = np.random.default_rng(10)
     x, w = draw(rng, "signs", 2, 70, 9, 9), draw(rng, "signs", 13, 70, 3, 3)
     expected = reference.conv2d(x, w, padding=1)

@@ -32,8 +32,8 @@ def test_a_map_is_flattened_channels_first(shape):
 @pytest.mark.parametrize("outputs", [1, 8, 15, 17, 64, 129, 300])
 @pytest.mark.parametrize("count", [1, 3])
 def test_few_inputs_are_shared_by_filters(outputs, count, monkeypatch):
-    monkeypatch.setattr("bnn_kernels.threads.MIN_WORK_PER_THREAD", 1)
-    monkeypatch.setattr("bnn_kernels.threads.MIN_WORK_TO_WAKE", 1)
+    monkeypatch.setattr("bnn_kernels.runtime.threads.MIN_WORK_PER_THREAD", 1)
+    monkeypatch.setattr("bnn_kernels.runtime.threads.MIN_WORK_TO_WAKE", 1)
     rng = np.random.default_rng(outputs)
     w = rng.standard_normal((outputs, 100))
     layer, plus_one = bk.PackedLinear(w), bk.Epilogue(outputs, shift=np.ones(outputs, np.float32))

@@ -4,7 +4,7 @@ import bnn_kernels as bk
 import numpy as np
 import pytest
 from bnn_kernels import reference
-from bnn_kernels.dense_bits import from_dense_bits, to_dense_bits
+from bnn_kernels.bits.storage import from_dense_bits, to_dense_bits
 
 EDGES = (1, 3, 16, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import bnn_kernels as bk
 import numpy as np
 import pytest
-from bnn_kernels import jit_cache
 from bnn_kernels.__main__ import main
-from bnn_kernels.dense_bits import to_dense_bits
+from bnn_kernels.bits.storage import to_dense_bits
+from bnn_kernels.compile import cache as jit_cache
 from rich_plan import rich_model
 
 
@@ -42,7 +42,7 @@ LATER = """
 import sys, time
 import numpy as np
 import bnn_kernels as bk
-from bnn_kernels import warm
+from bnn_kernels.model import warm
 with warm.compilations() as found:
     model = bk.load(sys.argv[1])
     for threads in (1, 2):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from bnn_kernels import reference
-from bnn_kernels.float_conv import FloatConv2d
+from bnn_kernels.ops.float_conv import FloatConv2d
 
 
 def convolve(x, w, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, pad=0.0):
@@ -61,8 +61,8 @@ def test_empty_batch():
 def test_threads_do_not_change_the_result(monkeypatch):
     import bnn_kernels as bk
 
-    monkeypatch.setattr("bnn_kernels.threads.MIN_WORK_PER_THREAD", 1)
-    monkeypatch.setattr("bnn_kernels.threads.MIN_WORK_TO_WAKE", 1)
+    monkeypatch.setattr("bnn_kernels.runtime.threads.MIN_WORK_PER_THREAD", 1)
+    monkeypatch.setattr("bnn_kernels.runtime.threads.MIN_WORK_TO_WAKE", 1)
     rng = np.random.default_rng(3)
     x = rng.standard_normal((2, 12, 13, 3)).astype(np.float32)
     conv = FloatConv2d(rng.standard_normal((20, 3, 5, 5)).astype(np.float32), None, (5, 5, 1, 1, 0, 0, 1, 1))

@@ -15,8 +15,8 @@ import os, random, signal, sys, threading, time, warnings
 sys.path.insert(0, sys.argv[4])
 import numpy as np
 import bnn_kernels as bk
-from bnn_kernels import threads
-from bnn_kernels._jit import jit
+from bnn_kernels.runtime import threads
+from bnn_kernels.compile.jit import jit
 from rich_plan import rich_inputs, rich_model
 
 warnings.simplefilter("ignore")
@@ -163,8 +163,8 @@ def test_a_fork_in_a_first_call(tmp_path):
 COMPILE = """
 import os, signal, sys, threading, time
 import numpy as np
-from bnn_kernels import fork
-from bnn_kernels._jit import jit
+from bnn_kernels.runtime import fork
+from bnn_kernels.compile.jit import jit
 if sys.argv[1] == "late":
     fork.MOST_SECONDS = 0.2
 inside, leave = threading.Event(), threading.Event()
@@ -207,7 +207,7 @@ def test_a_compiler_that_is_busy(moment, status, tmp_path):
 
 LATER = """
 import os, signal, sys, threading
-from bnn_kernels.later import Later
+from bnn_kernels.runtime.lazy import Later
 inside, leave = threading.Event(), threading.Event()
 def make():
     if threading.current_thread() is not threading.main_thread():

@@ -6,7 +6,7 @@ import sys
 
 import bnn_kernels as bk
 import pytest
-from bnn_kernels import isa
+from bnn_kernels.compile import isa
 
 CODE = "import bnn_kernels as bk; print(bk.cpu_features()['isa'])"
 

@@ -9,12 +9,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from bnn_kernels import jit_cache
-from bnn_kernels._jit import jit
+from bnn_kernels.compile import cache as jit_cache
+from bnn_kernels.compile.jit import jit
 
 CALL = """
 import numpy as np, bnn_kernels as bk
-from bnn_kernels.bit_tensor import _pack_by_bounds as kernel
+from bnn_kernels.bits.tensor import _pack_by_bounds as kernel
 assert bk.unpack(bk.pack(np.array([[1, -1.0]], np.float32))).tolist() == [[1, -1]]
 print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """

@@ -3,7 +3,7 @@
 import bnn_kernels as bk
 import numpy as np
 import pytest
-from bnn_kernels import memory
+from bnn_kernels.runtime import arrays as memory
 
 
 def test_available_memory_is_what_the_machine_has():

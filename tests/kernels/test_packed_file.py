@@ -8,8 +8,8 @@ import bnn_kernels as bk
 import numpy as np
 import pytest
 import safetensors.numpy
-from bnn_kernels import file_format
-from bnn_kernels.dense_bits import to_dense_bits
+from bnn_kernels.bits.storage import to_dense_bits
+from bnn_kernels.model import file_format
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import bnn_kernels as bk
 import numpy as np
 import pytest
-from bnn_kernels.file_format import digest_of
+from bnn_kernels.model.file_format import digest_of
 from rich_plan import rich_inputs, rich_model
 
 # Numbers that break what counts, multiplies or allocates.
@@ -253,7 +253,7 @@ def test_ten_thousand_mutants(tmp_path):
 
 
 def test_every_kind_of_step_survives_a_file(tmp_path):
-    from bnn_kernels.plan import STEPS
+    from bnn_kernels.steps.base import STEPS
 
     model = rich_model()
     assert {step.op for step in model.steps} == set(STEPS), "a new kind of step belongs into rich_plan.py"

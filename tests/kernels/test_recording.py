@@ -5,11 +5,11 @@ import gc
 import bnn_kernels as bk
 import numpy as np
 import pytest
-from bnn_kernels import threads
-from bnn_kernels._jit import jit
-from bnn_kernels.plan import STEPS
-from bnn_kernels.recording import Recording, do, new_flag
-from bnn_kernels.threads import play_kernels, run_rows
+from bnn_kernels.compile.jit import jit
+from bnn_kernels.runtime import threads
+from bnn_kernels.runtime.recording import Recording, do, new_flag
+from bnn_kernels.runtime.threads import play_kernels, run_rows
+from bnn_kernels.steps.base import STEPS
 from rich_plan import rich_inputs, rich_model
 
 

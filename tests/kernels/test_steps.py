@@ -4,8 +4,8 @@ import bnn_kernels as bk
 import numpy as np
 import pytest
 from bnn_kernels import reference
-from bnn_kernels.bit_planes import level_of_code
-from bnn_kernels.dense_bits import to_dense_bits
+from bnn_kernels.bits.planes import level_of_code
+from bnn_kernels.bits.storage import to_dense_bits
 
 SHAPE = (5, 6, 7)
 

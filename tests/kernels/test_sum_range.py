@@ -7,8 +7,8 @@ import sys
 import bnn_kernels as bk
 import numpy as np
 import pytest
-from bnn_kernels.dense_bits import to_dense_bits
-from bnn_kernels.sum_range import LARGEST_SUM, largest_sum
+from bnn_kernels.bits.storage import to_dense_bits
+from bnn_kernels.bits.sum_range import LARGEST_SUM, largest_sum
 
 EIGHT = tuple(1 << p for p in range(8))
 KINDS = {"signed": (EIGHT, True), "unsigned": (EIGHT, False)}

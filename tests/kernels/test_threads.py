@@ -7,8 +7,8 @@ import time
 import bnn_kernels as bk
 import numpy as np
 import pytest
-from bnn_kernels import threads
-from bnn_kernels._jit import jit
+from bnn_kernels.compile.jit import jit
+from bnn_kernels.runtime import threads
 
 
 @jit

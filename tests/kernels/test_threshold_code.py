@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from bnn_kernels import PlanError
-from bnn_kernels.threshold_code import compress, expand
+from bnn_kernels.bits.threshold_storage import compress, expand
 
 INT32 = np.iinfo(np.int32)
 

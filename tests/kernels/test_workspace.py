@@ -6,8 +6,8 @@ import tracemalloc
 import bnn_kernels as bk
 import numpy as np
 import pytest
-from bnn_kernels import workspace
-from bnn_kernels.workspace import SMALLEST, Workspace, Workspaces, in_use
+from bnn_kernels.runtime import workspace
+from bnn_kernels.runtime.workspace import SMALLEST, Workspace, Workspaces, in_use
 from rich_plan import rich_inputs, rich_model
 
 

@@ -1,0 +1,1 @@
+"""LLVM's vectors as Numba values, one vector type a file."""

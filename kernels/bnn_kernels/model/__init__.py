@@ -1,0 +1,1 @@
+"""Packed models: building, running, recording, saving and loading."""

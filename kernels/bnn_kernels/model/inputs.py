@@ -1,0 +1,45 @@
+"""How the inputs of a model, channels first, get into the order of its registers, channels last."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bnn_kernels.compile.jit import jit
+from bnn_kernels.runtime.threads import run_rows
+
+# Pixels whose channels are put side by side at a time: they stay in the cache.
+BLOCK = 256
+
+
+def as_channels_last(x: np.ndarray) -> np.ndarray:
+    """Return a view of maps (N, C, H, W) as (N, H, W, C), of sequences as maps of one row; vectors pass."""
+    if x.ndim == 3:
+        x = x[:, :, None]
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+@jit
+def _interleave(x, out, size, first, last):
+    """Rows (n, pixel / 8) of out flat (N, pixels, C): x flat (N, C, pixels)."""
+    channels, pixels, blocks = size
+    for row in range(first, last):
+        n = row // blocks
+        start = (row - n * blocks) * BLOCK
+        end = min(start + BLOCK, pixels)
+        for c in range(channels):
+            at = (n * channels + c) * pixels
+            to = n * pixels * channels + c
+            for pixel in range(start, end):
+                out[to + pixel * channels] = x[at + pixel]
+
+
+def fill_inputs(given: Sequence[np.ndarray], inputs: Sequence[np.ndarray]) -> None:
+    """Copy inputs into contiguous float32 arrays, channels last."""
+    for to, x in zip(given, inputs, strict=True):
+        if x.ndim == 4 and x.dtype == np.float32 and x.flags.c_contiguous and min(x.shape) > 0 and x.shape[1] > 1:
+            n, channels, pixels = len(x), x.shape[1], x.shape[2] * x.shape[3]
+            blocks = -(-pixels // BLOCK)
+            arguments = (x.reshape(-1), to.reshape(-1), (channels, pixels, blocks))
+            run_rows(_interleave, n * blocks, x.size // 4, *arguments)
+        else:
+            np.copyto(to, as_channels_last(x), casting="same_kind")

@@ -1,0 +1,1 @@
+"""Operations on packed tensors and floats: convolution, pooling, and the epilogue behind a layer."""

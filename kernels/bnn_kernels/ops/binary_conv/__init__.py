@@ -1,0 +1,1 @@
+"""Convolutions and linear layers on bit planes, by population counts or table lookups."""

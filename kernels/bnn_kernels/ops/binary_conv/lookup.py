@@ -1,0 +1,213 @@
+"""The convolution kernel of AVX2: table lookups instead of population counts.
+
+AVX2 has no vector popcount; emulating one takes about eight instructions for 256 products. But four bits of an input
+against four bits of a weight have only 16 x 16 outcomes, popcounts 0 .. 4. So
+
+1. one row of a table (16 bytes, chosen by the input's four bits) shuffled by the weight bits of 32 filters (vpshufb) is
+   the counts of 128 products;
+2. a byte has room for two counts: a table row for each *pair* of inputs, of two output positions, holds the first
+   one's count in its low half and the second one's in its high half, 256 rows in all: 256 products a lookup;
+3. three lookups may be added before a half can pass 15 (3 * 4 = 12): p = low + 16 high;
+4. p is added to one byte sum as it is, and its high half (shifted and masked) to another. The first is low + 16 high
+   modulo 256 and the second gives high, so low is known as well while it is at most 255: twenty such steps
+   (20 * 12 = 240). Then both are added to 16-bit sums. Nine instructions for three lookups, 85 products each.
+
+A tile is two pairs of positions by two vectors of filters: eight byte sums in registers. Weights lie spread, four bits
+a byte, as the shuffle takes them; the input's pairs are addresses of table rows.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.compile.simd import bytes32 as simd
+from bnn_kernels.compile.simd import eight_lanes as _simd
+from bnn_kernels.ops.binary_conv import outputs as conv_sinks
+from bnn_kernels.ops.binary_conv.windows import CHUNK, fill_chunk, window_words
+from bnn_kernels.runtime.aligned import aligned
+
+LANES = simd.LANES
+TILE = 2 * LANES
+# 16-bit sums hold popcounts of windows up to here.
+MOST_BITS = 65_535
+
+
+@functools.cache
+def pair_table(xor: bool) -> np.ndarray:
+    """Return uint8 (256 * 16,): byte w of row a | b << 4 is popcount(a ^ w) | popcount(b ^ w) << 4, or with & for ^."""
+    ones = np.array([[(a ^ w if xor else a & w).bit_count() for w in range(16)] for a in range(16)], np.uint8)
+    rows = np.arange(256)
+    return aligned((ones[rows & 15] | ones[rows >> 4] << 4).reshape(-1))
+
+
+def spread_weights(words: np.ndarray, kh: int, run_bits: int, multiple: tuple[int, int]) -> np.ndarray:
+    """Return uint8 (P, G, vectors, steps, 32): four bits of 32 filters side by side, zeros behind.
+
+    words: uint64 (P, G, filters, kh * run words), each filter row a run of `run_bits` bits that is made whole bytes;
+    multiple: of which vectors and steps are made multiples.
+    """
+    planes, groups, filters = words.shape[:3]
+    runs = np.ascontiguousarray(words.reshape(planes, groups, filters, kh, -1), "<u8")
+    as_bytes = runs.view(np.uint8)[..., : -(-run_bits // 8)]
+    fours = np.stack([as_bytes & 15, as_bytes >> 4], -1).reshape(planes, groups, filters, -1)
+    count = fours.shape[-1]
+    vectors = -(-filters // (LANES * multiple[0])) * multiple[0]
+    steps = -(-count // multiple[1]) * multiple[1]
+    padded = np.zeros((planes, groups, vectors * LANES, steps), np.uint8)
+    padded[:, :, :filters, :count] = fours
+    return aligned(padded.reshape(planes, groups, vectors, LANES, steps).swapaxes(3, 4))
+
+
+@inline
+def place_pairs(first, second, places, run_bytes):
+    """Write the addresses of the table rows of two runs of bytes: uint16 (2 * run_bytes,)."""
+    low, high = np.uint16(15), np.uint16(240)
+    for k in range(run_bytes):
+        a = np.uint16(first[k])
+        b = np.uint16(second[k])
+        places[2 * k] = ((a & low) << np.uint16(4)) | ((b & low) << np.uint16(8))
+        places[2 * k + 1] = (a & high) | ((b & high) << np.uint16(4))
+
+
+@inline
+def _place_windows(windows, words, run_words, run_bytes, kh, count, places, stride):
+    """Write for each pair of windows the addresses of its table rows: uint16 (pairs, stride)."""
+    as_bytes = windows.view(np.uint8)
+    for pair in range((count + 1) // 2):
+        for ky in range(kh):
+            at = (2 * pair * words + ky * run_words) * 8
+            # Slices that begin at 0: their indices need no test for wrapping around, so LLVM makes vectors of this.
+            first = as_bytes[at : at + run_bytes]
+            second = as_bytes[at + words * 8 : at + words * 8 + run_bytes]
+            to = pair * stride + 2 * ky * run_bytes
+            place_pairs(first, second, places[to : to + 2 * run_bytes], run_bytes)
+
+
+@inline
+def _count_tile(places, at0, at1, w, j0, j1, steps, table, counts, to):
+    """counts[to:] uint16 (4, 64) += popcounts of two pairs of windows against 64 filters."""
+    three = np.uint64(96)
+    done = 0
+    while done < steps:
+        stop = min(done + 20, steps)
+        # s: low + 16 high of a pair of windows and 32 filters, modulo 256; h: high.
+        s00 = s01 = s10 = s11 = h00 = h01 = h10 = h11 = simd.zero()
+        for _ in range(done, stop):
+            x0 = simd.load(w, j0)
+            x1 = simd.load(w, j1)
+            t0 = simd.load_row(table, simd.load_place(places, at0))
+            t1 = simd.load_row(table, simd.load_place(places, at1))
+            p00 = simd.look_up(t0, x0)
+            p01 = simd.look_up(t0, x1)
+            p10 = simd.look_up(t1, x0)
+            p11 = simd.look_up(t1, x1)
+            for k in range(1, 3):
+                x0 = simd.load(w, j0 + np.uint64(32 * k))
+                x1 = simd.load(w, j1 + np.uint64(32 * k))
+                t0 = simd.load_row(table, simd.load_place(places, at0 + np.uint64(k)))
+                t1 = simd.load_row(table, simd.load_place(places, at1 + np.uint64(k)))
+                p00 = simd.add(p00, simd.look_up(t0, x0))
+                p01 = simd.add(p01, simd.look_up(t0, x1))
+                p10 = simd.add(p10, simd.look_up(t1, x0))
+                p11 = simd.add(p11, simd.look_up(t1, x1))
+            s00 = simd.add(s00, p00)
+            h00 = simd.add(h00, simd.high_halves(p00))
+            s01 = simd.add(s01, p01)
+            h01 = simd.add(h01, simd.high_halves(p01))
+            s10 = simd.add(s10, p10)
+            h10 = simd.add(h10, simd.high_halves(p10))
+            s11 = simd.add(s11, p11)
+            h11 = simd.add(h11, simd.high_halves(p11))
+            j0 += three
+            j1 += three
+            at0 += np.uint64(3)
+            at1 += np.uint64(3)
+        simd.add_to_uint16(counts, to, simd.low_of(s00, h00))
+        simd.add_to_uint16(counts, to + np.uint64(32), simd.low_of(s01, h01))
+        simd.add_to_uint16(counts, to + np.uint64(64), h00)
+        simd.add_to_uint16(counts, to + np.uint64(96), h01)
+        simd.add_to_uint16(counts, to + np.uint64(128), simd.low_of(s10, h10))
+        simd.add_to_uint16(counts, to + np.uint64(160), simd.low_of(s11, h11))
+        simd.add_to_uint16(counts, to + np.uint64(192), h10)
+        simd.add_to_uint16(counts, to + np.uint64(224), h11)
+        done = stop
+
+
+@inline
+def weigh(counts, sums, factor, first):
+    """sums int32 (= or +=) counts uint16 * factor."""
+    m = _simd.splat(factor)
+    for v in range(0, len(counts), 8):
+        k = np.uint64(v)
+        value = _simd.multiply(_simd.load_uint16(counts, k), m)
+        if not first:
+            value = _simd.add(value, _simd.load_int32(sums, k))
+        _simd.store_int32(sums, k, value)
+
+
+@functools.cache
+def lookup_kernel(sink_name: str) -> Any:
+    """Return the kernel with this way out.
+
+    Its arguments are those of `popcount_conv.popcount_kernel` without parts, and first..last are positions; w is uint8
+    flat, `spread_weights`, and in the place of `direct` comes a table uint8 flat, `pair_table`.
+    """
+    write, prepare = getattr(conv_sinks, sink_name), conv_sinks.PREPARE[sink_name]
+
+    def look_up(rows, plane_size, table, w, y_kind, x_kind, pairs, size, geometry, tables, sink, first, last):
+        groups, channels, filters, _, planes = size[3:8]
+        kh, kw = geometry[:2]
+        lanes = (filters + 7) // 8 * 8
+        tiles = (filters + TILE - 1) // TILE
+        run_words = (kw * channels + 63) >> 6
+        run_bytes = (kw * channels + 7) >> 3
+        words = kh * run_words
+        stride = (kh * run_bytes * 2 + 2) // 3 * 3
+        tile_size = TILE * stride
+        weight_plane = groups * tiles * tile_size
+        weight_planes = len(pairs) // planes
+        kinds = (y_kind, x_kind)
+        ready = prepare(sink)
+        scratch = np.empty(8, np.int32)
+        kind_at = np.zeros(CHUNK, np.int64)
+        counts = np.empty(CHUNK * TILE, np.uint16)
+        sums = np.empty(CHUNK * TILE if len(pairs) > 1 else 0, np.int32)
+        windows = np.zeros(window_words(planes, words), np.uint64)
+        plane_places = CHUNK // 2 * stride
+        places = np.zeros(planes * plane_places, np.uint16)
+        for start in range(first, last, CHUNK):
+            count = min(CHUNK, last - start)
+            for g in range(groups):
+                fill_chunk(rows, plane_size, planes, kinds, size, geometry, g, start, count, windows, kind_at)
+                for p in range(planes):
+                    own = windows[p * CHUNK * words : (p + 1) * CHUNK * words]
+                    laid = places[p * plane_places : (p + 1) * plane_places]
+                    _place_windows(own, words, run_words, run_bytes, kh, count, laid, stride)
+                for tile in range(tiles):
+                    f = tile * TILE
+                    vectors = min(TILE, lanes - f) // 8
+                    for pair in range(len(pairs)):
+                        p = pair // weight_planes
+                        q = pair - p * weight_planes
+                        counts[:] = 0
+                        j = np.uint64(q * weight_plane + (g * tiles + tile) * tile_size)
+                        for i in range(0, count, 4):
+                            at = np.uint64(p * plane_places + i // 2 * stride)
+                            next_j, to = j + np.uint64(LANES * stride), np.uint64(i * TILE)
+                            steps = stride // 3
+                            _count_tile(places, at, at + np.uint64(stride), w, j, next_j, steps, table, counts, to)
+                        if len(pairs) > 1:
+                            weigh(counts, sums, pairs[pair], pair == 0)
+                    for i in range(count):
+                        for v in range(vectors):
+                            at = np.uint64(i * TILE + 8 * v)
+                            only = len(pairs) == 1
+                            value = _simd.load_uint16(counts, at) if only else _simd.load_int32(sums, at)
+                            here = f + 8 * v
+                            table_at, channel = kind_at[i] + here, g * filters + here
+                            write(value, table_at, start + i, channel, filters - here, tables, ready, scratch)
+
+    look_up.__name__ = look_up.__qualname__ = f"lookup_{sink_name}"
+    return jit(look_up)

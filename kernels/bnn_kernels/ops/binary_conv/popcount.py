@@ -1,0 +1,170 @@
+"""The convolution kernel: lanes are filters, the inner step is a population count of eight words at once.
+
+A chunk of output positions at a time: the bits under the filter are gathered into windows (a few words each), then
+every block of eight filters runs over the windows, four at a time. One step loads eight weight words, xors (or ands)
+them with a window's word in all lanes, counts and adds. LLVM makes vpopcntq of it where the CPU has AVX-512 VPOPCNTDQ
+(512 products in three instructions), byte shuffles on AVX2 and cnt on NEON. No sum runs across lanes.
+
+Carry-save adders do not help where there is a vpopcntq: one saves a count and an add, and costs two instructions.
+
+Every way out, xor or and, and one pair of planes or several, is a kernel of its own, made from the one below: with a
+branch between them inside the loop the sums no longer stay in registers, and it takes two to three times as long.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.compile.simd import eight_lanes as _simd
+from bnn_kernels.ops.binary_conv import outputs as conv_sinks
+from bnn_kernels.ops.binary_conv.windows import CHUNK, fill_chunk, window_words
+
+LANES = _simd.LANES
+
+
+def _counters(join: Callable) -> tuple[Callable, Callable]:
+    """Return the inner loops over four windows and over one; join: `xor_popcount` or `and_popcount`."""
+
+    @inline
+    def count_4(windows, at, step, words, w, j):
+        s0 = s1 = s2 = s3 = _simd.zero_words()
+        at1 = at + step
+        at2 = at1 + step
+        at3 = at2 + step
+        for _ in range(words):
+            x = _simd.load_words(w, j)
+            s0 = _simd.add_words(s0, join(x, _simd.broadcast_word(windows, at)))
+            s1 = _simd.add_words(s1, join(x, _simd.broadcast_word(windows, at1)))
+            s2 = _simd.add_words(s2, join(x, _simd.broadcast_word(windows, at2)))
+            s3 = _simd.add_words(s3, join(x, _simd.broadcast_word(windows, at3)))
+            j += np.uint64(8)
+            at += np.uint64(1)
+            at1 += np.uint64(1)
+            at2 += np.uint64(1)
+            at3 += np.uint64(1)
+        return _simd.narrow(s0), _simd.narrow(s1), _simd.narrow(s2), _simd.narrow(s3)
+
+    @inline
+    def count_1(windows, at, words, w, j):
+        s = _simd.zero_words()
+        for _ in range(words):
+            s = _simd.add_words(s, join(_simd.load_words(w, j), _simd.broadcast_word(windows, at)))
+            j += np.uint64(8)
+            at += np.uint64(1)
+        return _simd.narrow(s)
+
+    return count_4, count_1
+
+
+def _weighted(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]:
+    """Return the same sums over all pairs of planes, each times its factor."""
+
+    @inline
+    def sums_4(windows, i, words, plane_words, w, j, weight_plane, pairs, planes):
+        weight_planes = len(pairs) // planes
+        t0 = t1 = t2 = t3 = _simd.splat(np.int32(0))
+        for p in range(planes):
+            at = np.uint64(p * plane_words + i * words)
+            for q in range(weight_planes):
+                c0, c1, c2, c3 = count_4(windows, at, np.uint64(words), words, w, np.uint64(j + q * weight_plane))
+                m = _simd.splat(pairs[p * weight_planes + q])
+                t0 = _simd.add(t0, _simd.multiply(c0, m))
+                t1 = _simd.add(t1, _simd.multiply(c1, m))
+                t2 = _simd.add(t2, _simd.multiply(c2, m))
+                t3 = _simd.add(t3, _simd.multiply(c3, m))
+        return t0, t1, t2, t3
+
+    @inline
+    def sums_1(windows, i, words, plane_words, w, j, weight_plane, pairs, planes):
+        weight_planes = len(pairs) // planes
+        t = _simd.splat(np.int32(0))
+        for p in range(planes):
+            at = np.uint64(p * plane_words + i * words)
+            for q in range(weight_planes):
+                c = count_1(windows, at, words, w, np.uint64(j + q * weight_plane))
+                t = _simd.add(t, _simd.multiply(c, _simd.splat(pairs[p * weight_planes + q])))
+        return t
+
+    return sums_4, sums_1
+
+
+def _bare(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]:
+    """Return the counts themselves: one pair of planes."""
+
+    @inline
+    def sums_4(windows, i, words, plane_words, w, j, weight_plane, pairs, planes):
+        return count_4(windows, np.uint64(i * words), np.uint64(words), words, w, np.uint64(j))
+
+    @inline
+    def sums_1(windows, i, words, plane_words, w, j, weight_plane, pairs, planes):
+        return count_1(windows, np.uint64(i * words), words, w, np.uint64(j))
+
+    return sums_4, sums_1
+
+
+@functools.cache
+def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
+    """Return the kernel with this way out (`to_ints`, `to_bits`, `to_floats`), xor or and, one pair of planes or more.
+
+    kernel(rows, plane_size, direct, w, y_kind, x_kind, pairs, size, geometry, parts, tables, sink, first, last)
+    computes first..last of parts = (positions, splits): all positions (n, oy, ox) with the first of so many shares of
+    the filters, then all with the second and so on;
+    rows uint64 flat (P, N, rows, G, row words), each plane of plane_size words, see `bit_rows`;
+    direct: whether the rows already are the windows of all positions, one behind the other;
+    w uint64 flat (Q, G, blocks, words, 8); y_kind int32 (Ho,), x_kind int32 (Wo,): their sum is the kind of border;
+    pairs int32 (P * Q,): factor of each pair's count, used if there are several;
+    size = (Ho, Wo, rows, G, channels of a group, filters of a group, row words, P);
+    geometry = (kh, kw, sy, sx, dy, dx); tables, sink: see `conv_sinks`.
+    """
+    write, prepare = getattr(conv_sinks, sink_name), conv_sinks.PREPARE[sink_name]
+    counters = _counters(_simd.xor_popcount if xor else _simd.and_popcount)
+    sums_4, sums_1 = _bare(*counters) if single else _weighted(*counters)
+
+    def convolve(rows, plane_size, direct, w, y_kind, x_kind, pairs, size, geometry, parts, tables, sink, first, last):
+        groups, filters, planes = size[3], size[5], size[7]
+        positions, splits = parts
+        blocks = (filters + 7) // 8
+        words = geometry[0] * ((geometry[1] * size[4] + 63) >> 6)
+        block_size = words * 8
+        weight_plane = groups * blocks * block_size
+        kinds = (y_kind, x_kind)
+        ready = prepare(sink)
+        scratch = np.empty(8, np.int32)
+        kind_at = np.zeros(CHUNK, np.int64)
+        windows = rows if direct else np.empty(window_words(planes, words), np.uint64)
+        plane_words = plane_size if direct else CHUNK * words
+        row = first
+        while row < last:
+            split = row // positions
+            start = row - split * positions
+            count = min(CHUNK, last - row, positions - start)
+            row += count
+            for g in range(groups):
+                if not direct:
+                    fill_chunk(rows, plane_size, planes, kinds, size, geometry, g, start, count, windows, kind_at)
+                at = start if direct else 0
+                for b in range(blocks * split // splits, blocks * (split + 1) // splits):
+                    j = (g * blocks + b) * block_size
+                    left = filters - b * 8
+                    channel = g * filters + b * 8
+                    i = 0
+                    while i < count:
+                        if i == count - 1 or count < 4:
+                            one = sums_1(windows, at + i, words, plane_words, w, j, weight_plane, pairs, planes)
+                            write(one, kind_at[i] + b * 8, start + i, channel, left, tables, ready, scratch)
+                            i += 1
+                            continue
+                        # A last tile of two or three positions begins earlier and writes some sums again.
+                        tile = min(i, count - 4)
+                        t = sums_4(windows, at + tile, words, plane_words, w, j, weight_plane, pairs, planes)
+                        for k in range(4):
+                            table_at = kind_at[tile + k] + b * 8
+                            write(t[k], table_at, start + tile + k, channel, left, tables, ready, scratch)
+                        i = tile + 4
+
+    name = f"popcount_{'xor' if xor else 'and'}_{'one' if single else 'many'}_{sink_name}"
+    convolve.__name__ = convolve.__qualname__ = name
+    return jit(convolve)

@@ -1,0 +1,93 @@
+"""Windows: the bits under the filter at an output position, gathered for a chunk of positions at a time.
+
+A window is one run of bits for each filter row, rounded up to words, taps outside the map 0. Runs are copied eight
+words at a time: what is written past a run's end is overwritten by the next run, so the last one needs room behind it
+(`window_words`), and so do the rows that are read (`bit_rows.SLACK`).
+"""
+
+import numpy as np
+
+from bnn_kernels.compile.jit import inline
+from bnn_kernels.compile.simd import eight_lanes as _simd
+from bnn_kernels.ops.binary_conv.rows import gather
+
+# Positions of a chunk: windows stay in the L1 cache up to about 100 words each.
+CHUNK = 32
+
+
+@inline
+def window_words(planes, words):
+    """Return the words of a chunk's windows, with room for what is written past the end."""
+    return planes * CHUNK * words + 8
+
+
+@inline
+def _copy_run(rows, at, run_words, windows, to):
+    """Copy a run that begins with a word."""
+    for v in range(0, run_words, 8):
+        k = np.uint64(v)
+        _simd.store_words(windows, to + k, _simd.load_words(rows, at + k))
+
+
+@inline
+def _shift_run(rows, at, shift, run_words, windows, to):
+    """Copy a run that begins at bit `shift` of a word, 1 .. 63."""
+    for v in range(0, run_words, 8):
+        k = np.uint64(v)
+        words = _simd.load_words(rows, at + k)
+        following = _simd.load_words(rows, at + k + np.uint64(1))
+        _simd.store_words(windows, to + k, _simd.funnel(words, following, shift))
+
+
+@inline
+def _gather_run(rows, at, bit, kw, channels, tap_bits, run_words, windows, to):
+    """Copy a dilated run tap by tap."""
+    for v in range(run_words):
+        windows[to + v] = np.uint64(0)
+    for kx in range(kw):
+        gather(rows, at, bit + kx * tap_bits, channels, windows, to, kx * channels)
+
+
+@inline
+def fill_chunk(rows, plane_size, planes, kinds, size, geometry, g, start, count, windows, kind_at):
+    """Fill the windows of `count` positions for group g: uint64 flat (planes, CHUNK, words).
+
+    kind_at int64 (CHUNK,): where the table rows of a position's kind of border begin, in lanes.
+    """
+    y_kind, x_kind = kinds
+    ho, wo, height, groups, channels, filters, row_words = size[:7]
+    kh, kw, sy, sx, dy, dx = geometry
+    run_words = (kw * channels + 63) >> 6
+    words = kh * run_words
+    spare = (kw * channels) & 63
+    tail = ~np.uint64(0) if spare == 0 else (np.uint64(1) << np.uint64(spare)) - np.uint64(1)
+    lanes = (filters + 7) // 8 * 8
+    row_step = dy * groups * row_words
+    # Plane by plane, position by position, so that what is written too far is overwritten afterwards.
+    for p in range(planes):
+        n = start // (ho * wo)
+        oy = (start - n * ho * wo) // wo
+        ox = start - (n * ho + oy) * wo
+        to = p * CHUNK * words
+        for i in range(count):
+            kind_at[i] = ((y_kind[oy] + x_kind[ox]) * groups + g) * lanes
+            base = p * plane_size + ((n * height + oy * sy) * groups + g) * row_words
+            bit = ox * sx * channels
+            shift = np.uint64(bit & 63)
+            for _ in range(kh):
+                if dx != 1:
+                    _gather_run(rows, base, bit, kw, channels, dx * channels, run_words, windows, to)
+                elif shift == 0:
+                    _copy_run(rows, np.uint64(base + (bit >> 6)), run_words, windows, np.uint64(to))
+                else:
+                    _shift_run(rows, np.uint64(base + (bit >> 6)), shift, run_words, windows, np.uint64(to))
+                to += run_words
+                windows[to - 1] &= tail
+                base += row_step
+            ox += 1
+            if ox == wo:
+                ox = 0
+                oy += 1
+                if oy == ho:
+                    oy = 0
+                    n += 1

@@ -1,0 +1,268 @@
+"""The epilogue: what follows a layer, in one pass over its output.
+
+Per channel, float32, every operation rounded once and none contracted but that of the batch norm, so that the plain
+NumPy version beside it gives the same numbers:
+
+    v = y * scale + shift                          the scale of the weights, a bias
+    v = v * norm_scale + norm_shift                batch norm, rounded once where the CPU can, as PyTorch does it
+    v = v + residual                               if the residual comes "before" the activation
+    v = v - pre;  v = v * slope if v < 0;  v = v + post     PReLU, RPReLU (ReActNet, section 4.2)
+    v = min(max(v, low), high)                     ReLU, hardtanh
+    v = v + residual                               if it comes "after"
+    bit = (v < bounds) xor flip                    the next layer's signs
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from bnn_kernels import checks
+from bnn_kernels.bits.tensor import BitTensor, pack_codes, raise_nan, words_for
+from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.compile.simd import eight_lanes as _simd
+from bnn_kernels.runtime.arrays import new_array
+from bnn_kernels.runtime.recording import new_flag
+from bnn_kernels.runtime.threads import run_rows
+from bnn_kernels.runtime.workspace import contiguous
+
+LANES = _simd.LANES
+
+# Bits of `Epilogue.parts`: which parts there are.
+BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE = 1, 2, 4, 8, 16, 32, 64, 128
+
+_NO_MAP = np.empty(0, np.float32)
+_NO_BITS = np.empty(0, np.uint8)
+
+
+# Rows of `Epilogue.table`, each one number a lane.
+ROWS = 10
+SCALE, SHIFT, NORM_SCALE, NORM_SHIFT, PRE, SLOPE, POST, LOW, HIGH, BOUNDS = range(ROWS)
+
+
+@inline
+def addresses(sink):
+    """Return a sink for `finish_block` with the addresses of its arrays, which the caller keeps alive.
+
+    sink = (parts, channels, table, flip, residual, out, bits, row bytes, nan): table float32 flat (ROWS, lanes), see
+    `Epilogue.table`; flip uint8 (lanes / 8,); residual and out float32 flat (positions, channels); bits uint8 flat
+    (positions, row bytes); nan uint8 (1,).
+    """
+    parts, channels, table, flip, residual, out, bits, row_bytes, nan = sink
+    lanes = len(table) // ROWS
+    places = (table.ctypes.data, flip.ctypes.data, residual.ctypes.data, out.ctypes.data, bits.ctypes.data)
+    return parts, channels, lanes, row_bytes, nan.ctypes.data, places
+
+
+@inline
+def finish_block(y, position, c, left, sink):
+    """Finish channels c .. c+7 of one position from y as floats; sink: see `addresses`; left: channels from c on."""
+    parts, channels, lanes, row_bytes, nan, places = sink
+    table, flip, residual, out, bits = places
+    count = min(left, 8)
+    at = position * channels + c
+    v = y
+    if parts & AFFINE:
+        v = _simd.multiply_floats(v, _simd.load_from(table, SCALE * lanes + c))
+        v = _simd.add_floats(v, _simd.load_from(table, SHIFT * lanes + c))
+    if parts & NORM:
+        gain, offset = _simd.load_from(table, NORM_SCALE * lanes + c), _simd.load_from(table, NORM_SHIFT * lanes + c)
+        v = _simd.multiply_add(v, gain, offset)
+    rest = v
+    if parts & (BEFORE | AFTER):
+        rest = _simd.load_from(residual, at) if count == 8 else _simd.load_some(residual, at, count)
+    if parts & BEFORE:
+        v = _simd.add_floats(v, rest)
+    if parts & ACTIVATION:
+        v = _simd.subtract_floats(v, _simd.load_from(table, PRE * lanes + c))
+        v = _simd.scale_negative(v, _simd.load_from(table, SLOPE * lanes + c))
+        v = _simd.add_floats(v, _simd.load_from(table, POST * lanes + c))
+    if parts & CLAMP:
+        v = _simd.clamp(v, _simd.load_from(table, LOW * lanes + c), _simd.load_from(table, HIGH * lanes + c))
+    if parts & AFTER:
+        v = _simd.add_floats(v, rest)
+    if parts & BITS:
+        mask, bad = _simd.below_floats(v, _simd.load_from(table, BOUNDS * lanes + c))
+        live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+        _simd.byte_to(bits, position * row_bytes + (c >> 3), (mask ^ _simd.byte_from(flip, c >> 3)) & live)
+        if bad & live:
+            _simd.byte_to(nan, 0, np.uint64(1))
+    if parts & KEEP:
+        if count == 8:
+            _simd.store_to(out, at, v)
+        else:
+            _simd.store_some(out, at, v, count)
+
+
+@jit
+def _epilogue_rows(y, sink, first, last):
+    """Rows of y float32 or int32 flat (R, C); sink: see `addresses`."""
+    channels = sink[1]
+    ready = addresses(sink)
+    scratch = np.zeros(8, np.float32)
+    for row in range(first, last):
+        for c in range(0, channels, 8):
+            at = row * channels + c
+            left = channels - c
+            if left >= 8:
+                v = _simd.load_as_floats(y, np.uint64(at))
+            else:
+                for k in range(left):
+                    scratch[k] = np.float32(y[at + k])
+                v = _simd.load(scratch, np.uint64(0))
+            finish_block(v, row, c, left, ready)
+
+
+class Epilogue:
+    """Affine, residual, activation and next sign of a layer's output, in one pass; see the module for the order.
+
+    channels: C. scale, shift, norm_scale, norm_shift, pre, slope, post: float32 (C,) or None. residual: whether a
+    second map is added, "before" or "after" the activation. low, high: the ends of a clamp. bounds float32 (C,) with
+    flip bool (C,) or None: also return the signs, bit = (v < bounds) xor flip. ValueError on shapes that do not fit and
+    on NaN.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        scale: np.ndarray | None = None,
+        shift: np.ndarray | None = None,
+        norm_scale: np.ndarray | None = None,
+        norm_shift: np.ndarray | None = None,
+        residual: Literal["before", "after"] | None = None,
+        pre: np.ndarray | None = None,
+        slope: np.ndarray | None = None,
+        post: np.ndarray | None = None,
+        low: float = -np.inf,
+        high: float = np.inf,
+        bounds: np.ndarray | None = None,
+        flip: np.ndarray | None = None,
+    ):
+        if residual not in (None, "before", "after"):
+            raise ValueError(f"residual must be 'before', 'after' or None, got {residual!r}")
+        low, high = checks.number(low, "low"), checks.number(high, "high")
+        if not low <= high:
+            raise ValueError(f"low must not be above high, got {low} and {high}")
+        self.channels = checks.integer(channels, "channels", 1)
+        self.residual = residual
+        self.low, self.high = np.float32(low), np.float32(high)
+        self.scale = self._vector("scale", scale, 1)
+        self.shift = self._vector("shift", shift, 0)
+        self.norm_scale = self._vector("norm_scale", norm_scale, 1)
+        self.norm_shift = self._vector("norm_shift", norm_shift, 0)
+        self.pre = self._vector("pre", pre, 0)
+        self.slope = self._vector("slope", slope, 1)
+        self.post = self._vector("post", post, 0)
+        self.bounds = None if bounds is None else self._vector("bounds", bounds, 0)
+        self.flip = np.zeros(self.channels, bool)
+        if flip is not None:
+            self.flip = checks.exactly(flip, "flip", np.bool_, (self.channels,))
+        if flip is not None and bounds is None:
+            raise ValueError("flip needs bounds")
+        activation = any(part is not None for part in (pre, slope, post))
+        clamps = bool(self.low > -np.inf or self.high < np.inf)
+        self.parts = (
+            (BEFORE if residual == "before" else AFTER if residual == "after" else 0)
+            | (AFFINE if scale is not None or shift is not None else 0)
+            | (NORM if norm_scale is not None or norm_shift is not None else 0)
+            | (ACTIVATION if activation else 0)
+            | (CLAMP if clamps else 0)
+            | (BITS if bounds is not None else 0)
+        )
+        # Eight lanes more than there are: a block of filters need not begin at a multiple of eight.
+        lanes = -(-self.channels // LANES) * LANES + LANES
+        self.table = np.zeros((ROWS, lanes), np.float32)
+        norm = (self.norm_scale, self.norm_shift)
+        rows = (self.scale, self.shift, *norm, self.pre, self.slope, self.post, self.low, self.high, self.bounds)
+        for row, value in zip(self.table, rows, strict=True):
+            row[: self.channels] = 0 if value is None else value
+        self.packed_flip = np.packbits(self.flip, bitorder="little")
+
+    def _vector(self, name: str, value: np.ndarray | None, default: float) -> np.ndarray:
+        if value is None:
+            return np.full(self.channels, default, np.float32)
+        array = checks.exactly(value, name, np.float32, (self.channels,))
+        if np.isnan(array).any():
+            raise ValueError(f"{name} holds a NaN")
+        return array
+
+    def check(self, shape: tuple[int, ...], residual: np.ndarray | None) -> np.ndarray:
+        """Return the residual, flat, of an output of shape (N, H, W, C); ValueError if it does not fit."""
+        if len(shape) != 4 or shape[3] != self.channels:
+            raise ValueError(f"the epilogue takes (N, H, W, {self.channels}), got {shape}")
+        if (residual is None) != (self.residual is None):
+            raise ValueError("no residual was given" if residual is None else "this epilogue adds no residual")
+        if residual is None:
+            return _NO_MAP
+        rest = checks.array(residual, "the residual", False)
+        if rest.shape != shape or rest.dtype != np.float32:
+            raise ValueError(f"the residual must be float32 {shape}, got {rest.dtype} {rest.shape}")
+        return contiguous(rest).reshape(-1)
+
+    def sink(
+        self, shape: tuple[int, ...], residual: np.ndarray | None, keep: bool
+    ) -> tuple[tuple[Any, ...], Callable[[], tuple[np.ndarray | None, BitTensor | None]]]:
+        """Return where a kernel writes an output of shape (N, H, W, C), see `addresses`, and what hands it out."""
+        if not keep and self.bounds is None:
+            raise ValueError("nothing to compute: neither floats are kept nor bounds given")
+        rest = self.check(shape, residual)
+        floats = new_array(shape, np.float32, "an output") if keep else None
+        words = None
+        if self.bounds is not None:
+            size = (1, *shape[:3], words_for(self.channels))
+            words = new_array(size, np.uint64, "an output", zeros=self.channels % 64 != 0)
+        nan = new_flag(raise_nan)
+
+        def results() -> tuple[np.ndarray | None, BitTensor | None]:
+            if nan[0]:
+                raise_nan()
+            n, h, w, c = shape
+            return floats, None if words is None else BitTensor(words, (n, c, h, w))
+
+        out = _NO_MAP if floats is None else floats.reshape(-1)
+        bits = _NO_BITS if words is None else words.view(np.uint8).reshape(-1)
+        parts = self.parts | (KEEP if keep else 0)
+        row_bytes = words_for(self.channels) * 8
+        tables = (self.table.reshape(-1), self.packed_flip)
+        return (parts, self.channels, *tables, rest, out, bits, row_bytes, nan), results
+
+    def __call__(
+        self, y: np.ndarray, residual: np.ndarray | None = None, keep: bool = True
+    ) -> tuple[np.ndarray | None, BitTensor | None]:
+        """Return (float32 (N, H, W, C) or None, signs or None) of y float32 or int32 (N, H, W, C).
+
+        keep: whether the floats are wanted. ValueError on shapes that do not fit and on a NaN on its way into bits.
+        """
+        y = checks.array(y, "the input of the epilogue", False)
+        if y.dtype not in (np.float32, np.int32):
+            raise TypeError(f"the epilogue takes float32 or int32, got {y.dtype}")
+        sink, results = self.sink(y.shape, residual, keep)
+        rows = math.prod(y.shape[:3])
+        run_rows(_epilogue_rows, rows, y.size // 2, contiguous(y).reshape(-1), sink)
+        return results()
+
+    def apply_reference(
+        self, y: np.ndarray, residual: np.ndarray | None = None, keep: bool = True
+    ) -> tuple[np.ndarray | None, BitTensor | None]:
+        """Return what `__call__` returns, in plain NumPy."""
+        v = y.astype(np.float32) * self.scale + self.shift
+        if self.parts & NORM:  # the product of two float32 is exact in float64
+            v = (v.astype(np.float64) * self.norm_scale + self.norm_shift).astype(np.float32)
+        if self.residual == "before":
+            v = v + residual
+        if self.parts & ACTIVATION:
+            v = v - self.pre
+            v = np.where(v < 0, v * self.slope, v) + self.post
+        if self.parts & CLAMP:
+            v = np.minimum(np.maximum(v, self.low), self.high)
+        if self.residual == "after":
+            v = v + residual
+        if self.bounds is None:
+            return v, None
+        if np.isnan(v).any():
+            raise_nan()
+        words = pack_codes(((v < self.bounds) ^ self.flip).astype(np.uint8), 1)
+        n, h, w, c = y.shape
+        return v if keep else None, BitTensor(words, (n, c, h, w))

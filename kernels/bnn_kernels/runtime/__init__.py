@@ -1,0 +1,1 @@
+"""How kernels run: threads, memory that is used again, and recorded calls."""

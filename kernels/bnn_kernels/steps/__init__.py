@@ -1,0 +1,10 @@
+"""The steps of a plan: what each takes, checks and runs. Importing this package makes all of them known to plans."""
+
+from bnn_kernels.steps import binary as binary
+from bnn_kernels.steps import elementwise as elementwise
+from bnn_kernels.steps import embedding as embedding
+from bnn_kernels.steps import float as float
+from bnn_kernels.steps import matmul as matmul
+from bnn_kernels.steps import normalize as normalize
+from bnn_kernels.steps import shape as shape
+from bnn_kernels.steps import windows as windows

@@ -1,0 +1,48 @@
+"""Rows of a table, by number."""
+
+import numpy as np
+
+from bnn_kernels.runtime.lazy import Later
+from bnn_kernels.runtime.recording import do
+from bnn_kernels.runtime.workspace import empty
+from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.float import WEIGHT_ATTRIBUTES, float_weight, weight_bits
+
+# Larger integers are not exact as float32, which registers hold.
+MOST_ROWS = 1 << 24
+
+
+@step
+class Embedding(Step):
+    """Integers (T,) -> rows of a table, (features, 1, T); attribute shape = (rows, features).
+
+    The table is float32 or bit planes with a scale for each row. ValueError on a number that has no row.
+    """
+
+    op = "embedding"
+    recordable = True
+    attributes = ("shape", *WEIGHT_ATTRIBUTES)
+    tensor_names = ("weight", "bits.*", "scale.*")
+
+    def build(self) -> None:
+        self.shape = self.ints("shape", 2, 1, MOST_ROWS)
+        self.table = Later(float_weight(self, self.shape))
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float" and len(x.shape) == 1, f"takes a vector of numbers, got {x}")
+        return Spec("float", (self.shape[1], 1, x.shape[0]))
+
+    def precision(self, inputs: list[Spec]) -> str:
+        return f"W{weight_bits(self)}A32"
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = empty((len(x), 1, x.shape[1], self.shape[1]), np.float32)
+        do(self._look_up, x, y)
+        return y
+
+    def _look_up(self, x: np.ndarray, y: np.ndarray) -> None:
+        inside = (x >= 0) & (x < self.shape[0]) & (x == np.floor(x))
+        if not inside.all():
+            raise ValueError(f"{x[~inside][0]:g} is no row of a table of {self.shape[0]} rows")
+        np.take(self.table(), x.astype(np.int64), axis=0, out=y[:, 0])

@@ -1,0 +1,42 @@
+"""The product of two activations, as attention has it."""
+
+import math
+
+import numpy as np
+
+from bnn_kernels.runtime.recording import do
+from bnn_kernels.runtime.workspace import empty
+from bnn_kernels.steps.base import Spec, Step, need, step
+
+
+@step
+class Matmul(Step):
+    """For each channel the matrix product of two maps: (C, H, K) by (C, K, W) gives (C, H, W)."""
+
+    op = "matmul"
+    recordable = True
+    arity = 2
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        a, b = inputs
+        for x in inputs:
+            need(x.kind == "float" and len(x.shape) == 3, f"takes float maps, got {x}")
+        fits = a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1]
+        need(fits, f"the maps {a.shape} and {b.shape} do not fit")
+        return Spec("float", (*a.shape[:2], b.shape[2]))
+
+    def macs(self, inputs: list[Spec]) -> int:
+        return math.prod(inputs[0].shape) * inputs[1].shape[2]
+
+    def precision(self, inputs: list[Spec]) -> str:
+        return "A32A32"
+
+    def run(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        y = empty((*a.shape[:2], *b.shape[2:]), np.float32)
+        do(_multiply, a, b, y)
+        return y
+
+
+def _multiply(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
+    first, second = (np.ascontiguousarray(x.transpose(0, 3, 1, 2)) for x in (a, b))
+    y[...] = np.matmul(first, second).transpose(0, 2, 3, 1)

@@ -1,0 +1,140 @@
+"""Steps that look at all channels of a place, normalization and softmax, and constants that vary by place."""
+
+import numpy as np
+
+from bnn_kernels.runtime.recording import do
+from bnn_kernels.runtime.workspace import empty
+from bnn_kernels.steps.base import Spec, Step, need, step
+
+
+def _check_floats(inputs: list[Spec]) -> Spec:
+    (x,) = inputs
+    need(x.kind == "float", f"takes floats, got {x}")
+    return x
+
+
+@step
+class Normalize(Step):
+    """(x - mean) / sqrt(var + eps) over the channels of each place, the variance biased: layer normalization.
+
+    center false: x / sqrt(mean x^2 + eps), RMS normalization.
+    """
+
+    op = "normalize"
+    recordable = True
+    attributes = ("eps", "center")
+
+    def build(self) -> None:
+        self.eps = np.float32(self.attr("eps", float))
+        need(bool(self.eps >= 0), f"attribute 'eps' must not be negative, got {self.eps}")
+        self.center = self.attr("center", bool)
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        return _check_floats(inputs)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = empty(x.shape, np.float32)
+        do(self._normalize, x, y)
+        return y
+
+    def _normalize(self, x: np.ndarray, y: np.ndarray) -> None:
+        mean = x.mean(-1, keepdims=True) if self.center else np.float32(0)
+        np.subtract(x, mean, out=y)
+        spread = np.square(y).mean(-1, keepdims=True)
+        spread += self.eps
+        y /= np.sqrt(spread, out=spread)
+
+
+@step
+class Absmax(Step):
+    """s = max(max|x|, smallest) / levels, over the channels of each place or over "all" numbers of an image."""
+
+    op = "absmax"
+    recordable = True
+    attributes = ("over", "levels", "smallest")
+
+    def build(self) -> None:
+        over = self.attr("over", str)
+        need(over in ("channels", "all"), f"unknown over {over!r}; known are channels, all")
+        self.over_all = over == "all"
+        self.levels, self.smallest = (np.float32(self.attr(name, float)) for name in ("levels", "smallest"))
+        need(bool(self.levels > 0 and self.smallest > 0), "attributes 'levels' and 'smallest' must be positive")
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        shape = _check_floats(inputs).shape
+        return Spec("float", (1,) * len(shape) if self.over_all else (1, *shape[1:]))
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        axes = tuple(range(1, x.ndim)) if self.over_all else (x.ndim - 1,)
+        y = empty(tuple(1 if axis in axes else side for axis, side in enumerate(x.shape)), np.float32)
+        do(self._absmax, x, axes, y)
+        return y
+
+    def _absmax(self, x: np.ndarray, axes: tuple[int, ...], y: np.ndarray) -> None:
+        np.abs(x).max(axes, keepdims=True, out=y)
+        np.maximum(y, self.smallest, out=y)
+        y /= self.levels
+
+
+@step
+class Softmax(Step):
+    """exp(x) over its sum along the channels of each place, or the logarithm of that."""
+
+    op = "softmax"
+    recordable = True
+    attributes = ("log",)
+
+    def build(self) -> None:
+        self.log = self.attr("log", bool)
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        return _check_floats(inputs)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = empty(x.shape, np.float32)
+        do(self._softmax, x, y)
+        return y
+
+    def _softmax(self, x: np.ndarray, y: np.ndarray) -> None:
+        np.subtract(x, x.max(-1, keepdims=True), out=y)
+        powers = np.exp(y, out=None if self.log else y)
+        total = powers.sum(-1, keepdims=True)
+        if self.log:
+            y -= np.log(total)
+        else:
+            y /= total
+
+
+@step
+class ByPlace(Step):
+    """Sum ("add") or product ("multiply") with a constant that may vary over channels, rows and columns.
+
+    value: float32 (H, W, C), or (K,) for a vector; sides of 1 are stretched to the input's.
+    """
+
+    op = "by_place"
+    recordable = True
+    attributes = ("kind",)
+    tensor_names = ("value",)
+
+    def build(self) -> None:
+        kind = self.attr("kind", str)
+        need(kind in ("add", "multiply"), f"unknown kind {kind!r}; known are add, multiply")
+        self.function: np.ufunc = np.add if kind == "add" else np.multiply
+        rank = len(self.tensors["value"].shape) if "value" in self.tensors else 3
+        need(rank in (1, 3), f"tensor 'value' must have one or three axes, got {rank}")
+        self.value = self.tensor("value", np.float32, (None,) * rank)
+        self.shape = (*self.value.shape[2:], *self.value.shape[:2])
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        x = _check_floats(inputs)
+        fits = len(x.shape) == len(self.shape) and all(
+            a == b or a == 1 for a, b in zip(self.shape, x.shape, strict=True)
+        )
+        need(fits, f"the constant {self.shape} does not fit {x.shape}")
+        return x
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = empty(x.shape, np.float32)
+        do(self.function, x, self.value, y)
+        return y

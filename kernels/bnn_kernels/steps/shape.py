@@ -1,0 +1,179 @@
+"""Steps that move numbers and compute nothing: reshape, concatenation, selection of channels, rows and columns."""
+
+import math
+
+import numpy as np
+
+from bnn_kernels.runtime.recording import do
+from bnn_kernels.runtime.workspace import contiguous, empty, zeros
+from bnn_kernels.steps.base import Spec, Step, check_shape, need, step
+
+# Sides that a permutation may tell apart; a pixel shuffle has six with the batch.
+MOST_AXES = 8
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+
+@step
+class Reshape(Step):
+    """The same numbers in C, H, W order in another shape; bits need no flattening: a linear layer takes the map."""
+
+    op = "reshape"
+    recordable = True
+    attributes = ("shape",)
+
+    def build(self) -> None:
+        shape = check_shape(self.attr("shape", list), "attribute 'shape'")
+        need(len(shape) in (1, 3), f"attribute 'shape' must be (C, H, W) or (K,), got {shape}")
+        self.shape = shape
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float", f"takes floats, got {x}")
+        need(math.prod(x.shape) == math.prod(self.shape), f"cannot make {self.shape} of {x.shape}")
+        return Spec("float", self.shape)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = contiguous(_channels_first(x)).reshape(len(x), *self.shape)
+        return contiguous(y.transpose(0, 2, 3, 1)) if y.ndim == 4 else y
+
+
+@step
+class Permute(Step):
+    """The numbers in C, H, W order as an array of sides `split`, its axes in another order, in the shape `shape`.
+
+    Transpositions, pixel shuffles and what views and permutations make together.
+    """
+
+    op = "permute"
+    recordable = True
+    attributes = ("split", "order", "shape")
+
+    def build(self) -> None:
+        self.split = self.ints("split", None, 1, 1 << 30)
+        self.order = self.ints("order", len(self.split), 0)
+        need(2 <= len(self.split) <= MOST_AXES, f"attribute 'split' must have 2 to {MOST_AXES} sides")
+        need(sorted(self.order) == list(range(len(self.order))), f"attribute 'order' is no order: {self.order}")
+        self.shape = check_shape(self.attr("shape", list), "attribute 'shape'")
+        need(len(self.shape) in (1, 3), f"attribute 'shape' must be (C, H, W) or (K,), got {self.shape}")
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float", f"takes floats, got {x}")
+        count = math.prod(x.shape)
+        fits = math.prod(self.split) == count == math.prod(self.shape)
+        need(fits, f"cannot make {self.shape} of {x.shape} by way of {self.split}")
+        return Spec("float", self.shape)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = empty((len(x), *self.shape[1:], self.shape[0]), np.float32)
+        do(self._permute, x, y)
+        return y
+
+    def _permute(self, x: np.ndarray, y: np.ndarray) -> None:
+        parts = _channels_first(x).reshape(len(x), *self.split).transpose(0, *(1 + axis for axis in self.order))
+        # Written into place directly where the axes do not cross the map's.
+        there = _channels_first(y).reshape(parts.shape)
+        if np.may_share_memory(there, y):
+            there[...] = parts
+        else:
+            _channels_first(y)[...] = parts.reshape(len(x), *self.shape)
+
+
+@step
+class Concat(Step):
+    """Channels of several maps (or features of several vectors) one after the other."""
+
+    op = "concat"
+    recordable = True
+    attributes = ("count",)
+
+    def build(self) -> None:
+        self.arity = self.attr("count", int)
+        need(2 <= self.arity <= 1 << 12, f"attribute 'count' must be 2 or more, got {self.arity}")
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        first = inputs[0]
+        need(all(x.kind == "float" for x in inputs), f"takes floats, got {[x.kind for x in inputs]}")
+        need(
+            all(len(x.shape) == len(first.shape) and x.shape[1:] == first.shape[1:] for x in inputs),
+            f"the maps differ in size: {[x.shape for x in inputs]}",
+        )
+        return Spec("float", (sum(x.shape[0] for x in inputs), *first.shape[1:]))
+
+    def run(self, *inputs: np.ndarray) -> np.ndarray:
+        first = inputs[0]
+        out = empty((*first.shape[:-1], sum(x.shape[-1] for x in inputs)), np.float32)
+        do(np.concatenate, inputs, -1, out)
+        return out
+
+
+def _places(index: np.ndarray) -> tuple[slice | np.ndarray, slice | np.ndarray]:
+    """Return (places in the output, places in the input) of an index with -1 for zeros, as slices where possible."""
+    to = np.flatnonzero(index >= 0)
+    return _as_slice(to), _as_slice(index[to])
+
+
+def _as_slice(index: np.ndarray) -> slice | np.ndarray:
+    if len(index) == 0:
+        return slice(0, 0)
+    step = int(index[1] - index[0]) if len(index) > 1 else 1
+    if step > 0 and (np.diff(index) == step).all():
+        return slice(int(index[0]), int(index[-1]) + 1, step)
+    return index
+
+
+@step
+class Select(Step):
+    """Channels, rows and columns of a map by number, each in any order and number; -1 gives zeros.
+
+    Channel shuffles, slices, splits, zero padding, ResNet's parameter-free shortcuts.
+    """
+
+    op = "select"
+    recordable = True
+    tensor_names = ("channels", "rows", "columns")
+
+    def build(self) -> None:
+        self.index = {name: self.tensor(name, np.int32, (None,)) for name in self.tensor_names if name in self.tensors}
+        for name, index in self.index.items():
+            need(len(index) > 0 and int(index.min()) >= -1, f"tensor {name!r} must hold numbers from 0 on, or -1")
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float", f"takes floats, got {x}")
+        need(len(x.shape) == 3 or set(self.index) <= {"channels"}, "a vector has channels only")
+        shape = list(x.shape)
+        for axis, name in enumerate(self.tensor_names[: len(shape)]):
+            index = self.index.get(name)
+            if index is not None:
+                need(int(index.max()) < shape[axis], f"tensor {name!r} asks for more than {shape[axis]}")
+                shape[axis] = len(index)
+        self.shape = (*shape[1:], shape[0])
+        identity = (slice(None), slice(None))
+        channels, *sides = (
+            _places(self.index[name]) if name in self.index else identity for name in self.tensor_names[: len(shape)]
+        )
+        # In the order in which maps lie in memory; the batch comes first.
+        self.to, self.source = zip(identity, *sides, channels, strict=True)
+        return Spec("float", tuple(shape))
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        y = zeros((len(x), *self.shape), np.float32)
+        do(self._move, x, y)
+        return y
+
+    def _move(self, x: np.ndarray, y: np.ndarray) -> None:
+        part = x
+        for axis, places in enumerate(self.source):
+            if not isinstance(places, slice):
+                part = np.take(part, places, axis=axis)
+            else:
+                part = part[(slice(None),) * axis + (places,)]
+        if all(isinstance(places, slice) for places in self.to):
+            y[self.to] = part
+        else:
+            grid = [np.arange(y.shape[a])[p] if isinstance(p, slice) else p for a, p in enumerate(self.to)]
+            y[np.ix_(*grid)] = part
