@@ -10,7 +10,7 @@ from typing import Any
 
 import bnn_kernels as bk
 import torch
-from bnn_kernels.model.packed_model import input_register
+from bnn_kernels.model.program import input_register
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 

@@ -22,7 +22,7 @@ def _plus(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class EpilogueForm:
-    """What the epilogue does: affine, norm, residual, bend, clamp, residual; see bnn_kernels.ops.epilogue. float64 (C,)."""
+    """What `bnn_kernels.ops.epilogue` does: affine, norm, residual, bend, clamp, residual; vectors are float64 (C,)."""
 
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None

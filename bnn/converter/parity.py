@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.bits.tensor import BitTensor, unpack
-from bnn_kernels.model.packed_model import input_register
+from bnn_kernels.model.program import input_register
 from torch import Tensor, fx, nn
 
 from bnn.converter.answers import Answers, outputs_of

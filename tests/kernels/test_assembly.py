@@ -12,9 +12,10 @@ import pytest
 PROGRAM = """
 import re, sys
 import numpy as np, bnn_kernels as bk, llvmlite.binding as llvm
-from bnn_kernels.ops.binary_conv.popcount import popcount_kernel
+from bnn_kernels.ops.binary_conv.popcount import PopcountPath, popcount_kernel
+from bnn_kernels.ops.packed_layers import choice
 conv = bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32), padding=1)
-conv.kernel_for = lambda multipliers, positions: ("popcount", None)
+choice.path_for = PopcountPath
 conv(bk.pack(np.ones((1, 64, 6, 6), np.float32)))
 kernel = popcount_kernel("to_ints", True, True)
 text = kernel.inspect_llvm(kernel.signatures[0])

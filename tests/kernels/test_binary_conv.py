@@ -6,6 +6,7 @@ import bnn_kernels as bk
 import numpy as np
 import pytest
 from bnn_kernels import reference
+from forced_kernels import KERNELS, force
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,24 +23,10 @@ KINDS = {"signs": SIGNS, "zero_one": ZERO_ONE, "ternary": TERNARY, "two_bits": T
 KINDS["uneven"] = UNEVEN
 
 
-def forced(kernel):
-    """Return a choice of this kernel wherever its sums hold what they must, whatever the shape."""
-
-    def choose(conv, multipliers, positions):
-        if kernel == "lookup" and np.prod(conv.shape[1:]) < 60_000:
-            return "lookup", None
-        pairs = conv.plane_pairs(multipliers) if kernel == "levels" else None
-        return ("popcount", None) if pairs is None else ("levels", pairs)
-
-    return choose
-
-
-@pytest.fixture(autouse=True, params=["popcount", "lookup", "levels"])
+@pytest.fixture(autouse=True, params=KERNELS)
 def _kernel(request, monkeypatch):
     """Every test runs on every kernel that the CPU can run."""
-    if request.param != "popcount" and "avx2" not in bk.cpu_features()["possible"]:
-        pytest.skip("lookups need AVX2")
-    monkeypatch.setattr(bk.PackedConv2d, "kernel_for", forced(request.param))
+    force(request.param, monkeypatch)
 
 
 def draw(rng, kind, *shape):

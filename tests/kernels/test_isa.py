@@ -7,6 +7,7 @@ import sys
 import bnn_kernels as bk
 import pytest
 from bnn_kernels.compile import isa
+from bnn_kernels.compile.isa import has
 
 CODE = "import bnn_kernels as bk; print(bk.cpu_features()['isa'])"
 
@@ -48,29 +49,45 @@ def test_the_compilers_features_decide(features, path, monkeypatch):
         isa.isa.cache_clear()
 
 
-# Which kernels a layer with 64 filters, of signs or of 2-bit inputs, runs on each path.
+# Which kernels a layer with 64 filters, of signs, 2-bit and 8-bit inputs, runs on each path.
 RUNS = """
 import re
 import numpy as np, bnn_kernels as bk
-from bnn_kernels import conv_plan, threads
+from bnn_kernels.ops.binary_conv import level_lookup, lookup, popcount
+from bnn_kernels.ops.integer_conv import products
 ran = []
-run_rows = conv_plan.run_rows
+run_rows = popcount.run_rows
 def note(kernel, *args, **more):
     run_rows(kernel, *args, **more)
     ran.append(kernel)
-conv_plan.run_rows = note
+for module in (popcount, lookup, level_lookup, products):
+    module.run_rows = note
 conv = bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32), padding=1)
 conv(bk.pack(np.ones((1, 64, 6, 6), np.float32)))
 conv(bk.pack_levels(np.ones((1, 64, 6, 6), int), (1, 2), False))
+conv(bk.pack_levels(np.ones((1, 64, 6, 6), int), tuple(1 << p for p in range(8)), False))
 for kernel in ran:
     code = "".join(kernel.inspect_asm().values())
-    found = [name for name in ("vpopcnt", "pshufb") if re.search(rf"\\b{name}|v{name}", code)]
+    found = [name for name in ("vpopcnt", "pshufb", "vpdpbusd", "vpmaddubsw") if re.search(rf"\\b{name}|v{name}", code)]
     print(kernel.__name__, ",".join(found))
 """
+PRODUCTS = "multiply_vnni16_1_to_ints" if has("avx512vnni") else "multiply_shorts16_16_to_ints"
+NARROW_PRODUCTS = "multiply_vnni8_1_to_ints" if has("avxvnni") else "multiply_pairs8_8_to_ints"
 KERNELS = {
-    "avx512": ["popcount_xor_one_to_ints", "popcount_xor_many_to_ints"],
-    "avx2": ["lookup_to_ints", "level_lookup_to_ints"],
-    "generic": ["popcount_xor_one_to_ints", "popcount_xor_many_to_ints"],
+    "avx512": ["popcount_xor_one_to_ints", "popcount_xor_many_to_ints", PRODUCTS],
+    "avx2": [
+        "lookup_to_ints",
+        "level_lookup_to_ints",
+        f"multiply_{'vnni8_1' if has('avxvnni') else 'pairs8_8'}_to_ints",
+    ],
+    "generic": ["popcount_xor_one_to_ints", "popcount_xor_many_to_ints", "popcount_xor_many_to_ints"],
+}
+# What the machine code of a kernel must have, and must not have, by the beginning of its name.
+INSTRUCTIONS = {
+    "lookup": "pshufb",
+    "level_lookup": "pshufb",
+    "multiply_vnni": "vpdpbusd",
+    "multiply_pairs": "vpmaddubsw",
 }
 
 
@@ -81,9 +98,9 @@ def test_the_path_is_what_runs(path, tmp_path):
     done = subprocess.run([sys.executable, "-c", RUNS], capture_output=True, text=True, env=environment, check=True)
     lines = [line.split(" ") for line in done.stdout.splitlines()]
     assert [name for name, _ in lines] == KERNELS[path]
-    for _, instructions in lines:
-        if path == "avx512":
-            assert "vpopcnt" in instructions
-        if path == "avx2":
-            assert "pshufb" in instructions
-            assert "vpopcnt" not in instructions
+    for name, instructions in lines:
+        wanted = [instruction for start, instruction in INSTRUCTIONS.items() if name.startswith(start)]
+        if path == "avx512" and name.startswith("popcount"):
+            wanted.append("vpopcnt")
+        assert all(instruction in instructions for instruction in wanted)
+        assert path == "avx512" or "vpopcnt" not in instructions or path == "generic"

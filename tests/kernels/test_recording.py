@@ -51,22 +51,22 @@ def test_every_kind_of_step_is_recorded():
 
 def test_played_calls_give_what_the_steps_give(count):
     model, plain = rich_model(), rich_model()
-    plain._recordable = False
+    plain._executor.records = False
     for images in (3, 3, 3, 1, 1, 1, 3, 7, 7, 7, 0, 0, 0, 1, 3, 3, 3):
         for seed in (images, 100):
             inputs = rich_inputs(images, seed)
             for found, expected in zip(model(*inputs), plain(*inputs), strict=True):
                 np.testing.assert_array_equal(found, expected)
-    (workspace,) = model._workspaces._waiting
+    (workspace,) = model._executor._workspaces._waiting
     assert len(workspace.recorded) == 2
-    assert not plain._workspaces._waiting[0].recorded
+    assert not plain._executor._workspaces._waiting[0].recorded
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 50])
 def test_many_images_are_taken_in_parts(most):
     model, whole = rich_model(), rich_model()
-    assert 7 < whole._most_images < 1 << 24
-    model._most_images = most
+    assert 7 < whole._executor.most_images < 1 << 24
+    model._executor.most_images = most
     for seed in range(4):
         for found, expected in zip(model(*rich_inputs(7, seed)), whole(*rich_inputs(7, seed)), strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -84,7 +84,7 @@ def test_registers_of_an_image_are_counted():
     ]
     model = bk.PackedModel((70, 5, 3), steps)
     assert model.specs["b"].nbytes == 5 * 3 * 2 * 8
-    assert model._bytes_of_an_image() == 2 * 70 * 5 * 3 * 4
+    assert model._program.bytes_of_an_image() == 2 * 70 * 5 * 3 * 4
 
 
 def test_inputs_may_be_of_other_dtypes_and_strides(count):
@@ -220,7 +220,7 @@ def test_large_outputs_that_share_memory():
 
 
 def test_read_only_inputs_compile_nothing():
-    from bnn_kernels.warm import compilations
+    from bnn_kernels.model.warm import compilations
 
     x = rich_inputs()
     model = rich_model()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from bnn_kernels.bits.storage import to_dense_bits
 from bnn_kernels.bits.sum_range import LARGEST_SUM, largest_sum
+from forced_kernels import KERNELS, force
 
 EIGHT = tuple(1 << p for p in range(8))
 KINDS = {"signed": (EIGHT, True), "unsigned": (EIGHT, False)}
@@ -71,21 +72,9 @@ def check_conv(a_kind, w_kind, channels, seed=0):
     check(layer, bk.pack_levels(x, *KINDS[a_kind]), dot, rng)
 
 
-def forced(kernel):
-    def choose(conv, multipliers, positions):
-        if kernel == "lookup" and np.prod(conv.shape[1:]) < 60_000:
-            return "lookup", None
-        pairs = conv.plane_pairs(multipliers) if kernel == "levels" else None
-        return ("popcount", None) if pairs is None else ("levels", pairs)
-
-    return choose
-
-
-@pytest.fixture(params=["popcount", "lookup", "levels"])
+@pytest.fixture(params=KERNELS)
 def kernel(request, monkeypatch):
-    if request.param != "popcount" and "avx2" not in bk.cpu_features()["possible"]:
-        pytest.skip("lookups need AVX2")
-    monkeypatch.setattr(bk.PackedConv2d, "kernel_for", forced(request.param))
+    force(request.param, monkeypatch)
     return request.param
 
 

@@ -112,7 +112,8 @@ def no_dll(name, *args, **more):
     return real_dll(name, *args, **more)
 builtins.open, ctypes.PyDLL = no_proc, no_dll
 import numpy as np, bnn_kernels as bk
-from bnn_kernels import memory, threads
+from bnn_kernels.runtime import arrays as memory
+from bnn_kernels.runtime import threads
 assert memory.available_memory() is None
 assert threads._current_cpu is None
 threads.MIN_WORK_PER_THREAD = threads.MIN_WORK_TO_WAKE = 1

@@ -125,7 +125,7 @@ def test_later_calls_allocate_little(recorded):
     for step in steps:
         step.sources = [""]
     model = bk.PackedModel((4, 64, 64), steps)
-    model._recordable = recorded
+    model._executor.records = recorded
     x = np.ones((2, 4, 64, 64), np.float32)
     threads = bk.get_num_threads()
     bk.set_num_threads(1)  # others would load their machine code meanwhile

@@ -9,7 +9,7 @@ With many levels a search of each number takes fewer steps; both are here, for f
 import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
-from bnn_kernels.compile.simd import eight_lanes as _simd
+from bnn_kernels.compile.simd import float32x8
 
 # Levels up to here are compared with one by one.
 MOST_COMPARED = 33
@@ -53,12 +53,12 @@ def level_bits(x, t, flip, codes, compares, words, nan, first, last):
             for p in range(planes):
                 sums[p] = np.uint64(255) * np.uint64((codes[0] >> p) & 1)
             for i in range(t.shape[0]):
-                reached = ~_simd.less_mask(flat, at, bounds, np.uint64(i * channels + c)) ^ falls[c >> 3]
+                reached = ~float32x8.less_mask(flat, at, bounds, np.uint64(i * channels + c)) ^ falls[c >> 3]
                 step = codes[i] ^ codes[i + 1]
                 for p in range(planes):
                     if (step >> p) & 1:
                         sums[p] ^= reached
-            bad |= _simd.nan_mask(flat, at) != 0
+            bad |= float32x8.nan_mask(flat, at) != 0
             for p in range(planes):
                 as_bytes[p * plane_bytes + row * word_count * 8 + (c >> 3)] = np.uint8(sums[p] & np.uint64(255))
         for c in range(whole, channels):

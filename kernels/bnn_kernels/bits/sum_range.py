@@ -8,7 +8,8 @@ import numpy as np
 
 from bnn_kernels.bits.planes import level_of_code
 
-LARGEST_SUM = int(np.iinfo(np.int32).max) - 1
+INT32 = np.iinfo(np.int32)
+LARGEST_SUM = int(INT32.max) - 1
 
 
 def largest_level(multipliers: tuple[int, ...], signed: bool) -> int:
@@ -25,3 +26,8 @@ def largest_sum(products: int, input_level: int, weight_level: int) -> int:
             f"({largest} > {LARGEST_SUM}); use fewer bits or inputs"
         )
     return largest
+
+
+def wrapped(numbers: np.ndarray) -> np.ndarray:
+    """Return int64 numbers modulo 2^32, as int32: kernels add modulo 2^32, and what they end with fits."""
+    return (numbers & 0xFFFFFFFF).astype(np.uint32).view(np.int32)

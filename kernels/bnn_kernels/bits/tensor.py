@@ -15,7 +15,7 @@ from bnn_kernels import checks
 from bnn_kernels.bits.planes import check_planes, code_of_level, encode, level_of_code
 from bnn_kernels.bits.quantize import MOST_COMPARED, level_bits
 from bnn_kernels.compile.jit import jit
-from bnn_kernels.compile.simd import eight_lanes as _simd
+from bnn_kernels.compile.simd import float32x8, uint64x8
 from bnn_kernels.runtime.recording import new_flag
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty, zeros
@@ -118,8 +118,8 @@ def _pack_by_bounds(x, bounds, flip, words, nan, first, last):
         for v in range(words.shape[1]):
             words[row, v] = flip[v]
         for c in range(0, whole, 8):
-            mask = _simd.less_mask(x, np.uint64(start + c), bounds, np.uint64(c))
-            bad |= _simd.nan_mask(x, np.uint64(start + c))
+            mask = float32x8.less_mask(x, np.uint64(start + c), bounds, np.uint64(c))
+            bad |= float32x8.nan_mask(x, np.uint64(start + c))
             words[row, c >> 6] ^= mask << np.uint64(c & 63)
         for c in range(whole, channels):
             value = x[start + c]
@@ -147,13 +147,13 @@ def _pack_channels_first(x, words, size, nan, first, last):
             here = min(64, channels - v * 64)
             at = (n * channels + v * 64) * pixels
             if pixels >= 8:
-                packed = _simd.zero_words()
+                packed = uint64x8.zero()
                 for c in range(here):
                     k = np.uint64(at + c * pixels + start)
-                    packed = _simd.or_words(packed, _simd.word_if_negative(x, k, np.uint64(1) << np.uint64(c)))
-                    bad |= _simd.nan_mask(x, k)
+                    packed = uint64x8.either(packed, uint64x8.word_if_negative(x, k, np.uint64(1) << np.uint64(c)))
+                    bad |= float32x8.nan_mask(x, k)
                 for i in range(8):
-                    words[(n * pixels + start + i) * word_count + v] = _simd.lane(packed, i)
+                    words[(n * pixels + start + i) * word_count + v] = uint64x8.lane(packed, i)
                 continue
             for i in range(pixels):
                 word = np.uint64(0)
@@ -316,8 +316,8 @@ def unpack(bits: BitTensor) -> np.ndarray:
     return levels.transpose(0, 3, 1, 2).reshape(bits.shape) if len(bits.shape) < 4 else levels.transpose(0, 3, 1, 2)
 
 
-def code_of(level: int, bits: BitTensor) -> int:
-    """Return the code of one level in the planes of `bits`; ValueError if it has none."""
+def code_of(level: int, bits: Any) -> int:
+    """Return the code of one level in the planes of `bits`, a BitTensor or the like; ValueError if it has none."""
     lowest, table = code_of_level(bits.multipliers, bits.signed)
     if not 0 <= level - lowest < len(table) or table[level - lowest] < 0:
         kind = "{-1,+1}" if bits.signed else "{0,1}"

@@ -37,6 +37,11 @@ def isa() -> str:
     return wanted
 
 
+def has(feature: str) -> bool:
+    """Whether the CPU that Numba compiles for has a feature, by LLVM's name for it, such as "avx512vnni"."""
+    return feature in _features()
+
+
 def cpu_features() -> dict[str, object]:
     """Return {"cpu": LLVM's name, "isa": the path in use, "possible": paths that run here, "features": that decide}."""
     counting = sorted({feature for needs in PATHS.values() for feature in needs} & _features())

@@ -21,13 +21,13 @@ import numpy as np
 from bnn_kernels import checks
 from bnn_kernels.bits.tensor import BitTensor, pack_codes, raise_nan, words_for
 from bnn_kernels.compile.jit import inline, jit
-from bnn_kernels.compile.simd import eight_lanes as _simd
+from bnn_kernels.compile.simd import byte, float32x8
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.recording import new_flag
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import contiguous
 
-LANES = _simd.LANES
+LANES = float32x8.LANES
 
 # Bits of `Epilogue.parts`: which parts there are.
 BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE = 1, 2, 4, 8, 16, 32, 64, 128
@@ -64,35 +64,40 @@ def finish_block(y, position, c, left, sink):
     at = position * channels + c
     v = y
     if parts & AFFINE:
-        v = _simd.multiply_floats(v, _simd.load_from(table, SCALE * lanes + c))
-        v = _simd.add_floats(v, _simd.load_from(table, SHIFT * lanes + c))
+        v = float32x8.multiply(v, float32x8.load_from(table, SCALE * lanes + c))
+        v = float32x8.add(v, float32x8.load_from(table, SHIFT * lanes + c))
     if parts & NORM:
-        gain, offset = _simd.load_from(table, NORM_SCALE * lanes + c), _simd.load_from(table, NORM_SHIFT * lanes + c)
-        v = _simd.multiply_add(v, gain, offset)
+        gain, offset = (
+            float32x8.load_from(table, NORM_SCALE * lanes + c),
+            float32x8.load_from(table, NORM_SHIFT * lanes + c),
+        )
+        v = float32x8.multiply_add(v, gain, offset)
     rest = v
     if parts & (BEFORE | AFTER):
-        rest = _simd.load_from(residual, at) if count == 8 else _simd.load_some(residual, at, count)
+        rest = float32x8.load_from(residual, at) if count == 8 else float32x8.load_some(residual, at, count)
     if parts & BEFORE:
-        v = _simd.add_floats(v, rest)
+        v = float32x8.add(v, rest)
     if parts & ACTIVATION:
-        v = _simd.subtract_floats(v, _simd.load_from(table, PRE * lanes + c))
-        v = _simd.scale_negative(v, _simd.load_from(table, SLOPE * lanes + c))
-        v = _simd.add_floats(v, _simd.load_from(table, POST * lanes + c))
+        v = float32x8.subtract(v, float32x8.load_from(table, PRE * lanes + c))
+        v = float32x8.scale_negative(v, float32x8.load_from(table, SLOPE * lanes + c))
+        v = float32x8.add(v, float32x8.load_from(table, POST * lanes + c))
     if parts & CLAMP:
-        v = _simd.clamp(v, _simd.load_from(table, LOW * lanes + c), _simd.load_from(table, HIGH * lanes + c))
+        v = float32x8.clamp(
+            v, float32x8.load_from(table, LOW * lanes + c), float32x8.load_from(table, HIGH * lanes + c)
+        )
     if parts & AFTER:
-        v = _simd.add_floats(v, rest)
+        v = float32x8.add(v, rest)
     if parts & BITS:
-        mask, bad = _simd.below_floats(v, _simd.load_from(table, BOUNDS * lanes + c))
+        mask, bad = float32x8.below(v, float32x8.load_from(table, BOUNDS * lanes + c))
         live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-        _simd.byte_to(bits, position * row_bytes + (c >> 3), (mask ^ _simd.byte_from(flip, c >> 3)) & live)
+        byte.store(bits, position * row_bytes + (c >> 3), (mask ^ byte.load(flip, c >> 3)) & live)
         if bad & live:
-            _simd.byte_to(nan, 0, np.uint64(1))
+            byte.store(nan, 0, np.uint64(1))
     if parts & KEEP:
         if count == 8:
-            _simd.store_to(out, at, v)
+            float32x8.store_to(out, at, v)
         else:
-            _simd.store_some(out, at, v, count)
+            float32x8.store_some(out, at, v, count)
 
 
 @jit
@@ -106,11 +111,11 @@ def _epilogue_rows(y, sink, first, last):
             at = row * channels + c
             left = channels - c
             if left >= 8:
-                v = _simd.load_as_floats(y, np.uint64(at))
+                v = float32x8.load_as_floats(y, np.uint64(at))
             else:
                 for k in range(left):
                     scratch[k] = np.float32(y[at + k])
-                v = _simd.load(scratch, np.uint64(0))
+                v = float32x8.load(scratch, np.uint64(0))
             finish_block(v, row, c, left, ready)
 
 

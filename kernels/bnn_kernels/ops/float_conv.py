@@ -13,14 +13,13 @@ import numpy as np
 
 from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.compile.jit import inline, jit
-from bnn_kernels.compile.simd import eight_lanes as _simd
-from bnn_kernels.compile.simd import float32x16 as _simd16
+from bnn_kernels.compile.simd import float32x8, float32x16
 from bnn_kernels.ops.epilogue import Epilogue, addresses, finish_block
 from bnn_kernels.runtime.aligned import aligned
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
 
-BLOCK = _simd16.LANES
+BLOCK = float32x16.LANES
 # (kh, kw, sy, sx, py, px, dy, dx) of a matrix product.
 POINTWISE = (1, 1, 1, 1, 0, 0, 1, 1)
 # The map of a 1x1 convolution is one long row of positions, cut into pieces (whole tiles) that stay in the cache.
@@ -49,7 +48,7 @@ def window_offsets(own: int, channels: int, width: int, taps: tuple[int, int, in
 
 
 def _tile(simd: Any) -> Any:
-    """Return the tile with vectors of `_simd16`, or with those of `_simd` where no more than eight filters are left."""
+    """Return the tile with vectors of `float32x16`, or of `float32x8` where no more than eight filters are left."""
 
     @inline
     def tile(x, offsets, at, w, j, sums):
@@ -76,7 +75,7 @@ def _tile(simd: Any) -> Any:
     return tile
 
 
-_tile_of_sixteen, _tile_of_eight = _tile(_simd16), _tile(_simd)
+_tile_of_sixteen, _tile_of_eight = _tile(float32x16), _tile(float32x8)
 
 
 @inline
@@ -100,7 +99,7 @@ def _finish_tile(x, offsets, start, step, count, w, j, sums, position, c, left, 
         _tile_of_eight(x, offsets, at, w, j, sums)
     for i in range(count):
         for half in range(2 if left > 8 else 1):
-            value = _simd.load(sums, np.uint64(i * 16 + half * 8))
+            value = float32x8.load(sums, np.uint64(i * 16 + half * 8))
             finish_block(value, position + i, c + half * 8, left - half * 8, sink)
 
 
@@ -217,7 +216,7 @@ class FloatConv2d:
 
         residual: float32 (N, Ho, Wo, O) if the epilogue adds one; keep: whether the floats are wanted.
         """
-        if epilogue.bounds is not None and self.groups > 1 and self.filters % _simd.LANES:
+        if epilogue.bounds is not None and self.groups > 1 and self.filters % float32x8.LANES:
             # A byte of signs would belong to two groups.
             floats, _ = self.finish(x, out_size, Epilogue(epilogue.channels))
             assert floats is not None

@@ -11,7 +11,7 @@ import numpy as np
 
 from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.compile.jit import jit
-from bnn_kernels.compile.simd import float32x16 as _simd16
+from bnn_kernels.compile.simd import float32x16
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
 
@@ -45,12 +45,12 @@ def _max_pool(x, out, size, geometry, first, last):
             start = ((n * h + y0) * w + x0) * channels
             to = (row * wo + ox) * channels
             for c in range(0, vectors, 16):
-                best = _simd16.load(x, np.uint64(start + c))
+                best = float32x16.load(x, np.uint64(start + c))
                 for iy in range(y1 - y0):
                     for ix in range(x1 - x0):
                         at = start + (iy * w + ix) * channels + c
-                        best = _simd16.maximum(_simd16.load(x, np.uint64(at)), best)
-                _simd16.store(out, np.uint64(to + c), best)
+                        best = float32x16.maximum(float32x16.load(x, np.uint64(at)), best)
+                float32x16.store(out, np.uint64(to + c), best)
             for c in range(vectors, channels):
                 top = x[start + c]
                 for iy in range(y1 - y0):
@@ -121,11 +121,13 @@ def _avg_pool(x, out, size, geometry, first, last):
             start = ((n * h + y0) * w + x0) * channels
             to = (row * wo + ox) * channels
             for c in range(0, vectors, 16):
-                total = _simd16.zero()
+                total = float32x16.zero()
                 for iy in range(y1 - y0):
                     for ix in range(x1 - x0):
-                        total = _simd16.add(total, _simd16.load(x, np.uint64(start + (iy * w + ix) * channels + c)))
-                _simd16.store(out, np.uint64(to + c), _simd16.divide(total, area))
+                        total = float32x16.add(
+                            total, float32x16.load(x, np.uint64(start + (iy * w + ix) * channels + c))
+                        )
+                float32x16.store(out, np.uint64(to + c), float32x16.divide(total, area))
             for c in range(vectors, channels):
                 sum_ = np.float32(0)
                 for iy in range(y1 - y0):
@@ -146,7 +148,7 @@ def _run_floats(kernel, x: np.ndarray, geometry: tuple[int, ...]) -> np.ndarray:
     n, h, w, channels = x.shape
     ho, wo = pooled_size((h, w), geometry[:2], geometry[2:4], geometry[4:])
     out = empty((n, ho, wo, channels), np.float32)
-    work = out.size * geometry[0] * geometry[1] // _simd16.LANES
+    work = out.size * geometry[0] * geometry[1] // float32x16.LANES
     run_rows(kernel, n * ho, work, x.reshape(-1), out.reshape(-1), (h, w, channels, ho, wo), geometry)
     return out
 

@@ -22,9 +22,9 @@ from bnn_kernels.bits.tensor import (
 from bnn_kernels.bits.threshold_storage import expand
 from bnn_kernels.bits.thresholds import Thresholds
 from bnn_kernels.ops import pooling
-from bnn_kernels.ops.binary_conv.layer import PackedConv2d
-from bnn_kernels.ops.binary_conv.linear import PackedLinear
 from bnn_kernels.ops.input_scale import scale_by_input
+from bnn_kernels.ops.packed_layers.conv2d import PackedConv2d
+from bnn_kernels.ops.packed_layers.linear import PackedLinear
 from bnn_kernels.runtime.lazy import Later
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty

@@ -1,39 +1,15 @@
-"""Vectors of sixteen float32: one register with AVX-512, two with AVX, four with NEON; otherwise as in `_simd`."""
+"""Vectors of sixteen float32: one register with AVX-512, two with AVX, four with NEON."""
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
+from numba.extending import intrinsic
+
+from bnn_kernels.compile.simd.vectors import FLOAT, element, in_all_lanes, loaded, vector_type
 
 LANES = 16
-_FLOAT, _I32 = ir.FloatType(), ir.IntType(32)
-_VECTOR = ir.VectorType(_FLOAT, LANES)
-
-
-class _Float32x16(types.Type):
-    def __init__(self):
-        super().__init__(name="float32x16")
-
-
-float32x16 = _Float32x16()
-
-
-@register_model(_Float32x16)
-class _Float32x16Model(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type):
-        super().__init__(dmm, fe_type, _VECTOR)
-
-
-def _in_all_lanes(builder, value):
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
-    single = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
-
-
-def _place(context, builder, array_type, array, offset, to):
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [offset]), to.as_pointer())
+_VECTOR = ir.VectorType(FLOAT, LANES)
+float32x16 = vector_type("float32x16", _VECTOR)
 
 
 @intrinsic
@@ -47,9 +23,7 @@ def load(typing, array, offset):
     """Sixteen neighbours of a float32 array, from element `offset` on."""
 
     def emit(context, builder, signature, args):
-        value = builder.load(_place(context, builder, signature.args[0], *args, _VECTOR))
-        value.align = 4
-        return value
+        return loaded(builder, element(context, builder, signature.args[0], *args, _VECTOR), 4)
 
     return float32x16(array, types.uint64), emit
 
@@ -59,7 +33,7 @@ def store(typing, array, offset, value):
     """Write sixteen neighbours of a float32 array, from element `offset` on."""
 
     def emit(context, builder, signature, args):
-        builder.store(args[2], _place(context, builder, signature.args[0], *args[:2], _VECTOR)).align = 4
+        builder.store(args[2], element(context, builder, signature.args[0], *args[:2], _VECTOR)).align = 4
         return context.get_dummy_value()
 
     return types.void(array, types.uint64, float32x16), emit
@@ -70,7 +44,7 @@ def broadcast(typing, array, offset):
     """Element `offset` of a float32 array in all lanes."""
 
     def emit(context, builder, signature, args):
-        return _in_all_lanes(builder, builder.load(_place(context, builder, signature.args[0], *args, _FLOAT)))
+        return in_all_lanes(builder, builder.load(element(context, builder, signature.args[0], *args, FLOAT)), _VECTOR)
 
     return float32x16(array, types.uint64), emit
 
@@ -108,6 +82,6 @@ def divide(typing, a, value):
     """a / value, the same float32 for all lanes."""
 
     def emit(context, builder, signature, args):
-        return builder.fdiv(args[0], _in_all_lanes(builder, args[1]))
+        return builder.fdiv(args[0], in_all_lanes(builder, args[1], _VECTOR))
 
     return float32x16(float32x16, types.float32), emit

@@ -1,6 +1,6 @@
 """Lookups for inputs of several bit planes (AVX2): two planes in one step, at little more than the cost of one.
 
-As in `lookup_conv` a table row is chosen by eight bits of the input and shuffled by four weight bits of 32 filters;
+As in `lookup` a table row is chosen by eight bits of the input and shuffled by four weight bits of 32 filters;
 here the eight bits are four of each of two planes of one window, and the row's bytes their weighted sums
 m0 * popcount(a0 ^ w) + m1 * popcount(a1 ^ w) (or & for ^). No byte is shared by two windows, so lookups just add up
 until a byte is full: 2-bit inputs give 0 .. 12, 21 lookups. Two instructions for 128 products of 2 bits, where two
@@ -18,12 +18,16 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
-from bnn_kernels.compile.simd import bytes32 as simd
-from bnn_kernels.compile.simd import eight_lanes as _simd
-from bnn_kernels.ops.binary_conv import outputs as conv_sinks
-from bnn_kernels.ops.binary_conv.lookup import place_pairs, weigh
+from bnn_kernels.compile.simd import int32x8
+from bnn_kernels.compile.simd import uint8x32 as simd
+from bnn_kernels.ops import outputs
+from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
+from bnn_kernels.ops.binary_conv.lookup import place_pairs, spread_filters, weigh
 from bnn_kernels.ops.binary_conv.windows import CHUNK, fill_chunk, window_words
+from bnn_kernels.ops.geometry import Geometry, Maps
+from bnn_kernels.ops.weights import Weights
 from bnn_kernels.runtime.aligned import aligned
+from bnn_kernels.runtime.threads import run_rows
 
 LANES = simd.LANES
 WINDOWS = 4
@@ -158,11 +162,11 @@ def _two(places, at, stride, w, j, vector, steps, room, table, base, counts, to)
 def level_lookup_kernel(sink_name: str) -> Any:
     """Return the kernel with this way out.
 
-    Its arguments are those of `popcount_conv.popcount_kernel` without parts, and first..last are positions; w is uint8
-    flat, `lookup_conv.spread_weights`, in the place of `direct` comes (table, most), see `PlanePairs`, and pairs is
+    Its arguments are those of `popcount.popcount_kernel` without parts, and first..last are positions; w is uint8
+    flat, `lookup.spread_weights`, in the place of `direct` comes (table, most), see `PlanePairs`, and pairs is
     int32 (plane pairs * Q,).
     """
-    write, prepare = getattr(conv_sinks, sink_name), conv_sinks.PREPARE[sink_name]
+    write, prepare = getattr(outputs, sink_name), outputs.PREPARE[sink_name]
 
     def look_up(rows, plane_size, lookup, w, y_kind, x_kind, pairs, size, geometry, tables, sink, first, last):
         table, most = lookup
@@ -214,7 +218,7 @@ def level_lookup_kernel(sink_name: str) -> Any:
                         for b in range(blocks):
                             at = np.uint64(2 * LANES * i + 8 * b)
                             only = len(pairs) == 1
-                            value = _simd.load_uint16(counts, at) if only else _simd.load_int32(sums, at)
+                            value = int32x8.load_uint16(counts, at) if only else int32x8.load(sums, at)
                             here = f + 8 * b
                             table_at, channel = kind_at[i] + here, g * filters + here
                             write(value, table_at, start + i, channel, filters - here, tables, ready, scratch)
@@ -222,3 +226,25 @@ def level_lookup_kernel(sink_name: str) -> Any:
 
     look_up.__name__ = look_up.__qualname__ = f"level_lookup_{sink_name}"
     return jit(look_up)
+
+
+class LevelLookupPath(BitPath):
+    """Lookups of two planes at a time; while bytes and 16-bit sums hold them."""
+
+    def __init__(self, weights: Weights, geometry: Geometry, maps: Maps):
+        found = PlanePairs(maps.multipliers, weights.signed)
+        lookups = lookups_for(weights.shape[2], weights.shape[3] * weights.channels)
+        excess, factors = lookups * int(found.factors @ found.bias), [int(m) for m in found.factors]
+        super().__init__(weights, geometry, maps, factors, excess, lookups * found.most)
+        self._head = ((found.table, found.most), spread_filters(weights, (1, 1)), *self._rest)
+
+    @staticmethod
+    def fits(weights: Weights, multipliers: tuple[int, ...]) -> bool:
+        """Whether the sums of these planes fit."""
+        lookups = lookups_for(weights.shape[2], weights.shape[3] * weights.channels)
+        return PlanePairs(multipliers, weights.signed).fits(lookups)
+
+    def run(self, taken: tuple[Any, ...], positions: int, output: str, sink: tuple[Any, ...]) -> None:
+        """Compute all positions into a sink."""
+        given = (*taken, *self._head, self._tables, sink)
+        run_rows(level_lookup_kernel(output), positions, positions * self._work, *given, multiple=POSITIONS)

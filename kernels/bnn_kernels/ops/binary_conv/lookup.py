@@ -22,11 +22,15 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
-from bnn_kernels.compile.simd import bytes32 as simd
-from bnn_kernels.compile.simd import eight_lanes as _simd
-from bnn_kernels.ops.binary_conv import outputs as conv_sinks
+from bnn_kernels.compile.simd import int32x8
+from bnn_kernels.compile.simd import uint8x32 as simd
+from bnn_kernels.ops import outputs
+from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
 from bnn_kernels.ops.binary_conv.windows import CHUNK, fill_chunk, window_words
+from bnn_kernels.ops.geometry import Geometry, Maps
+from bnn_kernels.ops.weights import Weights
 from bnn_kernels.runtime.aligned import aligned
+from bnn_kernels.runtime.threads import run_rows
 
 LANES = simd.LANES
 TILE = 2 * LANES
@@ -138,23 +142,23 @@ def _count_tile(places, at0, at1, w, j0, j1, steps, table, counts, to):
 @inline
 def weigh(counts, sums, factor, first):
     """sums int32 (= or +=) counts uint16 * factor."""
-    m = _simd.splat(factor)
+    m = int32x8.splat(factor)
     for v in range(0, len(counts), 8):
         k = np.uint64(v)
-        value = _simd.multiply(_simd.load_uint16(counts, k), m)
+        value = int32x8.multiply(int32x8.load_uint16(counts, k), m)
         if not first:
-            value = _simd.add(value, _simd.load_int32(sums, k))
-        _simd.store_int32(sums, k, value)
+            value = int32x8.add(value, int32x8.load(sums, k))
+        int32x8.store(sums, k, value)
 
 
 @functools.cache
 def lookup_kernel(sink_name: str) -> Any:
     """Return the kernel with this way out.
 
-    Its arguments are those of `popcount_conv.popcount_kernel` without parts, and first..last are positions; w is uint8
+    Its arguments are those of `popcount.popcount_kernel` without parts, and first..last are positions; w is uint8
     flat, `spread_weights`, and in the place of `direct` comes a table uint8 flat, `pair_table`.
     """
-    write, prepare = getattr(conv_sinks, sink_name), conv_sinks.PREPARE[sink_name]
+    write, prepare = getattr(outputs, sink_name), outputs.PREPARE[sink_name]
 
     def look_up(rows, plane_size, table, w, y_kind, x_kind, pairs, size, geometry, tables, sink, first, last):
         groups, channels, filters, _, planes = size[3:8]
@@ -204,10 +208,39 @@ def lookup_kernel(sink_name: str) -> Any:
                         for v in range(vectors):
                             at = np.uint64(i * TILE + 8 * v)
                             only = len(pairs) == 1
-                            value = _simd.load_uint16(counts, at) if only else _simd.load_int32(sums, at)
+                            value = int32x8.load_uint16(counts, at) if only else int32x8.load(sums, at)
                             here = f + 8 * v
                             table_at, channel = kind_at[i] + here, g * filters + here
                             write(value, table_at, start + i, channel, filters - here, tables, ready, scratch)
 
     look_up.__name__ = look_up.__qualname__ = f"lookup_{sink_name}"
     return jit(look_up)
+
+
+def spread_filters(weights: Weights, multiple: tuple[int, int]) -> np.ndarray:
+    """Return the weights of a layer as `spread_weights`, flat, made once for each multiple."""
+    run_bits = weights.shape[3] * weights.channels
+
+    def make() -> np.ndarray:
+        return spread_weights(weights.filter_words(), weights.shape[2], run_bits, multiple).reshape(-1)
+
+    return weights.layout(("spread", multiple), make)
+
+
+class LookupPath(BitPath):
+    """Lookups of the counts of two positions, one pair of planes after the other; while 16-bit sums hold them."""
+
+    def __init__(self, weights: Weights, geometry: Geometry, maps: Maps):
+        super().__init__(weights, geometry, maps)
+        self._head = (pair_table(self.xor), spread_filters(weights, (2, 3)), *self._rest)
+
+    @staticmethod
+    def fits(weights: Weights) -> bool:
+        """Whether 16-bit sums hold the counts of a window."""
+        run_bytes = -(-weights.shape[3] * weights.channels // 8)
+        return 8 * weights.shape[2] * run_bytes <= MOST_BITS
+
+    def run(self, taken: tuple[Any, ...], positions: int, output: str, sink: tuple[Any, ...]) -> None:
+        """Compute all positions into a sink."""
+        given = (*taken, *self._head, self._tables, sink)
+        run_rows(lookup_kernel(output), positions, positions * self._work, *given, multiple=POSITIONS)

@@ -18,11 +18,17 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
-from bnn_kernels.compile.simd import eight_lanes as _simd
-from bnn_kernels.ops.binary_conv import outputs as conv_sinks
+from bnn_kernels.compile.simd import float32x8, int32x8, uint64x8
+from bnn_kernels.ops import outputs
+from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
 from bnn_kernels.ops.binary_conv.windows import CHUNK, fill_chunk, window_words
+from bnn_kernels.ops.geometry import Geometry, Maps
+from bnn_kernels.ops.weights import Weights
+from bnn_kernels.runtime.threads import run_rows
 
-LANES = _simd.LANES
+LANES = float32x8.LANES
+# Fewer positions than this are split by their filters too.
+FEW = 16
 
 
 def _counters(join: Callable) -> tuple[Callable, Callable]:
@@ -30,31 +36,31 @@ def _counters(join: Callable) -> tuple[Callable, Callable]:
 
     @inline
     def count_4(windows, at, step, words, w, j):
-        s0 = s1 = s2 = s3 = _simd.zero_words()
+        s0 = s1 = s2 = s3 = uint64x8.zero()
         at1 = at + step
         at2 = at1 + step
         at3 = at2 + step
         for _ in range(words):
-            x = _simd.load_words(w, j)
-            s0 = _simd.add_words(s0, join(x, _simd.broadcast_word(windows, at)))
-            s1 = _simd.add_words(s1, join(x, _simd.broadcast_word(windows, at1)))
-            s2 = _simd.add_words(s2, join(x, _simd.broadcast_word(windows, at2)))
-            s3 = _simd.add_words(s3, join(x, _simd.broadcast_word(windows, at3)))
+            x = uint64x8.load(w, j)
+            s0 = uint64x8.add(s0, join(x, uint64x8.broadcast(windows, at)))
+            s1 = uint64x8.add(s1, join(x, uint64x8.broadcast(windows, at1)))
+            s2 = uint64x8.add(s2, join(x, uint64x8.broadcast(windows, at2)))
+            s3 = uint64x8.add(s3, join(x, uint64x8.broadcast(windows, at3)))
             j += np.uint64(8)
             at += np.uint64(1)
             at1 += np.uint64(1)
             at2 += np.uint64(1)
             at3 += np.uint64(1)
-        return _simd.narrow(s0), _simd.narrow(s1), _simd.narrow(s2), _simd.narrow(s3)
+        return int32x8.narrow(s0), int32x8.narrow(s1), int32x8.narrow(s2), int32x8.narrow(s3)
 
     @inline
     def count_1(windows, at, words, w, j):
-        s = _simd.zero_words()
+        s = uint64x8.zero()
         for _ in range(words):
-            s = _simd.add_words(s, join(_simd.load_words(w, j), _simd.broadcast_word(windows, at)))
+            s = uint64x8.add(s, join(uint64x8.load(w, j), uint64x8.broadcast(windows, at)))
             j += np.uint64(8)
             at += np.uint64(1)
-        return _simd.narrow(s)
+        return int32x8.narrow(s)
 
     return count_4, count_1
 
@@ -65,27 +71,27 @@ def _weighted(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]
     @inline
     def sums_4(windows, i, words, plane_words, w, j, weight_plane, pairs, planes):
         weight_planes = len(pairs) // planes
-        t0 = t1 = t2 = t3 = _simd.splat(np.int32(0))
+        t0 = t1 = t2 = t3 = int32x8.splat(np.int32(0))
         for p in range(planes):
             at = np.uint64(p * plane_words + i * words)
             for q in range(weight_planes):
                 c0, c1, c2, c3 = count_4(windows, at, np.uint64(words), words, w, np.uint64(j + q * weight_plane))
-                m = _simd.splat(pairs[p * weight_planes + q])
-                t0 = _simd.add(t0, _simd.multiply(c0, m))
-                t1 = _simd.add(t1, _simd.multiply(c1, m))
-                t2 = _simd.add(t2, _simd.multiply(c2, m))
-                t3 = _simd.add(t3, _simd.multiply(c3, m))
+                m = int32x8.splat(pairs[p * weight_planes + q])
+                t0 = int32x8.add(t0, int32x8.multiply(c0, m))
+                t1 = int32x8.add(t1, int32x8.multiply(c1, m))
+                t2 = int32x8.add(t2, int32x8.multiply(c2, m))
+                t3 = int32x8.add(t3, int32x8.multiply(c3, m))
         return t0, t1, t2, t3
 
     @inline
     def sums_1(windows, i, words, plane_words, w, j, weight_plane, pairs, planes):
         weight_planes = len(pairs) // planes
-        t = _simd.splat(np.int32(0))
+        t = int32x8.splat(np.int32(0))
         for p in range(planes):
             at = np.uint64(p * plane_words + i * words)
             for q in range(weight_planes):
                 c = count_1(windows, at, words, w, np.uint64(j + q * weight_plane))
-                t = _simd.add(t, _simd.multiply(c, _simd.splat(pairs[p * weight_planes + q])))
+                t = int32x8.add(t, int32x8.multiply(c, int32x8.splat(pairs[p * weight_planes + q])))
         return t
 
     return sums_4, sums_1
@@ -117,10 +123,10 @@ def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
     w uint64 flat (Q, G, blocks, words, 8); y_kind int32 (Ho,), x_kind int32 (Wo,): their sum is the kind of border;
     pairs int32 (P * Q,): factor of each pair's count, used if there are several;
     size = (Ho, Wo, rows, G, channels of a group, filters of a group, row words, P);
-    geometry = (kh, kw, sy, sx, dy, dx); tables, sink: see `conv_sinks`.
+    geometry = (kh, kw, sy, sx, dy, dx); tables, sink: see `ops.outputs`.
     """
-    write, prepare = getattr(conv_sinks, sink_name), conv_sinks.PREPARE[sink_name]
-    counters = _counters(_simd.xor_popcount if xor else _simd.and_popcount)
+    write, prepare = getattr(outputs, sink_name), outputs.PREPARE[sink_name]
+    counters = _counters(uint64x8.xor_popcount if xor else uint64x8.and_popcount)
     sums_4, sums_1 = _bare(*counters) if single else _weighted(*counters)
 
     def convolve(rows, plane_size, direct, w, y_kind, x_kind, pairs, size, geometry, parts, tables, sink, first, last):
@@ -168,3 +174,29 @@ def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
     name = f"popcount_{'xor' if xor else 'and'}_{'one' if single else 'many'}_{sink_name}"
     convolve.__name__ = convolve.__qualname__ = name
     return jit(convolve)
+
+
+class PopcountPath(BitPath):
+    """Population counts; any planes, any geometry."""
+
+    def __init__(self, weights: Weights, geometry: Geometry, maps: Maps):
+        super().__init__(weights, geometry, maps)
+        # The input's own words are the windows of a 1x1 convolution.
+        plain = (1, 1), (1, 1), (0, 0), (1, 1), 1
+        self._direct = geometry._replace(dilation=(1, 1))[:5] == plain and weights.channels % 64 == 0
+        self._head = (self._direct, weights.words.reshape(-1), *self._rest)
+        self._blocks = weights.words.shape[2]
+
+    def take(self, words: np.ndarray) -> tuple[Any, ...]:
+        """Return (rows, words of a plane)."""
+        if not self._direct:
+            return super().take(words)
+        return (words if words.flags.writeable else words.copy()).reshape(-1), words[0].size
+
+    def run(self, taken: tuple[Any, ...], positions: int, output: str, sink: tuple[Any, ...]) -> None:
+        """Compute all positions into a sink."""
+        # Few positions, as in a linear layer, are shared among threads by their filters.
+        splits = 1 if positions >= FEW else max(1, min(FEW, self._blocks // 2))
+        given = (*taken, *self._head, (positions, splits), self._tables, sink)
+        kernel = popcount_kernel(output, self.xor, self.single)
+        run_rows(kernel, positions * splits, positions * self._work, *given, multiple=POSITIONS if splits == 1 else 1)

@@ -8,7 +8,7 @@ words at a time: what is written past a run's end is overwritten by the next run
 import numpy as np
 
 from bnn_kernels.compile.jit import inline
-from bnn_kernels.compile.simd import eight_lanes as _simd
+from bnn_kernels.compile.simd import uint64x8
 from bnn_kernels.ops.binary_conv.rows import gather
 
 # Positions of a chunk: windows stay in the L1 cache up to about 100 words each.
@@ -26,7 +26,7 @@ def _copy_run(rows, at, run_words, windows, to):
     """Copy a run that begins with a word."""
     for v in range(0, run_words, 8):
         k = np.uint64(v)
-        _simd.store_words(windows, to + k, _simd.load_words(rows, at + k))
+        uint64x8.store(windows, to + k, uint64x8.load(rows, at + k))
 
 
 @inline
@@ -34,9 +34,9 @@ def _shift_run(rows, at, shift, run_words, windows, to):
     """Copy a run that begins at bit `shift` of a word, 1 .. 63."""
     for v in range(0, run_words, 8):
         k = np.uint64(v)
-        words = _simd.load_words(rows, at + k)
-        following = _simd.load_words(rows, at + k + np.uint64(1))
-        _simd.store_words(windows, to + k, _simd.funnel(words, following, shift))
+        words = uint64x8.load(rows, at + k)
+        following = uint64x8.load(rows, at + k + np.uint64(1))
+        uint64x8.store(windows, to + k, uint64x8.funnel(words, following, shift))
 
 
 @inline

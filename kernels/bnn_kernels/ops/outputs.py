@@ -11,14 +11,14 @@ For bits, thresholds have that solved for the sum beforehand: bit = (sum < bound
 import numpy as np
 
 from bnn_kernels.compile.jit import inline
-from bnn_kernels.compile.simd import eight_lanes as _simd
+from bnn_kernels.compile.simd import float32x8, int32x8
 from bnn_kernels.ops.epilogue import addresses, finish_block
 
 
 @inline
 def _dot(value, table_at, tables):
     factor, offsets = tables
-    return _simd.add(_simd.multiply(value, _simd.splat(factor)), _simd.load_int32(offsets, np.uint64(table_at)))
+    return int32x8.add(int32x8.multiply(value, int32x8.splat(factor)), int32x8.load(offsets, np.uint64(table_at)))
 
 
 @inline
@@ -28,9 +28,9 @@ def to_ints(value, table_at, position, channel, left, tables, sink, scratch):
     at = position * channels + channel
     dot = _dot(value, table_at, tables)
     if left >= 8:
-        _simd.store_int32(out, np.uint64(at), dot)
+        int32x8.store(out, np.uint64(at), dot)
     else:
-        _simd.store_int32(scratch, np.uint64(0), dot)
+        int32x8.store(scratch, np.uint64(0), dot)
         for k in range(left):
             out[at + k] = scratch[k]
 
@@ -40,14 +40,14 @@ def to_bits(value, table_at, position, channel, left, tables, sink, scratch):
     """sink = (bounds int32 flat like the offsets, flip uint8 (O / 8,), bits uint8 flat, bytes of a position)."""
     bounds, flip, bits, row_bytes = sink
     byte = channel >> 3
-    mask = _simd.below(value, bounds, np.uint64(table_at))
+    mask = int32x8.below(value, bounds, np.uint64(table_at))
     bits[position * row_bytes + byte] = np.uint8(mask) ^ flip[byte]
 
 
 @inline
 def to_floats(value, table_at, position, channel, left, tables, sink, scratch):
     """sink: see `epilogue.addresses`."""
-    finish_block(_simd.to_floats(_dot(value, table_at, tables)), position, channel, left, sink)
+    finish_block(float32x8.from_int32(_dot(value, table_at, tables)), position, channel, left, sink)
 
 
 @inline

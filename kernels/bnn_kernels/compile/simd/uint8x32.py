@@ -6,36 +6,15 @@ Offsets count elements of their array and are unsigned. Vectors live only inside
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
+from numba.extending import intrinsic
 
-from bnn_kernels.compile.simd.eight_lanes import _address
+from bnn_kernels.compile.simd.vectors import I8, I16, I32, I64, element, loaded, vector_type
 
 LANES = 32
-_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_BYTES = ir.VectorType(_I8, LANES)
-_ROW = ir.VectorType(_I8, 16)
-_SHORTS = ir.VectorType(_I16, 16)
-
-
-class _Uint8x32(types.Type):
-    def __init__(self):
-        super().__init__(name="uint8x32")
-
-
-uint8x32 = _Uint8x32()
-
-
-@register_model(_Uint8x32)
-class _Uint8x32Model(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type):
-        super().__init__(dmm, fe_type, _BYTES)
-
-
-def _unaligned(builder, address):
-    value = builder.load(address)
-    value.align = 1
-    return value
+_BYTES = ir.VectorType(I8, LANES)
+_ROW = ir.VectorType(I8, 16)
+_SHORTS = ir.VectorType(I16, 16)
+uint8x32 = vector_type("uint8x32", _BYTES)
 
 
 @intrinsic
@@ -49,7 +28,7 @@ def load(typing, array, offset):
     """32 neighbours of a uint8 array, from element `offset` on."""
 
     def emit(context, builder, signature, args):
-        return _unaligned(builder, _address(context, builder, signature.args[0], *args, _BYTES))
+        return loaded(builder, element(context, builder, signature.args[0], *args, _BYTES), 1)
 
     return uint8x32(array, types.uint64), emit
 
@@ -59,8 +38,8 @@ def load_row(typing, table, offset):
     """16 neighbours of a uint8 array, repeated in both halves (vbroadcasti128)."""
 
     def emit(context, builder, signature, args):
-        half = _unaligned(builder, _address(context, builder, signature.args[0], *args, _ROW))
-        places = ir.Constant(ir.VectorType(_I32, LANES), [i % 16 for i in range(LANES)])
+        half = loaded(builder, element(context, builder, signature.args[0], *args, _ROW), 1)
+        places = ir.Constant(ir.VectorType(I32, LANES), [i % 16 for i in range(LANES)])
         return builder.shuffle_vector(half, ir.Constant(_ROW, ir.Undefined), places)
 
     return uint8x32(table, types.uint64), emit
@@ -71,7 +50,7 @@ def load_place(typing, array, offset):
     """Element `offset` of a uint16 array, as uint64."""
 
     def emit(context, builder, signature, args):
-        return builder.zext(builder.load(_address(context, builder, signature.args[0], *args, _I16)), _I64)
+        return builder.zext(builder.load(element(context, builder, signature.args[0], *args, I16)), I64)
 
     return types.uint64(array, types.uint64), emit
 
@@ -122,11 +101,11 @@ def add_to_uint16(typing, array, offset, a):
 
     def emit(context, builder, signature, args):
         for half in range(2):
-            places = ir.Constant(ir.VectorType(_I32, 16), [16 * half + i for i in range(16)])
+            places = ir.Constant(ir.VectorType(I32, 16), [16 * half + i for i in range(16)])
             part = builder.zext(builder.shuffle_vector(args[2], ir.Constant(_BYTES, ir.Undefined), places), _SHORTS)
-            at = builder.add(args[1], ir.Constant(_I64, 16 * half))
-            address = _address(context, builder, signature.args[0], args[0], at, _SHORTS)
-            builder.store(builder.add(_unaligned(builder, address), part), address).align = 1
+            at = builder.add(args[1], ir.Constant(I64, 16 * half))
+            address = element(context, builder, signature.args[0], args[0], at, _SHORTS)
+            builder.store(builder.add(loaded(builder, address, 1), part), address).align = 1
         return context.get_dummy_value()
 
     return types.void(array, types.uint64, uint8x32), emit

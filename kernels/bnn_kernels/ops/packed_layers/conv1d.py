@@ -7,8 +7,8 @@ import numpy as np
 from bnn_kernels import checks
 from bnn_kernels.bits.tensor import BitTensor, pack
 from bnn_kernels.bits.thresholds import Thresholds
-from bnn_kernels.ops.binary_conv.layer import PackedConv2d, ThresholdConv2d
 from bnn_kernels.ops.epilogue import Epilogue
+from bnn_kernels.ops.packed_layers.conv2d import PackedConv2d, ThresholdConv2d
 
 
 class PackedConv1d:

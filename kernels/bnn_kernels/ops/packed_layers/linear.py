@@ -11,8 +11,8 @@ from bnn_kernels.bits.planes import check_codes, check_planes, encode
 from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits, to_dense_bits
 from bnn_kernels.bits.tensor import BitTensor, pack
 from bnn_kernels.bits.thresholds import Thresholds, check_thresholds
-from bnn_kernels.ops.binary_conv.layer import PackedConv2d
 from bnn_kernels.ops.epilogue import Epilogue
+from bnn_kernels.ops.packed_layers.conv2d import PackedConv2d
 
 
 class PackedLinear:

@@ -1,0 +1,212 @@
+"""Vectors of int32 sums and the products that are added to them: four bytes or two shorts a lane.
+
+`dots(lanes, product)` makes the operations for one width: 16 lanes (one register with AVX-512) or 8 (AVX2, NEON). A
+lane of an operand is 32 bits wide: four unsigned bytes against four signed ones, or two int16 against two int16.
+
+| product  | one step                                           | needs                        |
+|----------|----------------------------------------------------|------------------------------|
+| "vnni"   | vpdpbusd: four byte products a lane, exact         | AVX-512 VNNI, or AVX-VNNI    |
+| "pairs"  | vpmaddubsw into sums of int16, `widened` before they can overflow | AVX2           |
+| "sdot"   | sdot: four products of signed bytes a lane, exact  | NEON with dot products       |
+| "shorts" | two int16 products a lane, exact (vpmaddwd)        | nothing                      |
+"""
+
+import functools
+from types import SimpleNamespace
+
+from llvmlite import ir
+from llvmlite.binding import llvm_version_info
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from bnn_kernels.compile.simd.vectors import I8, I16, I32, I64, element, in_all_lanes, loaded, vector_type
+
+_VECTORS = {lanes: ir.VectorType(I32, lanes) for lanes in (8, 16)}
+_KINDS = {lanes: vector_type(f"sums_int32x{lanes}", vector) for lanes, vector in _VECTORS.items()}
+
+
+def _call(builder, name, result, *args):
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def _vnni(builder, lanes, total, unsigned, signed):
+    operand = ir.VectorType(I8, 4 * lanes) if llvm_version_info[0] >= 22 else total.type
+    a, b = (builder.bitcast(v, operand) for v in (unsigned, signed))
+    return _call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", total.type, total, a, b)
+
+
+def _wide(name):
+    return {8: f"llvm.x86.avx2.{name[0]}", 16: f"llvm.x86.avx512.{name[1]}.512"}
+
+
+_MADD_BYTES, _MADD_SHORTS = _wide(("pmadd.ub.sw", "pmaddubs.w")), _wide(("pmadd.wd", "pmaddw.d"))
+
+
+def _pairs(builder, lanes, total, unsigned, signed):
+    bytes_, shorts = ir.VectorType(I8, 4 * lanes), ir.VectorType(I16, 2 * lanes)
+    a, b = (builder.bitcast(v, bytes_) for v in (unsigned, signed))
+    pairs = _call(builder, _MADD_BYTES[lanes], shorts, a, b)
+    return builder.bitcast(builder.add(builder.bitcast(total, shorts), pairs), total.type)
+
+
+def _widened(builder, lanes, total):
+    shorts = ir.VectorType(I16, 2 * lanes)
+    ones = ir.Constant(shorts, [1] * (2 * lanes))
+    return _call(builder, _MADD_SHORTS[lanes], total.type, builder.bitcast(total, shorts), ones)
+
+
+def _shorts(builder, lanes, total, a, b):
+    shorts, wide = ir.VectorType(I16, 2 * lanes), ir.VectorType(I32, 2 * lanes)
+    a, b = (builder.sext(builder.bitcast(v, shorts), wide) for v in (a, b))
+    product, none = builder.mul(a, b), ir.Constant(wide, ir.Undefined)
+    even, odd = (
+        builder.shuffle_vector(product, none, ir.Constant(total.type, list(range(first, 2 * lanes, 2))))
+        for first in (0, 1)
+    )
+    return builder.add(total, builder.add(even, odd))
+
+
+def _sdot(builder, lanes, total, a, b):
+    """NEON has four lanes: the vectors are cut and put together again."""
+    quarter, bytes_ = ir.VectorType(I32, 4), ir.VectorType(I8, 16)
+    none, parts = ir.Constant(total.type, ir.Undefined), []
+    for first in range(0, lanes, 4):
+        places = ir.Constant(quarter, list(range(first, first + 4)))
+        t, u, v = (builder.shuffle_vector(x, none, places) for x in (total, a, b))
+        u, v = builder.bitcast(u, bytes_), builder.bitcast(v, bytes_)
+        parts.append(_call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", quarter, t, u, v))
+    while len(parts) > 1:
+        joined = ir.VectorType(I32, 2 * parts[0].type.count)
+        places = ir.Constant(joined, list(range(joined.count)))
+        parts = [builder.shuffle_vector(*two, places) for two in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _look_up(builder, lanes, table, places):
+    if lanes == 16:
+        return _call(builder, "llvm.x86.avx512.pshuf.b.512", table.type, table, places)
+    return _call(builder, "llvm.x86.avx2.pshuf.b", table.type, table, places)
+
+
+_PRODUCTS = {"vnni": _vnni, "pairs": _pairs, "shorts": _shorts, "sdot": _sdot}
+
+
+@functools.cache
+def dots(lanes: int, product: str) -> SimpleNamespace:
+    """Return zero, load, broadcast, dot, add and store for sums of this width and this kind of product."""
+    kind, vector, emit_product = _KINDS[lanes], _VECTORS[lanes], _PRODUCTS[product]
+
+    @intrinsic
+    def zero(typing):
+        """All lanes 0."""
+        return kind(), lambda context, builder, signature, args: ir.Constant(vector, [0] * lanes)
+
+    @intrinsic
+    def load(typing, array, offset):
+        """Neighbours of an array of bytes or shorts, from element `offset` on."""
+
+        def emit(context, builder, signature, args):
+            return loaded(builder, element(context, builder, signature.args[0], *args, vector), 1)
+
+        return kind(array, types.uint64), emit
+
+    @intrinsic
+    def broadcast(typing, array, offset):
+        """The 32 bits from element `offset` of an array of bytes or shorts on, in all lanes."""
+
+        def emit(context, builder, signature, args):
+            value = loaded(builder, element(context, builder, signature.args[0], *args, I32), 1)
+            return in_all_lanes(builder, value, vector)
+
+        return kind(array, types.uint64), emit
+
+    @intrinsic
+    def dot(typing, total, a, b):
+        """total + the products of a (unsigned bytes, or shorts) and b (signed bytes, or shorts), lane by lane."""
+
+        def emit(context, builder, signature, args):
+            return emit_product(builder, lanes, *args)
+
+        return kind(kind, kind, kind), emit
+
+    @intrinsic
+    def table(typing, array):
+        """The first 16 bytes of an array, in every 16 bytes of a vector: a table for `look_up`."""
+
+        def emit(context, builder, signature, args):
+            row = ir.VectorType(I8, 16)
+            value = loaded(builder, element(context, builder, signature.args[0], args[0], ir.Constant(I64, 0), row), 1)
+            places = ir.Constant(ir.VectorType(I32, 4 * lanes), [i % 16 for i in range(4 * lanes)])
+            return builder.bitcast(builder.shuffle_vector(value, ir.Constant(row, ir.Undefined), places), vector)
+
+        return kind(array), emit
+
+    @intrinsic
+    def look_up(typing, table, places):
+        """The bytes of a table at places 0 .. 15 (vpshufb)."""
+
+        def emit(context, builder, signature, args):
+            bytes_ = ir.VectorType(I8, 4 * lanes)
+            return builder.bitcast(_look_up(builder, lanes, *(builder.bitcast(v, bytes_) for v in args)), vector)
+
+        return kind(kind, kind), emit
+
+    @intrinsic
+    def low_halves(typing, a):
+        """The low four bits of each byte."""
+
+        def emit(context, builder, signature, args):
+            return builder.and_(args[0], ir.Constant(vector, [0x0F0F0F0F] * lanes))
+
+        return kind(kind), emit
+
+    @intrinsic
+    def high_halves(typing, a):
+        """The high four bits of each byte."""
+
+        def emit(context, builder, signature, args):
+            moved = builder.lshr(args[0], ir.Constant(vector, [4] * lanes))
+            return builder.and_(moved, ir.Constant(vector, [0x0F0F0F0F] * lanes))
+
+        return kind(kind), emit
+
+    @intrinsic
+    def keep(typing, array, offset, value):
+        """Write a vector to an array of bytes, from element `offset` on."""
+
+        def emit(context, builder, signature, args):
+            builder.store(args[2], element(context, builder, signature.args[0], *args[:2], vector)).align = 1
+            return context.get_dummy_value()
+
+        return types.void(array, types.uint64, kind), emit
+
+    @intrinsic
+    def widened(typing, total):
+        """The int32 sums of neighbouring int16 sums ("pairs" alone)."""
+
+        def emit(context, builder, signature, args):
+            return _widened(builder, lanes, *args)
+
+        return kind(kind), emit
+
+    @intrinsic
+    def add(typing, a, b):
+        """a + b."""
+        return kind(kind, kind), lambda context, builder, signature, args: builder.add(*args)
+
+    @intrinsic
+    def store(typing, array, offset, value):
+        """Write neighbours of an int32 array, from element `offset` on."""
+
+        def emit(context, builder, signature, args):
+            builder.store(args[2], element(context, builder, signature.args[0], *args[:2], vector)).align = 4
+            return context.get_dummy_value()
+
+        return types.void(array, types.uint64, kind), emit
+
+    return SimpleNamespace(
+        lanes=lanes, zero=zero, load=load, broadcast=broadcast, dot=dot, widened=widened, add=add, store=store,
+        table=table, look_up=look_up, low_halves=low_halves, high_halves=high_halves, keep=keep,
+    )  # fmt: skip

@@ -1,0 +1,157 @@
+"""How a program runs: step by step at first; a call of the same size is recorded, and from then on played back.
+
+More images than fit the cache with all their registers are taken in parts.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bnn_kernels.bits.tensor import BitTensor
+from bnn_kernels.checks import plain
+from bnn_kernels.model.inputs import as_channels_last, fill_inputs
+from bnn_kernels.model.program import Program, input_register
+from bnn_kernels.runtime.arrays import new_array
+from bnn_kernels.runtime.recording import Recording
+from bnn_kernels.runtime.threads import play_kernels
+from bnn_kernels.runtime.workspace import Workspace, Workspaces, contiguous, empty, in_use
+
+# Numbers of images in a call of which a model remembers the calls; each keeps the memory of its registers.
+MOST_RECORDED = 2
+# Bytes of registers that are worked on at a time.
+AT_A_TIME = 1 << 24
+
+
+class _Recorded(NamedTuple):
+    """A recorded call: the memory of its inputs, and the registers that its outputs are in."""
+
+    recording: Recording
+    inputs: list[np.ndarray]
+    registers: dict[str, Any]
+
+
+def _memory(value: Any) -> np.ndarray:
+    return value.words if isinstance(value, BitTensor) else value
+
+
+def _one_or_all(results: Sequence[np.ndarray]) -> Any:
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+class Executor:
+    """Runs a program; several threads may call one executor at the same time.
+
+    records: whether calls are recorded. most_images: how many images are taken at a time.
+    """
+
+    def __init__(self, program: Program):
+        self._program = program
+        self._workspaces = Workspaces()
+        self.records = program.recordable
+        self.most_images = max(1, AT_A_TIME // program.bytes_of_an_image())
+
+    def enter(self, *arrays: np.ndarray) -> dict[str, Any]:
+        """Return the input registers: checked, float32, maps channels last."""
+        self._program.check(arrays)
+        ready = (plain(np.asarray(x, np.float32)) for x in arrays)
+        return {input_register(i): contiguous(as_channels_last(x)) for i, x in enumerate(ready)}
+
+    def _leave(self, registers: dict[str, Any], own: bool) -> list[np.ndarray]:
+        """Return the outputs, channels first; own: copies whatever they are."""
+        results = []
+        for register, shape in self._program.outputs:
+            y = registers[register]
+            y = y.transpose(0, 3, 1, 2) if y.ndim == 4 else y
+            y = y.copy() if own else np.ascontiguousarray(y)
+            results.append(y.reshape(-1, *shape))
+        return results
+
+    def call(self, inputs: Sequence[np.ndarray]) -> Any:
+        """Return the outputs of checked inputs, in memory that is the caller's alone."""
+        # Kernels are compiled for arrays that can be written.
+        for x in inputs:
+            if not x.flags.writeable:
+                inputs = tuple(map(plain, inputs))
+                break
+        count, most = len(inputs[0]), self.most_images
+        if count <= most:
+            return _one_or_all(self._call(inputs))
+        results: list[np.ndarray] = []
+        for first in range(0, count, most):
+            part = self._call([x[first : first + most] for x in inputs])
+            for i, y in enumerate(part):
+                if first == 0:
+                    results.append(new_array((count, *y.shape[1:]), np.float32, "the output"))
+                results[i][first : first + most] = y
+        return _one_or_all(results)
+
+    def _call(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        count = len(inputs[0])
+        workspace = self._workspaces.take()
+        try:
+            recorded = workspace.recorded.get(count)
+            if recorded is not None:
+                return self._play(recorded, inputs)
+            if self.records and workspace.last == count:
+                return self._record(workspace, count, inputs)
+            workspace.last = count
+            return self._run_once(workspace, inputs)
+        finally:
+            self._workspaces.give_back(workspace)
+
+    def _run_once(self, workspace: Workspace, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        with in_use(workspace):
+            registers = self._run(workspace, self.enter(*inputs))
+            # What a caller gets is his alone: not the memory of an input, nor that of another output.
+            results: list[np.ndarray] = []
+            for y in self._leave(registers, own=False):
+                shared = any(np.may_share_memory(y, other) for other in (*inputs, *results))
+                results.append(y.copy() if shared else y)
+            for register in {register for register, _ in self._program.outputs}:
+                if not any(np.may_share_memory(registers[register], y) for y in results):
+                    workspace.drop(registers[register])
+        return results
+
+    def _run(self, workspace: Workspace, registers: dict[str, Any]) -> dict[str, Any]:
+        """Return what is left in the registers after all steps."""
+        workspace.keep(registers.values())
+        for step, names, outputs, dead, _given in self._program.placed:
+            value = step.run(*[registers[name] for name in names])
+            values = (value,) if len(outputs) == 1 else value
+            registers.update(zip(outputs, values, strict=True))
+            workspace.keep(map(_memory, values))
+            for name in dead:
+                workspace.drop(_memory(registers.pop(name)))
+        return registers
+
+    def _record(self, workspace: Workspace, count: int, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run and record a call, in memory that stays the recording's own."""
+        workspace.clear()
+        recording = Recording()
+        with in_use(own := Workspace()):
+            given = [empty(as_channels_last(x).shape, np.float32) for x in inputs]
+            registers: dict[str, Any] = {input_register(i): x for i, x in enumerate(given)}
+            fill_inputs(given, inputs)
+            with recording.running():
+                registers = self._run(own, registers)
+            results = self._leave(registers, own=True)
+        while len(workspace.recorded) >= MOST_RECORDED:
+            workspace.recorded.pop(next(iter(workspace.recorded)))
+        workspace.recorded[count] = _Recorded(recording, given, registers)
+        return results
+
+    def _play(self, recorded: _Recorded, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        fill_inputs(recorded.inputs, inputs)
+        recorded.recording.play(play_kernels)
+        return self._leave(recorded.registers, own=True)
+
+    def trace(self, inputs: Sequence[np.ndarray], replace: Callable[[str, Any], Any]) -> Any:
+        """Run step by step; `replace(register, value)` sees each value and returns what later steps are to get."""
+        registers = self.enter(*inputs)
+        for placed in self._program.placed:
+            value = placed.step.run(*[registers[name] for name in placed.inputs])
+            values = (value,) if len(placed.outputs) == 1 else value
+            for name, part in zip(placed.outputs, values, strict=True):
+                registers[name] = replace(name, part)
+        return _one_or_all(self._leave(registers, own=True))

@@ -1,0 +1,131 @@
+"""A plan as it runs: its steps built and checked against each other, and when each register is last read."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bnn_kernels.errors import PlanError
+from bnn_kernels.steps.base import STEPS, Spec, Step, StepSpec, check_shape, need
+
+INPUT = "x"
+
+
+def input_register(index: int) -> str:
+    """Return the register of an input: "x", "x1", "x2", ..."""
+    return INPUT if index == 0 else f"{INPUT}{index}"
+
+
+def as_spec_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a value has within a plan: a sequence (C, L) is a map of one row."""
+    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+
+
+class Placed(NamedTuple):
+    """A built step, the registers that it reads and writes, those that nobody reads after it, and what it reads."""
+
+    step: Step
+    inputs: list[str]
+    outputs: list[str]
+    dead: list[str]
+    given: list[Spec]
+
+
+class Program:
+    """The steps of a plan, in order.
+
+    input_shapes: without the batch. outputs: (register, shape), or None for what the last step writes first. specs: of
+    every register. PlanError if a step is malformed or the steps do not fit together.
+    """
+
+    def __init__(
+        self,
+        input_shapes: Sequence[tuple[int, ...]],
+        steps: Sequence[StepSpec],
+        outputs: Sequence[tuple[str, Sequence[int]]] | None,
+    ):
+        need(len(steps) > 0, "a plan needs at least one step")
+        self.input_shapes = list(input_shapes)
+        self.specs = {input_register(i): Spec("float", as_spec_shape(shape)) for i, shape in enumerate(input_shapes)}
+        self.placed: list[Placed] = []
+        for index, spec in enumerate(steps):
+            self._add(index, spec)
+        self.outputs = self._check_outputs(steps[-1].output, outputs)
+        kept = {register for register, _ in self.outputs}
+        for placed in reversed(self.placed):
+            for register in {*placed.inputs, *placed.outputs} - kept:
+                placed.dead.append(register)
+                kept.add(register)
+        # An input may be of integers if they are rows of tables.
+        self.takes_integers = [
+            all(spec.op == "embedding" for spec in steps if input_register(i) in spec.inputs)
+            for i in range(len(input_shapes))
+        ]
+
+    def _add(self, index: int, spec: StepSpec) -> None:
+        where = f"step {index} ({spec.op}{', from ' + spec.source if spec.source else ''})"
+        if spec.op not in STEPS:
+            raise PlanError(f"{where}: unknown op; this version knows {', '.join(sorted(STEPS))}")
+        missing = [name for name in spec.inputs if name not in self.specs]
+        if missing:
+            raise PlanError(f"{where}: reads {missing[0]!r}, which no earlier step writes")
+        try:
+            built = STEPS[spec.op](spec.attrs, spec.tensors)
+            need(len(spec.inputs) == built.arity, f"takes {built.arity} inputs, got {len(spec.inputs)}")
+            inputs = [self.specs[name] for name in spec.inputs]
+            made = built.infer(inputs)
+            made = (made,) if isinstance(made, Spec) else made
+            need(len(spec.outputs) == len(made), f"writes {len(made)} outputs, got names for {len(spec.outputs)}")
+            for name, out in zip(spec.outputs, made, strict=True):
+                need(name not in self.specs, f"writes {name!r} a second time")
+                check_shape(out.shape, "output")
+                self.specs[name] = out
+        except (PlanError, ValueError, TypeError, OverflowError) as error:
+            raise PlanError(f"{where}: {error}") from None
+        self.placed.append(Placed(built, list(spec.inputs), list(spec.outputs), [], inputs))
+
+    def _check_outputs(
+        self, last: str, outputs: Sequence[tuple[str, Sequence[int]]] | None
+    ) -> list[tuple[str, tuple[int, ...]]]:
+        try:
+            given = [(last, self.specs[last].shape)] if outputs is None else outputs
+            checked = [(register, check_shape(shape, "output")) for register, shape in given]
+        except TypeError:
+            raise PlanError(f"outputs must be (register, shape) pairs, got {outputs!r:.200}") from None
+        need(len(checked) > 0, "a plan needs at least one output")
+        for register, shape in checked:
+            need(register in self.specs, f"output {register!r} is written by no step")
+            need(self.specs[register].kind != "bits", "a plan ends with numbers, not with bits")
+            need(as_spec_shape(shape) == self.specs[register].shape, f"output {register!r} has not shape {shape}")
+        return checked
+
+    @property
+    def recordable(self) -> bool:
+        """Whether all that the steps do to numbers can be recorded and played back."""
+        return all(placed.step.recordable for placed in self.placed)
+
+    def bytes_of_an_image(self) -> int:
+        """Return the most bytes that the registers of one image take at a time."""
+        live = {input_register(i) for i in range(len(self.input_shapes))}
+        most = 0
+        for placed in self.placed:
+            live.update(placed.outputs)
+            most = max(most, sum(self.specs[name].nbytes for name in live))
+            live.difference_update(placed.dead)
+        return most
+
+    def check(self, arrays: Sequence[np.ndarray]) -> None:
+        """TypeError or ValueError unless these are the inputs of a call."""
+        if len(arrays) != len(self.input_shapes):
+            raise TypeError(f"the model takes {len(self.input_shapes)} inputs, got {len(arrays)}")
+        for i, (x, shape) in enumerate(zip(arrays, self.input_shapes, strict=True)):
+            which = "the input" if len(arrays) == 1 else f"input {i}"
+            if type(x) is not np.ndarray and (not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray)):
+                raise TypeError(f"{which} must be a NumPy float array, got {type(x).__name__}")
+            kind, size = x.dtype.kind, x.dtype.itemsize
+            if not (kind == "f" and size <= 8) and not (kind in "iu" and self.takes_integers[i]):
+                raise TypeError(f"{which} must be a NumPy float array, got {x.dtype}")
+            if x.ndim == 0 or x.shape[1:] != shape:
+                raise ValueError(f"{which} must have shape (N, {', '.join(map(str, shape))}), got {x.shape}")
+            if len(x) != len(arrays[0]):
+                raise ValueError(f"the inputs must have the same length, got {[len(a) for a in arrays]}")

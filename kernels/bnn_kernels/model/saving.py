@@ -1,0 +1,70 @@
+"""A plan as the header and tensors of a packed file, and back."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bnn_kernels.errors import PackedFileError
+from bnn_kernels.model import file_format
+from bnn_kernels.steps.base import StepSpec
+
+
+class Saved(NamedTuple):
+    """What a file holds: shapes of the inputs, steps, (register, shape) of the outputs, versions and notes."""
+
+    inputs: Sequence[tuple[int, ...]]
+    steps: Sequence[StepSpec]
+    outputs: Sequence[tuple[str, tuple[int, ...]]]
+    info: dict[str, Any]
+    versions: dict[str, str]
+
+
+def write(path: str | os.PathLike[str], saved: Saved) -> None:
+    """Write a packed file, whole or not at all."""
+    steps = [
+        {
+            "op": spec.op,
+            "inputs": spec.inputs,
+            "outputs": spec.outputs,
+            "attrs": spec.attrs,
+            "tensors": sorted(spec.tensors),
+            "sources": spec.sources,
+        }
+        for spec in saved.steps
+    ]
+    header = {
+        "inputs": [list(shape) for shape in saved.inputs],
+        "outputs": [[register, list(shape)] for register, shape in saved.outputs],
+        "steps": steps,
+        "versions": saved.versions,
+        "info": saved.info,
+    }
+    tensors = {f"{i}.{name}": t for i, spec in enumerate(saved.steps) for name, t in spec.tensors.items()}
+    file_format.write(path, header, tensors)
+
+
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"expected a list of names, got {value!r}")
+    return list(value)
+
+
+def read(path: str | os.PathLike[str]) -> Saved:
+    """Return what a packed file holds, its tensors still in the file; PackedFileError if it is damaged."""
+    header, tensors = file_format.read(path)
+    try:
+        steps = []
+        for index, step in enumerate(header["steps"]):
+            own: dict[str, np.ndarray] = {name: tensors.pop(f"{index}.{name}") for name in _names(step["tensors"])}
+            registers = _names(step["inputs"]), _names(step["outputs"])
+            steps.append(StepSpec(str(step["op"]), *registers, dict(step["attrs"]), own, _names(step["sources"])))
+        inputs = [tuple(shape) for shape in header["inputs"]]
+        outputs = [(str(register), tuple(shape)) for register, shape in header["outputs"]]
+        saved = Saved(inputs, steps, outputs, dict(header["info"]), dict(header["versions"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PackedFileError(f"{path}: malformed header: {error!r}") from None
+    if tensors:
+        raise PackedFileError(f"{path}: tensor {min(tensors)!r} belongs to no step")
+    return saved

@@ -1,0 +1,81 @@
+"""What the kernels on bits share: how a sum of products becomes counts of bits, and the rows of bits that they read.
+
+With bits a of the input and w of the weight, a product of two plane values is
+    {-1,+1} x {-1,+1}:  (1 - 2a)(1 - 2w) = 1 - 2 (a^w)
+    a {0,1}, w {-1,+1}:       a (1 - 2w) = (a^w) - w
+    a {-1,+1}, w {0,1}:       (1 - 2a) w = w - 2 (a&w)
+    {0,1}   x {0,1}   :                         a&w
+so a dot product is a factor times popcount(a ^ w) or popcount(a & w), plus what depends on taps and weights alone. Taps
+outside a zero-padded map have a = 0 and must contribute 0, but a ^ w counts w there: that is taken back in the same
+table, one number a filter and kind of border, prepared in advance. Multi-bit operands are sums over pairs of planes,
+times their multipliers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bnn_kernels.bits.sum_range import INT32, wrapped
+from bnn_kernels.bits.tensor import code_of
+from bnn_kernels.ops.binary_conv.rows import SLACK, bit_rows, row_length
+from bnn_kernels.ops.geometry import Geometry, Maps, border_of
+from bnn_kernels.ops.weights import LANES, Weights
+
+# Positions that a kernel should get at a time at least: it computes four together.
+POSITIONS = 8
+
+
+class BitPath:
+    """Constants and input of a kernel on bits.
+
+    factors: of the kernel's sums, one for each plane (or pair of planes) of the input. excess: what these sums, times
+    their factors, count too much for each plane of the weights. most: the largest sum; by default a window's bits.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        geometry: Geometry,
+        maps: Maps,
+        factors: Sequence[int] | None = None,
+        excess: int = 0,
+        most: int | None = None,
+    ):
+        groups, own, filters = weights.groups, weights.channels, weights.filters
+        planes = len(maps.multipliers)
+        code = code_of(geometry.pad_value, maps) if geometry.pads_levels else 0
+        self._pad_bits = tuple(bool(code >> p & 1) for p in range(planes))
+        self._padding, self._groups, self._channels = geometry.padding, groups, own
+        self.xor = weights.signed
+        # Factor of a count, and what taps inside and outside the map add for each tap.
+        ones = weights.tap_ones
+        everywhere = np.full_like(ones, own * sum(weights.multipliers))
+        if weights.signed:
+            factor, inside, outside = (-2, everywhere, 2 * ones) if maps.signed else (1, -ones, -ones)
+        else:
+            factor, inside, outside = (-2, ones, 0 * ones) if maps.signed else (1, 0 * ones, 0 * ones)
+        border = border_of(geometry, maps, inside, outside)
+        self.offsets = np.zeros((*border.table.shape[:2], -(-filters // LANES) * LANES), np.int64)
+        self.offsets[..., :filters] = border.table * sum(maps.multipliers)
+        self.offsets[..., :filters] -= factor * excess * sum(weights.multipliers)
+        pairs = [factor * a * b for a in factors or maps.multipliers for b in weights.multipliers]
+        # With one pair of planes the kernel hands on the bare count.
+        self.single = len(pairs) == 1
+        self.factor = int(pairs[0]) if self.single else 1
+        largest = weights.products if most is None else most
+        counts = [largest * p for p in ([1] if self.single else pairs)]
+        self.sums_fit = sum(c for c in counts if c > 0) < INT32.max and sum(c for c in counts if c < 0) >= INT32.min
+        (h, w), kernel = maps.extent, geometry.kernel
+        row_words = row_length(w, own, geometry.padding[1])
+        size = (*maps.out, h + 2 * geometry.padding[0], groups, own, filters, row_words, planes)
+        moves = (*kernel, *geometry.stride, *geometry.dilation)
+        self._tables = (wrapped(np.array(self.factor))[()], wrapped(self.offsets).reshape(-1))
+        self._rest = (border.y_kind, border.x_kind, wrapped(np.array(pairs, np.int64)), size, moves)
+        # Steps of the inner loop for a position.
+        self._work = weights.words.size // LANES * planes
+
+    def take(self, words: np.ndarray) -> tuple[Any, ...]:
+        """Return (rows, words of a plane): dense rows of bits, see `bit_rows`."""
+        rows = bit_rows(words, self._channels, self._groups, self._padding, self._pad_bits)
+        return rows, (len(rows) - SLACK) // len(words)

@@ -1,0 +1,74 @@
+"""How a filter moves over a map: sizes of outputs, and which taps lie outside the map at which positions."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Geometry(NamedTuple):
+    """Kernel size, stride, padding and dilation, each (y, x); groups; and the integer level outside the map."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    pad_value: int
+
+    @property
+    def pads_levels(self) -> bool:
+        """Whether positions outside the map hold a level; otherwise they contribute nothing."""
+        return self.pad_value != 0 and self.padding != (0, 0)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return (Ho, Wo) for an (H, W) map; ValueError if the filter does not fit."""
+        size = []
+        sides = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        for extent, k, s, p, d in sides:
+            if extent + 2 * p < d * (k - 1) + 1:
+                raise ValueError(
+                    f"the {self.kernel[0]}x{self.kernel[1]} filter with dilation {self.dilation} does not fit "
+                    f"the {height}x{width} map with padding {self.padding}"
+                )
+            size.append((extent + 2 * p - d * (k - 1) - 1) // s + 1)
+        return size[0], size[1]
+
+
+class Maps(NamedTuple):
+    """The inputs that a plan is made for: size of the map, size of the output, and the planes of the levels."""
+
+    extent: tuple[int, int]
+    out: tuple[int, int]
+    signed: bool
+    multipliers: tuple[int, ...]
+
+
+class Border(NamedTuple):
+    """Positions with the same taps inside the map are of one kind of border: their sums need the same constant.
+
+    y_kind int32 (Ho,), x_kind int32 (Wo,): y_kind[oy] + x_kind[ox] is the row of the table for output (oy, ox).
+    """
+
+    y_kind: np.ndarray
+    x_kind: np.ndarray
+    table: np.ndarray
+
+
+def border_of(geometry: Geometry, maps: Maps, inside: np.ndarray, outside: np.ndarray) -> Border:
+    """Return the constants int64 (kinds, G, filters of a group) of a layer.
+
+    inside, outside: int64 (G, filters of a group, kh, kw), what a tap adds where it lies inside the map, and outside.
+    Taps on a border that holds a level count as inside.
+    """
+    kinds, masks = [], []
+    for axis in range(2):
+        k, s, p, d = (v[axis] for v in (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation))
+        tap = np.arange(maps.out[axis])[:, None] * s - p + np.arange(k) * d
+        frame = p if geometry.pads_levels else 0
+        within = (tap >= -frame) & (tap < maps.extent[axis] + frame)
+        mask, kind = np.unique(within, axis=0, return_inverse=True)
+        masks.append(mask.astype(np.int64))
+        kinds.append(kind.reshape(-1))
+    table = np.einsum("yk,xl,gfkl->yxgf", *masks, inside - outside) + outside.sum((2, 3))
+    y_kind, x_kind = kinds[0] * len(masks[1]), kinds[1]
+    return Border(y_kind.astype(np.int32), x_kind.astype(np.int32), table.reshape(-1, *table.shape[2:]))

@@ -1,0 +1,48 @@
+"""In which form levels are multiplied: the instruction, and how wide an operand is."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bnn_kernels.compile.isa import has, isa
+from bnn_kernels.ops.geometry import Maps
+from bnn_kernels.ops.integer_conv.levels import input_code
+from bnn_kernels.ops.weights import Weights
+
+
+class Form(NamedTuple):
+    """How levels are held: product (see `_simd_dot`), lanes of a vector, and elements that a lane takes in a step.
+
+    packed: bits that a weight takes in memory, 1, 2 or 4 of a byte that holds the codes of 8, 4 or 2 steps; or 8 (16).
+    """
+
+    product: str
+    lanes: int
+    elements: int
+    packed: int = 8
+
+    @property
+    def dtype(self) -> Any:
+        """The element's type, weights and inputs alike; bytes of inputs are read as unsigned."""
+        return np.int8 if self.elements == 4 else np.int16
+
+
+def form_for(weights: Weights, maps: Maps) -> Form | None:
+    """Return the form in which this CPU multiplies such levels; None if no form holds them.
+
+    `packed` is that of bytes; `lanes.packed_bits` says where fewer bits do.
+    """
+    code = input_code(maps)
+    levels = weights.level_values
+    low, high = int(levels.min()), int(levels.max())
+    path = isa()
+    if code.largest <= 255 and low >= -128 and high <= 127:
+        if path == "avx512" and has("avx512vnni"):
+            return Form("vnni", 16, 4)
+        if path == "avx2" and has("avxvnni"):
+            return Form("vnni", 8, 4)
+        if path == "avx2" and 2 * code.largest * weights.largest <= np.iinfo(np.int16).max:
+            return Form("pairs", 8, 4)
+    if max(code.largest, weights.largest) > np.iinfo(np.int16).max:
+        return None
+    return Form("shorts", 16 if path == "avx512" and has("avx512bw") else 8, 2, 16)

@@ -1,0 +1,177 @@
+"""The convolution kernel of several bits: products of whole levels instead of pairs of bit planes.
+
+A product of two 8-bit levels is 64 population counts but one byte product. Lanes are filters, and one step multiplies
+four neighbouring bytes of a position (two 16-bit numbers) with those of 16 or 8 filters. No im2col: a table says how
+far from a window's first element each step begins. With u for the input's levels, see `levels`,
+    dot = sum level_x level_w = factor * sum u level_w  +  shift * sum of the weights under the filter
+and what lies outside the map is u = `outside` there, taken back where it should count as nothing.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from bnn_kernels.bits.sum_range import LARGEST_SUM, wrapped
+from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.compile.simd import int32x8
+from bnn_kernels.compile.simd.int32_products import dots
+from bnn_kernels.ops import outputs
+from bnn_kernels.ops.geometry import Geometry, Maps, border_of
+from bnn_kernels.ops.integer_conv.form import Form
+from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_offsets
+from bnn_kernels.ops.integer_conv.levels import elements_of, input_code
+from bnn_kernels.ops.integer_conv.tiles import expanders, tiles, tiles_of_pairs
+from bnn_kernels.ops.weights import LANES, Weights
+from bnn_kernels.runtime.threads import run_rows
+
+# Positions that one share of the work has: whole tiles of six.
+CHUNK = 48
+
+
+@inline
+def _no_block(w, j, steps, levels, to):
+    """Stands where weights are not packed."""
+
+
+@inline
+def _no_one(x, offsets, at, w, j, levels, sums):
+    """Stands where weights are not packed."""
+
+
+@functools.cache
+def byte_kernel(sink_name: str, form: Form) -> Any:
+    """Return the kernel with this way out and form.
+
+    kernel(x, offsets, w, levels, starts, kind_at, size, tables, sink, first, last) computes shares first..last of
+    (blocks of 2 * lanes filters over all groups, chunks of CHUNK positions);
+    x flat, see `levels.fill_kernel`; offsets, see `lanes.step_offsets`; w and levels, see `lanes.LaneWeights`;
+    starts uint64 (Ho * Wo,): where windows begin; kind_at int64 (Ho * Wo,): where the table rows of a position's
+    kind of border begin, in lanes of 8;
+    size = (elements of an image, positions, Ho * Wo, filters of a group, channels of a group, blocks of a group,
+    steps that int16 sums have room for); tables, sink: see `ops.outputs`.
+    """
+    write, prepare = getattr(outputs, sink_name), outputs.PREPARE[sink_name]
+    simd = dots(form.lanes, form.product)
+    six, one = (tiles_of_pairs if form.product == "pairs" else tiles)(simd, form.elements)
+    lanes, elements = form.lanes, form.elements
+    width = 2 * lanes
+    packs = form.packed < 8
+    fields = 8 // form.packed if packs else 1
+    spread_block, one_packed = expanders(simd, form.packed) if packs else (_no_block, _no_one)
+
+    def multiply(x, offsets, w, levels, starts, kind_at, size, tables, sink, first, last):
+        image, positions, per_image, filters, own, blocks, room = size
+        chunks = (positions + CHUNK - 1) // CHUNK
+        padded = (filters + 7) // 8 * 8
+        ready = prepare(sink)
+        sums = np.empty(6 * width, np.int32)
+        scratch = np.empty(8, np.int32)
+        begin, kinds = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
+        block_size = len(offsets) * width * elements // fields
+        spreads = packs and positions > 1
+        room_for = np.empty(len(offsets) * width * elements if spreads else 0, np.int8)
+        spread_is = -1
+        for share in range(first, last):
+            block = share // chunks
+            g = block // blocks
+            f = (block - g * blocks) * width
+            j = np.uint64(block * block_size)
+            if spreads and spread_is != block:
+                spread_block(w, j, len(offsets), levels, room_for)
+                spread_is = block
+            start = (share - block * chunks) * CHUNK
+            count = min(CHUNK, positions - start)
+            n = start // per_image
+            place = start - n * per_image
+            for i in range(count):
+                begin[i] = np.uint64(n * image + g * own) + starts[place]
+                kinds[i] = kind_at[place] + g * padded + f
+                place += 1
+                if place == per_image:
+                    place = 0
+                    n += 1
+            i = 0
+            while i < count:
+                if i == count - 1 or count == 1:
+                    tile, here = i, 1
+                    if packs:
+                        if spreads:
+                            one(x, offsets, begin[i], room_for, np.uint64(0), room, sums)
+                        else:
+                            one_packed(x, offsets, begin[i], w, j, levels, sums)
+                    else:
+                        one(x, offsets, begin[i], w, j, room, sums)
+                else:
+                    # A last tile of fewer than six positions begins earlier and writes some sums again.
+                    tile = max(0, min(i, count - 6))
+                    end = count - 1
+                    here = min(6, count)
+                    at = (
+                        begin[tile],
+                        begin[min(tile + 1, end)],
+                        begin[min(tile + 2, end)],
+                        begin[min(tile + 3, end)],
+                        begin[min(tile + 4, end)],
+                        begin[min(tile + 5, end)],
+                    )
+                    if packs:
+                        six(x, offsets, at, room_for, np.uint64(0), room, sums)
+                    else:
+                        six(x, offsets, at, w, j, room, sums)
+                for k in range(here):
+                    for v in range(0, min(width, padded - f), 8):
+                        value = int32x8.load(sums, np.uint64(k * width + v))
+                        channel = g * filters + f + v
+                        left = filters - f - v
+                        write(value, kinds[tile + k] + v, start + tile + k, channel, left, tables, ready, scratch)
+                i = tile + here
+
+    multiply.__name__ = multiply.__qualname__ = f"multiply_{form.product}{form.lanes}_{form.packed}_{sink_name}"
+    return jit(multiply)
+
+
+class ProductPath:
+    """Products of levels, see `ops.conv_path.ConvPath`."""
+
+    def __init__(self, weights: Weights, geometry: Geometry, maps: Maps, form: Form):
+        form = form._replace(packed=packed_bits(weights, geometry, form))
+        code = input_code(maps)
+        found = code.of(geometry.pad_value)
+        if found is None and geometry.pads_levels:
+            raise ValueError(f"pad_value {geometry.pad_value} is not a level of the input ({maps.multipliers})")
+        # Where nothing stands for 0, what is outside is 0 as a number and taken back.
+        outside = 0 if found is None else found
+        levels = weights.tap_levels
+        border = border_of(geometry, maps, code.shift * levels, -code.factor * outside * levels)
+        lanes = -(-weights.filters // LANES) * LANES
+        self.factor = code.factor
+        self.sums_fit = code.largest * weights.largest * weights.products <= LARGEST_SUM
+        self.offsets = np.zeros((*border.table.shape[:2], lanes), np.int64)
+        self.offsets[..., : weights.filters] = border.table
+        self._tables = (np.int32(self.factor), wrapped(self.offsets).reshape(-1))
+        (h, w), (py, px), (sy, sx) = maps.extent, geometry.padding, geometry.stride
+        width, channels = w + 2 * px, weights.channels * weights.groups
+        offsets = step_offsets((width, channels), geometry, weights.channels, form)
+        held = weights.layout(form, lambda: lane_weights(weights, geometry, form))
+        starts = (np.arange(maps.out[0])[:, None] * sy * width + np.arange(maps.out[1]) * sx) * channels
+        kind_at = (border.y_kind[:, None] + border.x_kind.astype(np.int64)) * (weights.groups * lanes)
+        blocks = -(-weights.filters // (2 * form.lanes))
+        room = max(1, np.iinfo(np.int16).max // (2 * code.largest * weights.largest))
+        self._image = (h + 2 * py) * width * channels
+        self._size = (maps.out[0] * maps.out[1], weights.filters, weights.channels, blocks, room)
+        self._head = (offsets, held.lanes, held.tables, starts.reshape(-1).astype(np.uint64), kind_at.reshape(-1))
+        self._shares = weights.groups * blocks
+        self._form = form
+        multipliers = np.array(maps.multipliers, np.int32)
+        self._input = (channels, geometry.padding, form.dtype, multipliers, code.base, outside)
+
+    def take(self, words: np.ndarray) -> tuple[Any, ...]:
+        """Return the levels of the map with its border."""
+        return (elements_of(words, *self._input),)
+
+    def run(self, taken: tuple[Any, ...], positions: int, output: str, sink: tuple[Any, ...]) -> None:
+        """Compute all positions into a sink."""
+        size = (self._image, positions, *self._size)
+        shares, work = self._shares * -(-positions // CHUNK), positions * self._shares * len(self._head[0])
+        run_rows(byte_kernel(output, self._form), shares, work, *taken, *self._head, size, self._tables, sink)

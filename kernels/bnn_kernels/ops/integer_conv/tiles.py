@@ -1,0 +1,248 @@
+"""Inner loops of the products: six windows, or one, by two vectors of filters, with all sums in registers.
+
+Six windows use each vector of weights six times. One window, a linear layer's at batch 1, reads every weight once: it
+is bound by memory, so weights of fewer bits than a byte are expanded in registers.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from bnn_kernels.compile.jit import inline
+
+
+def _operations(simd: Any) -> tuple[Any, ...]:
+    """Return the operations by themselves: Numba takes compiled functions, not objects that hold them."""
+    return simd.zero, simd.load, simd.broadcast, simd.dot, simd.add, simd.store
+
+
+def expanders(simd: Any, packed: int) -> tuple[Any, Any]:
+    """Return (expand, one) of weights whose codes lie several to a byte.
+
+    Four bits of a byte are the place in a table of 16 levels: with codes of 4 bits one table says it all, with codes
+    of 2 bits one says the level of the first code and one that of the second, with codes of 1 bit there are four.
+    """
+    zero, load, broadcast, dot, add, store = _operations(simd)
+    look_up, low_halves, high_halves, keep, table = (
+        simd.look_up, simd.low_halves, simd.high_halves, simd.keep, simd.table,
+    )  # fmt: skip
+    second, stride = np.uint64(4 * simd.lanes), np.uint64(8 * simd.lanes)
+
+    @inline
+    def expand_1(v, t):
+        low, high = low_halves(v), high_halves(v)
+        return (
+            look_up(t[0], low), look_up(t[1], low), look_up(t[2], low), look_up(t[3], low),
+            look_up(t[0], high), look_up(t[1], high), look_up(t[2], high), look_up(t[3], high),
+        )  # fmt: skip
+
+    @inline
+    def expand_2(v, t):
+        low, high = low_halves(v), high_halves(v)
+        return look_up(t[0], low), look_up(t[1], low), look_up(t[0], high), look_up(t[1], high)
+
+    @inline
+    def expand_4(v, t):
+        return look_up(t[0], low_halves(v)), look_up(t[0], high_halves(v))
+
+    expand = {1: expand_1, 2: expand_2, 4: expand_4}[packed]
+    fields = 8 // packed
+
+    @inline
+    def tables(levels):
+        return table(levels[:16]), table(levels[16:32]), table(levels[32:48]), table(levels[48:])
+
+    @inline
+    def spread_block(w, j, steps, levels, to):
+        """Write the levels of a block's steps as bytes: to (steps, 2, 4 * lanes)."""
+        t = tables(levels)
+        at = np.uint64(0)
+        for _ in range(0, steps, fields):
+            u, v = expand(load(w, j), t), expand(load(w, j + second), t)
+            j += stride
+            for f in range(fields):
+                keep(to, at, u[f])
+                keep(to, at + second, v[f])
+                at += stride
+
+    @inline
+    def one_1(x, offsets, at, w, j, levels, sums):
+        t = tables(levels)
+        s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero()
+        for k in range(0, len(offsets), 8):
+            u, v = expand(load(w, j), t), expand(load(w, j + second), t)
+            j += stride
+            b = broadcast(x, at + offsets[k])
+            s0, t0 = dot(s0, b, u[0]), dot(t0, b, v[0])
+            b = broadcast(x, at + offsets[k + 1])
+            s1, t1 = dot(s1, b, u[1]), dot(t1, b, v[1])
+            b = broadcast(x, at + offsets[k + 2])
+            s2, t2 = dot(s2, b, u[2]), dot(t2, b, v[2])
+            b = broadcast(x, at + offsets[k + 3])
+            s3, t3 = dot(s3, b, u[3]), dot(t3, b, v[3])
+            b = broadcast(x, at + offsets[k + 4])
+            s0, t0 = dot(s0, b, u[4]), dot(t0, b, v[4])
+            b = broadcast(x, at + offsets[k + 5])
+            s1, t1 = dot(s1, b, u[5]), dot(t1, b, v[5])
+            b = broadcast(x, at + offsets[k + 6])
+            s2, t2 = dot(s2, b, u[6]), dot(t2, b, v[6])
+            b = broadcast(x, at + offsets[k + 7])
+            s3, t3 = dot(s3, b, u[7]), dot(t3, b, v[7])
+        store(sums, np.uint64(0), add(add(s0, s1), add(s2, s3)))
+        store(sums, np.uint64(simd_lanes), add(add(t0, t1), add(t2, t3)))
+
+    @inline
+    def one_2(x, offsets, at, w, j, levels, sums):
+        t = tables(levels)
+        s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero()
+        for k in range(0, len(offsets), 4):
+            u, v = expand(load(w, j), t), expand(load(w, j + second), t)
+            j += stride
+            b = broadcast(x, at + offsets[k])
+            s0, t0 = dot(s0, b, u[0]), dot(t0, b, v[0])
+            b = broadcast(x, at + offsets[k + 1])
+            s1, t1 = dot(s1, b, u[1]), dot(t1, b, v[1])
+            b = broadcast(x, at + offsets[k + 2])
+            s2, t2 = dot(s2, b, u[2]), dot(t2, b, v[2])
+            b = broadcast(x, at + offsets[k + 3])
+            s3, t3 = dot(s3, b, u[3]), dot(t3, b, v[3])
+        store(sums, np.uint64(0), add(add(s0, s1), add(s2, s3)))
+        store(sums, np.uint64(simd_lanes), add(add(t0, t1), add(t2, t3)))
+
+    @inline
+    def one_4(x, offsets, at, w, j, levels, sums):
+        t = tables(levels)
+        s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero()
+        for k in range(0, len(offsets), 4):
+            u, v = expand(load(w, j), t), expand(load(w, j + second), t)
+            j += stride
+            b = broadcast(x, at + offsets[k])
+            s0, t0 = dot(s0, b, u[0]), dot(t0, b, v[0])
+            b = broadcast(x, at + offsets[k + 1])
+            s1, t1 = dot(s1, b, u[1]), dot(t1, b, v[1])
+            u, v = expand(load(w, j), t), expand(load(w, j + second), t)
+            j += stride
+            b = broadcast(x, at + offsets[k + 2])
+            s2, t2 = dot(s2, b, u[0]), dot(t2, b, v[0])
+            b = broadcast(x, at + offsets[k + 3])
+            s3, t3 = dot(s3, b, u[1]), dot(t3, b, v[1])
+        store(sums, np.uint64(0), add(add(s0, s1), add(s2, s3)))
+        store(sums, np.uint64(simd_lanes), add(add(t0, t1), add(t2, t3)))
+
+    simd_lanes = simd.lanes
+    return spread_block, {1: one_1, 2: one_2, 4: one_4}[packed]
+
+
+def tiles(simd: Any, elements: int) -> tuple[Any, Any]:
+    """Return the inner loops over six windows and over one, both with two vectors of filters."""
+    zero, load, broadcast, dot, add, store = _operations(simd)
+    lanes = simd.lanes
+    second, stride = np.uint64(lanes * elements), np.uint64(2 * lanes * elements)
+
+    @inline
+    def six(x, offsets, at, w, j, room, sums):
+        """Write the products of six windows, which begin at `at`, with 2 * lanes filters to sums (6, 2 * lanes)."""
+        a0, a1, a2, a3, a4, a5 = at
+        s0 = s1 = s2 = s3 = s4 = s5 = t0 = t1 = t2 = t3 = t4 = t5 = zero()
+        for k in range(len(offsets)):
+            o = offsets[k]
+            u = load(w, j)
+            v = load(w, j + second)
+            j += stride
+            b = broadcast(x, a0 + o)
+            s0, t0 = dot(s0, b, u), dot(t0, b, v)
+            b = broadcast(x, a1 + o)
+            s1, t1 = dot(s1, b, u), dot(t1, b, v)
+            b = broadcast(x, a2 + o)
+            s2, t2 = dot(s2, b, u), dot(t2, b, v)
+            b = broadcast(x, a3 + o)
+            s3, t3 = dot(s3, b, u), dot(t3, b, v)
+            b = broadcast(x, a4 + o)
+            s4, t4 = dot(s4, b, u), dot(t4, b, v)
+            b = broadcast(x, a5 + o)
+            s5, t5 = dot(s5, b, u), dot(t5, b, v)
+        to = np.uint64(0)
+        for s in (s0, t0, s1, t1, s2, t2, s3, t3, s4, t4, s5, t5):
+            store(sums, to, s)
+            to += np.uint64(lanes)
+
+    @inline
+    def one(x, offsets, at, w, j, room, sums):
+        """Write the products of one window with 2 * lanes filters to sums (2 * lanes,): weights are one stream."""
+        s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero()
+        steps = len(offsets)
+        whole = steps - steps % 4
+        for k in range(0, whole, 4):
+            b = broadcast(x, at + offsets[k])
+            s0, t0 = dot(s0, b, load(w, j)), dot(t0, b, load(w, j + second))
+            j += stride
+            b = broadcast(x, at + offsets[k + 1])
+            s1, t1 = dot(s1, b, load(w, j)), dot(t1, b, load(w, j + second))
+            j += stride
+            b = broadcast(x, at + offsets[k + 2])
+            s2, t2 = dot(s2, b, load(w, j)), dot(t2, b, load(w, j + second))
+            j += stride
+            b = broadcast(x, at + offsets[k + 3])
+            s3, t3 = dot(s3, b, load(w, j)), dot(t3, b, load(w, j + second))
+            j += stride
+        for k in range(whole, steps):
+            b = broadcast(x, at + offsets[k])
+            s0, t0 = dot(s0, b, load(w, j)), dot(t0, b, load(w, j + second))
+            j += stride
+        store(sums, np.uint64(0), add(add(s0, s1), add(s2, s3)))
+        store(sums, np.uint64(lanes), add(add(t0, t1), add(t2, t3)))
+
+    return six, one
+
+
+def tiles_of_pairs(simd: Any, elements: int) -> tuple[Any, Any]:
+    """Return the same loops with sums of int16, added to those of int32 every `room` steps."""
+    zero, load, broadcast, dot, add, store = _operations(simd)
+    widened, lanes = simd.widened, simd.lanes
+    second, stride = np.uint64(lanes * elements), np.uint64(2 * lanes * elements)
+
+    @inline
+    def flush(pairs, first, sums):
+        to = np.uint64(0)
+        for pair in pairs:
+            total = widened(pair)
+            store(sums, to, total if first else add(total, load(sums, to)))
+            to += np.uint64(lanes)
+
+    @inline
+    def six(x, offsets, at, w, j, room, sums):
+        a0, a1, a2, a3, a4, a5 = at
+        steps = len(offsets)
+        for begin in range(0, steps, room):
+            s0 = s1 = s2 = s3 = s4 = s5 = t0 = t1 = t2 = t3 = t4 = t5 = zero()
+            for k in range(begin, min(begin + room, steps)):
+                o = offsets[k]
+                u = load(w, j)
+                v = load(w, j + second)
+                j += stride
+                b = broadcast(x, a0 + o)
+                s0, t0 = dot(s0, b, u), dot(t0, b, v)
+                b = broadcast(x, a1 + o)
+                s1, t1 = dot(s1, b, u), dot(t1, b, v)
+                b = broadcast(x, a2 + o)
+                s2, t2 = dot(s2, b, u), dot(t2, b, v)
+                b = broadcast(x, a3 + o)
+                s3, t3 = dot(s3, b, u), dot(t3, b, v)
+                b = broadcast(x, a4 + o)
+                s4, t4 = dot(s4, b, u), dot(t4, b, v)
+                b = broadcast(x, a5 + o)
+                s5, t5 = dot(s5, b, u), dot(t5, b, v)
+            flush((s0, t0, s1, t1, s2, t2, s3, t3, s4, t4, s5, t5), begin == 0, sums)
+
+    @inline
+    def one(x, offsets, at, w, j, room, sums):
+        steps = len(offsets)
+        for begin in range(0, steps, room):
+            s0 = t0 = zero()
+            for k in range(begin, min(begin + room, steps)):
+                b = broadcast(x, at + offsets[k])
+                s0, t0 = dot(s0, b, load(w, j)), dot(t0, b, load(w, j + second))
+                j += stride
+            flush((s0, t0), begin == 0, sums)
+
+    return six, one
