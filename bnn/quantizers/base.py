@@ -97,7 +97,7 @@ def checked_values(quantizer: Quantizer, x: Tensor) -> Tensor:
     values = quantizer(x)
     if not isinstance(values, Tensor):
         raise TypeError(f"{type(quantizer).__name__}.forward must return a tensor, got {type(values).__name__}")
-    if values.shape != x.shape:
+    if not torch.jit.is_tracing() and values.shape != x.shape:  # a tracer has no shapes to compare
         raise ValueError(
             f"{type(quantizer).__name__}.forward must keep the shape {tuple(x.shape)}, got {tuple(values.shape)}"
         )
@@ -117,7 +117,7 @@ def checked_planes(quantizer: Quantizer, x: Tensor) -> Planes:
             f"{type(planes).__name__}"
         )
     for term in planes.terms:
-        if term.bits.shape[1:] != x.shape:
+        if not torch.jit.is_tracing() and term.bits.shape[1:] != x.shape:
             raise PlanesError(
                 f"{name}: bits must have shape (P, *x.shape) = (P, {', '.join(map(str, x.shape))}), got "
                 f"{tuple(term.bits.shape)}"

@@ -62,7 +62,7 @@ def fill_kernel(bits: int) -> Any:
         for row in range(first, last):
             n = row // (h + 2 * py)
             y = row - n * (h + 2 * py) - py
-            at = row * whole
+            at, end = row * whole, (row + 1) * whole
             if not 0 <= y < h:
                 out[at : at + whole] = outside
                 continue
@@ -75,8 +75,9 @@ def fill_kernel(bits: int) -> Any:
                     for p in range(len(multipliers)):
                         total = add_where(total, words[p * plane + source + v], multipliers[p])
                     here = min(64, channels - v * 64)
-                    # What is written behind a pixel's channels is overwritten by the next pixel, except behind a row.
-                    if here == 64 or x < width - 1:
+                    # What is written behind a pixel's channels is overwritten by the next ones; behind a row is another
+                    # thread's.
+                    if to + 64 <= end:
                         store(out, np.uint64(to), total)
                     else:
                         store(scratch, np.uint64(0), total)
