@@ -205,30 +205,30 @@ def test_a_compiler_that_is_busy(moment, status, tmp_path):
     assert done.returncode == status, done.stderr
 
 
-LATER = """
+LAZY = """
 import os, signal, sys, threading
-from bnn_kernels.runtime.lazy import Later
+from bnn_kernels.runtime.lazy import Lazy
 inside, leave = threading.Event(), threading.Event()
 def make():
     if threading.current_thread() is not threading.main_thread():
         inside.set()
         leave.wait()
     return 5
-later = Later(make)
-thread = threading.Thread(target=later)
+lazy = Lazy(make)
+thread = threading.Thread(target=lazy)
 thread.start()
 inside.wait()
 child = os.fork()
 if child == 0:
     signal.alarm(20)
-    os._exit(later())
+    os._exit(lazy())
 leave.set()
 thread.join()
-assert later() == 5
+assert lazy() == 5
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 def test_what_another_thread_was_making():
-    done = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, timeout=60)
     assert done.returncode == 5, done.stderr

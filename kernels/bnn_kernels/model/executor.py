@@ -42,13 +42,12 @@ def _one_or_all(results: Sequence[np.ndarray]) -> Any:
 class Executor:
     """Runs a program; several threads may call one executor at the same time.
 
-    records: whether calls are recorded. most_images: how many images are taken at a time.
+    most_images: how many images are taken at a time.
     """
 
     def __init__(self, program: Program):
         self._program = program
         self._workspaces = Workspaces()
-        self.records = program.recordable
         self.most_images = max(1, AT_A_TIME // program.bytes_of_an_image())
 
     def enter(self, *arrays: np.ndarray) -> dict[str, Any]:
@@ -93,7 +92,7 @@ class Executor:
             recorded = workspace.recorded.get(count)
             if recorded is not None:
                 return self._play(recorded, inputs)
-            if self.records and workspace.last == count:
+            if workspace.last == count:
                 return self._record(workspace, count, inputs)
             workspace.last = count
             return self._run_once(workspace, inputs)

@@ -23,8 +23,7 @@ def step_times(
         recording = Recording()
         with recording.running():
             value = step.run(*given)
-        recorded = functools.partial(recording.play, play_kernels)
-        plays.append(recorded if step.recordable else functools.partial(step.run, *given))
+        plays.append(functools.partial(recording.play, play_kernels))
         registers.update(zip(outputs, (value,) if len(outputs) == 1 else value, strict=True))
     times = np.zeros((repeats, len(plays)))
     for repeat in range(-2, repeats):

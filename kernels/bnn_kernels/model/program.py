@@ -99,11 +99,6 @@ class Program:
             need(as_spec_shape(shape) == self.specs[register].shape, f"output {register!r} has not shape {shape}")
         return checked
 
-    @property
-    def recordable(self) -> bool:
-        """Whether all that the steps do to numbers can be recorded and played back."""
-        return all(placed.step.recordable for placed in self.placed)
-
     def bytes_of_an_image(self) -> int:
         """Return the most bytes that the registers of one image take at a time."""
         live = {input_register(i) for i in range(len(self.input_shapes))}

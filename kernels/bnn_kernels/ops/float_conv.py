@@ -15,7 +15,7 @@ from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, float32x16
 from bnn_kernels.ops.epilogue import Epilogue, addresses, finish_block
-from bnn_kernels.runtime.aligned import aligned
+from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
 

@@ -9,7 +9,7 @@ import numpy as np
 from bnn_kernels.bits.planes import check_codes, check_planes, level_of_code
 from bnn_kernels.bits.sum_range import largest_level
 from bnn_kernels.bits.tensor import pack_codes, words_for
-from bnn_kernels.runtime.aligned import aligned
+from bnn_kernels.runtime.arrays import aligned
 
 # Filters that lie side by side.
 LANES = 8

@@ -1,4 +1,4 @@
-"""Arrays of results, refused before they are made where the machine cannot hold them."""
+"""Allocation of arrays: results that memory can hold, and copies that begin at a cache line."""
 
 import math
 import os
@@ -10,6 +10,8 @@ from bnn_kernels.runtime import workspace
 
 # Smaller arrays are not worth the question.
 WORTH_ASKING = 1 << 28
+# Bytes of a cache line; a vector load that crosses two lines takes twice as long.
+LINE = 64
 
 
 def available_memory() -> int | None:
@@ -41,3 +43,12 @@ def new_array(shape: tuple[int, ...], dtype: Any, what: str, zeros: bool = False
                 "left: use a smaller batch or a smaller map"
             )
     return workspace.zeros(shape, dtype) if zeros else workspace.empty(shape, dtype)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """Return a contiguous copy of an array that begins at a multiple of 64 bytes, same shape and dtype."""
+    buffer = np.empty(array.nbytes + LINE, np.uint8)
+    start = -buffer.ctypes.data % LINE
+    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy

@@ -1,4 +1,4 @@
-"""A value that is made when it is first asked for."""
+"""Lazy values: computed at the first use, once, by whichever thread comes first."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -8,7 +8,7 @@ from bnn_kernels.runtime.fork import new_lock
 T = TypeVar("T")
 
 
-class Later(Generic[T]):
+class Lazy(Generic[T]):
     """Calls `make` at the first call and keeps the result; once only, whichever of several threads comes first."""
 
     def __init__(self, make: Callable[[], T]):

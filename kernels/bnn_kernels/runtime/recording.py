@@ -5,7 +5,7 @@ model runs, what it calls can be recorded, and the next time the recording is pl
 runs Python, no argument is unpacked, and nothing is allocated. What steps do besides kernels (a matrix product of BLAS,
 a copy) is recorded with `do`.
 
-A step that does anything else to numbers in Python cannot be recorded; `Step.recordable` says so.
+A step that does anything else to numbers in Python would be forgotten when a call is played back.
 """
 
 import threading

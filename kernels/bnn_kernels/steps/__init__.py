@@ -1,4 +1,4 @@
-"""The steps of a plan: what each takes, checks and runs. Importing this package makes all of them known to plans."""
+"""The steps of a plan: what each takes, checks and runs. Importing this package registers all of them in `STEPS`."""
 
 from bnn_kernels.steps import binary as binary
 from bnn_kernels.steps import elementwise as elementwise
@@ -6,5 +6,8 @@ from bnn_kernels.steps import embedding as embedding
 from bnn_kernels.steps import float as float
 from bnn_kernels.steps import matmul as matmul
 from bnn_kernels.steps import normalize as normalize
+from bnn_kernels.steps import pack as pack
+from bnn_kernels.steps import pool as pool
 from bnn_kernels.steps import shape as shape
+from bnn_kernels.steps import thresholds as thresholds
 from bnn_kernels.steps import windows as windows

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from bnn_kernels import checks
-from bnn_kernels.bits.planes import check_planes
 from bnn_kernels.bits.tensor import words_for
 from bnn_kernels.errors import PlanError
 
@@ -91,8 +90,6 @@ class Step:
     tensor_names: ClassVar[tuple[str, ...]] = ()
     # How many registers it reads; some steps set it from their attributes.
     arity: int = 1
-    # Whether all that `run` does to numbers goes through `run_rows`, `recording.do` or `workspace.zeros`.
-    recordable: ClassVar[bool] = False
 
     def __init__(self, attrs: dict[str, Any], tensors: dict[str, np.ndarray]):
         unknown = set(attrs) - set(self.attributes)
@@ -117,7 +114,8 @@ class Step:
     def run(self, *inputs: Any) -> Any:
         """Compute the output: float32/int32 arrays channels last (N, H, W, C) or (N, K), or a BitTensor.
 
-        A step whose `infer` gives a tuple returns a tuple.
+        A step whose `infer` gives a tuple returns a tuple. All that it does to numbers goes through `threads.run_rows`,
+        `recording.do` or `workspace.zeros`: nothing else happens when a recorded call is played back.
         """
         raise NotImplementedError
 
@@ -203,15 +201,3 @@ def need(condition: bool, message: str) -> None:
     """Raise PlanError(message) unless the condition holds."""
     if not condition:
         raise PlanError(message)
-
-
-def read_planes(this: Step, name: str) -> list[tuple[tuple[int, ...], bool]]:
-    """Return (multipliers, signed) of each term of a list attribute; PlanError if it is malformed."""
-    terms = this.attr(name, list)
-    need(0 < len(terms) <= 8, f"attribute {name!r} has 1 to 8 terms, got {len(terms)}")
-    result = []
-    for term in terms:
-        need(isinstance(term, dict) and set(term) == {"multipliers", "signed"}, f"malformed term {term!r}")
-        need(isinstance(term["multipliers"], list), f"malformed term {term!r}")
-        result.append((check_planes(term["multipliers"], term["signed"]), term["signed"]))
-    return result

@@ -1,138 +1,27 @@
-"""Steps into, on and out of bits: pack, binary layers with their epilogues, pooling on integers and bits."""
+"""Layers of bits by bits: convolution and matrix product, with outputs of integers, bits or floats."""
 
-import functools
 import math
 from typing import Any, ClassVar
 
 import numpy as np
 
-from bnn_kernels.bits.planes import check_planes, level_of_code
-from bnn_kernels.bits.quantize import in_order
+from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits, to_dense_bits
 from bnn_kernels.bits.sum_range import largest_level, largest_sum
 from bnn_kernels.bits.tensor import (
     BitTensor,
-    flip_words,
-    pack_by_bounds,
-    pack_codes,
-    quantize_channels_last,
-    unpack_channels_last,
-    unpack_codes,
 )
-from bnn_kernels.bits.threshold_storage import expand
-from bnn_kernels.bits.thresholds import Thresholds
-from bnn_kernels.ops import pooling
 from bnn_kernels.ops.input_scale import scale_by_input
 from bnn_kernels.ops.packed_layers.conv2d import PackedConv2d
 from bnn_kernels.ops.packed_layers.linear import PackedLinear
-from bnn_kernels.runtime.lazy import Later
+from bnn_kernels.runtime.lazy import Lazy
 from bnn_kernels.runtime.recording import do
-from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
-from bnn_kernels.steps.elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map, within
-from bnn_kernels.steps.float import WEIGHT_ATTRIBUTES, Pool, conv_size, geometry_of, has_offset, read_terms, weight_bits
+from bnn_kernels.steps.conv_geometry import conv_size, geometry_of
+from bnn_kernels.steps.finish import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map
 from bnn_kernels.steps.input_terms import InputTerms, add_scaled, offset_map
-
-
-def output_planes(this: Step) -> tuple[bool, tuple[int, ...]]:
-    """Return (signed, multipliers) of the bits that a step makes."""
-    signed = this.attr("signed", bool)
-    return signed, check_planes(this.attr("multipliers", list), signed)
-
-
-THRESHOLDS = ("thresholds", "threshold_ends", "threshold_residuals", "flip", "codes")
-
-
-def integer_thresholds(this: Step, channels: int | None) -> Thresholds:
-    """Return the integer thresholds of a step, stored as they are or as residuals."""
-    if "thresholds" in this.tensors:
-        t = this.tensor("thresholds", np.int32, (None, channels))
-    else:
-        residuals = this.tensor("threshold_residuals", np.int8, (None, channels))
-        t = expand(this.tensor("threshold_ends", np.int32, (2, residuals.shape[1])), residuals)
-    flip = this.tensor("flip", np.bool_, (t.shape[1],))
-    codes = this.tensor("codes", np.uint8, (len(t) + 1,))
-    return Thresholds(t, flip, codes, *output_planes(this))
-
-
-@step
-class Pack(Step):
-    """Float -> bits: level index = #{i : (x >= thresholds[i]) xor flip}; the codes table gives its planes."""
-
-    op = "pack"
-    recordable = True
-    attributes = ("signed", "multipliers")
-    tensor_names = ("thresholds", "flip", "codes")
-
-    def build(self) -> None:
-        self.signed, self.multipliers = output_planes(self)
-        self.thresholds = self.tensor("thresholds", np.float32, (None, None))
-        self.codes = self.tensor("codes", np.uint8, (len(self.thresholds) + 1,))
-        self.flip = self.tensor("flip", np.bool_, self.thresholds.shape[1:])
-        need(int(self.codes.max()) >> len(self.multipliers) == 0, "a code does not fit the planes")
-        self.channels = self.thresholds.shape[1]
-        self.ready: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        # One comparison a bit is far cheaper than a search.
-        self.is_sign = self.multipliers == (1,) and tuple(self.codes) == (1, 0)
-
-    def infer(self, inputs: list[Spec]) -> Spec:
-        (x,) = inputs
-        need(x.kind == "float", f"takes floats, got {x}")
-        need(self.channels in (1, x.shape[0]), f"has thresholds for {self.channels} channels, got {x.shape[0]}")
-        return Spec("bits", x.shape, self.signed, self.multipliers)
-
-    def run(self, x: np.ndarray) -> BitTensor:
-        shape = x.shape if x.ndim == 2 else (x.shape[0], x.shape[3], x.shape[1], x.shape[2])
-        thresholds, flip = self.for_channels(shape[1])
-        if self.is_sign:
-            return pack_by_bounds(as_map(x), shape, thresholds[0], flip)
-        return quantize_channels_last(as_map(x), shape, thresholds, flip, self.codes, self.signed, self.multipliers)
-
-    def nearby(self, share: float, x: np.ndarray) -> tuple[BitTensor, BitTensor]:
-        rounding = within(share, x)
-        return self.run(x - rounding), self.run(x + rounding)
-
-    def for_channels(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return thresholds and directions as the kernels take them, for that many channels."""
-        if channels not in self.ready:
-            thresholds = np.broadcast_to(in_order(self.thresholds, self.flip), (len(self.thresholds), channels))
-            flip = np.broadcast_to(self.flip, channels)
-            ready = flip_words(flip) if self.is_sign else flip.astype(np.uint8)
-            self.ready[channels] = np.ascontiguousarray(thresholds), ready
-        return self.ready[channels]
-
-
-@step
-class Unpack(Step):
-    """Bits -> float, for float weights behind a quantized input: level * scale, or the value of every code."""
-
-    op = "unpack"
-    recordable = True
-    attributes = ("scale",)
-    tensor_names = ("values",)
-
-    def build(self) -> None:
-        need(("scale" in self.attrs) != ("values" in self.tensors), "needs a scale or values, one of them")
-        self.values = self.tensor("values", np.float32, (None,)) if "values" in self.tensors else None
-        self.scale = np.float32(self.attr("scale", float)) if self.values is None else None
-
-    def infer(self, inputs: list[Spec]) -> Spec:
-        (x,) = inputs
-        need(x.kind == "bits", f"takes bits, got {x}")
-        codes = 1 << len(x.multipliers)
-        need(self.values is None or len(self.values) == codes, f"has not one value for each of {codes} codes")
-        return Spec("float", x.shape)
-
-    def run(self, x: BitTensor) -> np.ndarray:
-        y = empty((*x.words.shape[1:4], x.shape[1]), np.float32)
-        do(self._unpack, x, y)
-        return y[:, 0, 0] if len(x.shape) == 2 else y
-
-    def _unpack(self, x: BitTensor, y: np.ndarray) -> None:
-        if self.scale is not None:
-            np.multiply(unpack_channels_last(x), self.scale, y)
-        elif self.values is not None:
-            np.take(self.values, unpack_codes(x), out=y)
+from bnn_kernels.steps.thresholds import THRESHOLDS, integer_thresholds
+from bnn_kernels.steps.weights import WEIGHT_ATTRIBUTES, has_offset, read_terms, weight_bits
 
 
 def _times_mean_abs(x: np.ndarray, y: np.ndarray) -> None:
@@ -153,7 +42,6 @@ class BinaryLayer(Step):
     """
 
     tensor_names = ("bits.*", "scale.*", *EPILOGUE_TENSORS, *THRESHOLDS)
-    recordable = True
     # Whether outputs are vectors.
     is_flat: ClassVar[bool]
     geometry: tuple[int, ...] = ()
@@ -174,9 +62,11 @@ class BinaryLayer(Step):
         several = len(terms) + offset > 1 or self.given.several
         need(self.output == "float" or not several, "integer sums need a weight and an input with one scale")
         need(self.pad_level == 0 or not self.given.several, "an input of several terms can be padded with zeros only")
-        self.layers = [self._later(i, *term) for i, term in enumerate(terms)]
+        self.layers = [self._lazy(i, *term) for i, term in enumerate(terms)]
         if offset:
-            self.layers.append(Later(self._ones))
+            self.layers.append(Lazy(self._ones))
+        # What the input's offset adds, for each term of the weight and shape of the input.
+        self.offsets: dict[tuple[int, tuple[int, ...]], Lazy[np.ndarray]] = {}
         self.input_scale = self.attr("input_scale", bool) if "input_scale" in self.attrs else False
         self.arity = 1
         if self.output == "float":
@@ -191,7 +81,7 @@ class BinaryLayer(Step):
             need(not extra, f"attributes {sorted(extra)} need a float output")
         self.thresholds = integer_thresholds(self, filters) if self.output == "bits" else None
 
-    def _later(self, index: int, multipliers: tuple[int, ...], signed: bool) -> Later[Any]:
+    def _lazy(self, index: int, multipliers: tuple[int, ...], signed: bool) -> Lazy[Any]:
         """Return the layer of one term, expanded from its dense bits when it is first used."""
         dense = self.tensor(f"bits.{index}", np.uint8, (len(multipliers), None))
         check_dense_bits(dense, self.shape)
@@ -199,7 +89,7 @@ class BinaryLayer(Step):
         def make() -> Any:
             return self.layer(dense, self.shape, multipliers, signed)
 
-        return Later(make)
+        return Lazy(make)
 
     def _ones(self) -> Any:
         """Return the layer of the weight's offset: one filter of ones a group, whose sums all filters share."""
@@ -222,8 +112,6 @@ class BinaryLayer(Step):
             multipliers, signed = self.given.terms[0] if self.given.terms else (x.multipliers, x.signed)
             is_level = self.pad_level in level_of_code(multipliers, signed)
             need(is_level, f"attribute 'pad_level' {self.pad_level} is not a level of the input, {x}")
-        if self.given.offset:
-            self.offsets = [Later(functools.partial(self._offset, i, x.shape)) for i in range(len(self.layers))]
         if self.thresholds is not None:
             return Spec("bits", shape, self.thresholds.signed, self.thresholds.multipliers)
         if self.output == "int":
@@ -263,16 +151,20 @@ class BinaryLayer(Step):
                 y = add_scaled(layer().channels_last(part), next(scales), y)
             if self.given.offset:
                 next(scales)
-                do(np.add, y, self.offsets[i](), y)
+                do(np.add, y, self._offset(i, x.shape[1:]), y)
         assert y is not None
         if self.input_scale:
             self.scale_by_input(floats[0], y)
         return self.trim(y)
 
     def _offset(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Return what the input's offset times the weight's term of this number adds to every output."""
-        scale = self.scales[(index + 1) * self.given.count - 1]
-        return offset_map(self.layers[index]().channels_last, shape, scale)
+        """Return what the input's offset adds to every output for one term of the weight; shape: the input's."""
+
+        def make() -> np.ndarray:
+            scale = self.scales[(index + 1) * self.given.count - 1]
+            return offset_map(self.layers[index]().channels_last, shape, scale)
+
+        return self.offsets.setdefault((index, shape), Lazy(make))()
 
     def nearby(self, share: float, x: BitTensor, *floats: np.ndarray) -> tuple[BitTensor, BitTensor] | None:
         if self.output != "float" or not self.finish.signs:
@@ -346,70 +238,3 @@ class BinaryLinear(BinaryLayer):
 
     def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
         do(_times_mean_abs, floats, y)
-
-
-@step
-class PoolInt(Pool):
-    """Max pooling behind an integer layer, moved before its thresholds: a minimum in falling channels."""
-
-    op = "pool_int"
-    kind = "int"
-    tensor_names = ("rising",)
-
-    def build(self) -> None:
-        super().build()
-        self.rising = self.tensor("rising", np.bool_, (None,)).astype(np.uint8)
-
-    def infer(self, inputs: list[Spec]) -> Spec:
-        need(inputs[0].shape[0] == len(self.rising), f"has {len(self.rising)} channels, got {inputs[0]}")
-        return super().infer(inputs)
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        return pooling.extreme_pool(x, self.rising, self.geometry)
-
-
-@step
-class PoolBits(Pool):
-    """Max pooling on sign bits: AND, or OR in channels that fall."""
-
-    op = "pool_bits"
-    kind = "bits"
-    tensor_names = ("rising",)
-
-    def build(self) -> None:
-        super().build()
-        rising = self.tensor("rising", np.bool_, (None,))
-        self.channels = len(rising)
-        self.or_mask = pack_codes((~rising).astype(np.uint8)[None], 1)[0, 0]
-
-    def infer(self, inputs: list[Spec]) -> Spec:
-        (x,) = inputs
-        need((x.signed, x.multipliers) == (True, (1,)), f"takes sign bits, got {x}")
-        need(x.shape[0] == self.channels, f"has {self.channels} channels, got {x}")
-        return super().infer(inputs)
-
-    def run(self, x: BitTensor) -> BitTensor:
-        return pooling.pool_signs(x, self.or_mask, self.geometry)
-
-
-@step
-class Threshold(Step):
-    """int32 sums -> bits, where something lies between the layer and its thresholds."""
-
-    op = "threshold"
-    recordable = True
-    attributes = ("signed", "multipliers")
-    tensor_names = THRESHOLDS
-
-    def build(self) -> None:
-        self.thresholds = integer_thresholds(self, None)
-
-    def infer(self, inputs: list[Spec]) -> Spec:
-        (x,) = inputs
-        need(x.kind == "int", f"takes integers, got {x}")
-        need(x.shape[0] == self.thresholds.channels, f"has {self.thresholds.channels} channels, got {x}")
-        return Spec("bits", x.shape, self.thresholds.signed, self.thresholds.multipliers)
-
-    def run(self, x: np.ndarray) -> BitTensor:
-        bits = self.thresholds(as_map(x))
-        return bits if x.ndim == 4 else BitTensor(bits.words, bits.shape[:2], bits.signed, bits.multipliers)

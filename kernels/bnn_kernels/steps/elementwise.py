@@ -1,4 +1,4 @@
-"""Steps that treat every number by itself: batch norm, residual, activation and the next signs in one pass; gates."""
+"""Elementwise steps: the epilogue as a step of its own, activation functions, sums and products of two values."""
 
 import math
 from collections.abc import Callable
@@ -8,102 +8,10 @@ import numpy as np
 
 from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.compile.jit import jit
-from bnn_kernels.ops.epilogue import Epilogue
-from bnn_kernels.runtime.lazy import Later
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
-
-EPILOGUE_ATTRIBUTES = ("residual", "low", "high", "keep")
-EPILOGUE_TENSORS = ("shift", "norm_scale", "norm_shift", "pre", "slope", "post", "bounds", "flip")
-
-
-def as_map(x: np.ndarray) -> np.ndarray:
-    """Return (N, 1, 1, K) of a (N, K) array; maps pass."""
-    return x.reshape(len(x), 1, 1, x.shape[1]) if x.ndim == 2 else x
-
-
-def within(share: float, x: np.ndarray) -> np.float32:
-    """Return a share of the largest finite number of x."""
-    return np.float32(share * np.abs(x, where=np.isfinite(x), out=np.zeros_like(x)).max(initial=0))
-
-
-class Finish:
-    """What a step does to its floats before it hands them on: read from its attributes and tensors.
-
-    residual: None, "before" or "after" (the step reads one more register then). keep: whether it hands on the floats.
-    signs: whether it hands on bits too. scale, shift: float32 (channels,) that the step reads by itself.
-    """
-
-    def __init__(self, this: Step, channels: int, scale: np.ndarray | None, shift: np.ndarray | None = None):
-        self.residual = this.attrs.get("residual")
-        need(self.residual in (None, "before", "after"), f"unknown residual {self.residual!r}")
-        self.keep = this.attr("keep", bool) if "keep" in this.attrs else True
-        self.signs = "bounds" in this.tensors
-        need(self.keep or self.signs, "a step must make floats or bits")
-        parts: dict[str, Any] = {
-            name: this.tensor(name, np.float32, (channels,))
-            for name in ("shift", "norm_scale", "norm_shift", "pre", "slope", "post", "bounds")
-            if name in this.tensors
-        }
-        if shift is not None:
-            parts["shift"] = shift
-        if self.signs:
-            parts["flip"] = this.tensor("flip", np.bool_, (channels,))
-        for name in ("low", "high"):
-            if this.attrs.get(name) is not None:
-                parts[name] = float(this.attr(name, float))
-        need(parts.get("low", -np.inf) <= parts.get("high", np.inf), "low is above high")
-        self.channels = channels
-        self._epilogue = Later(lambda: Epilogue(channels, scale=scale, residual=self.residual, **parts))
-        # Nothing to do to the floats themselves.
-        self.is_plain = scale is None and not this.tensors.keys() & set(EPILOGUE_TENSORS) and set(parts) == set()
-        self.is_plain = self.is_plain and self.residual is None
-
-    @property
-    def epilogue(self) -> Epilogue:
-        """The pass itself, made at its first use: no attribute of a file makes it allocate before."""
-        return self._epilogue()
-
-    @property
-    def arity(self) -> int:
-        """How many registers are read: the residual, if there is one."""
-        return 0 if self.residual is None else 1
-
-    def infer(self, shape: tuple[int, ...], residual: list[Spec]) -> Spec | tuple[Spec, ...]:
-        """Return the specs of floats and bits, those that are handed on."""
-        need(shape[0] == self.channels, f"takes {self.channels} channels, got {shape}")
-        for spec in residual:
-            need(spec == Spec("float", shape), f"the residual must be float {shape}, got {spec}")
-        made = [Spec("float", shape)] * self.keep + [Spec("bits", shape)] * self.signs
-        return made[0] if len(made) == 1 else tuple(made)
-
-    def hand_on(self, floats: np.ndarray | None, bits: Any, flat: bool) -> Any:
-        """Return what `infer` promised of the epilogue's results; flat: as (N, K)."""
-        if flat:
-            floats = None if floats is None else floats.reshape(len(floats), self.channels)
-            bits = None if bits is None else type(bits)(bits.words, bits.shape[:2], bits.signed, bits.multipliers)
-        return (floats, bits) if self.keep and self.signs else floats if self.keep else bits
-
-    def nearby(self, share: float, y: np.ndarray, residual: np.ndarray | None) -> tuple[BitTensor, BitTensor] | None:
-        """Return the signs (N, C, H, W) if all finished floats were lower, and higher, by a share of the largest."""
-        if not self.signs:
-            return None
-        floats, _ = self.epilogue(as_map(y), None if residual is None else as_map(residual))
-        assert floats is not None
-        rounding = within(share, floats)
-        signs = Epilogue(self.channels, bounds=self.epilogue.bounds, flip=self.epilogue.flip)
-        _, lower = signs(floats - rounding, keep=False)
-        _, higher = signs(floats + rounding, keep=False)
-        assert lower is not None and higher is not None
-        return lower, higher
-
-    def __call__(self, y: np.ndarray, residual: np.ndarray | None) -> Any:
-        """Finish floats (N, H, W, C) or (N, K)."""
-        if self.is_plain:
-            return y
-        other = None if residual is None else as_map(residual)
-        return self.hand_on(*self.epilogue(as_map(y), other, self.keep), flat=y.ndim == 2)
+from bnn_kernels.steps.finish import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish
 
 
 @step
@@ -111,7 +19,6 @@ class Elementwise(Step):
     """y * scale + shift, batch norm, residual, PReLU with shifts, clamp, signs: each if given, as in `Epilogue`."""
 
     op = "elementwise"
-    recordable = True
     attributes = ("channels", *EPILOGUE_ATTRIBUTES)
     tensor_names = ("scale", *EPILOGUE_TENSORS)
 
@@ -188,7 +95,6 @@ class Activation(Step):
     """A function of one number that is no chain of straight pieces; attribute kind names it."""
 
     op = "activation"
-    recordable = True
     attributes = ("kind",)
 
     def build(self) -> None:
@@ -232,7 +138,6 @@ class Combine(Step):
     """
 
     op = "combine"
-    recordable = True
     attributes = ("kind",)
     arity = 2
 

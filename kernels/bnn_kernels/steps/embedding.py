@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from bnn_kernels.runtime.lazy import Later
+from bnn_kernels.runtime.lazy import Lazy
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
-from bnn_kernels.steps.float import WEIGHT_ATTRIBUTES, float_weight, weight_bits
+from bnn_kernels.steps.weights import WEIGHT_ATTRIBUTES, float_weight, weight_bits
 
 # Larger integers are not exact as float32, which registers hold.
 MOST_ROWS = 1 << 24
@@ -20,13 +20,12 @@ class Embedding(Step):
     """
 
     op = "embedding"
-    recordable = True
     attributes = ("shape", *WEIGHT_ATTRIBUTES)
     tensor_names = ("weight", "bits.*", "scale.*")
 
     def build(self) -> None:
         self.shape = self.ints("shape", 2, 1, MOST_ROWS)
-        self.table = Later(float_weight(self, self.shape))
+        self.table = Lazy(float_weight(self, self.shape))
 
     def infer(self, inputs: list[Spec]) -> Spec:
         (x,) = inputs

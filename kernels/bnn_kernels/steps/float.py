@@ -1,77 +1,16 @@
-"""Layers on floats, such as stem and classifier, and pooling."""
+"""Layers with float inputs, such as stem and classifier; their weights are floats or bits."""
 
-import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from bnn_kernels.bits.planes import level_of_code
-from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits
-from bnn_kernels.ops import pooling
 from bnn_kernels.ops.float_conv import POINTWISE, FloatConv2d
-from bnn_kernels.runtime.lazy import Later
-from bnn_kernels.steps.base import Spec, Step, need, read_planes, step
-from bnn_kernels.steps.elementwise import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map
-
-
-def geometry_of(this: Step, kernel: Sequence[int]) -> tuple[int, ...]:
-    """Return (kh, kw, sy, sx, py, px, dy, dx) of a convolution step."""
-    stride, padding = this.ints("stride", 2, 1), this.ints("padding", 2, 0)
-    return (*kernel, *stride, *padding, *this.ints("dilation", 2, 1))
-
-
-def conv_size(shape: tuple[int, ...], geometry: tuple[int, ...]) -> tuple[int, int]:
-    """Return (Ho, Wo) of a convolution over (C, H, W); PlanError if the filter does not fit."""
-    kh, kw, sy, sx, py, px, dy, dx = geometry
-    for extent, padding in zip(shape[1:], (py, px), strict=True):
-        need(padding <= 2 * extent + 16, f"padding {padding} of a side of {extent} is mostly outside")
-    ho = (shape[1] + 2 * py - dy * (kh - 1) - 1) // sy + 1
-    wo = (shape[2] + 2 * px - dx * (kw - 1) - 1) // sx + 1
-    need(ho > 0 and wo > 0, f"a {kh}x{kw} filter does not fit a {shape[1]}x{shape[2]} map")
-    return ho, wo
-
-
-def float_weight(this: Step, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
-    """Return what makes the float32 weights: stored as floats, or as scaled bit planes; both are checked here."""
-    if "terms" not in this.attrs:
-        weight = this.tensor("weight", np.float32, shape)
-        return lambda: weight
-    terms = []
-    for i, (multipliers, signed) in enumerate(read_terms(this)):
-        dense = this.tensor(f"bits.{i}", np.uint8, (len(multipliers), None))
-        check_dense_bits(dense, shape)
-        scale = this.tensor(f"scale.{i}", np.float32, (shape[0],)).reshape(-1, *[1] * (len(shape) - 1))
-        terms.append((dense, level_of_code(multipliers, signed).astype(np.float32), scale))
-    offset = None
-    if has_offset(this):
-        offset = this.tensor(f"scale.{len(terms)}", np.float32, (shape[0],)).reshape(-1, *[1] * (len(shape) - 1))
-
-    def make() -> np.ndarray:
-        parts = (levels[from_dense_bits(dense, shape)] * scale for dense, levels, scale in terms)
-        weight = functools.reduce(np.add, parts)
-        return weight if offset is None else weight + offset
-
-    return make
-
-
-def weight_bits(this: Step) -> int:
-    """Return the bits of a weight: its planes, 32 for a float."""
-    return sum(len(term["multipliers"]) for term in this.attrs["terms"]) if "terms" in this.attrs else 32
-
-
-WEIGHT_ATTRIBUTES = ("terms", "weight_offset")
-
-
-def has_offset(this: Step) -> bool:
-    """Whether a quantized weight has an offset, a term that is 1 everywhere: of it only the scale is stored."""
-    return bool(this.attr("weight_offset", bool)) if "weight_offset" in this.attrs else False
-
-
-def read_terms(this: Step) -> list[tuple[tuple[int, ...], bool]]:
-    """Return (multipliers, signed) of each term of a quantized weight."""
-    return read_planes(this, "terms")
+from bnn_kernels.runtime.lazy import Lazy
+from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.conv_geometry import conv_size, geometry_of
+from bnn_kernels.steps.finish import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map
+from bnn_kernels.steps.weights import WEIGHT_ATTRIBUTES, float_weight, weight_bits
 
 
 class FloatLayer(Step):
@@ -80,7 +19,6 @@ class FloatLayer(Step):
     The bias is the epilogue's shift, behind its scale.
     """
 
-    recordable = True
     tensor_names = ("weight", "bits.*", "scale.*", "bias", "scale", *EPILOGUE_TENSORS)
 
     def read_finish(self, filters: int) -> None:
@@ -113,7 +51,7 @@ class FloatConv(FloatLayer):
         pad = float(self.attr("pad_value", float))
         need(np.isfinite(pad), f"attribute 'pad_value' must be finite, got {pad}")
         weight = float_weight(self, self.shape)
-        self.conv = Later(lambda: FloatConv2d(weight(), None, self.geometry, groups, pad))
+        self.conv = Lazy(lambda: FloatConv2d(weight(), None, self.geometry, groups, pad))
         self.read_finish(self.shape[0])
 
     def infer(self, inputs: list[Spec]) -> Spec | tuple[Spec, ...]:
@@ -146,7 +84,7 @@ class FloatLinear(FloatLayer):
     def build(self) -> None:
         self.shape = self.ints("shape", 2, 1, 1 << 30)
         weight = float_weight(self, self.shape)
-        self.product = Later(lambda: FloatConv2d(weight()[:, :, None, None], None, POINTWISE))
+        self.product = Lazy(lambda: FloatConv2d(weight()[:, :, None, None], None, POINTWISE))
         self.read_finish(self.shape[0])
 
     def infer(self, inputs: list[Spec]) -> Spec | tuple[Spec, ...]:
@@ -165,43 +103,3 @@ class FloatLinear(FloatLayer):
     def nearby(self, share: float, x: np.ndarray, *residual: np.ndarray) -> tuple[Any, Any] | None:
         y = self.product()(as_map(x), (1, 1))[:, 0, 0]
         return self.finish.nearby(share, y, residual[0] if residual else None)
-
-
-class Pool(Step):
-    """Geometry shared by all pooling steps."""
-
-    attributes = ("kernel", "stride", "padding")
-    recordable = True
-    kind = "float"
-
-    def build(self) -> None:
-        kernel, padding = self.ints("kernel", 2, 1), self.ints("padding", 2, 0)
-        need(all(2 * p <= k for p, k in zip(padding, kernel, strict=True)), "padding is more than half the window")
-        self.geometry = (*kernel, *self.ints("stride", 2, 1), *padding)
-
-    def infer(self, inputs: list[Spec]) -> Spec:
-        (x,) = inputs
-        need(x.kind == self.kind and len(x.shape) == 3, f"takes a map of {self.kind}, got {x}")
-        g = self.geometry
-        size = pooling.pooled_size(x.shape[1:], g[:2], g[2:4], g[4:])
-        return x._replace(shape=(x.shape[0], *size))
-
-
-@step
-class MaxPool(Pool):
-    """Maximum over floats."""
-
-    op = "max_pool"
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        return pooling.max_pool(x, self.geometry)
-
-
-@step
-class AvgPool(Pool):
-    """Mean over floats, pads counted."""
-
-    op = "avg_pool"
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        return pooling.avg_pool(x, self.geometry)

@@ -15,7 +15,8 @@ from bnn_kernels.bits.tensor import BitTensor, pack_codes
 from bnn_kernels.compile.jit import jit
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
-from bnn_kernels.steps.base import Spec, Step, need, read_planes
+from bnn_kernels.steps.base import Spec, Step, need
+from bnn_kernels.steps.planes import read_planes
 
 
 class InputTerms:

@@ -14,7 +14,6 @@ class Matmul(Step):
     """For each channel the matrix product of two maps: (C, H, K) by (C, K, W) gives (C, H, W)."""
 
     op = "matmul"
-    recordable = True
     arity = 2
 
     def infer(self, inputs: list[Spec]) -> Spec:

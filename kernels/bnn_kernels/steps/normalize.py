@@ -21,7 +21,6 @@ class Normalize(Step):
     """
 
     op = "normalize"
-    recordable = True
     attributes = ("eps", "center")
 
     def build(self) -> None:
@@ -50,7 +49,6 @@ class Absmax(Step):
     """s = max(max|x|, smallest) / levels, over the channels of each place or over "all" numbers of an image."""
 
     op = "absmax"
-    recordable = True
     attributes = ("over", "levels", "smallest")
 
     def build(self) -> None:
@@ -81,7 +79,6 @@ class Softmax(Step):
     """exp(x) over its sum along the channels of each place, or the logarithm of that."""
 
     op = "softmax"
-    recordable = True
     attributes = ("log",)
 
     def build(self) -> None:
@@ -113,7 +110,6 @@ class ByPlace(Step):
     """
 
     op = "by_place"
-    recordable = True
     attributes = ("kind",)
     tensor_names = ("value",)
 

@@ -21,7 +21,6 @@ class Reshape(Step):
     """The same numbers in C, H, W order in another shape; bits need no flattening: a linear layer takes the map."""
 
     op = "reshape"
-    recordable = True
     attributes = ("shape",)
 
     def build(self) -> None:
@@ -48,7 +47,6 @@ class Permute(Step):
     """
 
     op = "permute"
-    recordable = True
     attributes = ("split", "order", "shape")
 
     def build(self) -> None:
@@ -87,7 +85,6 @@ class Concat(Step):
     """Channels of several maps (or features of several vectors) one after the other."""
 
     op = "concat"
-    recordable = True
     attributes = ("count",)
 
     def build(self) -> None:
@@ -133,13 +130,13 @@ class Select(Step):
     """
 
     op = "select"
-    recordable = True
     tensor_names = ("channels", "rows", "columns")
 
     def build(self) -> None:
         self.index = {name: self.tensor(name, np.int32, (None,)) for name in self.tensor_names if name in self.tensors}
         for name, index in self.index.items():
             need(len(index) > 0 and int(index.min()) >= -1, f"tensor {name!r} must hold numbers from 0 on, or -1")
+        self.places = {name: _places(index) for name, index in self.index.items()}
 
     def infer(self, inputs: list[Spec]) -> Spec:
         (x,) = inputs
@@ -151,29 +148,27 @@ class Select(Step):
             if index is not None:
                 need(int(index.max()) < shape[axis], f"tensor {name!r} asks for more than {shape[axis]}")
                 shape[axis] = len(index)
-        self.shape = (*shape[1:], shape[0])
-        identity = (slice(None), slice(None))
-        channels, *sides = (
-            _places(self.index[name]) if name in self.index else identity for name in self.tensor_names[: len(shape)]
-        )
-        # In the order in which maps lie in memory; the batch comes first.
-        self.to, self.source = zip(identity, *sides, channels, strict=True)
         return Spec("float", tuple(shape))
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        y = zeros((len(x), *self.shape), np.float32)
-        do(self._move, x, y)
+        # In the order in which maps lie in memory; the batch comes first.
+        names = ("rows", "columns", "channels") if x.ndim == 4 else ("channels",)
+        shape = [len(self.index.get(name, range(extent))) for name, extent in zip(names, x.shape[1:], strict=True)]
+        y = zeros((len(x), *shape), np.float32)
+        do(self._move, x, y, names)
         return y
 
-    def _move(self, x: np.ndarray, y: np.ndarray) -> None:
+    def _move(self, x: np.ndarray, y: np.ndarray, names: tuple[str, ...]) -> None:
+        everywhere = (slice(None), slice(None))
+        to, source = zip(everywhere, *(self.places.get(name, everywhere) for name in names), strict=True)
         part = x
-        for axis, places in enumerate(self.source):
+        for axis, places in enumerate(source):
             if not isinstance(places, slice):
                 part = np.take(part, places, axis=axis)
             else:
                 part = part[(slice(None),) * axis + (places,)]
-        if all(isinstance(places, slice) for places in self.to):
-            y[self.to] = part
+        if all(isinstance(places, slice) for places in to):
+            y[to] = part
         else:
-            grid = [np.arange(y.shape[a])[p] if isinstance(p, slice) else p for a, p in enumerate(self.to)]
+            grid = [np.arange(y.shape[a])[p] if isinstance(p, slice) else p for a, p in enumerate(to)]
             y[np.ix_(*grid)] = part

@@ -58,7 +58,6 @@ class WindowPool(Step):
     """
 
     op = "window_pool"
-    recordable = True
     attributes = ("kind",)
     tensor_names = ("rows", "columns", "row_sizes", "column_sizes")
 
@@ -109,7 +108,6 @@ class Resample(Step):
     """
 
     op = "resample"
-    recordable = True
     tensor_names = ("rows", "columns")
 
     def build(self) -> None:

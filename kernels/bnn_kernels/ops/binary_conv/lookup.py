@@ -29,7 +29,7 @@ from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
 from bnn_kernels.ops.binary_conv.windows import CHUNK, fill_chunk, window_words
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.weights import Weights
-from bnn_kernels.runtime.aligned import aligned
+from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
 
 LANES = simd.LANES

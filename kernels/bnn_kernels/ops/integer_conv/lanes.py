@@ -13,7 +13,7 @@ from bnn_kernels.compile.isa import isa
 from bnn_kernels.ops.geometry import Geometry
 from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.weights import Weights
-from bnn_kernels.runtime.aligned import aligned
+from bnn_kernels.runtime.arrays import aligned
 
 
 class LaneWeights(NamedTuple):

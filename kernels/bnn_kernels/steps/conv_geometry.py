@@ -1,0 +1,22 @@
+"""The geometry of a convolution step: its sides from the attributes, and the size of its output."""
+
+from collections.abc import Sequence
+
+from bnn_kernels.steps.base import Step, need
+
+
+def geometry_of(this: Step, kernel: Sequence[int]) -> tuple[int, ...]:
+    """Return (kh, kw, sy, sx, py, px, dy, dx) of a convolution step."""
+    stride, padding = this.ints("stride", 2, 1), this.ints("padding", 2, 0)
+    return (*kernel, *stride, *padding, *this.ints("dilation", 2, 1))
+
+
+def conv_size(shape: tuple[int, ...], geometry: tuple[int, ...]) -> tuple[int, int]:
+    """Return (Ho, Wo) of a convolution over (C, H, W); PlanError if the filter does not fit."""
+    kh, kw, sy, sx, py, px, dy, dx = geometry
+    for extent, padding in zip(shape[1:], (py, px), strict=True):
+        need(padding <= 2 * extent + 16, f"padding {padding} of a side of {extent} is mostly outside")
+    ho = (shape[1] + 2 * py - dy * (kh - 1) - 1) // sy + 1
+    wo = (shape[2] + 2 * px - dx * (kw - 1) - 1) // sx + 1
+    need(ho > 0 and wo > 0, f"a {kh}x{kw} filter does not fit a {shape[1]}x{shape[2]} map")
+    return ho, wo

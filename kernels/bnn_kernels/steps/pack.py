@@ -1,0 +1,96 @@
+"""Floats to bits through the thresholds of each channel, and bits to floats."""
+
+import numpy as np
+
+from bnn_kernels.bits.quantize import in_order
+from bnn_kernels.bits.tensor import (
+    BitTensor,
+    flip_words,
+    pack_by_bounds,
+    quantize_channels_last,
+    unpack_channels_last,
+    unpack_codes,
+)
+from bnn_kernels.runtime.recording import do
+from bnn_kernels.runtime.workspace import empty
+from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.finish import as_map, within
+from bnn_kernels.steps.planes import output_planes
+
+
+@step
+class Pack(Step):
+    """Float -> bits: level index = #{i : (x >= thresholds[i]) xor flip}; the codes table gives its planes."""
+
+    op = "pack"
+    attributes = ("signed", "multipliers")
+    tensor_names = ("thresholds", "flip", "codes")
+
+    def build(self) -> None:
+        self.signed, self.multipliers = output_planes(self)
+        self.thresholds = self.tensor("thresholds", np.float32, (None, None))
+        self.codes = self.tensor("codes", np.uint8, (len(self.thresholds) + 1,))
+        self.flip = self.tensor("flip", np.bool_, self.thresholds.shape[1:])
+        need(int(self.codes.max()) >> len(self.multipliers) == 0, "a code does not fit the planes")
+        self.channels = self.thresholds.shape[1]
+        self.ready: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        # One comparison a bit is far cheaper than a search.
+        self.is_sign = self.multipliers == (1,) and tuple(self.codes) == (1, 0)
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "float", f"takes floats, got {x}")
+        need(self.channels in (1, x.shape[0]), f"has thresholds for {self.channels} channels, got {x.shape[0]}")
+        return Spec("bits", x.shape, self.signed, self.multipliers)
+
+    def run(self, x: np.ndarray) -> BitTensor:
+        shape = x.shape if x.ndim == 2 else (x.shape[0], x.shape[3], x.shape[1], x.shape[2])
+        thresholds, flip = self.for_channels(shape[1])
+        if self.is_sign:
+            return pack_by_bounds(as_map(x), shape, thresholds[0], flip)
+        return quantize_channels_last(as_map(x), shape, thresholds, flip, self.codes, self.signed, self.multipliers)
+
+    def nearby(self, share: float, x: np.ndarray) -> tuple[BitTensor, BitTensor]:
+        rounding = within(share, x)
+        return self.run(x - rounding), self.run(x + rounding)
+
+    def for_channels(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return thresholds and directions as the kernels take them, for that many channels."""
+        if channels not in self.ready:
+            thresholds = np.broadcast_to(in_order(self.thresholds, self.flip), (len(self.thresholds), channels))
+            flip = np.broadcast_to(self.flip, channels)
+            ready = flip_words(flip) if self.is_sign else flip.astype(np.uint8)
+            self.ready[channels] = np.ascontiguousarray(thresholds), ready
+        return self.ready[channels]
+
+
+@step
+class Unpack(Step):
+    """Bits -> float, for float weights behind a quantized input: level * scale, or the value of every code."""
+
+    op = "unpack"
+    attributes = ("scale",)
+    tensor_names = ("values",)
+
+    def build(self) -> None:
+        need(("scale" in self.attrs) != ("values" in self.tensors), "needs a scale or values, one of them")
+        self.values = self.tensor("values", np.float32, (None,)) if "values" in self.tensors else None
+        self.scale = np.float32(self.attr("scale", float)) if self.values is None else None
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == "bits", f"takes bits, got {x}")
+        codes = 1 << len(x.multipliers)
+        need(self.values is None or len(self.values) == codes, f"has not one value for each of {codes} codes")
+        return Spec("float", x.shape)
+
+    def run(self, x: BitTensor) -> np.ndarray:
+        y = empty((*x.words.shape[1:4], x.shape[1]), np.float32)
+        do(self._unpack, x, y)
+        return y[:, 0, 0] if len(x.shape) == 2 else y
+
+    def _unpack(self, x: BitTensor, y: np.ndarray) -> None:
+        if self.scale is not None:
+            np.multiply(unpack_channels_last(x), self.scale, y)
+        elif self.values is not None:
+            np.take(self.values, unpack_codes(x), out=y)

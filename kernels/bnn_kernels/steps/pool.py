@@ -1,0 +1,90 @@
+"""Pooling over windows of one size: maximum and mean of floats, extremes of integer sums and of sign bits."""
+
+import numpy as np
+
+from bnn_kernels.bits.tensor import BitTensor, pack_codes
+from bnn_kernels.ops import pooling
+from bnn_kernels.steps.base import Spec, Step, need, step
+
+
+class Pool(Step):
+    """Geometry shared by all pooling steps."""
+
+    attributes = ("kernel", "stride", "padding")
+    kind = "float"
+
+    def build(self) -> None:
+        kernel, padding = self.ints("kernel", 2, 1), self.ints("padding", 2, 0)
+        need(all(2 * p <= k for p, k in zip(padding, kernel, strict=True)), "padding is more than half the window")
+        self.geometry = (*kernel, *self.ints("stride", 2, 1), *padding)
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need(x.kind == self.kind and len(x.shape) == 3, f"takes a map of {self.kind}, got {x}")
+        g = self.geometry
+        size = pooling.pooled_size(x.shape[1:], g[:2], g[2:4], g[4:])
+        return x._replace(shape=(x.shape[0], *size))
+
+
+@step
+class MaxPool(Pool):
+    """Maximum over floats."""
+
+    op = "max_pool"
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return pooling.max_pool(x, self.geometry)
+
+
+@step
+class AvgPool(Pool):
+    """Mean over floats, pads counted."""
+
+    op = "avg_pool"
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return pooling.avg_pool(x, self.geometry)
+
+
+@step
+class PoolInt(Pool):
+    """Max pooling behind an integer layer, moved before its thresholds: a minimum in falling channels."""
+
+    op = "pool_int"
+    kind = "int"
+    tensor_names = ("rising",)
+
+    def build(self) -> None:
+        super().build()
+        self.rising = self.tensor("rising", np.bool_, (None,)).astype(np.uint8)
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        need(inputs[0].shape[0] == len(self.rising), f"has {len(self.rising)} channels, got {inputs[0]}")
+        return super().infer(inputs)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return pooling.extreme_pool(x, self.rising, self.geometry)
+
+
+@step
+class PoolBits(Pool):
+    """Max pooling on sign bits: AND, or OR in channels that fall."""
+
+    op = "pool_bits"
+    kind = "bits"
+    tensor_names = ("rising",)
+
+    def build(self) -> None:
+        super().build()
+        rising = self.tensor("rising", np.bool_, (None,))
+        self.channels = len(rising)
+        self.or_mask = pack_codes((~rising).astype(np.uint8)[None], 1)[0, 0]
+
+    def infer(self, inputs: list[Spec]) -> Spec:
+        (x,) = inputs
+        need((x.signed, x.multipliers) == (True, (1,)), f"takes sign bits, got {x}")
+        need(x.shape[0] == self.channels, f"has {self.channels} channels, got {x}")
+        return super().infer(inputs)
+
+    def run(self, x: BitTensor) -> BitTensor:
+        return pooling.pool_signs(x, self.or_mask, self.geometry)
