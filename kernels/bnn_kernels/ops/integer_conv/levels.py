@@ -69,7 +69,7 @@ def fill_kernel(bits: int) -> Any:
             out[at : at + edge] = outside
             to = at + edge
             source = (n * h + y) * width * word_count
-            for x in range(width):
+            for _ in range(width):
                 for v in range(word_count):
                     total = filled(base)
                     for p in range(len(multipliers)):
