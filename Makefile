@@ -39,6 +39,7 @@ figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.networks
 	$(RUN) paper_figures.doctor
 	$(RUN) paper_figures.quantizer_gallery
+	$(RUN) paper_figures.quantizer_table
 	$(RUN) paper_figures.concepts
 
 docs: $(VENV)/.docs-installed ## build the documentation site into site/, strictly

@@ -31,6 +31,11 @@ def preset_names() -> list[str]:
     return list(_files())
 
 
+def preset_comment(name: str) -> str:
+    """Return the first line of a preset's file, which says what it is: "1/1: XNOR-Net, ..."."""
+    return _file(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
 def preset(name: str) -> dict[str, Any]:
     """Return the options of a preset for `bnn.quantize`: weight_quantizer, input_quantizer, input_scale.
 
@@ -44,16 +49,20 @@ def preset(name: str) -> dict[str, Any]:
     }
 
 
-def _read(name: str) -> dict[str, Any]:
-    """Return a file's keys over those of the files that its `defaults` name."""
-    import yaml  # a network that names its quantizers needs none
-
+def _file(name: str) -> Path:
     files = _files()
     if name not in files:
         close = difflib.get_close_matches(name, files, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}? There are" if close else "there are"
         raise ValueError(f"no preset of quantizers is called {name!r}; {hint}: {', '.join(files)}")
-    found = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+    return files[name]
+
+
+def _read(name: str) -> dict[str, Any]:
+    """Return a file's keys over those of the files that its `defaults` name."""
+    import yaml  # a network that names its quantizers needs none
+
+    found = yaml.safe_load(_file(name).read_text(encoding="utf-8"))
     config: dict[str, Any] = {}
     for parent in found.pop("defaults", []):
         if parent != "_self_":

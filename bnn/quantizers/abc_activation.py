@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from bnn.planes import Planes, Term, check_bits, sign_bits
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.straight_through import sign, straight_through
 
 
@@ -30,6 +31,21 @@ class AbcActivation(Quantizer):
     >>> x.grad.tolist(), quantizer.shift.grad.tolist(), quantizer.beta.grad.tolist()
     ([0.0, 1.0, 3.0, 2.0], [4.0, 2.0], [-2.0, 2.0])
     """
+
+    description = Description(
+        group=FEW_BITS,
+        method="ABC-Net",
+        year=2017,
+        forward="sum_n beta_n (+1 if x + v_n >= 1/2, else -1), v and beta learned",
+        gradient="sum of beta_n with 0 <= x + v_n <= 1",
+        storage="N terms of one {-1,+1} plane",
+        panel=Panel(options={"bases": 3}, note="3 bases"),
+        examples=(
+            Example(
+                (-1, -1, -1, -1, -1, 1, 1, 1), (0, 0, 0, 1, 1, 1, 1, 0), options={"bases": 1}, learned={"shift": 0.0}
+            ),
+        ),
+    )
 
     elementwise = True
 

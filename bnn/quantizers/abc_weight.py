@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, Term, check_bits, sign_bits
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.straight_through import straight_through
 
 # Keeps the least squares solvable where two bases are equal, without a trace in float32.
@@ -28,6 +29,24 @@ class AbcWeight(Quantizer):
     >>> [round(g, 3) for g in w.grad.flatten().tolist()]
     [3.0, 3.0, 3.0, 3.0]
     """
+
+    description = Description(
+        group=FEW_BITS,
+        method="ABC-Net",
+        year=2017,
+        forward="sum_m alpha_m sign(W - mean W + u_m std W)",
+        gradient="sum_m alpha_m",
+        storage="M terms of one {-1,+1} plane",
+        published="IN R18 one base/1 42.7 (FDA's table)",
+        panel=Panel(options={"bases": 3}, note="3 bases"),
+        examples=(
+            Example(
+                (-0.875, -0.875, -0.875, 0.875, 0.875, 0.875, 0.875, 0.875),
+                (0.875, 0.875, 0.875, 0.875, 0.875, 0.875, 0.875, 0.875),
+                options={"bases": 1},
+            ),
+        ),
+    )
 
     def __init__(self, bases: int = 3):
         super().__init__()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.approx_sign import triangle
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import BINARY_INPUTS, BINARY_WEIGHTS, Description, Example, Panel
 from bnn.quantizers.ede_sign import ede_slope
 from bnn.quantizers.filters import centered, deviation, divided, filters, like_filters
 from bnn.quantizers.sharpness import Sharpened
@@ -31,6 +32,20 @@ class AdaBinWeight(Sharpened, Quantizer):
     >>> w.grad.tolist()
     [[1.0, 0.0]]
     """
+
+    description = Description(
+        group=BINARY_WEIGHTS,
+        method="AdaBin",
+        year=2022,
+        forward="alpha sign(W - beta) + beta",
+        gradient="EDE's, through mean and std",
+        storage="std a filter, and an offset",
+        published="C10 R20 88.1, VGG-small 92.3; IN R18 63.1 (1/1)",
+        panel=Panel(schedule=("t", (0.5, 1, 3)), note="t = 0.5, 1, 3"),
+        examples=(
+            Example((-1.1456439, -1.1456439, -1.1456439, 1.1456439, 1.1456439, 1.1456439, 1.1456439, 1.1456439), None),
+        ),
+    )
 
     @staticmethod
     def _parts(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,6 +86,24 @@ class AdaBinActivation(Quantizer):
     >>> x.grad.tolist(), quantizer.alpha.grad.item(), quantizer.beta.grad.item()
     ([1.5, 2.0, 1.0], 0.875, -1.5)
     """
+
+    description = Description(
+        group=BINARY_INPUTS,
+        method="AdaBin",
+        year=2022,
+        forward="a sign((x - b)/a) + b, a and b learned",
+        gradient="ApproxSign's at (x - b)/a",
+        published="see `AdaBinWeight`",
+        panel=Panel(learned={"alpha": 0.8, "beta": 0.4}, note=r"$\alpha$ = 0.8, $\beta$ = 0.4"),
+        examples=(
+            Example((-2, -2, -2, 2, 2, 2, 2, 2), (0, 1, 1.5, 2, 2, 1.5, 1, 0), learned={"alpha": 2.0, "beta": 0.0}),
+            Example(
+                (-0.5, -0.5, -0.5, -0.5, -0.5, 1.5, 1.5, 1.5),
+                (0, 0, 0, 1, 1, 2, 1, 0),
+                learned={"alpha": 1.0, "beta": 0.5},
+            ),
+        ),
+    )
 
     elementwise = True
     _bits = 1

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from bnn.quantizers.description import BINARY_INPUTS, Description, Example
 from bnn.quantizers.surrogate_sign import SurrogateSign
 
 
@@ -25,6 +26,16 @@ class ApproxSign(SurrogateSign):
     >>> x.grad.tolist()
     [0.0, 0.0, 1.0, 2.0, 2.0, 1.5, 0.0]
     """
+
+    description = Description(
+        group=BINARY_INPUTS,
+        method="Bi-Real Net",
+        year=2018,
+        forward="sign(x)",
+        gradient="2 - 2|x| if |x| <= 1",
+        published="IN R18 1/1 56.4",
+        examples=(Example((-1, -1, -1, 1, 1, 1, 1, 1), (0, 0, 1, 2, 2, 1, 0, 0)),),
+    )
 
     def slope(self, x: Tensor) -> Tensor:
         return triangle(x)

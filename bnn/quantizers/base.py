@@ -1,11 +1,13 @@
 """What a quantizer is: a module whose forward gives quantized values and whose planes give the same values as bits."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from bnn.planes import Planes, PlanesError
+from bnn.quantizers.description import Description
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Quantizer(nn.Module):
     elementwise: bool = False
     channelwise: bool = False
     for_weights: bool = False
+
+    description: ClassVar[Description | None] = None  # for the documentation, the gallery and the tests
 
     _bits: int = 0  # where they are known without planes of a tensor
 

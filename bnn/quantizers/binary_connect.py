@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import BINARY_WEIGHTS, Description, Example
 from bnn.quantizers.stochastic_sign import random_sign
 from bnn.quantizers.straight_through import sign, straight_through
 
@@ -31,6 +32,17 @@ class BinaryConnect(Quantizer):
     >>> w.grad.tolist()
     [[1.0, 1.0, 1.0]]
     """
+
+    description = Description(
+        group=BINARY_WEIGHTS,
+        method="BinaryConnect",
+        year=2015,
+        forward="sign(W), or drawn in training",
+        gradient="1",
+        storage="1",
+        published="C10 VGG 1/32 91.73 (drawn)",
+        examples=(Example((-1, -1, -1, 1, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1, 1, 1)),),
+    )
 
     elementwise = True
 

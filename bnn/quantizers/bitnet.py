@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, Term, check_bits, signed_code_bits, ternary_bits, twos_complement
 from bnn.quantizers.base import Absmax, Quantizer
+from bnn.quantizers.description import FEW_BITS, TERNARY, Description, Example, Panel
 from bnn.quantizers.straight_through import straight_through
 
 _SMALLEST = 1e-5
@@ -26,6 +27,16 @@ class AbsmeanTernary(Quantizer):
     >>> w.grad.tolist()
     [[1.0, 1.0, 1.0, 1.0]]
     """
+
+    description = Description(
+        group=TERNARY,
+        method="BitNet b1.58",
+        year=2024,
+        forward="g clip(round(W/g), -1, 1)",
+        gradient="1",
+        storage="g = mean|W| a layer",
+        examples=(Example((-0.875, -0.875, -0.875, 0, 0, 0.875, 0.875, 0.875), (1, 1, 1, 1, 1, 1, 1, 1)),),
+    )
 
     @staticmethod
     def _levels_and_scale(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +90,17 @@ class AbsmaxActivation(Quantizer):
     >>> x.grad.tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
+
+    description = Description(
+        group=FEW_BITS,
+        method="BitNet b1.58",
+        year=2024,
+        forward="s round(x/s), s = max|x|/(2^(k-1)-1) a token",
+        gradient="1",
+        storage="{0,1}, two's complement",
+        panel=Panel(options={"bits": 3}, note="3 bits here, 8 in the paper"),
+        examples=(Example((-2, -128 / 127, -64 / 127, 0, 0, 64 / 127, 128 / 127, 2), (1, 1, 1, 1, 1, 1, 1, 1)),),
+    )
 
     def __init__(self, bits: int = 8, channel_axis: int = -1):
         super().__init__()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, Term, check_bits, code_bits, powers_of_two, sign_bits
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.straight_through import sign, straight_through
 
 
@@ -31,6 +32,24 @@ class DoReFaWeight(Quantizer):
     >>> [round(v, 4) for v in w.grad.flatten().tolist()]
     [1.0, 0.0, 0.0]
     """
+
+    description = Description(
+        group=FEW_BITS,
+        method="DoReFa-Net",
+        year=2016,
+        forward="tanh W / max|tanh W| on 2^k levels; k = 1: mean|W| sign(W)",
+        gradient="that of tanh W / max|tanh W|",
+        storage="{-1,+1}, scale 1/(2^k-1)",
+        published="IN AlexNet 1/2 53.4, 1/1 48.5 (tensorpack's)",
+        panel=Panel(options={"bits": 2}, note="2 bits"),
+        examples=(
+            Example(
+                (-0.875, -0.875, -0.875, 0.875, 0.875, 0.875, 0.875, 0.875),
+                (1, 1, 1, 1, 1, 1, 1, 1),
+                options={"bits": 1},
+            ),
+        ),
+    )
 
     def __init__(self, bits: int):
         super().__init__()
@@ -80,6 +99,18 @@ class DoReFaActivation(Quantizer):
     >>> x.grad.tolist()
     [0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
     """
+
+    description = Description(
+        group=FEW_BITS,
+        method="DoReFa-Net",
+        year=2016,
+        forward="clip(x, 0, 1) on 2^k levels",
+        gradient="1 if 0 <= x <= 1",
+        storage="{0,1}, scale 1/(2^k-1)",
+        published="see `DoReFaWeight`",
+        panel=Panel(options={"bits": 2}, note="2 bits"),
+        examples=(Example((0, 0, 0, 0, 0, 2 / 3, 1, 1), (0, 0, 0, 1, 1, 1, 1, 0), options={"bits": 2}),),
+    )
 
     elementwise = True
 

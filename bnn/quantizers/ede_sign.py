@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from bnn.quantizers.description import BINARY_INPUTS, Description, Example, Panel
 from bnn.quantizers.sharpness import Sharpened
 from bnn.quantizers.surrogate_sign import SurrogateSign
 
@@ -30,6 +31,28 @@ class EdeSign(Sharpened, SurrogateSign):
     >>> [round(g, 4) for g in x.grad.tolist()]
     [0.8399, 2.0, 2.0, 0.1413]
     """
+
+    description = Description(
+        group=BINARY_INPUTS,
+        method="IR-Net",
+        year=2020,
+        forward="sign(x)",
+        gradient="k t (1 - tanh(t x)^2), t rises",
+        published="C10 R20 86.5, VGG-small 90.4; IN R18 58.1 (1/1)",
+        panel=Panel(schedule=("t", (0.5, 1, 3)), note="t = 0.5, 1, 3"),
+        examples=(
+            Example(
+                (-1, -1, -1, 1, 1, 1, 1, 1),
+                (0.070651, 0.419974, 0.786448, 1, 1, 0.786448, 0.419974, 0.070651),
+                options={"t": 1.0},
+            ),
+            Example(
+                (-1, -1, -1, 1, 1, 1, 1, 1),
+                (0.419974, 0.786448, 0.940015, 1, 1, 0.940015, 0.786448, 0.419974),
+                options={"t": 0.5},
+            ),
+        ),
+    )
 
     def slope(self, x: Tensor) -> Tensor:
         return ede_slope(x, self.t, self.k)

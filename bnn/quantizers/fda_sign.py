@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from bnn.quantizers.description import BINARY_INPUTS, Description, Example, Panel
 from bnn.quantizers.surrogate_sign import SurrogateSign
 
 
@@ -26,6 +27,23 @@ class FdaSign(SurrogateSign):
     >>> [round(g, 4) for g in x.grad.tolist()]
     [0.0, -0.5726, 2.5465, 1.2074]
     """
+
+    description = Description(
+        group=BINARY_INPUTS,
+        method="FDA",
+        year=2021,
+        forward="sign(x)",
+        gradient="(4w/pi) sum_i cos((2i+1) w x) if |x| <= 1, more terms in time",
+        published="C10 R20 85.83 (1/1)",
+        panel=Panel(options={"frequency": 1.0}, schedule=("n", (1, 2, 4)), note=r"n = 1, 2, 4, $\omega$ = 1"),
+        examples=(
+            Example(
+                (-1, -1, -1, 1, 1, 1, 1, 1),
+                (0, 0.687934, 1.117373, 1.27324, 1.27324, 1.117373, 0.687934, 0),
+                options={"n": 0, "frequency": 1.0},
+            ),
+        ),
+    )
 
     def __init__(self, n: int = 9, frequency: float = 0.1):
         super().__init__()

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import BINARY_WEIGHTS, Description, Example, Panel
 from bnn.quantizers.filters import like_filters, parameter_per_channel
 from bnn.quantizers.straight_through import sign, straight_through
 
@@ -27,6 +28,23 @@ class LearnedScaleWeight(Quantizer):
     >>> w.grad.tolist(), quantizer.alpha.grad.tolist()
     ([[1.0, 0.0]], [-2.0])
     """
+
+    description = Description(
+        group=BINARY_WEIGHTS,
+        method="XNOR-Net++ case 1",
+        year=2019,
+        forward="alpha_c sign(W)",
+        gradient="alpha_c if |W| <= 1",
+        storage="learned a channel",
+        panel=Panel(learned={"alpha": 0.7}, note=r"$\alpha$ = 0.7"),
+        examples=(
+            Example(
+                (0.5, 0.5, 0.5, -0.5, -0.5, -0.5, -0.5, -0.5),
+                (0, -0.5, -0.5, -0.5, -0.5, -0.5, -0.5, 0),
+                learned={"alpha": -0.5},
+            ),
+        ),
+    )
 
     for_weights = True
     _bits = 1

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import BINARY_WEIGHTS, Description, Example, Panel
 from bnn.quantizers.ede_sign import ede_slope
 from bnn.quantizers.filters import like_filters, mean_magnitude, standardized
 from bnn.quantizers.sharpness import Sharpened
@@ -29,6 +30,18 @@ class LibraWeight(Sharpened, Quantizer):
     >>> [round(g, 4) for g in w.grad.flatten().tolist()]
     [0.0124, -0.0373, 0.0124, 0.0124]
     """
+
+    description = Description(
+        group=BINARY_WEIGHTS,
+        method="IR-Net",
+        year=2020,
+        forward="2^s sign(V), V standardized",
+        gradient="EDE's, through V",
+        storage="a power of two a filter",
+        published="see `EdeSign`; IN R18 1/32 66.5",
+        panel=Panel(schedule=("t", (0.5, 1, 3)), note="t = 0.5, 1, 3"),
+        examples=(Example((-1, -1, -1, 1, 1, 1, 1, 1), None),),
+    )
 
     @staticmethod
     def _scale(v: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, Term, check_bits
 from bnn.quantizers.data_initialized import DataInitialized, mean_over_processes
+from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.filters import filters
 from bnn.quantizers.precision import is_recomputing, without_autocast
 from bnn.quantizers.straight_through import straight_through
@@ -106,6 +107,18 @@ class LqWeight(_LqNet):
     [[1.0, 1.0, 1.0, 1.0]]
     """
 
+    description = Description(
+        group=FEW_BITS,
+        method="LQ-Net",
+        year=2018,
+        forward="nearest of sum_k v_k b_k, basis v fitted a channel",
+        gradient="1",
+        storage="k terms of one {-1,+1} plane",
+        published="IN R18 2/2 64.9",
+        panel=Panel(options={"momentum": 1.0, "bits": 2}, note="2 bits", training=True),
+        examples=(Example((-1, -1, -1, 1, 1, 1, 1, 3), (1, 1, 1, 1, 1, 1, 1, 1), options={"bits": 2}),),
+    )
+
     low = -1
     for_weights = True
 
@@ -150,6 +163,20 @@ class LqActivation(_LqNet):
     >>> x.grad.tolist()
     [1.0, 1.0, 1.0, 0.0]
     """
+
+    description = Description(
+        group=FEW_BITS,
+        method="LQ-Net",
+        year=2018,
+        forward="nearest of sum_k v_k b_k",
+        gradient="1 up to the top level",
+        storage="k terms of one {0,1} plane",
+        published="see `LqWeight`",
+        panel=Panel(options={"bits": 2}, note="2 bits"),
+        examples=(
+            Example((0, 0, 0, 0, 0, 0.4496667, 0.8993333, 1.349), (1, 1, 1, 1, 1, 1, 1, 0), options={"bits": 2}),
+        ),
+    )
 
     low = 0
     elementwise = True

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import BINARY_WEIGHTS, Description, Example
 from bnn.quantizers.filters import like_filters, mean_magnitude
 from bnn.quantizers.straight_through import sign, straight_through
 
@@ -29,6 +30,27 @@ class MagnitudeAwareSign(Quantizer):
     >>> w.grad.tolist()
     [[2.0, 0.0, 0.0]]
     """
+
+    description = Description(
+        group=BINARY_WEIGHTS,
+        method="Bi-Real Net",
+        year=2018,
+        forward="alpha sign(W)",
+        gradient="alpha if |W| <= 1, or 1 there (released code)",
+        storage="mean|W| a filter, constant",
+        published="IN R18 1/1 56.4",
+        examples=(
+            Example(
+                (-0.875, -0.875, -0.875, 0.875, 0.875, 0.875, 0.875, 0.875),
+                (0, 0.875, 0.875, 0.875, 0.875, 0.875, 0.875, 0),
+            ),
+            Example(
+                (-0.875, -0.875, -0.875, 0.875, 0.875, 0.875, 0.875, 0.875),
+                (0, 1, 1, 1, 1, 1, 1, 0),
+                options={"gradient": "released"},
+            ),
+        ),
+    )
 
     def __init__(self, gradient: Literal["paper", "released"] = "paper"):
         super().__init__()

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnn.quantizers.description import BINARY_INPUTS, Description, Example, Panel
 from bnn.quantizers.fda_sign import FdaSign
 
 
@@ -40,6 +41,28 @@ class NoiseAdaptedSign(FdaSign):
     >>> quantizer.eval()(x).flatten().tolist()
     [-1.0, 1.0, 1.0]
     """
+
+    description = Description(
+        group=BINARY_INPUTS,
+        method="FDA",
+        year=2021,
+        forward="sign(x) + alpha e(x) in training, e a small network and alpha falling to 0; sign(x) in evaluation",
+        gradient="FdaSign's, and that of alpha e(x)",
+        published="C10 R20 86.20, VGG-small 92.54; IN R18 60.2 (1/1)",
+        panel=Panel(
+            options={"n": 2, "frequency": 1.0, "alpha": 1.0},
+            learned={"reduce": 1.0, "expand": 0.3},
+            note=r"$\alpha$ = 1, n = 2, $\omega$ = 1",
+            training=True,
+        ),
+        examples=(
+            Example(
+                (-1, -1, -1, 1, 1, 1, 1, 1),
+                (0, 0.687934, 1.117373, 1.27324, 1.27324, 1.117373, 0.687934, 0),
+                options={"n": 0, "frequency": 1.0},
+            ),
+        ),
+    )
 
     def __init__(
         self,

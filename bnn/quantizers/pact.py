@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bnn.planes import Planes, Term, check_bits, code_bits, powers_of_two
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 
 
 class _LearnedClip(torch.autograd.Function):
@@ -41,6 +42,22 @@ class Pact(Quantizer):
     >>> x.grad.tolist(), quantizer.alpha.grad.item()
     ([0.0, 0.0, 1.0, 1.0, 0.0, 0.0], 2.0)
     """
+
+    description = Description(
+        group=FEW_BITS,
+        method="PACT",
+        year=2018,
+        forward="clip(x, 0, alpha) on 2^k levels, alpha learned",
+        gradient="1 if 0 < x < alpha; to alpha 1 if x >= alpha",
+        storage="{0,1}, scale alpha/(2^k-1)",
+        published="IN R18 2/2 64.4, 4/4 69.2 (N2UQ's README)",
+        panel=Panel(options={"alpha": 1.5, "bits": 2}, note=r"2 bits, $\alpha$ = 1.5"),
+        examples=(
+            Example(
+                (0, 0, 0, 0, 0, 2 / 3, 1, 1), (0, 0, 0, 0, 0, 1, 0, 0), options={"bits": 2}, learned={"alpha": 1.0}
+            ),
+        ),
+    )
 
     elementwise = True
 

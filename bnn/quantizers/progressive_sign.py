@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import BINARY_INPUTS, Description, Example, Panel
 from bnn.quantizers.straight_through import sign, straight_through
 
 _STEEPEST = 1e7
@@ -32,6 +33,16 @@ class ProgressiveSign(Quantizer):
     >>> quantizer(x).tolist(), quantizer.eval()(x).tolist()
     ([-1.0, -0.5, 0.0, 0.5], [-1.0, -1.0, 1.0, 1.0])
     """
+
+    description = Description(
+        group=BINARY_INPUTS,
+        method="bitorch",
+        year=None,
+        forward="a ramp that steepens in training, sign(x) in evaluation",
+        gradient="1",
+        panel=Panel(schedule=("progress", (0.02, 0.1, 0.5)), note="p = 0.02, 0.1, 0.5", training=True),
+        examples=(Example((-1, -1, -1, 1, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1, 1, 1)),),
+    )
 
     elementwise = True
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.data_initialized import DataInitialized
+from bnn.quantizers.description import BINARY_INPUTS, BINARY_WEIGHTS, Description, Example, Panel
 from bnn.quantizers.filters import like_filters, mean_magnitude, parameter_per_channel, standardized
 from bnn.quantizers.precision import without_autocast
 from bnn.quantizers.sharpness import Sharpened
@@ -33,6 +34,23 @@ class RbnnSign(Sharpened, SurrogateSign):
     >>> [round(g, 4) for g in x.grad.tolist()]
     [0.0, 1.4142, 0.4142]
     """
+
+    description = Description(
+        group=BINARY_INPUTS,
+        method="RBNN",
+        year=2020,
+        forward="sign(x)",
+        gradient="k max(sqrt(2) t - t^2 |x|, 0), t rises",
+        published="see `RotatedWeight`",
+        panel=Panel(schedule=("t", (0.5, 1, 3)), note="t = 0.5, 1, 3"),
+        examples=(
+            Example(
+                (-1, -1, -1, 1, 1, 1, 1, 1),
+                (0, 0.414214, 0.914214, 1.414214, 1.414214, 0.914214, 0.414214, 0),
+                options={"t": 1.0},
+            ),
+        ),
+    )
 
     def slope(self, x: Tensor) -> Tensor:
         return rbnn_slope(x, self.t, self.k)
@@ -70,6 +88,18 @@ class RotatedWeight(Sharpened, DataInitialized):
     >>> bool(w.grad.isfinite().all()), quantizer.alpha.grad.shape, quantizer.theta.grad.shape
     (True, torch.Size([2]), torch.Size([2]))
     """
+
+    description = Description(
+        group=BINARY_WEIGHTS,
+        method="RBNN",
+        year=2020,
+        forward="alpha_c sign(V + |sin theta| (R V - V))",
+        gradient="RbnnSign's",
+        storage="learned a channel",
+        published="C10 R20 86.5, VGG-small 91.3; IN R18 59.9 (1/1)",
+        panel=Panel(options={"t": 1.0}, note="t = 1, a dot for each weight", training=True, dots=True),
+        examples=(Example((-1, -1, -1, 1, 1, 1, 1, 1), None, learned={"theta": 0.0}),),
+    )
 
     rounds = 3
     for_weights = True

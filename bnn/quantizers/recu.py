@@ -8,6 +8,7 @@ from torch import Tensor
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.approx_sign import triangle
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import BINARY_INPUTS, BINARY_WEIGHTS, Description, Example, Panel
 from bnn.quantizers.filters import centered, filters, like_filters, parameter_per_channel
 from bnn.quantizers.straight_through import sign, straight_through
 
@@ -36,6 +37,18 @@ class RecuWeight(Quantizer):
     >>> [round(g, 4) for g in w.grad.flatten().tolist()]
     [-0.3143, 0.6285, -0.3143]
     """
+
+    description = Description(
+        group=BINARY_WEIGHTS,
+        method="ReCU",
+        year=2021,
+        forward="alpha_c sign(W - mean W)",
+        gradient="1 inside the tau-quantile, through the standardization",
+        storage="learned a channel",
+        published="C10 R20 87.5, VGG-small 92.2; IN R18 60.98 (1/1)",
+        panel=Panel(schedule=("tau", (0.7, 0.85, 0.99)), note=r"$\tau$ = 0.7, 0.85, 0.99"),
+        examples=(Example((-1, -1, -1, 1, 1, 1, 1, 1), None),),
+    )
 
     for_weights = True
     _bits = 1
@@ -79,6 +92,17 @@ class RecuSign(Quantizer):
     >>> [round(g, 4) for g in x.grad.flatten().tolist()]
     [0.0, 0.0, 1.2247, 0.0]
     """
+
+    description = Description(
+        group=BINARY_INPUTS,
+        method="ReCU",
+        year=2021,
+        forward="sign(x)",
+        gradient="ApproxSign's at x / std x",
+        published="see `RecuWeight`",
+        panel=Panel(note="input divided by its deviation", training=True),
+        examples=(Example((-1, -1, -1, 1, 1, 1, 1, 1), (0, 0, 1, 2, 2, 1, 0, 0)),),
+    )
 
     elementwise = True
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.approx_sign import triangle
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import BINARY_INPUTS, Description, Example, Panel
 from bnn.quantizers.filters import parameter_per_channel
 from bnn.quantizers.straight_through import sign, straight_through
 
@@ -30,6 +31,17 @@ class RSign(Quantizer):
     >>> x.grad.tolist(), quantizer.shift.grad.tolist()
     ([[1.5, 0.5], [2.0, 1.5]], [-3.5, -2.0])
     """
+
+    description = Description(
+        group=BINARY_INPUTS,
+        method="ReActNet",
+        year=2020,
+        forward="sign(x - a_c), a_c learned a channel",
+        gradient="ApproxSign's at x - a_c",
+        published="IN ReActNet-A 69.4, R18 65.5 (1/1)",
+        panel=Panel(learned={"shift": 0.5}, note="a = 0.5"),
+        examples=(Example((-1, -1, -1, -1, -1, 1, 1, 1), (0, 0, 0, 1, 1, 2, 1, 0), learned={"shift": 0.5}),),
+    )
 
     elementwise = True
     channelwise = True

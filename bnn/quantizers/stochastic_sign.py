@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import BINARY_INPUTS, Description, Example, Panel
 from bnn.quantizers.straight_through import sign, straight_through
 
 
@@ -32,6 +33,16 @@ class StochasticSign(Quantizer):
     >>> quantizer.eval()(torch.tensor([-0.1, 0.0, 0.1])).tolist()
     [-1.0, 1.0, 1.0]
     """
+
+    description = Description(
+        group=BINARY_INPUTS,
+        method="BNN",
+        year=2016,
+        forward="+1 with probability clip((x+1)/2, 0, 1) in training, sign(x) in evaluation",
+        gradient="1 if |x| <= 1",
+        panel=Panel(note="here in evaluation"),
+        examples=(Example((-1, -1, -1, 1, 1, 1, 1, 1), (0, 1, 1, 1, 1, 1, 1, 0)),),
+    )
 
     elementwise = True
 

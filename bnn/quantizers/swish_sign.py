@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from bnn.quantizers.description import BINARY_INPUTS, Description, Example, Panel
 from bnn.quantizers.surrogate_sign import SurrogateSign
 
 
@@ -22,6 +23,23 @@ class SwishSign(SurrogateSign):
     >>> [round(g, 4) for g in x.grad.tolist()]
     [5.0, 5.0, -0.0846, -0.0846]
     """
+
+    description = Description(
+        group=BINARY_INPUTS,
+        method="BNN+",
+        year=2018,
+        forward="sign(x)",
+        gradient="beta (2 - beta x tanh(beta x/2)) / (1 + cosh(beta x))",
+        published="C10 VGG-small 1/1 91.31 (FDA's table)",
+        panel=Panel(note=r"$\beta$ = 5: 5 at the peak"),
+        examples=(
+            Example(
+                (-1, -1, -1, 1, 1, 1, 1, 1),
+                (0.100124, 0.604732, 0.882458, 1, 1, 0.882458, 0.604732, 0.100124),
+                options={"beta": 1.0},
+            ),
+        ),
+    )
 
     def __init__(self, beta: float = 5.0):
         super().__init__()

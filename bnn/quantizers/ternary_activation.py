@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, Term, ternary_bits
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import TERNARY, Description, Example, Panel
 from bnn.quantizers.precision import is_recomputing
 from bnn.quantizers.straight_through import straight_through
 
@@ -31,6 +32,21 @@ class TernaryActivation(Quantizer):
     >>> x.grad.tolist()
     [0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
     """
+
+    description = Description(
+        group=TERNARY,
+        method="TBN",
+        year=2018,
+        forward="sign(x) if |x| > delta, delta from a running mean|x| or fixed",
+        gradient="1 if |x| <= 1",
+        storage="1",
+        published="IN R18 1/t 55.6 (FDA's table)",
+        panel=Panel(options={"threshold": 0.4}, note=r"$\Delta$ = 0.4"),
+        examples=(
+            Example((-1, -1, 0, 0, 0, 0, 1, 1), (0, 1, 1, 1, 1, 1, 1, 0), options={"threshold": 0.5}),
+            Example((-1, 0, 0, 0, 0, 0, 0, 1), (0, 1, 1, 1, 1, 1, 1, 0), options={"threshold": 1.0}),
+        ),
+    )
 
     elementwise = True
     _bits = 2

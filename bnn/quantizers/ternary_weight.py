@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, Term, ternary_bits
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import TERNARY, Description, Example
 from bnn.quantizers.straight_through import straight_through
 
 
@@ -24,6 +25,21 @@ class TernaryWeight(Quantizer):
     >>> w.grad.tolist()
     [[1.0, 1.0, 1.0, 1.0]]
     """
+
+    description = Description(
+        group=TERNARY,
+        method="TWN",
+        year=2016,
+        forward="alpha sign(W) if |W| > 0.7 mean|W|",
+        gradient="1",
+        storage="mean of the large |W|, a layer or filter",
+        examples=(
+            Example((-1.5, -1.5, 0, 0, 0, 0, 1.5, 1.5), (1, 1, 1, 1, 1, 1, 1, 1)),
+            Example(
+                (-7 / 6, -7 / 6, -7 / 6, 0, 0, 7 / 6, 7 / 6, 7 / 6), (1, 1, 1, 1, 1, 1, 1, 1), options={"factor": 0.5}
+            ),
+        ),
+    )
 
     def __init__(self, factor: float = 0.7, per_channel: bool = False):
         super().__init__()

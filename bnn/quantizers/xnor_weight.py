@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
+from bnn.quantizers.description import BINARY_WEIGHTS, Description, Example
 from bnn.quantizers.filters import filters, like_filters, mean_magnitude
 from bnn.quantizers.straight_through import sign
 
@@ -60,6 +61,32 @@ class XnorWeight(Quantizer):
     >>> w.grad.tolist()
     [[1.5, -0.5]]
     """
+
+    description = Description(
+        group=BINARY_WEIGHTS,
+        method="XNOR-Net",
+        year=2016,
+        forward="alpha sign(W)",
+        gradient="three forms: exact, printed, released",
+        storage="mean|W| a filter",
+        published="IN AlexNet 1/1 44.2, R18 1/1 51.2; 1/32 56.8, 60.8",
+        examples=(
+            Example(
+                (-0.875, -0.875, -0.875, 0.875, 0.875, 0.875, 0.875, 0.875),
+                (-0.25, 0.625, 0.625, 1.125, 1.125, 1.125, 1.125, 0.25),
+            ),
+            Example(
+                (-0.875, -0.875, -0.875, 0.875, 0.875, 0.875, 0.875, 0.875),
+                (0.125, 1, 1, 1, 1, 1, 1, 0.125),
+                options={"gradient": "printed"},
+            ),
+            Example(
+                (-0.875, -0.875, -0.875, 0.875, 0.875, 0.875, 0.875, 0.875),
+                (0.109375, 0.109375, 0.875, 0.875, 0.875, 0.875, 0.109375, 0.109375),
+                options={"gradient": "released"},
+            ),
+        ),
+    )
 
     _bits = 1
 

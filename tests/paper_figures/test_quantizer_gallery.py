@@ -1,7 +1,5 @@
 """The gallery shows every quantizer, by its own values and gradients."""
 
-import inspect
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -10,16 +8,11 @@ from matplotlib.colors import to_rgba
 from readable import faults, words
 
 from bnn import quantizers
-from bnn.quantizers import FullPrecision, Quantizer, SteSign, TernaryWeight
+from bnn.quantizers import SteSign, TernaryWeight
+from bnn.quantizers.description import GROUPS, describe, described
 from paper_figures import quantizer_gallery, style
-from paper_figures.quantizer_gallery import PANELS, curves
+from paper_figures.quantizer_gallery import curves, variants
 from paper_figures.save import save
-
-
-def test_every_quantizer_has_a_panel():
-    classes = {c for _, c in inspect.getmembers(quantizers, inspect.isclass) if issubclass(c, Quantizer)}
-    shown = {type(make()) for panel in PANELS for make in panel.variants}
-    assert shown == classes - {Quantizer, FullPrecision}
 
 
 def test_curves_are_those_of_the_quantizer():
@@ -60,24 +53,33 @@ def test_the_picture_is_written_and_the_seed_of_others_stays(drawn):
 
 def test_the_picture_can_be_read(drawn):
     assert faults(drawn[0]) == []
-    assert set(quantizer_gallery.SECTIONS) <= set(words(drawn[0]))
+    assert {group.partition(":")[0] for group in GROUPS} <= set(words(drawn[0]))
 
 
-def test_every_panel_is_drawn(drawn):
+def test_every_quantizer_is_drawn(drawn):
+    """In evaluation and training, of what the classes' descriptions say."""
     shown = [axes for axes in drawn[0].axes if axes.lines]
-    assert [axes.get_title(loc="left") for axes in shown] == [panel.name for panel in PANELS]
+    classes = described(quantizers)
+    assert [axes.get_title(loc="left") for axes in shown] == [cls.__name__ for cls in classes]
     written = words(drawn[0])
-    for axes, panel in zip(shown, PANELS, strict=True):
-        assert f"{panel.method}\n{panel.note}" in written
-        assert len(axes.lines) == 2 * len(panel.variants)
+    for axes, cls in zip(shown, classes, strict=True):
+        text, made = describe(cls), variants(cls)
+        assert f"{text.method}\n{text.panel.note}" in written
+        assert len(axes.lines) == 2 * len(made) == 2 * len((text.panel.schedule or ("", (0,)))[1])
         gradient, forward = axes.lines[-2:]  # of the last variant, which is the strongest
         assert [to_rgba(line.get_color()) for line in (gradient, forward)] == [
             to_rgba(colour) for colour in (style.ORANGE, style.BLUE)
         ]
+        assert [line.get_alpha() for line in (gradient, forward)] == [1, 1]
         low, high = axes.get_ylim()
         assert low <= min(forward.get_ydata()) <= max(forward.get_ydata()) <= high  # gradients may be cut, values not
-        quantizer = panel.variants[-1]().train(panel.training)
-        if quantizer.elementwise:
-            x, y, slope = curves(quantizer)
+        if made[-1].elementwise:
+            x, y, slope = curves(made[-1])
             np.testing.assert_array_equal(forward.get_xydata(), np.stack([x, y], 1))
             np.testing.assert_array_equal(gradient.get_ydata(), slope)
+
+
+@pytest.mark.parametrize("name", ["SteSing", "nowhere.SteSign", "bnn.quantizers.sign", "bnn.layers.QuantConv2d"])
+def test_a_wrong_class_is_named(name, tmp_path):
+    with pytest.raises(SystemExit, match=name):
+        quantizer_gallery.main(["--classes", name, "--output", str(tmp_path / "gallery.png")])
