@@ -1,18 +1,21 @@
 """What a network costs: bits, parameters, bytes and multiply-accumulates by precision, layer by layer.
 
 BOPs of a layer = MACs * weight bits * activation bits (the convention of QONNX's inference cost, and PokeBNN's ACE).
-Bytes are those of evaluation, which a packed file holds: a bit a quantized weight and plane, 4 bytes a float, and of
-what is one number a channel what is left of it (see bnn.folding).
+Bytes are those of the packed file: the network is planned as `bnn.convert` does it, though no file is written. Of one
+that cannot be converted they are an estimate, and the table says so: a bit a quantized weight and plane, 4 bytes
+a float.
 """
 
+import importlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one too
 
-from bnn.folding import NORMS, Folding, folding
 from bnn.layers.base import QuantLayer, weight_planes
 from bnn.quantizers.base import Quantizer
 
@@ -44,10 +47,12 @@ class Summary:
 
     uncounted: layers with weights whose multiply-accumulates are not known here (attention, recurrent layers, modules
         of the user's own).
+    estimated: why bytes are an estimate; "" where they are those of the packed file.
     """
 
     layers: tuple[LayerCost, ...]
     uncounted: tuple[str, ...] = ()
+    estimated: str = ""
 
     @property
     def parameters(self) -> int:
@@ -56,7 +61,7 @@ class Summary:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the network in evaluation, every weight at its own bits: the payload of its packed file."""
+        """Bytes of the payload of the network's packed file, or an estimate of them, see `estimated`."""
         return sum(layer.bytes for layer in self.layers)
 
     @property
@@ -102,6 +107,8 @@ class Summary:
         lines.append(f"MACs by bits of weight/activation: {', '.join(shares) or 'none'}")
         if self.uncounted:
             lines.append(f"without the MACs of {', '.join(self.uncounted)}, which are not known here")
+        if self.estimated:
+            lines.append(f"bytes are an estimate, for the network cannot be packed: {self.estimated}")
         return "\n".join(lines)
 
 
@@ -127,44 +134,35 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters(recurse=False)) | buffers
 
 
-def _threshold_bytes(levels: int) -> int:
-    """Return the bytes a channel of thresholds between levels: 4 each and a direction.
-
-    A file may take less for the many of 4 bits and more, whose distances it stores where they are even.
-    """
-    return 4 * levels + 1
-
-
-def _bytes(path: str, module: Any, folded: Folding) -> int:
-    """Return the bytes of a module's own state in evaluation."""
+def _estimate(module: nn.Module) -> int:
+    """Return about how many bytes a module's own state takes in evaluation, nothing merged or folded."""
     tensors = _state(module)
-    if isinstance(module, NORMS):
-        channels = module.num_features
-        if path in folded.gone:
-            return 0
-        if path in folded.thresholds:
-            return channels * _threshold_bytes(folded.thresholds[path])
-        return 8 * channels if module.track_running_stats or module.affine else 0
-    if isinstance(module, Quantizer):
-        return 0 if module.packable else sum(4 * t.numel() for t in tensors.values())  # thresholds and scales elsewhere
+    if isinstance(module, _BatchNorm):
+        return 8 * module.num_features if module.track_running_stats or module.affine else 0
     if isinstance(module, QuantLayer) and module.weight_quantizer.packable:
         planes = weight_planes(module)
         channels = planes.parts[0].bits.shape[1]
-        size = planes.bits * -(-module.weight.numel() // 8)
-        if path in folded.direct:
-            size += getattr(module, "in_channels", 0) * _threshold_bytes(1)
-        if path in folded.thresholds:
-            return size + channels * _threshold_bytes(folded.thresholds[path])
-        return size + 4 * channels * (len(planes.parts) + (module.bias is not None))
+        floats = 4 * channels * (len(planes.parts) + (module.bias is not None))
+        return planes.bits * -(-module.weight.numel() // 8) + floats
     return sum(4 * t.numel() for t in tensors.values())
 
 
-def _cost(path: str, module: Any, folded: Folding, shape: tuple[int, ...], macs: int) -> LayerCost:
+def _stored(model: nn.Module, example: Tensor) -> dict[str, int] | str:
+    """Return the bytes of each module in the packed file, or why there is none."""
+    try:
+        # Only here: `import bnn` and counting without bits need no kernels.
+        return importlib.import_module("bnn.converter.stored_bytes").stored_bytes(model, example)
+    except ImportError as error:
+        return f"the kernels cannot be imported ({error})"
+    except Exception as error:  # it runs the model's own code, on proxies too: anything can be raised
+        return str(error) or type(error).__name__
+
+
+def _cost(path: str, module: Any, size: int, shape: tuple[int, ...], macs: int) -> LayerCost:
     weight_bits = activation_bits = FLOAT_BITS
     if isinstance(module, QuantLayer):
         weight_bits, activation_bits = module.weight_quantizer.bits, module.input_quantizer.bits
     count = sum(tensor.numel() for tensor in _state(module).values())
-    size = _bytes(path, module, folded)
     return LayerCost(path, type(module).__name__, shape, weight_bits, activation_bits, count, size, macs)
 
 
@@ -184,14 +182,15 @@ def summary(model: nn.Module, input_shape: Sequence[int] | Tensor) -> Summary:
 
     The model is run once, in evaluation, and left as it was. A module that is used twice has its parameters counted
     once and its multiply-accumulates each time. Modules with parameters that did not run are listed without
-    multiply-accumulates. ValueError on a shape that is none.
+    multiply-accumulates. Bytes of a layer are those of the steps that it becomes: what is merged into it (batch norm,
+    activation, thresholds on its output) counts there. ValueError on a shape that is none.
     """
     example = _example(model, input_shape)
     shapes: dict[str, tuple[int, ...]] = {}
     macs: dict[str, int] = {}
     owners = {path: m for path, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     # Batch norm without affine parameters has statistics alone.
-    owners |= {path: m for path, m in model.named_modules() if isinstance(m, NORMS)}
+    owners |= {path: m for path, m in model.named_modules() if isinstance(m, _BatchNorm)}
     handles = []
     for path, module in owners.items():
 
@@ -204,22 +203,31 @@ def summary(model: nn.Module, input_shape: Sequence[int] | Tensor) -> Summary:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of quantizers that wait for training: costs do not depend on it
             model(example)
-            folded = folding(model)
-            order = [*shapes, *(path for path in owners if path not in shapes)]
-            costs = [_cost(path, owners[path], folded, shapes.get(path, ()), macs.get(path, 0)) for path in order]
     finally:
         for module, mode in modes:
             module.training = mode
         for handle in handles:
             handle.remove()
+    stored = _stored(model, example)
+    sizes = {path: _estimate(module) for path, module in owners.items()} if isinstance(stored, str) else stored
+    modules = dict(model.named_modules(remove_duplicate=False))
+    # Modules without parameters may store something too: constants, tables of places.
+    order = [*shapes, *(path for path in (*owners, *sizes) if path not in shapes)]
+    costs = [
+        _cost(path, modules[path], sizes.get(path, 0), shapes.get(path, ()), macs.get(path, 0))
+        for path in dict.fromkeys(order)
+        if path in owners or sizes[path]
+    ]
     # Weights have two axes or more; those of layers that are known here are counted, where they ran.
     uncounted = [
         path
-        for path in order
-        if (not isinstance(owners[path], _WEIGHTED) or path not in shapes)
+        for path in dict.fromkeys(order)
+        if path in owners
+        and (not isinstance(owners[path], _WEIGHTED) or path not in shapes)
         and not isinstance(owners[path], Quantizer)
         and any(p.ndim > 1 for p in owners[path].parameters(recurse=False))
     ]
-    return Summary(tuple(costs), tuple(uncounted))
+    return Summary(tuple(costs), tuple(uncounted), stored if isinstance(stored, str) else "")

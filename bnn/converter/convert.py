@@ -25,7 +25,7 @@ from bnn.converter import rules_quantized as rules_quantized
 from bnn.converter import rules_shape as rules_shape
 from bnn.converter import rules_transposed as rules_transposed
 from bnn.converter.builder import Builder
-from bnn.converter.emitter import emit
+from bnn.converter.emitter import Emitted, emit
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph import Input, Refused, Value, live_values, refused
 from bnn.converter.planes_check import check_planes
@@ -115,18 +115,7 @@ def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.Pa
     warn_of_uninitialized(model, f"{type(model).__name__} is converted")
     examples = check_examples(example_input)
     # Thresholds are those of the float32 network on a CPU, where the packed model runs.
-    twin = _copied(model).to("cpu", torch.float32)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        traced = trace(twin)
-        lowering = Lowering(traced, examples)
-        check_planes(twin, examples)
-        outputs = lowering.run()
-        check_trace(twin, traced, lowering.found, examples)
-        check_values(traced, lowering.lowered, outputs)
-        check_batches(traced, lowering.lowered)
-        steps, registers = emit(outputs)
-    if not steps:
-        raise ConversionError("nothing is left of the model: it has only layers that do nothing in evaluation")
+    outputs, (steps, registers, _) = plan(_copied(model).to("cpu", torch.float32), examples)
     shapes = [tuple(x.shape[1:]) for x in examples]
     ends = [(register, value.shape) for register, value in zip(registers, outputs, strict=True)]
     return bk.PackedModel(shapes, steps, {"model": type(model).__name__}, _versions(), ends)
@@ -137,6 +126,22 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise ConversionError(f"{type(model).__name__} cannot be copied by copy.deepcopy: {error}") from error
+
+
+def plan(network: nn.Module, examples: Sequence[Tensor]) -> tuple[list[Value], Emitted]:
+    """Return the outputs of a network in evaluation mode, float32 on a CPU, and the steps that compute them."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        traced = trace(network)
+        lowering = Lowering(traced, examples)
+        check_planes(network, examples)
+        outputs = lowering.run()
+        check_trace(network, traced, lowering.found, examples)
+        check_values(traced, lowering.lowered, outputs)
+        check_batches(traced, lowering.lowered)
+        emitted = emit(outputs)
+    if not emitted.steps:
+        raise ConversionError("nothing is left of the model: it has only layers that do nothing in evaluation")
+    return outputs, emitted
 
 
 class Lowering:
@@ -282,6 +287,8 @@ class Lowering:
                     "nothing to fewer digits: leave the cast out in evaluation"
                 )
             made.source = made.source or build.place
+            for part in live_values([made]):
+                part.owner = part.owner or build.place
 
     def _outputs(self, node: fx.Node) -> list[Value]:
         result: Any = fx.map_arg(node.args[0], lambda n: self.values[n])

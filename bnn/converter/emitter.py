@@ -1,6 +1,6 @@
 """From a graph and its plan to the steps of a packed model."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from bnn_kernels import StepSpec
@@ -34,8 +34,16 @@ _FINITE = {"scale", "shift", "bias", "norm_scale", "norm_shift", "pre", "slope",
 Tensors = dict[str, np.ndarray]
 
 
-def emit(outputs: list[Value]) -> tuple[list[StepSpec], list[str]]:
-    """Return the steps that compute the outputs, and the registers of the outputs."""
+class Emitted(NamedTuple):
+    """Steps, the registers of the outputs, and for each step the place in the network whose numbers it stores."""
+
+    steps: list[StepSpec]
+    registers: list[str]
+    owners: list[str]
+
+
+def emit(outputs: list[Value]) -> Emitted:
+    """Return the steps that compute the outputs."""
     emitter = _Emitter(plan_graph(outputs))
     with np.errstate(over="ignore"):
         emitter.run()
@@ -44,7 +52,7 @@ def emit(outputs: list[Value]) -> tuple[list[StepSpec], list[str]]:
             if name.partition(".")[0] in _FINITE and not np.isfinite(tensor).all():
                 place = next(filter(None, spec.sources), spec.op)
                 raise ConversionError(f"{place}: its {name}, joined with what comes after, is beyond float32")
-    return emitter.steps, [emitter.registers[value] for value in outputs]
+    return Emitted(emitter.steps, [emitter.registers[value] for value in outputs], emitter.owners)
 
 
 def _shape(value: Value) -> tuple[int, ...]:
@@ -56,6 +64,8 @@ class _Emitter:
     def __init__(self, plan: Plan):
         self.plan = plan
         self.steps: list[StepSpec] = []
+        self.owners: list[str] = []
+        self.owner = ""  # of the next step
         self.registers: dict[Value, str] = {}
         # Levels of which the register is a map though they are a vector.
         self.map_shape: dict[Value, tuple[int, ...]] = {}
@@ -76,10 +86,12 @@ class _Emitter:
     ) -> list[str]:  # fmt: skip
         outputs = [f"r{self.count + i}" for i in range(len(sources))]
         self.count += len(outputs)
+        self.owners.append(self.owner)
         self.steps.append(StepSpec(op, inputs, outputs, attrs or {}, tensors or {}, sources))
         return outputs
 
     def _emit_value(self, value: Value) -> None:
+        self.owner = value.owner
         wishes = [Stretch(demand, value.shape[0]) for demand in self.plan.demands.get(value, [])]
         if self.plan.makes_integers(value):
             assert isinstance(value, BinaryLayer)
@@ -141,6 +153,7 @@ class _Emitter:
         form = EpilogueForm() if made is None else made.form
         base = value if made is None else made.base
         takes_layer = made is None or made.takes_layer
+        self.owner = base.owner if takes_layer else value.owner
         attrs, tensors = form.attrs(), form.tensors()
         signs = self._first_signs(wishes)
         others = [wish for wish in wishes if wish not in signs]
@@ -262,6 +275,7 @@ class _Emitter:
             found = first.on_floats()
             same = [first, *(w for w in rest if pools_alike(w, first) and w.on_floats().same(found))]
             wishes = [w for w in rest if w not in same]
+            self.owner = first.levels.owner
             self._share(self._pack(self.registers[value], found, self._source(first)), same, value)
 
     def _pack(self, register: str, found: Thresholds, source: str) -> str:
@@ -274,6 +288,7 @@ class _Emitter:
     def _levels_of_pooled(self, value: Value, wish: Stretch) -> None:
         """Emit the floats of a stretch up to its last pooling, and levels of those: several levels pool as floats."""
         register = self.registers[value]
+        self.owner = wish.levels.owner
         for part in wish.path[: wish.pools[-1] + 1]:
             if isinstance(part, Pool):
                 (register,) = self._step("max_pool", [register], [part.source], part.attrs)
@@ -286,6 +301,7 @@ class _Emitter:
                 tensors = {**form.tensors(), **self._affine(form)}
                 (register,) = self._step("elementwise", [register], [part.source], attrs, tensors)
         last = wish.path[wish.pools[-1]]
+        self.owner = wish.levels.owner
         rest = Stretch(Demand(wish.levels, wish.path[wish.pools[-1] + 1 :]), last.shape[0])
         self._give(self._pack(register, rest.on_floats(), rest.levels.source), [rest], last)
 
@@ -328,5 +344,6 @@ class _Emitter:
             # The maximum passes as a maximum of sums if what comes before it rises, else as a minimum.
             sums = self._pool("pool_int", sums, first.path[i], first.rises(0, i, layer.output), "")
         source = first.levels.source
+        self.owner = first.levels.owner
         (register,) = self._step("threshold", [sums], [source], self._planes(found), self._stored(found))
         self._give(register, wishes, layer)

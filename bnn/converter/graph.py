@@ -31,13 +31,14 @@ class Value:
     """A float tensor that the network computes.
 
     shape: without the batch. inputs: what it is computed from. source: where the network computes the same numbers, ""
-    if nowhere. comparison: what else it is, if it has two values.
+    if nowhere. comparison: what else it is, if it has two values. owner: the place whose rule made it.
     """
 
     shape: tuple[int, ...]
     inputs: tuple["Value", ...] = ()
     source: str = ""
     comparison: Comparison | None = None
+    owner: str = field(default="", kw_only=True)
 
 
 @dataclass(eq=False)
