@@ -66,10 +66,10 @@ class Term:
 
     def levels(self, dtype: torch.dtype = torch.int32) -> Tensor:
         """Return the integer levels, shape of the tensor."""
-        total = torch.zeros(self.bits.shape[1:], dtype=dtype, device=self.bits.device)
+        start = sum(self.multipliers) if self.signed else 0  # the level of planes without a bit
+        total = torch.full(self.bits.shape[1:], start, dtype=dtype, device=self.bits.device)
         for bit, multiplier in zip(self.bits, self.multipliers, strict=True):
-            plane = bit.to(dtype)
-            total += multiplier * (1 - 2 * plane if self.signed else plane)
+            total.add_(bit.to(dtype), alpha=-2 * multiplier if self.signed else multiplier)
         return total
 
     @property

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one too
 
-from bnn.layers.base import QuantLayer, weight_planes
+from bnn.layers.base import QuantLayer, shapes_only, weight_planes
 from bnn.quantizers.base import Quantizer
 
 FLOAT_BITS = 32
@@ -203,7 +203,7 @@ def summary(model: nn.Module, input_shape: Sequence[int] | Tensor) -> Summary:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), shapes_only(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of quantizers that wait for training: costs do not depend on it
             model(example)
     finally:

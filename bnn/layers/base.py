@@ -15,12 +15,13 @@ float32 and rounds its output once.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnn.planes import Planes, Term
 from bnn.quantizers.base import Quantizer, checked_planes, checked_values
@@ -224,6 +225,31 @@ class QuantLayer:
         if not found:
             raise ValueError(f"pad_value {value:+g} is not a value of {self.input_quantizer}: use 0 or one that is")
         return float(found[0])
+
+
+@contextmanager
+def shapes_only(network: nn.Module) -> Iterator[None]:
+    """Let the quantized layers of a network skip their quantizers: outputs have the right shape, not the right numbers.
+
+    A large weight takes longer to quantize than to multiply by, which is wasted where only the shapes are of use.
+    """
+    changed = []
+    for layer in network.modules():
+        if not isinstance(layer, QuantLayer):
+            continue
+        for name in ("_evaluated", "_trained"):
+            if getattr(type(layer), name) is getattr(QuantLayer, name) and name not in vars(layer):
+                vars(layer)[name] = functools.partial(_without_quantizers, layer)
+                changed.append((layer, name))
+    try:
+        yield
+    finally:
+        for layer, name in changed:
+            del vars(layer)[name]
+
+
+def _without_quantizers(layer: QuantLayer, x: Tensor) -> Tensor:
+    return layer._operate(x, layer.filters(layer.weight), None, 0.0)
 
 
 def output_scale(given: Term, term: Term, ndim: int) -> Tensor:

@@ -104,10 +104,15 @@ def linear(weight_quantizer=XnorWeight, input_quantizer=SteSign):
 # -- planes and forward -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [OtherScale, OtherOrder, OtherInEvaluation, OtherShape])
+@pytest.mark.parametrize("kind", [OtherScale, OtherOrder, OtherInEvaluation])
 def test_planes_of_weights_that_are_not_the_forward_are_refused(kind):
     with pytest.raises(ConversionError, match=rf"1\.weight_quantizer.*{kind.__name__}"):
         bnn.convert(linear(weight_quantizer=kind), images(4, 16))
+
+
+def test_planes_of_another_shape_are_refused_where_they_are_used():
+    with pytest.raises(ConversionError, match=r"at 1: OtherShape\.planes: bits must have shape"):
+        bnn.convert(linear(weight_quantizer=OtherShape), images(4, 16))
 
 
 @pytest.mark.parametrize("kind", [OtherInEvaluation, ZeroIsMinusOne, HalvesUp, HugeIsZero])
@@ -219,6 +224,7 @@ def test_levels_farther_than_rounding_fail(eight_bits, steps):
 def test_levels_off_by_two_fail():
     """Codes of the levels two further on: of the floats near a threshold too, none is within rounding."""
     model, x = linear(input_quantizer=partial(LsqActivation, 4, signed=True)), images(8, 16)
+    bnn.calibrate(model, x)
     packed = bnn.convert(model, x)
     index = next(i for i, step in enumerate(packed.steps) if step.op == "pack")
     wrong = changed(packed, index, lambda t: t.update(codes=np.roll(t["codes"], 2)))

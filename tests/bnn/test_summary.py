@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import bnn
-from bnn.layers import QuantConv2d, QuantConv3d, QuantEmbedding, RPReLU
+from bnn.converter.stored_bytes import stored_bytes
+from bnn.layers import QuantConv2d, QuantConv3d, QuantConvTranspose2d, QuantEmbedding, RPReLU
+from bnn.layers.base import shapes_only
 from bnn.models import (
     BNNVGG,
     NIN,
@@ -213,6 +215,46 @@ def test_bytes_are_the_payload_behind_every_activation(activation, kind):
     assert not summary.estimated
     assert summary.bytes == bnn.convert(model, images).nbytes
     assert bnn.summary(model.train(), (3, 12, 12)).bytes == summary.bytes
+
+
+class BinarizesInForward(nn.Module):
+    """As published code does: the weight is exchanged for its signs whenever the layer runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 5)
+        self.latent = self.inner.weight.data.clone()
+
+    def forward(self, x):
+        self.inner.weight.data = self.latent.sign() * 0.5
+        return self.inner(x)
+
+
+def test_planning_shares_the_weights_and_changes_none():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), BinarizesInForward()).eval()
+    model(torch.zeros(1, 4))
+    weights = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
+    stored_bytes(model, torch.zeros(1, 4))
+    for name, p in model.named_parameters():
+        assert p.data_ptr() == weights[name][0]
+        assert torch.equal(p, weights[name][1])
+
+
+@pytest.mark.parametrize("kind", [(XnorWeight, SteSign), (XnorWeight, FullPrecision), (FullPrecision, SteSign)])
+def test_summaries_run_no_quantizer_on_the_way(kind):
+    """Only shapes count; the layers compute as before when it is done."""
+    weight, given = kind
+    conv = partial(QuantConv2d, weight_quantizer=weight, input_quantizer=given)
+    model = nn.Sequential(conv(3, 8, 3, stride=2, padding=1), QuantConvTranspose2d(8, 4, 2, 2, **BINARY)).eval()
+    x = torch.randn(2, 3, 9, 9)
+    before, state = model(x), dict(vars(model[0]))
+    with shapes_only(model):
+        assert model(x).shape == before.shape
+        assert not torch.equal(model(x), before)
+    assert torch.equal(model(x), before)
+    assert vars(model[0]) == state
+    bnn.summary(model, (3, 9, 9))
+    assert vars(model[0]) == state
 
 
 def test_what_cannot_be_packed_is_estimated_and_says_so():
