@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -63,7 +64,7 @@ def build_parts(config: DictConfig) -> Parts:
     The initial weights follow config.seed, whatever ran before in this process.
     """
     import bnn
-    from bnn.training import seed_everything
+    from bnn.training import check_trainer, seed_everything
 
     for key in ("optimizer", "scheduler", "classifier"):
         check(config[key], key)
@@ -87,5 +88,6 @@ def build_parts(config: DictConfig) -> Parts:
     for key in ("logger", "callbacks", "profiler", "plugins", "strategy"):
         if isinstance(trainer.get(key), dict | list):
             trainer[key] = build(config, f"trainer.{key}")
+    check_trainer(trainer, config.epochs, Path(config.run_dir))
     augment = build(config, "augment") if "augment" in config else None
     return Parts(data, network, costs, classifier, augment, trainer, build(config, "schedules") or [])

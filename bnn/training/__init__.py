@@ -15,6 +15,7 @@ from bnn.training.provenance import provenance as provenance
 from bnn.training.run import CHECKPOINT as CHECKPOINT
 from bnn.training.run import Outcome as Outcome
 from bnn.training.run import RunError as RunError
+from bnn.training.run import check_trainer as check_trainer
 from bnn.training.run import load_network as load_network
 from bnn.training.run import read_checkpoint as read_checkpoint
 from bnn.training.run import seed_everything as seed_everything

@@ -124,6 +124,21 @@ class _LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(temporary, weights_only=False)
 
 
+def _take_time_limit(arguments: dict[str, Any]) -> _TimeLimit:
+    """Take max_time out of a Trainer's arguments; ValueError if it is no duration."""
+    try:
+        return _TimeLimit(arguments.pop("max_time", None))
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ValueError(f"trainer.max_time: {error}") from error
+
+
+def check_trainer(trainer: dict[str, Any], epochs: int, folder: Path) -> None:
+    """ValueError, naming it, on an argument of the Trainer that `train` cannot use; nothing is written."""
+    arguments = dict(trainer)
+    _take_time_limit(arguments)
+    make_trainer(arguments, epochs, folder, (), ())
+
+
 def seed_everything(seed: int) -> None:
     """Seed the generators of Python, NumPy and PyTorch; a network made afterwards has the weights of this seed."""
     lightning_seed_everything(seed, verbose=False)
@@ -161,10 +176,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
     arguments = dict(trainer or {})
-    try:
-        limit = _TimeLimit(arguments.pop("max_time", None))
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise ValueError(f"trainer.max_time: {error}") from error
+    limit = _take_time_limit(arguments)
     kept = [] if arguments.get("fast_dev_run") else [_LastCheckpoint(folder, clock)]
     before, after = [*callbacks, limit], [LearningCurve(folder / CURVE), *kept]
     lightning_trainer = make_trainer(arguments, epochs, folder, before, after)

@@ -71,6 +71,12 @@ def test_what_cannot_be_is_refused_with_one_message(arguments, words, train, tmp
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("option", ["+trainer.max_epochs=5", "+trainer.devices=2", "trainer.precision=7"])
+def test_a_refused_option_takes_no_folder(option, train, tmp_path):
+    assert train(option, "run_dir=taken").status == 2
+    assert not (tmp_path / "taken").exists()
+
+
 def test_loggers_and_callbacks_stand_beside_ours(train, tmp_path):
     done = train(
         "epochs=4", "+trainer.logger=true", f"+trainer.callbacks=[{EARLY % 'validation_accuracy'}]", "run_dir=r"
