@@ -13,11 +13,12 @@ PROGRAM = """
 import re, sys
 import numpy as np, bnn_kernels as bk, llvmlite.binding as llvm
 from bnn_kernels.ops.binary_conv.popcount import PopcountPath, popcount_kernel
+from bnn_kernels.ops import outputs
 from bnn_kernels.ops.packed_layers import choice
 conv = bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32), padding=1)
 choice.path_for = PopcountPath
 conv(bk.pack(np.ones((1, 64, 6, 6), np.float32)))
-kernel = popcount_kernel("to_ints", True, True)
+kernel = popcount_kernel(outputs.IntOutput, True, True)
 text = kernel.inspect_llvm(kernel.signatures[0])
 text = re.sub(r'"target-(cpu|features)"="[^"]*"', "", text)
 text = re.sub(r"(?m)^target (triple|datalayout) = .*$", "", text)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bnn_kernels.ops.outputs import Output
+
 
 class ConvPath(Protocol):
     """Made once for the weights, geometry and `Maps` of a layer.
@@ -25,6 +27,6 @@ class ConvPath(Protocol):
         """Return the input as the kernel reads it, of contiguous words uint64 (P, N, H, W, V)."""
         ...
 
-    def run(self, taken: tuple[Any, ...], positions: int, output: str, sink: tuple[Any, ...]) -> None:
-        """Compute all positions (n, oy, ox) into a sink; output: "to_ints", "to_bits" or "to_floats"."""
+    def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
+        """Compute all positions (n, oy, ox) into an output."""
         ...

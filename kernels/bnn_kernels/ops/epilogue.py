@@ -14,7 +14,7 @@ NumPy version beside it gives the same numbers:
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -41,27 +41,67 @@ ROWS = 10
 SCALE, SHIFT, NORM_SCALE, NORM_SHIFT, PRE, SLOPE, POST, LOW, HIGH, BOUNDS = range(ROWS)
 
 
-@inline
-def addresses(sink):
-    """Return a sink for `finish_block` with the addresses of its arrays, which the caller keeps alive.
+class EpilogueOutput(NamedTuple):
+    """Where a kernel's sums go through an epilogue, and what it needs for that.
 
-    sink = (parts, channels, table, flip, residual, out, bits, row bytes, nan): table float32 flat (ROWS, lanes), see
-    `Epilogue.table`; flip uint8 (lanes / 8,); residual and out float32 flat (positions, channels); bits uint8 flat
-    (positions, row bytes); nan uint8 (1,).
+    parts: which parts there are, `BEFORE` to `AFFINE`. table: float32 flat (ROWS, lanes), see `Epilogue.table`. flip:
+    uint8 (lanes / 8,). residual, out: float32 flat (positions, channels). bits: uint8 flat (positions, row_bytes).
+    nan: uint8 (1,), set where a NaN should become a bit.
     """
-    parts, channels, table, flip, residual, out, bits, row_bytes, nan = sink
-    lanes = len(table) // ROWS
-    places = (table.ctypes.data, flip.ctypes.data, residual.ctypes.data, out.ctypes.data, bits.ctypes.data)
-    return parts, channels, lanes, row_bytes, nan.ctypes.data, places
+
+    parts: int
+    channels: int
+    table: np.ndarray
+    flip: np.ndarray
+    residual: np.ndarray
+    out: np.ndarray
+    bits: np.ndarray
+    row_bytes: int
+    nan: np.ndarray
+
+
+class EpilogueAddresses(NamedTuple):
+    """An `EpilogueOutput` with the addresses of its arrays, for `finish_block`; lanes: of a row of the table."""
+
+    parts: int
+    channels: int
+    lanes: int
+    row_bytes: int
+    table: int
+    flip: int
+    residual: int
+    out: int
+    bits: int
+    nan: int
 
 
 @inline
-def finish_block(y, position, c, left, sink):
-    """Finish channels c .. c+7 of one position from y as floats; sink: see `addresses`; left: channels from c on."""
-    parts, channels, lanes, row_bytes, nan, places = sink
-    table, flip, residual, out, bits = places
+def addresses(output):
+    """Return the `EpilogueAddresses` of an `EpilogueOutput` as a tuple, whose arrays the caller keeps alive."""
+    output = EpilogueOutput(*output)
+    return EpilogueAddresses(
+        output.parts,
+        output.channels,
+        len(output.table) // ROWS,
+        output.row_bytes,
+        output.table.ctypes.data,
+        output.flip.ctypes.data,
+        output.residual.ctypes.data,
+        output.out.ctypes.data,
+        output.bits.ctypes.data,
+        output.nan.ctypes.data,
+    )
+
+
+@inline
+def finish_block(y, position, c, left, output):
+    """Finish channels c .. c+7 of one position from y as floats.
+
+    left: channels from c on; output: `EpilogueAddresses`.
+    """
+    parts, lanes, table = output.parts, output.lanes, output.table
     count = min(left, 8)
-    at = position * channels + c
+    at = position * output.channels + c
     v = y
     if parts & AFFINE:
         v = float32x8.multiply(v, float32x8.load_from(table, SCALE * lanes + c))
@@ -74,7 +114,9 @@ def finish_block(y, position, c, left, sink):
         v = float32x8.multiply_add(v, gain, offset)
     rest = v
     if parts & (BEFORE | AFTER):
-        rest = float32x8.load_from(residual, at) if count == 8 else float32x8.load_some(residual, at, count)
+        rest = (
+            float32x8.load_from(output.residual, at) if count == 8 else float32x8.load_some(output.residual, at, count)
+        )
     if parts & BEFORE:
         v = float32x8.add(v, rest)
     if parts & ACTIVATION:
@@ -90,21 +132,22 @@ def finish_block(y, position, c, left, sink):
     if parts & BITS:
         mask, bad = float32x8.below(v, float32x8.load_from(table, BOUNDS * lanes + c))
         live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-        byte.store(bits, position * row_bytes + (c >> 3), (mask ^ byte.load(flip, c >> 3)) & live)
+        signs = (mask ^ byte.load(output.flip, c >> 3)) & live
+        byte.store(output.bits, position * output.row_bytes + (c >> 3), signs)
         if bad & live:
-            byte.store(nan, 0, np.uint64(1))
+            byte.store(output.nan, 0, np.uint64(1))
     if parts & KEEP:
         if count == 8:
-            float32x8.store_to(out, at, v)
+            float32x8.store_to(output.out, at, v)
         else:
-            float32x8.store_some(out, at, v, count)
+            float32x8.store_some(output.out, at, v, count)
 
 
 @jit
-def _epilogue_rows(y, sink, first, last):
-    """Rows of y float32 or int32 flat (R, C); sink: see `addresses`."""
-    channels = sink[1]
-    ready = addresses(sink)
+def _epilogue_rows(y, output, first, last):
+    """Rows of y float32 or int32 flat (R, C); output: `EpilogueOutput`."""
+    ready = addresses(output)
+    channels = ready.channels
     scratch = np.zeros(8, np.float32)
     for row in range(first, last):
         for c in range(0, channels, 8):
@@ -206,10 +249,10 @@ class Epilogue:
             raise ValueError(f"the residual must be float32 {shape}, got {rest.dtype} {rest.shape}")
         return contiguous(rest).reshape(-1)
 
-    def sink(
+    def output(
         self, shape: tuple[int, ...], residual: np.ndarray | None, keep: bool
-    ) -> tuple[tuple[Any, ...], Callable[[], tuple[np.ndarray | None, BitTensor | None]]]:
-        """Return where a kernel writes an output of shape (N, H, W, C), see `addresses`, and what hands it out."""
+    ) -> tuple[EpilogueOutput, Callable[[], tuple[np.ndarray | None, BitTensor | None]]]:
+        """Return where a kernel writes an output of shape (N, H, W, C), and what hands it out afterwards."""
         if not keep and self.bounds is None:
             raise ValueError("nothing to compute: neither floats are kept nor bounds given")
         rest = self.check(shape, residual)
@@ -229,9 +272,8 @@ class Epilogue:
         out = _NO_MAP if floats is None else floats.reshape(-1)
         bits = _NO_BITS if words is None else words.view(np.uint8).reshape(-1)
         parts = self.parts | (KEEP if keep else 0)
-        row_bytes = words_for(self.channels) * 8
-        tables = (self.table.reshape(-1), self.packed_flip)
-        return (parts, self.channels, *tables, rest, out, bits, row_bytes, nan), results
+        row_bytes, table = words_for(self.channels) * 8, self.table.reshape(-1)
+        return EpilogueOutput(parts, self.channels, table, self.packed_flip, rest, out, bits, row_bytes, nan), results
 
     def __call__(
         self, y: np.ndarray, residual: np.ndarray | None = None, keep: bool = True
@@ -243,9 +285,9 @@ class Epilogue:
         y = checks.array(y, "the input of the epilogue", False)
         if y.dtype not in (np.float32, np.int32):
             raise TypeError(f"the epilogue takes float32 or int32, got {y.dtype}")
-        sink, results = self.sink(y.shape, residual, keep)
+        output, results = self.output(y.shape, residual, keep)
         rows = math.prod(y.shape[:3])
-        run_rows(_epilogue_rows, rows, y.size // 2, contiguous(y).reshape(-1), sink)
+        run_rows(_epilogue_rows, rows, y.size // 2, contiguous(y).reshape(-1), tuple(output))
         return results()
 
     def apply_reference(

@@ -7,7 +7,7 @@ im2col: a table says how far from the first input of a window each other one lie
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,54 @@ from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
 
 BLOCK = float32x16.LANES
-# (kh, kw, sy, sx, py, px, dy, dx) of a matrix product.
-POINTWISE = (1, 1, 1, 1, 0, 0, 1, 1)
+
+
+class Geometry(NamedTuple):
+    """A filter of (kh, kw) taps with stride (sy, sx), padding (py, px) and dilation (dy, dx)."""
+
+    kh: int
+    kw: int
+    sy: int
+    sx: int
+    py: int
+    px: int
+    dy: int
+    dx: int
+
+
+class Sizes(NamedTuple):
+    """Sizes of a map with its border, of the output, all positions (n, oy, ox), filters of a group, and the stride."""
+
+    height: int
+    width: int
+    channels: int
+    out_height: int
+    out_width: int
+    positions: int
+    groups: int
+    filters: int
+    sy: int
+    sx: int
+
+
+class ProductSizes(NamedTuple):
+    """Sizes of a 1x1 convolution as a product of matrices."""
+
+    positions: int
+    filters: int
+
+
+class FrameSizes(NamedTuple):
+    """Height and line (width * channels numbers) of a map, and its border: py lines, edge (px * channels) numbers."""
+
+    height: int
+    line: int
+    py: int
+    edge: int
+
+
+# That of a matrix product.
+POINTWISE = Geometry(1, 1, 1, 1, 0, 0, 1, 1)
 # The map of a 1x1 convolution is one long row of positions, cut into pieces (whole tiles) that stay in the cache.
 PIECE = 8 * 6
 # With no more positions than this, threads share blocks of filters instead of pieces.
@@ -79,7 +125,7 @@ _tile_of_sixteen, _tile_of_eight = _tile(float32x16), _tile(float32x8)
 
 
 @inline
-def _finish_tile(x, offsets, start, step, count, w, j, sums, position, c, left, sink):
+def _finish_tile(x, offsets, start, step, count, w, j, sums, position, c, left, output):
     """Compute `count` positions, up to six, `step` apart in x, with the block of filters from channel c on.
 
     left: filters from c on. Places of the tile that are not wanted repeat the last position.
@@ -100,31 +146,32 @@ def _finish_tile(x, offsets, start, step, count, w, j, sums, position, c, left, 
     for i in range(count):
         for half in range(2 if left > 8 else 1):
             value = float32x8.load(sums, np.uint64(i * 16 + half * 8))
-            finish_block(value, position + i, c + half * 8, left - half * 8, sink)
+            finish_block(value, position + i, c + half * 8, left - half * 8, output)
 
 
 @jit
-def _conv_rows(x, offsets, w, sink, size, first, last):
+def _conv_rows(x, offsets, w, output, size, first, last):
     """Rows (n, oy) of an output; the bias is added last, as oneDNN does behind PyTorch.
 
-    x float32 flat (N, H, W, C), border included; offsets from `window_offsets`; w flat `filter_lanes`; sink: see
-    `epilogue.addresses`; size = (H, W, C, Ho, Wo, positions in all, G, filters of a group, sy, sx).
+    x float32 flat (N, H, W, C), border included; offsets from `window_offsets`; w flat `filter_lanes`;
+    output: `EpilogueOutput`; size: `Sizes`.
     """
-    h, width, channels, ho, wo, positions, groups, filters, sy, sx = size
+    size = Sizes(*size)
+    channels, ho, wo, filters = size.channels, size.out_height, size.out_width, size.filters
     blocks = (filters + 15) // 16
-    own = channels // groups
+    own = channels // size.groups
     sums = np.zeros(96, np.float32)
-    ready = addresses(sink)
+    ready = addresses(output)
     for row in range(first, last):
         n = row // ho
         oy = row - n * ho
-        here = min(wo, positions - row * wo)
-        for block in range(groups * blocks):
+        here = min(wo, size.positions - row * wo)
+        for block in range(size.groups * blocks):
             g = block // blocks
             f = (block - g * blocks) * 16
             j = np.uint64(block * len(offsets) * 16)
-            start = (n * h + oy * sy) * width * channels + g * own
-            step = sx * channels
+            start = (n * size.height + oy * size.sy) * size.width * channels + g * own
+            step = size.sx * channels
             for ox in range(0, here, 6):
                 count = min(6, here - ox)
                 c, position = g * filters + f, row * wo + ox
@@ -132,27 +179,31 @@ def _conv_rows(x, offsets, w, sink, size, first, last):
 
 
 @jit
-def _product_blocks(x, offsets, w, sink, size, first, last):
+def _product_blocks(x, offsets, w, output, size, first, last):
     """Blocks of sixteen filters of a 1x1 convolution: the weights of a block stay in the cache, positions pass by.
 
-    x float32 flat (positions, C); size = (positions, filters); the rest as in `_conv_rows`.
+    x float32 flat (positions, C); size: `ProductSizes`; the rest as in `_conv_rows`.
     """
-    positions, filters = size
-    channels = len(offsets)
+    size = ProductSizes(*size)
+    positions, channels = size.positions, len(offsets)
     sums = np.zeros(96, np.float32)
-    ready = addresses(sink)
+    ready = addresses(output)
     for block in range(first, last):
         j = np.uint64(block * channels * 16)
         c = block * 16
         for p in range(0, positions, 6):
             count = min(6, positions - p)
-            _finish_tile(x, offsets, p * channels, channels, count, w, j, sums, p, c, filters - c, ready)
+            _finish_tile(x, offsets, p * channels, channels, count, w, j, sums, p, c, size.filters - c, ready)
 
 
 @jit
 def _frame_rows(x, out, size, value, first, last):
-    """Rows (n, y) of out flat (N, H + 2 py, W + 2 px, C): x flat (N, H, W, C) and a border of `value`."""
-    h, line, py, edge = size
+    """Rows (n, y) of out flat (N, H + 2 py, W + 2 px, C): x flat (N, H, W, C) and a border of `value`.
+
+    size: `FrameSizes`.
+    """
+    size = FrameSizes(*size)
+    h, line, py, edge = size.height, size.line, size.py, size.edge
     whole = line + 2 * edge
     for row in range(first, last):
         n = row // (h + 2 * py)
@@ -190,13 +241,13 @@ class FloatConv2d:
     def __init__(
         self, weight: np.ndarray, bias: np.ndarray | None, geometry: tuple[int, ...], groups: int = 1, pad: float = 0.0
     ):
-        self.geometry, self.groups, self.pad = geometry, groups, pad
+        self.geometry, self.groups, self.pad = Geometry(*geometry), groups, pad
         self.filters = weight.shape[0] // groups
         lanes = filter_lanes(weight, groups)
         self._steps = lanes.shape[1] * lanes.shape[2] * groups
         self._lanes = lanes.reshape(-1)
         self._plain = Epilogue(weight.shape[0], shift=bias)
-        self._is_pointwise = geometry == POINTWISE
+        self._is_pointwise = self.geometry == POINTWISE
 
     def __call__(self, x: np.ndarray, out_size: tuple[int, int]) -> np.ndarray:
         """Return float32 (N, Ho, Wo, O) of a map whose output has this size."""
@@ -223,7 +274,7 @@ class FloatConv2d:
             return epilogue(floats, residual, keep)
         ho, wo = out_size
         positions = len(x) * ho * wo
-        sink, results = epilogue.sink((len(x), ho, wo, epilogue.channels), residual, keep)
+        output, results = epilogue.output((len(x), ho, wo, epilogue.channels), residual, keep)
         kh, kw, sy, sx, py, px, dy, dx = self.geometry
         _, h, w, c = x.shape
         if py or px:
@@ -232,7 +283,7 @@ class FloatConv2d:
         if self._is_pointwise:
             h, w, ho, wo = 1, PIECE, 1, PIECE
         offsets = window_offsets(c // self.groups, c, w, (kh, kw, dy, dx))
-        given = (x.reshape(-1), offsets, self._lanes, sink)
+        given = (x.reshape(-1), offsets, self._lanes, tuple(output))
         work = positions * self._steps * 2
         if self._is_pointwise and self.groups == 1 and positions <= FEW:
             # Too few pieces of the map for several threads, and blocks of filters are as good.

@@ -1,60 +1,109 @@
-"""Where a convolution's sums go: integers, bits behind thresholds, or floats through an epilogue.
+"""Where a convolution's sums go: integers, signs of thresholds, or floats through an epilogue.
 
-A kernel hands each sink eight neighbouring filters at one position as int32. With one pair of planes that is the bare
+A kernel hands each output eight neighbouring filters at one position as int32. With one pair of planes that is the bare
 popcount, with several their weighted sum; what is left to do is one factor and what taps and weights add:
 
     dot = sum * factor + offsets[kind of border, filter]
 
-For bits, thresholds have that solved for the sum beforehand: bit = (sum < bounds[kind of border, filter]) xor flip.
+For signs, thresholds have that solved for the sum beforehand: bit = (sum < bounds[kind of border, filter]) xor flip.
+
+The type of an output says which of the functions below a kernel is made with, see `writer`.
 """
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bnn_kernels.compile.jit import inline
 from bnn_kernels.compile.simd import float32x8, int32x8
-from bnn_kernels.ops.epilogue import addresses, finish_block
+from bnn_kernels.ops.epilogue import EpilogueOutput, addresses, finish_block
+
+
+class Constants(NamedTuple):
+    """dot = sum * factor + offset: an int32 and int32 flat (kinds of border, G, filters rounded up to eights)."""
+
+    factor: np.int32
+    offsets: np.ndarray
+
+
+class IntOutput(NamedTuple):
+    """The dot products: out int32 flat (positions, filters), with all groups' filters."""
+
+    out: np.ndarray
+    filters: int
+
+
+class SignOutput(NamedTuple):
+    """Signs of thresholds.
+
+    bounds: int32 flat like `Constants.offsets`; flip: uint8 (filters / 8,); bits: uint8 flat (positions, row_bytes).
+    """
+
+    bounds: np.ndarray
+    flip: np.ndarray
+    bits: np.ndarray
+    row_bytes: int
+
+
+Output = IntOutput | SignOutput | EpilogueOutput
 
 
 @inline
-def _dot(value, table_at, tables):
-    factor, offsets = tables
-    return int32x8.add(int32x8.multiply(value, int32x8.splat(factor)), int32x8.load(offsets, np.uint64(table_at)))
+def _dot(value, table_at, constants):
+    offset = int32x8.load(constants.offsets, np.uint64(table_at))
+    return int32x8.add(int32x8.multiply(value, int32x8.splat(constants.factor)), offset)
 
 
 @inline
-def to_ints(value, table_at, position, channel, left, tables, sink, scratch):
-    """sink = (out int32 flat (positions, O), O); left: filters from `channel` on."""
-    out, channels = sink
-    at = position * channels + channel
-    dot = _dot(value, table_at, tables)
+def to_ints(value, table_at, position, channel, left, constants, output, scratch):
+    """Write to an `IntOutput`; left: filters from `channel` on."""
+    at = position * output.filters + channel
+    dot = _dot(value, table_at, constants)
     if left >= 8:
-        int32x8.store(out, np.uint64(at), dot)
+        int32x8.store(output.out, np.uint64(at), dot)
     else:
         int32x8.store(scratch, np.uint64(0), dot)
         for k in range(left):
-            out[at + k] = scratch[k]
+            output.out[at + k] = scratch[k]
 
 
 @inline
-def to_bits(value, table_at, position, channel, left, tables, sink, scratch):
-    """sink = (bounds int32 flat like the offsets, flip uint8 (O / 8,), bits uint8 flat, bytes of a position)."""
-    bounds, flip, bits, row_bytes = sink
+def to_bits(value, table_at, position, channel, left, constants, output, scratch):
+    """Write to a `SignOutput`."""
     byte = channel >> 3
-    mask = int32x8.below(value, bounds, np.uint64(table_at))
-    bits[position * row_bytes + byte] = np.uint8(mask) ^ flip[byte]
+    mask = int32x8.below(value, output.bounds, np.uint64(table_at))
+    output.bits[position * output.row_bytes + byte] = np.uint8(mask) ^ output.flip[byte]
 
 
 @inline
-def to_floats(value, table_at, position, channel, left, tables, sink, scratch):
-    """sink: see `epilogue.addresses`."""
-    finish_block(float32x8.from_int32(_dot(value, table_at, tables)), position, channel, left, sink)
+def to_floats(value, table_at, position, channel, left, constants, output, scratch):
+    """Write to an `EpilogueOutput`, as `EpilogueAddresses`."""
+    finish_block(float32x8.from_int32(_dot(value, table_at, constants)), position, channel, left, output)
 
 
 @inline
-def as_is(sink):
-    """Return a sink that its kernel takes as it is given."""
-    return sink
+def _ints(output):
+    return IntOutput(*output)
 
 
-# What a kernel makes of its sink before it begins.
-PREPARE = {"to_ints": as_is, "to_bits": as_is, "to_floats": addresses}
+@inline
+def _signs(output):
+    return SignOutput(*output)
+
+
+_WRITERS: dict[type, tuple[Any, Any]] = {
+    IntOutput: (to_ints, _ints),
+    SignOutput: (to_bits, _signs),
+    EpilogueOutput: (to_floats, addresses),
+}
+
+
+def kind_of(output: Output) -> Any:
+    """Return the type of an output (`Any`, since mypy takes no type of a NamedTuple for hashable)."""
+    return type(output)
+
+
+def writer(kind: type) -> tuple[Any, Any, str]:
+    """Return (write, prepare, name) for a kind of output: a kernel calls `write` with what `prepare` made."""
+    write, prepare = _WRITERS[kind]
+    return write, prepare, write.py_func.__name__

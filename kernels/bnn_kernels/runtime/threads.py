@@ -152,7 +152,8 @@ def _get_workers() -> _Workers | None:
 def run_rows(kernel: Any, rows: int, work: int, *args: Any, multiple: int = 1) -> None:
     """Call `kernel(*args, first, last)` over all rows, shared among threads when `work` is worth it.
 
-    multiple: rows that a kernel likes to have together.
+    multiple: rows that a kernel likes to have together. A NamedTuple goes as a plain tuple, and the kernel begins with
+    `size = Sizes(*size)`: that costs nothing, while each NamedTuple that crosses into compiled code takes 0.7 us.
     """
     record = recording.current()
     if record is not None:

@@ -19,7 +19,9 @@ import numpy as np
 from bnn_kernels.bits.sum_range import INT32, wrapped
 from bnn_kernels.bits.tensor import code_of
 from bnn_kernels.ops.binary_conv.rows import SLACK, bit_rows, row_length
+from bnn_kernels.ops.binary_conv.windows import Kinds, Sizes, Taps
 from bnn_kernels.ops.geometry import Geometry, Maps, border_of
+from bnn_kernels.ops.outputs import Constants
 from bnn_kernels.ops.weights import LANES, Weights
 
 # Positions that a kernel should get at a time at least: it computes four together.
@@ -68,10 +70,13 @@ class BitPath:
         self.sums_fit = sum(c for c in counts if c > 0) < INT32.max and sum(c for c in counts if c < 0) >= INT32.min
         (h, w), kernel = maps.extent, geometry.kernel
         row_words = row_length(w, own, geometry.padding[1])
-        size = (*maps.out, h + 2 * geometry.padding[0], groups, own, filters, row_words, planes)
-        moves = (*kernel, *geometry.stride, *geometry.dilation)
-        self._tables = (wrapped(np.array(self.factor))[()], wrapped(self.offsets).reshape(-1))
-        self._rest = (border.y_kind, border.x_kind, wrapped(np.array(pairs, np.int64)), size, moves)
+        size = Sizes(*maps.out, h + 2 * geometry.padding[0], groups, own, filters, row_words, planes)
+        taps = Taps(*kernel, *geometry.stride, *geometry.dilation)
+        kinds = Kinds(border.y_kind, border.x_kind)
+        constants = Constants(np.int32(wrapped(np.array(self.factor))), wrapped(self.offsets).reshape(-1))
+        # The last arguments of every kernel on bits, before the output.
+        of_pairs = wrapped(np.array(pairs, np.int64))
+        self._rest = (tuple(kinds), of_pairs, tuple(size), tuple(taps), tuple(constants))
         # Steps of the inner loop for a position.
         self._work = weights.words.size // LANES * planes
 

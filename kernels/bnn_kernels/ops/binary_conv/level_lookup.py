@@ -13,24 +13,31 @@ The same with 64 bytes and six weight bits (vpermb, AVX-512 VBMI) was tried on Z
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.compile.simd import uint8x32 as simd
-from bnn_kernels.ops import outputs
 from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
 from bnn_kernels.ops.binary_conv.lookup import place_pairs, spread_filters, weigh
-from bnn_kernels.ops.binary_conv.windows import CHUNK, fill_chunk, window_words
+from bnn_kernels.ops.binary_conv.windows import CHUNK, Kinds, Sizes, Taps, fill_chunk, window_words
 from bnn_kernels.ops.geometry import Geometry, Maps
+from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
 from bnn_kernels.ops.weights import Weights
 from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
 
 LANES = simd.LANES
 WINDOWS = 4
+
+
+class PairTables(NamedTuple):
+    """The tables of all pairs of planes, uint8 flat (pairs, 256 * 16), and their largest byte."""
+
+    table: np.ndarray
+    most: int
 
 
 class PlanePairs:
@@ -159,19 +166,21 @@ def _two(places, at, stride, w, j, vector, steps, room, table, base, counts, to)
 
 
 @functools.cache
-def level_lookup_kernel(sink_name: str) -> Any:
-    """Return the kernel with this way out.
+def level_lookup_kernel(kind: type) -> Any:
+    """Return the kernel with a kind of output.
 
-    Its arguments are those of `popcount.popcount_kernel` without parts, and first..last are positions; w is uint8
-    flat, `lookup.spread_weights`, in the place of `direct` comes (table, most), see `PlanePairs`, and pairs is
-    int32 (plane pairs * Q,).
+    Its arguments are those of `popcount.popcount_kernel` without shares, and first..last are positions; w is uint8
+    flat, `lookup.spread_weights`, in the place of `direct` comes lookup, see `PairTables`, and pairs is int32
+    (plane pairs * Q,).
     """
-    write, prepare = getattr(outputs, sink_name), outputs.PREPARE[sink_name]
+    write, prepare, name = writer(kind)
 
-    def look_up(rows, plane_size, lookup, w, y_kind, x_kind, pairs, size, geometry, tables, sink, first, last):
-        table, most = lookup
-        groups, channels, filters, _, planes = size[3:8]
-        kh, kw = geometry[:2]
+    def look_up(rows, plane_size, lookup, w, kinds, pairs, size, taps, constants, output, first, last):
+        kinds, size, taps, constants = Kinds(*kinds), Sizes(*size), Taps(*taps), Constants(*constants)
+        lookup = PairTables(*lookup)
+        table = lookup.table
+        groups, channels, filters, planes = size.groups, size.channels, size.filters, size.planes
+        kh, kw = taps.kh, taps.kw
         padded = (filters + 7) // 8 * 8
         vectors = (filters + LANES - 1) // LANES
         run_bits = kw * channels
@@ -180,9 +189,8 @@ def level_lookup_kernel(sink_name: str) -> Any:
         vector_size = np.uint64(LANES * steps)
         plane_pairs = (planes + 1) // 2
         weight_planes = len(pairs) // plane_pairs
-        room = 255 // most
-        kinds = (y_kind, x_kind)
-        ready = prepare(sink)
+        room = 255 // lookup.most
+        ready = prepare(output)
         scratch = np.empty(8, np.int32)
         kind_at = np.zeros(CHUNK, np.int64)
         counts = np.empty(2 * CHUNK * LANES, np.uint16)
@@ -193,7 +201,7 @@ def level_lookup_kernel(sink_name: str) -> Any:
         for start in range(first, last, CHUNK):
             count = min(CHUNK, last - start)
             for g in range(groups):
-                fill_chunk(rows, plane_size, planes, kinds, size, geometry, g, start, count, windows, kind_at)
+                fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, windows, kind_at)
                 _place_planes(windows, planes, words, kh, run_bits, count, places, steps)
                 vector = 0
                 while vector < vectors:
@@ -221,10 +229,10 @@ def level_lookup_kernel(sink_name: str) -> Any:
                             value = int32x8.load_uint16(counts, at) if only else int32x8.load(sums, at)
                             here = f + 8 * b
                             table_at, channel = kind_at[i] + here, g * filters + here
-                            write(value, table_at, start + i, channel, filters - here, tables, ready, scratch)
+                            write(value, table_at, start + i, channel, filters - here, constants, ready, scratch)
                     vector += together
 
-    look_up.__name__ = look_up.__qualname__ = f"level_lookup_{sink_name}"
+    look_up.__name__ = look_up.__qualname__ = f"level_lookup_{name}"
     return jit(look_up)
 
 
@@ -244,7 +252,7 @@ class LevelLookupPath(BitPath):
         lookups = lookups_for(weights.shape[2], weights.shape[3] * weights.channels)
         return PlanePairs(multipliers, weights.signed).fits(lookups)
 
-    def run(self, taken: tuple[Any, ...], positions: int, output: str, sink: tuple[Any, ...]) -> None:
-        """Compute all positions into a sink."""
-        given = (*taken, *self._head, self._tables, sink)
-        run_rows(level_lookup_kernel(output), positions, positions * self._work, *given, multiple=POSITIONS)
+    def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
+        """Compute all positions into an output."""
+        given = (*taken, *self._head, tuple(output))
+        run_rows(level_lookup_kernel(kind_of(output)), positions, positions * self._work, *given, multiple=POSITIONS)

@@ -24,10 +24,10 @@ import numpy as np
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.compile.simd import uint8x32 as simd
-from bnn_kernels.ops import outputs
 from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
-from bnn_kernels.ops.binary_conv.windows import CHUNK, fill_chunk, window_words
+from bnn_kernels.ops.binary_conv.windows import CHUNK, Kinds, Sizes, Taps, fill_chunk, window_words
 from bnn_kernels.ops.geometry import Geometry, Maps
+from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
 from bnn_kernels.ops.weights import Weights
 from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
@@ -152,17 +152,18 @@ def weigh(counts, sums, factor, first):
 
 
 @functools.cache
-def lookup_kernel(sink_name: str) -> Any:
-    """Return the kernel with this way out.
+def lookup_kernel(kind: type) -> Any:
+    """Return the kernel with a kind of output.
 
-    Its arguments are those of `popcount.popcount_kernel` without parts, and first..last are positions; w is uint8
+    Its arguments are those of `popcount.popcount_kernel` without shares, and first..last are positions; w is uint8
     flat, `spread_weights`, and in the place of `direct` comes a table uint8 flat, `pair_table`.
     """
-    write, prepare = getattr(outputs, sink_name), outputs.PREPARE[sink_name]
+    write, prepare, name = writer(kind)
 
-    def look_up(rows, plane_size, table, w, y_kind, x_kind, pairs, size, geometry, tables, sink, first, last):
-        groups, channels, filters, _, planes = size[3:8]
-        kh, kw = geometry[:2]
+    def look_up(rows, plane_size, table, w, kinds, pairs, size, taps, constants, output, first, last):
+        kinds, size, taps, constants = Kinds(*kinds), Sizes(*size), Taps(*taps), Constants(*constants)
+        groups, channels, filters, planes = size.groups, size.channels, size.filters, size.planes
+        kh, kw = taps.kh, taps.kw
         lanes = (filters + 7) // 8 * 8
         tiles = (filters + TILE - 1) // TILE
         run_words = (kw * channels + 63) >> 6
@@ -172,8 +173,7 @@ def lookup_kernel(sink_name: str) -> Any:
         tile_size = TILE * stride
         weight_plane = groups * tiles * tile_size
         weight_planes = len(pairs) // planes
-        kinds = (y_kind, x_kind)
-        ready = prepare(sink)
+        ready = prepare(output)
         scratch = np.empty(8, np.int32)
         kind_at = np.zeros(CHUNK, np.int64)
         counts = np.empty(CHUNK * TILE, np.uint16)
@@ -184,7 +184,7 @@ def lookup_kernel(sink_name: str) -> Any:
         for start in range(first, last, CHUNK):
             count = min(CHUNK, last - start)
             for g in range(groups):
-                fill_chunk(rows, plane_size, planes, kinds, size, geometry, g, start, count, windows, kind_at)
+                fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, windows, kind_at)
                 for p in range(planes):
                     own = windows[p * CHUNK * words : (p + 1) * CHUNK * words]
                     laid = places[p * plane_places : (p + 1) * plane_places]
@@ -211,9 +211,9 @@ def lookup_kernel(sink_name: str) -> Any:
                             value = int32x8.load_uint16(counts, at) if only else int32x8.load(sums, at)
                             here = f + 8 * v
                             table_at, channel = kind_at[i] + here, g * filters + here
-                            write(value, table_at, start + i, channel, filters - here, tables, ready, scratch)
+                            write(value, table_at, start + i, channel, filters - here, constants, ready, scratch)
 
-    look_up.__name__ = look_up.__qualname__ = f"lookup_{sink_name}"
+    look_up.__name__ = look_up.__qualname__ = f"lookup_{name}"
     return jit(look_up)
 
 
@@ -240,7 +240,7 @@ class LookupPath(BitPath):
         run_bytes = -(-weights.shape[3] * weights.channels // 8)
         return 8 * weights.shape[2] * run_bytes <= MOST_BITS
 
-    def run(self, taken: tuple[Any, ...], positions: int, output: str, sink: tuple[Any, ...]) -> None:
-        """Compute all positions into a sink."""
-        given = (*taken, *self._head, self._tables, sink)
-        run_rows(lookup_kernel(output), positions, positions * self._work, *given, multiple=POSITIONS)
+    def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
+        """Compute all positions into an output."""
+        given = (*taken, *self._head, tuple(output))
+        run_rows(lookup_kernel(kind_of(output)), positions, positions * self._work, *given, multiple=POSITIONS)

@@ -13,20 +13,29 @@ branch between them inside the loop the sums no longer stay in registers, and it
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, int32x8, uint64x8
-from bnn_kernels.ops import outputs
 from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
-from bnn_kernels.ops.binary_conv.windows import CHUNK, fill_chunk, window_words
+from bnn_kernels.ops.binary_conv.windows import CHUNK, Kinds, Sizes, Taps, fill_chunk, window_words
 from bnn_kernels.ops.geometry import Geometry, Maps
+from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
 from bnn_kernels.ops.weights import Weights
 from bnn_kernels.runtime.threads import run_rows
 
 LANES = float32x8.LANES
+
+
+class Shares(NamedTuple):
+    """All positions (n, oy, ox), with the filters in so many shares."""
+
+    positions: int
+    splits: int
+
+
 # Fewer positions than this are split by their filters too.
 FEW = 16
 
@@ -112,32 +121,32 @@ def _bare(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]:
 
 
 @functools.cache
-def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
-    """Return the kernel with this way out (`to_ints`, `to_bits`, `to_floats`), xor or and, one pair of planes or more.
+def popcount_kernel(kind: type, xor: bool, single: bool) -> Any:
+    """Return the kernel with a kind of output, xor or and, one pair of planes or more.
 
-    kernel(rows, plane_size, direct, w, y_kind, x_kind, pairs, size, geometry, parts, tables, sink, first, last)
-    computes first..last of parts = (positions, splits): all positions (n, oy, ox) with the first of so many shares of
-    the filters, then all with the second and so on;
+    kernel(rows, plane_size, direct, w, shares, kinds, pairs, size, taps, constants, output, first, last) computes
+    first..last of shares, see `Shares`: all positions with the first share of the filters, then all with the second
+    and so on;
     rows uint64 flat (P, N, rows, G, row words), each plane of plane_size words, see `bit_rows`;
     direct: whether the rows already are the windows of all positions, one behind the other;
-    w uint64 flat (Q, G, blocks, words, 8); y_kind int32 (Ho,), x_kind int32 (Wo,): their sum is the kind of border;
+    w uint64 flat (Q, G, blocks, words, 8); kinds: `Kinds`;
     pairs int32 (P * Q,): factor of each pair's count, used if there are several;
-    size = (Ho, Wo, rows, G, channels of a group, filters of a group, row words, P);
-    geometry = (kh, kw, sy, sx, dy, dx); tables, sink: see `ops.outputs`.
+    size: `Sizes`; taps: `Taps`; constants, output: see `ops.outputs`.
     """
-    write, prepare = getattr(outputs, sink_name), outputs.PREPARE[sink_name]
+    write, prepare, name = writer(kind)
     counters = _counters(uint64x8.xor_popcount if xor else uint64x8.and_popcount)
     sums_4, sums_1 = _bare(*counters) if single else _weighted(*counters)
 
-    def convolve(rows, plane_size, direct, w, y_kind, x_kind, pairs, size, geometry, parts, tables, sink, first, last):
-        groups, filters, planes = size[3], size[5], size[7]
-        positions, splits = parts
+    def convolve(rows, plane_size, direct, w, shares, kinds, pairs, size, taps, constants, output, first, last):
+        kinds, size, taps, constants = Kinds(*kinds), Sizes(*size), Taps(*taps), Constants(*constants)
+        shares = Shares(*shares)
+        groups, filters, planes = size.groups, size.filters, size.planes
+        positions, splits = shares.positions, shares.splits
         blocks = (filters + 7) // 8
-        words = geometry[0] * ((geometry[1] * size[4] + 63) >> 6)
+        words = taps.kh * ((taps.kw * size.channels + 63) >> 6)
         block_size = words * 8
         weight_plane = groups * blocks * block_size
-        kinds = (y_kind, x_kind)
-        ready = prepare(sink)
+        ready = prepare(output)
         scratch = np.empty(8, np.int32)
         kind_at = np.zeros(CHUNK, np.int64)
         windows = rows if direct else np.empty(window_words(planes, words), np.uint64)
@@ -150,7 +159,7 @@ def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
             row += count
             for g in range(groups):
                 if not direct:
-                    fill_chunk(rows, plane_size, planes, kinds, size, geometry, g, start, count, windows, kind_at)
+                    fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, windows, kind_at)
                 at = start if direct else 0
                 for b in range(blocks * split // splits, blocks * (split + 1) // splits):
                     j = (g * blocks + b) * block_size
@@ -160,7 +169,7 @@ def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
                     while i < count:
                         if i == count - 1 or count < 4:
                             one = sums_1(windows, at + i, words, plane_words, w, j, weight_plane, pairs, planes)
-                            write(one, kind_at[i] + b * 8, start + i, channel, left, tables, ready, scratch)
+                            write(one, kind_at[i] + b * 8, start + i, channel, left, constants, ready, scratch)
                             i += 1
                             continue
                         # A last tile of two or three positions begins earlier and writes some sums again.
@@ -168,11 +177,11 @@ def popcount_kernel(sink_name: str, xor: bool, single: bool) -> Any:
                         t = sums_4(windows, at + tile, words, plane_words, w, j, weight_plane, pairs, planes)
                         for k in range(4):
                             table_at = kind_at[tile + k] + b * 8
-                            write(t[k], table_at, start + tile + k, channel, left, tables, ready, scratch)
+                            write(t[k], table_at, start + tile + k, channel, left, constants, ready, scratch)
                         i = tile + 4
 
-    name = f"popcount_{'xor' if xor else 'and'}_{'one' if single else 'many'}_{sink_name}"
-    convolve.__name__ = convolve.__qualname__ = name
+    full_name = f"popcount_{'xor' if xor else 'and'}_{'one' if single else 'many'}_{name}"
+    convolve.__name__ = convolve.__qualname__ = full_name
     return jit(convolve)
 
 
@@ -184,7 +193,7 @@ class PopcountPath(BitPath):
         # The input's own words are the windows of a 1x1 convolution.
         plain = (1, 1), (1, 1), (0, 0), (1, 1), 1
         self._direct = geometry._replace(dilation=(1, 1))[:5] == plain and weights.channels % 64 == 0
-        self._head = (self._direct, weights.words.reshape(-1), *self._rest)
+        self._words = weights.words.reshape(-1)
         self._blocks = weights.words.shape[2]
 
     def take(self, words: np.ndarray) -> tuple[Any, ...]:
@@ -193,10 +202,10 @@ class PopcountPath(BitPath):
             return super().take(words)
         return (words if words.flags.writeable else words.copy()).reshape(-1), words[0].size
 
-    def run(self, taken: tuple[Any, ...], positions: int, output: str, sink: tuple[Any, ...]) -> None:
-        """Compute all positions into a sink."""
+    def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
+        """Compute all positions into an output."""
         # Few positions, as in a linear layer, are shared among threads by their filters.
         splits = 1 if positions >= FEW else max(1, min(FEW, self._blocks // 2))
-        given = (*taken, *self._head, (positions, splits), self._tables, sink)
-        kernel = popcount_kernel(output, self.xor, self.single)
+        given = (*taken, self._direct, self._words, (positions, splits), *self._rest, tuple(output))
+        kernel = popcount_kernel(kind_of(output), self.xor, self.single)
         run_rows(kernel, positions * splits, positions * self._work, *given, multiple=POSITIONS if splits == 1 else 1)

@@ -5,11 +5,49 @@ words at a time: what is written past a run's end is overwritten by the next run
 (`window_words`), and so do the rows that are read (`bit_rows.SLACK`).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from bnn_kernels.compile.jit import inline
 from bnn_kernels.compile.simd import uint64x8
 from bnn_kernels.ops.binary_conv.rows import gather
+
+
+class Sizes(NamedTuple):
+    """Sizes of a convolution on rows of bits.
+
+    rows: of an image with its border; channels, filters: of a group; row_words: of a row of a group, see `rows`;
+    planes: of the input.
+    """
+
+    out_height: int
+    out_width: int
+    rows: int
+    groups: int
+    channels: int
+    filters: int
+    row_words: int
+    planes: int
+
+
+class Taps(NamedTuple):
+    """A filter of (kh, kw) taps on the map, with stride (sy, sx) and dilation (dy, dx)."""
+
+    kh: int
+    kw: int
+    sy: int
+    sx: int
+    dy: int
+    dx: int
+
+
+class Kinds(NamedTuple):
+    """Kinds of border, see `geometry.Border`: y_kind int32 (Ho,), x_kind int32 (Wo,)."""
+
+    y_kind: np.ndarray
+    x_kind: np.ndarray
+
 
 # Positions of a chunk: windows stay in the L1 cache up to about 100 words each.
 CHUNK = 32
@@ -49,29 +87,29 @@ def _gather_run(rows, at, bit, kw, channels, tap_bits, run_words, windows, to):
 
 
 @inline
-def fill_chunk(rows, plane_size, planes, kinds, size, geometry, g, start, count, windows, kind_at):
+def fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, windows, kind_at):
     """Fill the windows of `count` positions for group g: uint64 flat (planes, CHUNK, words).
 
+    rows uint64 flat, see `rows.bit_rows`; kinds: `Kinds`; size: `Sizes`; taps: `Taps`;
     kind_at int64 (CHUNK,): where the table rows of a position's kind of border begin, in lanes.
     """
-    y_kind, x_kind = kinds
-    ho, wo, height, groups, channels, filters, row_words = size[:7]
-    kh, kw, sy, sx, dy, dx = geometry
+    ho, wo, groups, channels, row_words = size.out_height, size.out_width, size.groups, size.channels, size.row_words
+    kh, kw, sx, dx = taps.kh, taps.kw, taps.sx, taps.dx
     run_words = (kw * channels + 63) >> 6
     words = kh * run_words
     spare = (kw * channels) & 63
     tail = ~np.uint64(0) if spare == 0 else (np.uint64(1) << np.uint64(spare)) - np.uint64(1)
-    lanes = (filters + 7) // 8 * 8
-    row_step = dy * groups * row_words
+    lanes = (size.filters + 7) // 8 * 8
+    row_step = taps.dy * groups * row_words
     # Plane by plane, position by position, so that what is written too far is overwritten afterwards.
-    for p in range(planes):
+    for p in range(size.planes):
         n = start // (ho * wo)
         oy = (start - n * ho * wo) // wo
         ox = start - (n * ho + oy) * wo
         to = p * CHUNK * words
         for i in range(count):
-            kind_at[i] = ((y_kind[oy] + x_kind[ox]) * groups + g) * lanes
-            base = p * plane_size + ((n * height + oy * sy) * groups + g) * row_words
+            kind_at[i] = ((kinds.y_kind[oy] + kinds.x_kind[ox]) * groups + g) * lanes
+            base = p * plane_size + ((n * size.rows + oy * taps.sy) * groups + g) * row_words
             bit = ox * sx * channels
             shift = np.uint64(bit & 63)
             for _ in range(kh):

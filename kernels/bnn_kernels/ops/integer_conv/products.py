@@ -8,7 +8,7 @@ and what lies outside the map is u = `outside` there, taken back where it should
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,17 +16,33 @@ from bnn_kernels.bits.sum_range import LARGEST_SUM, wrapped
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.compile.simd.int32_products import dots
-from bnn_kernels.ops import outputs
 from bnn_kernels.ops.geometry import Geometry, Maps, border_of
 from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_offsets
 from bnn_kernels.ops.integer_conv.levels import elements_of, input_code
 from bnn_kernels.ops.integer_conv.tiles import expanders, tiles, tiles_of_pairs
+from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.threads import run_rows
 
 # Positions that one share of the work has: whole tiles of six.
 CHUNK = 48
+
+
+class Sizes(NamedTuple):
+    """Sizes of a convolution on elements.
+
+    image: elements of an image with its border; positions: (n, oy, ox) in all, per_image: of one image; filters,
+    channels, blocks (of 2 * lanes filters): of a group; room: steps whose sums of int16 cannot overflow ("pairs").
+    """
+
+    image: int
+    positions: int
+    per_image: int
+    filters: int
+    channels: int
+    blocks: int
+    room: int
 
 
 @inline
@@ -40,18 +56,17 @@ def _no_one(x, offsets, at, w, j, levels, sums):
 
 
 @functools.cache
-def byte_kernel(sink_name: str, form: Form) -> Any:
-    """Return the kernel with this way out and form.
+def product_kernel(kind: type, form: Form) -> Any:
+    """Return the kernel with a kind of output and form.
 
-    kernel(x, offsets, w, levels, starts, kind_at, size, tables, sink, first, last) computes shares first..last of
+    kernel(x, offsets, w, levels, starts, kind_at, size, constants, output, first, last) computes shares first..last of
     (blocks of 2 * lanes filters over all groups, chunks of CHUNK positions);
     x flat, see `levels.fill_kernel`; offsets, see `lanes.step_offsets`; w and levels, see `lanes.LaneWeights`;
     starts uint64 (Ho * Wo,): where windows begin; kind_at int64 (Ho * Wo,): where the table rows of a position's
     kind of border begin, in lanes of 8;
-    size = (elements of an image, positions, Ho * Wo, filters of a group, channels of a group, blocks of a group,
-    steps that int16 sums have room for); tables, sink: see `ops.outputs`.
+    size: `Sizes`; constants, output: see `ops.outputs`.
     """
-    write, prepare = getattr(outputs, sink_name), outputs.PREPARE[sink_name]
+    write, prepare, name = writer(kind)
     simd = dots(form.lanes, form.product)
     six, one = (tiles_of_pairs if form.product == "pairs" else tiles)(simd, form.elements)
     lanes, elements = form.lanes, form.elements
@@ -60,11 +75,13 @@ def byte_kernel(sink_name: str, form: Form) -> Any:
     fields = 8 // form.packed if packs else 1
     spread_block, one_packed = expanders(simd, form.packed) if packs else (_no_block, _no_one)
 
-    def multiply(x, offsets, w, levels, starts, kind_at, size, tables, sink, first, last):
-        image, positions, per_image, filters, own, blocks, room = size
+    def multiply(x, offsets, w, levels, starts, kind_at, size, constants, output, first, last):
+        size, constants = Sizes(*size), Constants(*constants)
+        positions, per_image, filters = size.positions, size.per_image, size.filters
+        blocks, room = size.blocks, size.room
         chunks = (positions + CHUNK - 1) // CHUNK
         padded = (filters + 7) // 8 * 8
-        ready = prepare(sink)
+        ready = prepare(output)
         sums = np.empty(6 * width, np.int32)
         scratch = np.empty(8, np.int32)
         begin, kinds = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
@@ -85,7 +102,7 @@ def byte_kernel(sink_name: str, form: Form) -> Any:
             n = start // per_image
             place = start - n * per_image
             for i in range(count):
-                begin[i] = np.uint64(n * image + g * own) + starts[place]
+                begin[i] = np.uint64(n * size.image + g * size.channels) + starts[place]
                 kinds[i] = kind_at[place] + g * padded + f
                 place += 1
                 if place == per_image:
@@ -124,10 +141,10 @@ def byte_kernel(sink_name: str, form: Form) -> Any:
                         value = int32x8.load(sums, np.uint64(k * width + v))
                         channel = g * filters + f + v
                         left = filters - f - v
-                        write(value, kinds[tile + k] + v, start + tile + k, channel, left, tables, ready, scratch)
+                        write(value, kinds[tile + k] + v, start + tile + k, channel, left, constants, ready, scratch)
                 i = tile + here
 
-    multiply.__name__ = multiply.__qualname__ = f"multiply_{form.product}{form.lanes}_{form.packed}_{sink_name}"
+    multiply.__name__ = multiply.__qualname__ = f"multiply_{form.product}{form.lanes}_{form.packed}_{name}"
     return jit(multiply)
 
 
@@ -149,7 +166,7 @@ class ProductPath:
         self.sums_fit = code.largest * weights.largest * weights.products <= LARGEST_SUM
         self.offsets = np.zeros((*border.table.shape[:2], lanes), np.int64)
         self.offsets[..., : weights.filters] = border.table
-        self._tables = (np.int32(self.factor), wrapped(self.offsets).reshape(-1))
+        self._constants = tuple(Constants(np.int32(self.factor), wrapped(self.offsets).reshape(-1)))
         (h, w), (py, px), (sy, sx) = maps.extent, geometry.padding, geometry.stride
         width, channels = w + 2 * px, weights.channels * weights.groups
         offsets = step_offsets((width, channels), geometry, weights.channels, form)
@@ -170,8 +187,9 @@ class ProductPath:
         """Return the levels of the map with its border."""
         return (elements_of(words, *self._input),)
 
-    def run(self, taken: tuple[Any, ...], positions: int, output: str, sink: tuple[Any, ...]) -> None:
-        """Compute all positions into a sink."""
+    def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
+        """Compute all positions into an output."""
         size = (self._image, positions, *self._size)
         shares, work = self._shares * -(-positions // CHUNK), positions * self._shares * len(self._head[0])
-        run_rows(byte_kernel(output, self._form), shares, work, *taken, *self._head, size, self._tables, sink)
+        kernel = product_kernel(kind_of(output), self._form)
+        run_rows(kernel, shares, work, *taken, *self._head, size, self._constants, tuple(output))

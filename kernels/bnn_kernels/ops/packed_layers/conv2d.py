@@ -12,6 +12,7 @@ from bnn_kernels.bits.tensor import BitTensor, pack, words_for
 from bnn_kernels.bits.thresholds import Thresholds, check_thresholds
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.geometry import Geometry, Maps
+from bnn_kernels.ops.outputs import IntOutput, SignOutput
 from bnn_kernels.ops.packed_layers.plan import MapPlan
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.arrays import new_array
@@ -158,8 +159,8 @@ class PackedConv2d:
         if not self._whole_bytes:
             return epilogue(self._dots(bits), residual, keep)
         plan = self._plan(bits)
-        sink, results = epilogue.sink((bits.words.shape[1], *plan.out, self.shape[0]), residual, keep)
-        plan.run(contiguous(bits.words), "to_floats", sink)
+        output, results = epilogue.output((bits.words.shape[1], *plan.out, self.shape[0]), residual, keep)
+        plan.run(contiguous(bits.words), output)
         return results()
 
     @property
@@ -184,7 +185,7 @@ class PackedConv2d:
         """Return int32 (N, Ho, Wo, O) of words whose channel count has been checked."""
         plan = self._plan(bits)
         out = new_array((bits.words.shape[1], *plan.out, self.shape[0]), np.int32, "an output")
-        plan.run(contiguous(bits.words), "to_ints", (out.reshape(-1), self.shape[0]))
+        plan.run(contiguous(bits.words), IntOutput(out.reshape(-1), self.shape[0]))
         return out
 
     def _signs(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
@@ -193,8 +194,8 @@ class PackedConv2d:
         # The kernel writes whole bytes; only words that are not made of 8 need their tail zeroed first.
         shape = (1, n, *plan.out, words_for(filters))
         words = new_array(shape, np.uint64, "an output", zeros=filters % 64 != 0)
-        sink = (*plan.bounds(thresholds), words.view(np.uint8).reshape(-1), words_for(filters) * 8)
-        plan.run(contiguous(bits.words), "to_bits", sink)
+        as_bytes = words.view(np.uint8).reshape(-1)
+        plan.run(contiguous(bits.words), SignOutput(*plan.bounds(thresholds), as_bytes, words_for(filters) * 8))
         return BitTensor(words, (n, filters, *plan.out))
 
     def _plan(self, bits: BitTensor) -> MapPlan:

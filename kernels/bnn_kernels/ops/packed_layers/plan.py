@@ -1,12 +1,11 @@
 """What a layer prepares once for maps of one size and kind of planes: the kernels that run it, and their bounds."""
 
-from typing import Any
-
 import numpy as np
 
 from bnn_kernels.bits.sum_range import INT32
 from bnn_kernels.bits.thresholds import Thresholds
 from bnn_kernels.ops.geometry import Geometry, Maps
+from bnn_kernels.ops.outputs import Output
 from bnn_kernels.ops.packed_layers import choice
 from bnn_kernels.ops.weights import Weights
 
@@ -47,7 +46,7 @@ class MapPlan:
         solved = bounds.clip(INT32.min, INT32.max).astype(np.int32).reshape(-1)
         return solved, np.packbits(flip, bitorder="little")
 
-    def run(self, words: np.ndarray, output: str, sink: tuple[Any, ...]) -> None:
-        """Compute all outputs of contiguous words uint64 (P, N, H, W, V) into a sink, see `ops.outputs`."""
+    def run(self, words: np.ndarray, output: Output) -> None:
+        """Compute all positions of contiguous words uint64 (P, N, H, W, V) into an output."""
         positions = words.shape[1] * self.out[0] * self.out[1]
-        self.path.run(self.path.take(words), positions, output, sink)
+        self.path.run(self.path.take(words), positions, output)
