@@ -115,3 +115,129 @@ def test_an_import_loads_no_more_than_it_needs(module, absent):
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == []
+
+
+KERNELS = ROOT / "kernels" / "bnn_kernels"
+# Rooms of bnn_kernels from top to bottom: each imports only what stands below it. Rooms of one line see nothing of each
+# other. What takes part in no room (`__init__`, `__main__`) is what users call, and imports what it likes.
+FLOORS = [
+    ["model"],
+    ["steps"],
+    ["ops/packed_layers", "ops/float_conv", "ops/pooling", "ops/input_scale"],
+    ["ops/binary_conv", "ops/integer_conv"],
+    ["ops/conv_path"],
+    ["ops/outputs"],
+    ["ops/epilogue", "ops/weights", "ops/geometry"],
+    ["bits"],
+    ["runtime"],
+    ["compile"],
+    ["reference"],
+    ["checks"],
+    ["errors"],
+]
+
+
+def kernel_room(file):
+    """The room of bnn_kernels that a file lies in: a folder, in ops the folder or file below it; None for its top."""
+    parts = file.relative_to(KERNELS).with_suffix("").parts
+    name = "/".join(parts[:2]) if parts[0] == "ops" else parts[0]
+    return None if name in ("__init__", "__main__", "ops/__init__") else name
+
+
+def kernel_arrows(root=KERNELS):
+    """(importing file, imported file) of every import between files of bnn_kernels, also within functions."""
+    for file in sorted(root.rglob("*.py")):
+        for name in modules(file.read_text()):
+            parts = name.split(".")
+            if parts[0] != "bnn_kernels":
+                continue
+            while parts:  # the last names may be of things in a module
+                found = root.joinpath(*parts[1:])
+                if found.with_suffix(".py").is_file() or (found / "__init__.py").is_file():
+                    target = found.with_suffix(".py") if found.with_suffix(".py").is_file() else found / "__init__.py"
+                    if target != file:
+                        yield file, target
+                    break
+                parts.pop()
+
+
+def file_floors(arrows):
+    """{file: its floor}: 0 for who imports nothing, else one more than the highest that it imports.
+
+    ValueError names a circle.
+    """
+    below = {}
+    for file, target in arrows:
+        below.setdefault(file, set()).add(target)
+    floors = {}
+
+    def floor(file, on_the_way):
+        if file in on_the_way:
+            circle = [*on_the_way[on_the_way.index(file) :], file]
+            raise ValueError("imports in a circle: " + " -> ".join(map(str, circle)))
+        if file not in floors:
+            on_the_way = [*on_the_way, file]
+            floors[file] = 1 + max((floor(target, on_the_way) for target in below.get(file, ())), default=-1)
+        return floors[file]
+
+    for file in below:
+        floor(file, [])
+    return floors
+
+
+def floors_by_folder():
+    """A line for every room of bnn_kernels, top first: the floors that its files are on."""
+    rooms = {}
+    for file, floor in file_floors(kernel_arrows()).items():
+        rooms.setdefault(kernel_room(file), set()).add(floor)
+    lines = []
+    for names in FLOORS:
+        for name in names:
+            found = sorted(rooms.get(name, {0}))
+            lines.append(f"{name:20} floors {found[0]} .. {found[-1]}")
+    return "\n".join(lines)
+
+
+def arrows_that_run_up(arrows):
+    """'a.py -> b.py' of every import from one room into another that is not below it."""
+    height = {name: at for at, names in enumerate(FLOORS) for name in names}
+    wrong = []
+    for file, target in arrows:
+        own, other = kernel_room(file), kernel_room(target)
+        if own is None or own == other:
+            continue
+        # Only reference stands beside everything: it may import checks and nobody may import it.
+        apart = "reference" in (own, other) and other not in ("checks", "errors")
+        if other is None or height[other] <= height[own] or apart:
+            wrong.append(f"{file.relative_to(KERNELS).as_posix()} -> {target.relative_to(KERNELS).as_posix()}")
+    return sorted(set(wrong))
+
+
+def test_floors_of_bnn_kernels():
+    """Every room imports only what stands below it; `python -m pytest -s -k floors` prints the floors."""
+    print(f"\n{floors_by_folder()}")
+    placed = {name for names in FLOORS for name in names}
+    unplaced = {kernel_room(file) for file in KERNELS.rglob("*.py")} - placed - {None}
+    assert not unplaced, f"give these a place in FLOORS: {sorted(unplaced)}"
+    wrong = arrows_that_run_up(kernel_arrows())
+    assert not wrong, f"imports that run up: {', '.join(wrong)}; the floors are\n{floors_by_folder()}"
+
+
+@pytest.mark.parametrize(
+    ("importing", "imported"),
+    [
+        ("bits/planes.py", "ops/weights.py"),
+        ("ops/binary_conv/rows.py", "ops/integer_conv/form.py"),
+        ("ops/pooling.py", "ops/float_conv.py"),
+        ("steps/base.py", "reference.py"),
+        ("reference.py", "bits/planes.py"),
+        ("runtime/threads.py", "__init__.py"),
+    ],
+)
+def test_an_import_that_runs_up_is_named(importing, imported):
+    assert arrows_that_run_up([(KERNELS / importing, KERNELS / imported)]) == [f"{importing} -> {imported}"]
+
+
+def test_a_circle_is_named():
+    with pytest.raises(ValueError, match="circle: b -> c -> b"):
+        file_floors([("a", "b"), ("b", "c"), ("c", "b")])
