@@ -77,13 +77,14 @@ def sections(classes: Sequence[type[Quantizer]]) -> dict[str, list[type[Quantize
 
 
 def curves(quantizer: Quantizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return x, q(x) and dq/dx, each (POINTS,)."""
+    """Return x, q(x) and dq/dx, each (POINTS,); dq/dx in training if there is none in evaluation."""
     x = torch.linspace(-2, 2, POINTS, dtype=torch.float64)[None].requires_grad_()
     y: Tensor = quantizer.double()(x)
+    differentiable = y if y.requires_grad else quantizer.train()(x)
     if quantizer.elementwise:
-        (gradient,) = torch.autograd.grad(y.sum(), x)
+        (gradient,) = torch.autograd.grad(differentiable.sum(), x)
     else:
-        rows = [torch.autograd.grad(y[0, i], x, retain_graph=True)[0][0, i] for i in range(POINTS)]
+        rows = [torch.autograd.grad(one, x, retain_graph=True)[0][0, i] for i, one in enumerate(differentiable[0])]
         gradient = torch.stack(rows)[None]
     return x[0].detach().numpy(), y[0].detach().numpy(), gradient[0].numpy()
 
