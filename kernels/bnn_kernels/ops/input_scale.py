@@ -1,5 +1,7 @@
 """XNOR-Net's input scale K, channels last."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
@@ -20,23 +22,39 @@ def _mean_abs(x, out, first, last):
             out[row, g] = total / np.float32(channels)
 
 
+class Window(NamedTuple):
+    """A filter of (kh, kw) taps with stride (sy, sx), padding (py, px) and dilation (dy, dx)."""
+
+    kh: int
+    kw: int
+    sy: int
+    sx: int
+    py: int
+    px: int
+    dy: int
+    dx: int
+
+
 @inline
-def _box(values, n, y0, x0, g, kh, kw, dy, dx):
+def _box(values, n, y0, x0, g, window):
     h, w = values.shape[1], values.shape[2]
     total = np.float32(0)
-    for ky in range(kh):
-        for kx in range(kw):
-            iy = y0 + ky * dy
-            ix = x0 + kx * dx
+    for ky in range(window.kh):
+        for kx in range(window.kw):
+            iy = y0 + ky * window.dy
+            ix = x0 + kx * window.dx
             if 0 <= iy < h and 0 <= ix < w:
                 total += values[n, iy, ix, g]
-    return total / np.float32(kh * kw)
+    return total / np.float32(window.kh * window.kw)
 
 
 @jit
 def _scale_by_k(values, y, geometry, first, last):
-    """y float32 (N, Ho, Wo, O) *= box filter of values float32 (N, H, W, G); rows are (n, oy)."""
-    kh, kw, sy, sx, py, px, dy, dx = geometry
+    """y float32 (N, Ho, Wo, O) *= box filter of values float32 (N, H, W, G); rows are (n, oy).
+
+    geometry: `Window`.
+    """
+    window = Window(*geometry)
     groups = values.shape[3]
     filters = y.shape[3] // groups
     for row in range(first, last):
@@ -44,7 +62,7 @@ def _scale_by_k(values, y, geometry, first, last):
         oy = row - n * y.shape[1]
         for ox in range(y.shape[2]):
             for g in range(groups):
-                k = _box(values, n, oy * sy - py, ox * sx - px, g, kh, kw, dy, dx)
+                k = _box(values, n, oy * window.sy - window.py, ox * window.sx - window.px, g, window)
                 for o in range(g * filters, (g + 1) * filters):
                     y[n, oy, ox, o] *= k
 

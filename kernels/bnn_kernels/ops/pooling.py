@@ -6,6 +6,7 @@ AND and a minimum an OR.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,27 @@ from bnn_kernels.compile.jit import jit
 from bnn_kernels.compile.simd import float32x16
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
+
+
+class Window(NamedTuple):
+    """A pooling window of (kh, kw) pixels with stride (sy, sx) and padding (py, px)."""
+
+    kh: int
+    kw: int
+    sy: int
+    sx: int
+    py: int
+    px: int
+
+
+class Sizes(NamedTuple):
+    """Sizes of a channels-last map and of its output."""
+
+    height: int
+    width: int
+    channels: int
+    out_height: int
+    out_width: int
 
 
 def pooled_size(
@@ -30,20 +52,24 @@ def pooled_size(
 
 @jit
 def _max_pool(x, out, size, geometry, first, last):
-    """out flat (N, Ho, Wo, C) = maximum of x flat (N, H, W, C); rows are (n, oy), size = (H, W, C, Ho, Wo)."""
-    kh, kw, sy, sx, py, px = geometry
-    h, w, channels, ho, wo = size
+    """out flat (N, Ho, Wo, C) = maximum of x flat (N, H, W, C); rows are (n, oy).
+
+    size: `Sizes`; geometry: `Window`.
+    """
+    window = Window(*geometry)
+    size = Sizes(*size)
+    h, w, channels = size.height, size.width, size.channels
     vectors = channels - channels % 16
     for row in range(first, last):
-        n = row // ho
-        oy = row - n * ho
-        y0 = max(0, oy * sy - py)
-        y1 = min(h, oy * sy - py + kh)
-        for ox in range(wo):
-            x0 = max(0, ox * sx - px)
-            x1 = min(w, ox * sx - px + kw)
+        n = row // size.out_height
+        oy = row - n * size.out_height
+        y0 = max(0, oy * window.sy - window.py)
+        y1 = min(h, oy * window.sy - window.py + window.kh)
+        for ox in range(size.out_width):
+            x0 = max(0, ox * window.sx - window.px)
+            x1 = min(w, ox * window.sx - window.px + window.kw)
             start = ((n * h + y0) * w + x0) * channels
-            to = (row * wo + ox) * channels
+            to = (row * size.out_width + ox) * channels
             for c in range(0, vectors, 16):
                 best = float32x16.load(x, np.uint64(start + c))
                 for iy in range(y1 - y0):
@@ -65,16 +91,16 @@ def _max_pool(x, out, size, geometry, first, last):
 @jit
 def _extreme_pool(x, rising, out, geometry, first, last):
     """The same over int32, with the minimum in channels where rising (uint8) is 0."""
-    kh, kw, sy, sx, py, px = geometry
+    window = Window(*geometry)
     h, w, channels = x.shape[1], x.shape[2], x.shape[3]
     for row in range(first, last):
         n = row // out.shape[1]
         oy = row - n * out.shape[1]
-        y0 = max(0, oy * sy - py)
-        y1 = min(h, oy * sy - py + kh)
+        y0 = max(0, oy * window.sy - window.py)
+        y1 = min(h, oy * window.sy - window.py + window.kh)
         for ox in range(out.shape[2]):
-            x0 = max(0, ox * sx - px)
-            x1 = min(w, ox * sx - px + kw)
+            x0 = max(0, ox * window.sx - window.px)
+            x1 = min(w, ox * window.sx - window.px + window.kw)
             for c in range(channels):
                 best = x[n, y0, x0, c]
                 for iy in range(y0, y1):
@@ -87,7 +113,7 @@ def _extreme_pool(x, rising, out, geometry, first, last):
 @jit
 def _pool_signs(words, or_mask, out, geometry, first, last):
     """out uint64 (N, Ho, Wo, V): AND over the window, OR where or_mask (V,) has a bit."""
-    kh, kw, sy, sx, py, px = geometry
+    window = Window(*geometry)
     h, w = words.shape[1], words.shape[2]
     for row in range(first, last):
         n = row // out.shape[1]
@@ -96,8 +122,8 @@ def _pool_signs(words, or_mask, out, geometry, first, last):
             for v in range(words.shape[3]):
                 every = ~np.uint64(0)
                 some = np.uint64(0)
-                for iy in range(max(0, oy * sy - py), min(h, oy * sy - py + kh)):
-                    for ix in range(max(0, ox * sx - px), min(w, ox * sx - px + kw)):
+                for iy in range(max(0, oy * window.sy - window.py), min(h, oy * window.sy - window.py + window.kh)):
+                    for ix in range(max(0, ox * window.sx - window.px), min(w, ox * window.sx - window.px + window.kw)):
                         every &= words[n, iy, ix, v]
                         some |= words[n, iy, ix, v]
                 out[n, oy, ox, v] = (every & ~or_mask[v]) | (some & or_mask[v])
@@ -106,20 +132,21 @@ def _pool_signs(words, or_mask, out, geometry, first, last):
 @jit
 def _avg_pool(x, out, size, geometry, first, last):
     """The same with the mean; what lies outside the map counts as zeros."""
-    kh, kw, sy, sx, py, px = geometry
-    h, w, channels, ho, wo = size
+    window = Window(*geometry)
+    size = Sizes(*size)
+    h, w, channels = size.height, size.width, size.channels
     vectors = channels - channels % 16
-    area = np.float32(kh * kw)
+    area = np.float32(window.kh * window.kw)
     for row in range(first, last):
-        n = row // ho
-        oy = row - n * ho
-        y0 = max(0, oy * sy - py)
-        y1 = min(h, oy * sy - py + kh)
-        for ox in range(wo):
-            x0 = max(0, ox * sx - px)
-            x1 = min(w, ox * sx - px + kw)
+        n = row // size.out_height
+        oy = row - n * size.out_height
+        y0 = max(0, oy * window.sy - window.py)
+        y1 = min(h, oy * window.sy - window.py + window.kh)
+        for ox in range(size.out_width):
+            x0 = max(0, ox * window.sx - window.px)
+            x1 = min(w, ox * window.sx - window.px + window.kw)
             start = ((n * h + y0) * w + x0) * channels
-            to = (row * wo + ox) * channels
+            to = (row * size.out_width + ox) * channels
             for c in range(0, vectors, 16):
                 total = float32x16.zero()
                 for iy in range(y1 - y0):

@@ -68,6 +68,12 @@ class PlanePairs:
         return self.most * lookups <= 65_535 and self.most <= 85
 
 
+@functools.lru_cache(maxsize=64)
+def tables_of(multipliers: tuple[int, ...], xor: bool) -> PlanePairs:
+    """Return the tables of these planes, made once: `fits` looks at them, and every layer reads the same."""
+    return PlanePairs(multipliers, xor)
+
+
 def lookups_for(kh: int, run_bits: int) -> int:
     """Return how many lookups a window of kh runs takes for each pair of planes."""
     return 2 * kh * -(-run_bits // 8)
@@ -240,7 +246,7 @@ class LevelLookupPath(BitPath):
     """Lookups of two planes at a time; while bytes and 16-bit sums hold them."""
 
     def __init__(self, weights: Weights, geometry: Geometry, maps: Maps):
-        found = PlanePairs(maps.multipliers, weights.signed)
+        found = tables_of(maps.multipliers, weights.signed)
         lookups = lookups_for(weights.shape[2], weights.shape[3] * weights.channels)
         excess, factors = lookups * int(found.factors @ found.bias), [int(m) for m in found.factors]
         super().__init__(weights, geometry, maps, factors, excess, lookups * found.most)
@@ -250,7 +256,7 @@ class LevelLookupPath(BitPath):
     def fits(weights: Weights, multipliers: tuple[int, ...]) -> bool:
         """Whether the sums of these planes fit."""
         lookups = lookups_for(weights.shape[2], weights.shape[3] * weights.channels)
-        return PlanePairs(multipliers, weights.signed).fits(lookups)
+        return tables_of(multipliers, weights.signed).fits(lookups)
 
     def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
         """Compute all positions into an output."""

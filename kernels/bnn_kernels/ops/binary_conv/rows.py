@@ -4,6 +4,8 @@ The bits of one row of the map, border included, follow each other without gaps:
 x * channels + c. The bits under one row of a filter are then one run, whatever the number of channels.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
@@ -33,13 +35,28 @@ def _set_ones(to_array, to, position, count):
         to_array[to + (bit >> 6)] |= np.uint64(1) << np.uint64(bit & 63)
 
 
+class Sizes(NamedTuple):
+    """Sizes of a map of words, its border (py, px), groups, channels of a group, and `row_length` in words."""
+
+    height: int
+    width: int
+    words: int
+    py: int
+    px: int
+    groups: int
+    channels: int
+    row_words: int
+
+
 @jit
 def _fill_rows(a, rows, size, pad_bit, first, last):
     """rows uint64 flat (N, H + 2 py, G, row words), zeroed; rows first..last of (n, y).
 
-    a uint64 flat (N, H, W, V); size = (H, W, V, py, px, G, channels of a group, row words).
+    a uint64 flat (N, H, W, V); size: `Sizes`.
     """
-    h, width, words, py, px, groups, channels, row_words = size
+    size = Sizes(*size)
+    h, width, words, groups, channels = size.height, size.width, size.words, size.groups, size.channels
+    py, px, row_words = size.py, size.px, size.row_words
     edge = px * channels
     for row in range(first, last):
         n = row // (h + 2 * py)

@@ -21,6 +21,18 @@ from bnn_kernels.runtime.threads import run_rows
 SLACK = 128
 
 
+class Sizes(NamedTuple):
+    """Sizes of a map of words, its channels and border (py, px), and the words of a plane."""
+
+    height: int
+    width: int
+    words: int
+    channels: int
+    py: int
+    px: int
+    plane: int
+
+
 class InputCode(NamedTuple):
     """level = factor * u + shift with u in 0 .. largest, u = sum_p multipliers[p] * bit[p] + base."""
 
@@ -49,13 +61,15 @@ def fill_kernel(bits: int) -> Any:
     """Return the kernel that writes rows (n, y) of a map, with its border, from words of bit planes.
 
     words uint64 flat (P, N, H, W, V); out int8 or int16 flat (N, H + 2 py, W + 2 px, C) and SLACK; multipliers int32
-    (P,); size = (H, W, V, C, py, px, words of a plane); base, outside: see `InputCode`.
+    (P,); size: `Sizes`; base: see `InputCode`; outside: the element of a pixel outside the map.
     """
     operations = spread(bits)
     filled, add_where, store = operations.filled, operations.add_where, operations.store
 
     def fill_elements(words, out, multipliers, size, base, outside, first, last):
-        h, width, word_count, channels, py, px, plane = size
+        size = Sizes(*size)
+        h, width, word_count, channels = size.height, size.width, size.words, size.channels
+        py, px, plane = size.py, size.px, size.plane
         edge = px * channels
         whole = width * channels + 2 * edge
         scratch = np.empty(64, out.dtype)
@@ -100,13 +114,7 @@ def elements_of(
     out = new_array((n * (h + 2 * py) * (w + 2 * px) * channels + SLACK,), dtype, "the input's levels")
     size = (h, w, v, channels, py, px, words[0].size)
     kernel = fill_kernel(8 * np.dtype(dtype).itemsize)
-    given = (
-        words.reshape(-1),
-        out,
-        multipliers,
-        size,
-        np.int32(base),
-        out.dtype.type(np.uint16(outside).astype(out.dtype)),
-    )
+    element = out.dtype.type(np.uint16(outside).astype(out.dtype))  # 255 as an int8 is -1
+    given = (words.reshape(-1), out, multipliers, size, np.int32(base), element)
     run_rows(kernel, n * (h + 2 * py), words.size, *given)
     return out
