@@ -24,6 +24,6 @@ from bnn_kernels.ops.packed_layers.linear import PackedLinear as PackedLinear
 from bnn_kernels.ops.packed_layers.linear import ThresholdLinear as ThresholdLinear
 from bnn_kernels.runtime.threads import get_num_threads as get_num_threads
 from bnn_kernels.runtime.threads import set_num_threads as set_num_threads
-from bnn_kernels.steps.base import StepSpec as StepSpec
+from bnn_kernels.steps.fields import StepSpec as StepSpec
 
 __version__ = "0.1.0"

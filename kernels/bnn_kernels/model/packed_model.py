@@ -11,7 +11,8 @@ from bnn_kernels.model import saving, table
 from bnn_kernels.model.executor import Executor
 from bnn_kernels.model.profile import step_times
 from bnn_kernels.model.program import Program
-from bnn_kernels.steps.base import Spec, StepSpec, check_shape, need
+from bnn_kernels.steps.base import Spec, check_shape, need
+from bnn_kernels.steps.fields import StepSpec
 
 
 class PackedModel:

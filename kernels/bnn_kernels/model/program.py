@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bnn_kernels.errors import PlanError
-from bnn_kernels.steps.base import STEPS, Spec, Step, StepSpec, check_shape, need
+from bnn_kernels.steps.base import STEPS, Spec, Step, check_shape, need
+from bnn_kernels.steps.fields import StepSpec
 
 INPUT = "x"
 

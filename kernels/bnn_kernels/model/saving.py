@@ -8,7 +8,7 @@ import numpy as np
 
 from bnn_kernels.errors import PackedFileError
 from bnn_kernels.model import file_format
-from bnn_kernels.steps.base import StepSpec
+from bnn_kernels.steps.fields import StepSpec
 
 
 class Saved(NamedTuple):

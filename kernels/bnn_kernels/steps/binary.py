@@ -1,7 +1,8 @@
 """Layers of bits by bits: convolution and matrix product, with outputs of integers, bits or floats."""
 
 import math
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -17,11 +18,11 @@ from bnn_kernels.ops.packed_layers.linear import PackedLinear
 from bnn_kernels.runtime.lazy import Lazy
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.steps.base import Spec, Step, need, step
-from bnn_kernels.steps.conv_geometry import conv_size, geometry_of
-from bnn_kernels.steps.finish import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map
-from bnn_kernels.steps.input_terms import InputTerms, add_scaled, offset_map
-from bnn_kernels.steps.thresholds import THRESHOLDS, integer_thresholds
-from bnn_kernels.steps.weights import WEIGHT_ATTRIBUTES, has_offset, read_terms, weight_bits
+from bnn_kernels.steps.conv_geometry import ConvFields, conv_size, geometry_of
+from bnn_kernels.steps.finish import EPILOGUE_ATTRIBUTES, EpilogueFields, Finish, as_map
+from bnn_kernels.steps.input_terms import InputFields, InputTerms, add_scaled, offset_map
+from bnn_kernels.steps.thresholds import ThresholdFields, integer_thresholds
+from bnn_kernels.steps.weights import PlaneFields, read_terms, weight_bits
 
 
 def _times_mean_abs(x: np.ndarray, y: np.ndarray) -> None:
@@ -29,7 +30,18 @@ def _times_mean_abs(x: np.ndarray, y: np.ndarray) -> None:
     y *= np.abs(x).reshape(len(x), math.prod(x.shape[1:])).mean(1).reshape(-1, 1, 1, 1)
 
 
-INPUT_ATTRIBUTES = ("input_terms", "input_offset", "input_scale")
+@dataclass(frozen=True, kw_only=True)
+class BinaryLayerFields(PlaneFields, InputFields, ThresholdFields, EpilogueFields):
+    """Weights in planes, and of an output of "bits" the thresholds, of one of "float" the epilogue.
+
+    scales: for each term of the weight in turn one (filters,) for each part of the input.
+    """
+
+    output: Literal["int", "float", "bits"]
+
+
+# What needs an output of floats.
+INPUT_ATTRIBUTES = tuple(one.stored for one in InputFields.declared())
 
 
 class BinaryLayer(Step):
@@ -41,7 +53,7 @@ class BinaryLayer(Step):
     in evaluation in the same order, so the same numbers.
     """
 
-    tensor_names = ("bits.*", "scale.*", *EPILOGUE_TENSORS, *THRESHOLDS)
+    fields: BinaryLayerFields
     # Whether outputs are vectors.
     is_flat: ClassVar[bool]
     geometry: tuple[int, ...] = ()
@@ -53,12 +65,12 @@ class BinaryLayer(Step):
 
     def build(self) -> None:
         self.shape = self.layer_shape()
-        self.output = self.attr("output", str)
-        need(self.output in ("int", "float", "bits"), f"unknown output {self.output!r}")
+        given = self.fields
+        self.output = given.output
         filters = self.shape[0]
-        terms = read_terms(self)
-        self.given = InputTerms(self)
-        offset = has_offset(self)
+        terms = read_terms(given)
+        self.given = InputTerms(given)
+        offset = given.weight_offset
         several = len(terms) + offset > 1 or self.given.several
         need(self.output == "float" or not several, "integer sums need a weight and an input with one scale")
         need(self.pad_level == 0 or not self.given.several, "an input of several terms can be padded with zeros only")
@@ -67,23 +79,23 @@ class BinaryLayer(Step):
             self.layers.append(Lazy(self._ones))
         # What the input's offset adds, for each term of the weight and shape of the input.
         self.offsets: dict[tuple[int, tuple[int, ...]], Lazy[np.ndarray]] = {}
-        self.input_scale = self.attr("input_scale", bool) if "input_scale" in self.attrs else False
+        self.input_scale = given.input_scale
         self.arity = 1
         if self.output == "float":
             count = len(self.layers) * self.given.count
-            self.scales = [self.tensor(f"scale.{i}", np.float32, (filters,)) for i in range(count)]
+            self.scales = [self.tensor(f"scale.{i}", (filters,)) for i in range(count)]
             # One term without K goes through the epilogue as the layer's integers; all else as a sum of floats.
             self.fused = not several and not self.input_scale
             self.finish = Finish(self, filters, self.scales[0] if self.fused else None)
             self.arity += self.input_scale + self.finish.arity
         else:
-            extra = {*self.attrs} & {"weight_offset", *INPUT_ATTRIBUTES, *EPILOGUE_ATTRIBUTES}
+            extra = given.attrs().keys() & {"weight_offset", *INPUT_ATTRIBUTES, *EPILOGUE_ATTRIBUTES}
             need(not extra, f"attributes {sorted(extra)} need a float output")
         self.thresholds = integer_thresholds(self, filters) if self.output == "bits" else None
 
     def _lazy(self, index: int, multipliers: tuple[int, ...], signed: bool) -> Lazy[Any]:
         """Return the layer of one term, expanded from its dense bits when it is first used."""
-        dense = self.tensor(f"bits.{index}", np.uint8, (len(multipliers), None))
+        dense = self.tensor(f"bits.{index}", (len(multipliers), None))
         check_dense_bits(dense, self.shape)
 
         def make() -> Any:
@@ -106,7 +118,7 @@ class BinaryLayer(Step):
         x = inputs[0]
         need(x.kind == "bits", f"takes bits, got {x}")
         shape = self.out_shape(x.shape)
-        largest = max(largest_level(*term) for term in read_terms(self))
+        largest = max(largest_level(*term) for term in read_terms(self.fields))
         largest_sum(math.prod(self.shape[1:]), self.given.largest_level(x), largest)
         if self.pad_level != 0 and any(self.geometry[4:6]):
             multipliers, signed = self.given.terms[0] if self.given.terms else (x.multipliers, x.signed)
@@ -124,7 +136,7 @@ class BinaryLayer(Step):
         return math.prod(self.shape) * math.prod(self.out_shape(inputs[0].shape)[1:])
 
     def precision(self, inputs: list[Spec]) -> str:
-        return f"W{weight_bits(self)}A{len(inputs[0].multipliers)}"
+        return f"W{weight_bits(self.fields)}A{len(inputs[0].multipliers)}"
 
     def run(self, x: BitTensor, *given: np.ndarray) -> Any:
         layer = self.layers[0]()
@@ -182,19 +194,20 @@ class BinaryLayer(Step):
 class BinaryConv(BinaryLayer):
     """Convolution of bit planes; attribute shape = (O, C/groups, kh, kw), pad_level = an integer level of the input."""
 
-    op = "binary_conv"
-    attributes = (
-        "shape", "stride", "padding", "dilation", "groups", "pad_level",
-        *WEIGHT_ATTRIBUTES, *INPUT_ATTRIBUTES, "output", "signed", "multipliers", *EPILOGUE_ATTRIBUTES,
-    )  # fmt: skip
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(BinaryLayerFields, ConvFields):
+        op = "binary_conv"
+        pad_level: int
+
+    fields: Fields
     is_flat = False
 
     def layer_shape(self) -> tuple[int, ...]:
         shape = self.ints("shape", 4, 1)
         self.geometry = geometry_of(self, shape[2:])
-        self.groups = self.attr("groups", int)
+        self.groups = self.fields.groups
         need(self.groups >= 1 and shape[0] % self.groups == 0, f"groups {self.groups} do not divide {shape[0]} filters")
-        self.pad_level = self.attr("pad_level", int)
+        self.pad_level = self.fields.pad_level
         need(abs(self.pad_level) <= 1 << 15, f"attribute 'pad_level' is no level of an input: {self.pad_level}")
         return shape
 
@@ -218,10 +231,12 @@ class BinaryConv(BinaryLayer):
 class BinaryLinear(BinaryLayer):
     """Matrix product of bit planes; attribute shape = (O, K); the input is (K,) or a map (C, H, W) with C*H*W = K."""
 
-    op = "binary_linear"
-    attributes = (
-        "shape", *WEIGHT_ATTRIBUTES, *INPUT_ATTRIBUTES, "output", "signed", "multipliers", *EPILOGUE_ATTRIBUTES,
-    )  # fmt: skip
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(BinaryLayerFields):
+        op = "binary_linear"
+        shape: list[int]
+
+    fields: Fields
     is_flat = True
 
     def layer_shape(self) -> tuple[int, ...]:

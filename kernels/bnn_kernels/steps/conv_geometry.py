@@ -1,8 +1,21 @@
 """The geometry of a convolution step: its sides from the attributes, and the size of its output."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bnn_kernels.steps.base import Step, need
+from bnn_kernels.steps.fields import StepFields
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvFields(StepFields):
+    """shape: (filters, channels / groups, kh, kw), the weight's. stride, padding, dilation: (y, x)."""
+
+    shape: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
 
 
 def geometry_of(this: Step, kernel: Sequence[int]) -> tuple[int, ...]:

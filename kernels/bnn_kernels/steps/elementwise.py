@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,26 @@ from bnn_kernels.compile.jit import jit
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
-from bnn_kernels.steps.finish import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish
+from bnn_kernels.steps.fields import Float32, StepFields
+from bnn_kernels.steps.finish import EpilogueFields, Finish
 
 
 @step
 class Elementwise(Step):
     """y * scale + shift, batch norm, residual, PReLU with shifts, clamp, signs: each if given, as in `Epilogue`."""
 
-    op = "elementwise"
-    attributes = ("channels", *EPILOGUE_ATTRIBUTES)
-    tensor_names = ("scale", *EPILOGUE_TENSORS)
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(EpilogueFields):
+        op = "elementwise"
+        channels: int
+        scale: Float32 | None = None
+
+    fields: Fields
 
     def build(self) -> None:
-        channels = self.attr("channels", int)
+        channels = self.fields.channels
         need(1 <= channels <= 1 << 24, f"attribute 'channels' must be positive, got {channels}")
-        scale = self.tensor("scale", np.float32, (channels,)) if "scale" in self.tensors else None
+        scale = None if self.fields.scale is None else self.tensor("scale", (channels,))
         self.finish = Finish(self, channels, scale)
         self.arity = 1 + self.finish.arity
 
@@ -94,11 +100,15 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 class Activation(Step):
     """A function of one number that is no chain of straight pieces; attribute kind names it."""
 
-    op = "activation"
-    attributes = ("kind",)
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "activation"
+        kind: str
+
+    fields: Fields
 
     def build(self) -> None:
-        kind = self.attr("kind", str)
+        kind = self.fields.kind
         need(kind in ACTIVATIONS, f"unknown activation {kind!r}; known are {', '.join(ACTIVATIONS)}")
         self.function = ACTIVATIONS[kind]
 
@@ -137,12 +147,16 @@ class Combine(Step):
     Gates (C, 1, 1), attention maps (1, H, W), scales that follow the input.
     """
 
-    op = "combine"
-    attributes = ("kind",)
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "combine"
+        kind: str
+
+    fields: Fields
     arity = 2
 
     def build(self) -> None:
-        kind = self.attr("kind", str)
+        kind = self.fields.kind
         need(kind in COMBINATIONS, f"unknown kind {kind!r}; known are {', '.join(COMBINATIONS)}")
         self.function = COMBINATIONS[kind]
 

@@ -1,12 +1,14 @@
 """Rows of a table, by number."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from bnn_kernels.runtime.lazy import Lazy
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
-from bnn_kernels.steps.weights import WEIGHT_ATTRIBUTES, float_weight, weight_bits
+from bnn_kernels.steps.weights import WeightFields, float_weight, weight_bits
 
 # Larger integers are not exact as float32, which registers hold.
 MOST_ROWS = 1 << 24
@@ -19,9 +21,12 @@ class Embedding(Step):
     The table is float32 or bit planes with a scale for each row. ValueError on a number that has no row.
     """
 
-    op = "embedding"
-    attributes = ("shape", *WEIGHT_ATTRIBUTES)
-    tensor_names = ("weight", "bits.*", "scale.*")
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(WeightFields):
+        op = "embedding"
+        shape: list[int]
+
+    fields: Fields
 
     def build(self) -> None:
         self.shape = self.ints("shape", 2, 1, MOST_ROWS)
@@ -33,7 +38,7 @@ class Embedding(Step):
         return Spec("float", (self.shape[1], 1, x.shape[0]))
 
     def precision(self, inputs: list[Spec]) -> str:
-        return f"W{weight_bits(self)}A32"
+        return f"W{weight_bits(self.fields)}A32"
 
     def run(self, x: np.ndarray) -> np.ndarray:
         y = empty((len(x), 1, x.shape[1], self.shape[1]), np.float32)

@@ -1,6 +1,8 @@
 """The epilogue of a step, read from its attributes and tensors: scale, batch norm, residual, activation, signs."""
 
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -8,9 +10,33 @@ from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.runtime.lazy import Lazy
 from bnn_kernels.steps.base import Spec, Step, need
+from bnn_kernels.steps.fields import Bool, Float32, StepFields
 
-EPILOGUE_ATTRIBUTES = ("residual", "low", "high", "keep")
-EPILOGUE_TENSORS = ("shift", "norm_scale", "norm_shift", "pre", "slope", "post", "bounds", "flip")
+
+@dataclass(frozen=True, kw_only=True)
+class EpilogueFields(StepFields):
+    """What follows a layer's sums, see `ops.epilogue`; vectors are (channels,).
+
+    keep: whether the floats are handed on. bounds, flip: the signs are handed on too. The scale is the layer's own.
+    """
+
+    residual: Literal["before", "after"] | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    keep: bool = True
+    shift: Float32 | None = None
+    norm_scale: Float32 | None = None
+    norm_shift: Float32 | None = None
+    pre: Float32 | None = None
+    slope: Float32 | None = None
+    post: Float32 | None = None
+    bounds: Float32 | None = None
+    flip: Bool | None = None
+
+
+# The names above: those of attributes, and those of tensors.
+EPILOGUE_ATTRIBUTES = tuple(one.stored for one in EpilogueFields.declared() if one.dtype is None)
+EPILOGUE_TENSORS = tuple(one.stored for one in EpilogueFields.declared() if one.dtype is not None)
 
 
 def as_map(x: np.ndarray) -> np.ndarray:
@@ -31,29 +57,23 @@ class Finish:
     """
 
     def __init__(self, this: Step, channels: int, scale: np.ndarray | None, shift: np.ndarray | None = None):
-        self.residual = this.attrs.get("residual")
-        need(self.residual in (None, "before", "after"), f"unknown residual {self.residual!r}")
-        self.keep = this.attr("keep", bool) if "keep" in this.attrs else True
-        self.signs = "bounds" in this.tensors
+        given: EpilogueFields = this.fields
+        self.residual, self.keep = given.residual, given.keep
+        self.signs = given.bounds is not None
         need(self.keep or self.signs, "a step must make floats or bits")
-        parts: dict[str, Any] = {
-            name: this.tensor(name, np.float32, (channels,))
-            for name in ("shift", "norm_scale", "norm_shift", "pre", "slope", "post", "bounds")
-            if name in this.tensors
-        }
+        need(given.low <= given.high, "low is above high")
+        names = [name for name in EPILOGUE_TENSORS if name in this.tensors and (self.signs or name != "flip")]
+        parts: dict[str, Any] = {name: this.tensor(name, (channels,)) for name in names}
+        if self.signs:
+            parts["flip"] = this.tensor("flip", (channels,))
         if shift is not None:
             parts["shift"] = shift
-        if self.signs:
-            parts["flip"] = this.tensor("flip", np.bool_, (channels,))
-        for name in ("low", "high"):
-            if this.attrs.get(name) is not None:
-                parts[name] = float(this.attr(name, float))
-        need(parts.get("low", -np.inf) <= parts.get("high", np.inf), "low is above high")
+        parts |= {"residual": given.residual, "low": float(given.low), "high": float(given.high)}
         self.channels = channels
-        self._epilogue = Lazy(lambda: Epilogue(channels, scale=scale, residual=self.residual, **parts))
+        self._epilogue = Lazy(lambda: Epilogue(channels, scale=scale, **parts))
         # Nothing to do to the floats themselves.
-        self.is_plain = scale is None and not this.tensors.keys() & set(EPILOGUE_TENSORS) and set(parts) == set()
-        self.is_plain = self.is_plain and self.residual is None
+        self.is_plain = scale is None and not names and shift is None
+        self.is_plain = self.is_plain and given.residual is None and given.low == -math.inf and given.high == math.inf
 
     @property
     def epilogue(self) -> Epilogue:

@@ -1,6 +1,7 @@
 """Layers with float inputs, such as stem and classifier; their weights are floats or bits."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,18 @@ import numpy as np
 from bnn_kernels.ops.float_conv import POINTWISE, FloatConv2d
 from bnn_kernels.runtime.lazy import Lazy
 from bnn_kernels.steps.base import Spec, Step, need, step
-from bnn_kernels.steps.conv_geometry import conv_size, geometry_of
-from bnn_kernels.steps.finish import EPILOGUE_ATTRIBUTES, EPILOGUE_TENSORS, Finish, as_map
-from bnn_kernels.steps.weights import WEIGHT_ATTRIBUTES, float_weight, weight_bits
+from bnn_kernels.steps.conv_geometry import ConvFields, conv_size, geometry_of
+from bnn_kernels.steps.fields import Float32
+from bnn_kernels.steps.finish import EpilogueFields, Finish, as_map
+from bnn_kernels.steps.weights import WeightFields, float_weight, weight_bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatLayerFields(WeightFields, EpilogueFields):
+    """A weight, a bias (filters,), and a scale of the sums (filters,) before it."""
+
+    bias: Float32 | None = None
+    scale: Float32 | None = None
 
 
 class FloatLayer(Step):
@@ -19,36 +29,37 @@ class FloatLayer(Step):
     The bias is the epilogue's shift, behind its scale.
     """
 
-    tensor_names = ("weight", "bits.*", "scale.*", "bias", "scale", *EPILOGUE_TENSORS)
+    fields: FloatLayerFields
 
     def read_finish(self, filters: int) -> None:
         """Read what comes behind the sums."""
-        vectors = (self.tensor(name, np.float32, (filters,)) if name in self.tensors else None
-                   for name in ("scale", "bias"))  # fmt: skip
-        need(not {"bias", "shift"} <= set(self.tensors), "has a bias and a shift, which are the same")
+        vectors = (self.tensor(name, (filters,)) if name in self.tensors else None for name in ("scale", "bias"))
+        need(self.fields.bias is None or self.fields.shift is None, "has a bias and a shift, which are the same")
         self.finish = Finish(self, filters, *vectors)
         self.arity = 1 + self.finish.arity
 
     def precision(self, inputs: list[Spec]) -> str:
-        return f"W{weight_bits(self)}A32"
+        return f"W{weight_bits(self.fields)}A32"
 
 
 @step
 class FloatConv(FloatLayer):
     """Convolution with float input."""
 
-    op = "float_conv"
-    attributes = (
-        "shape", "stride", "padding", "dilation", "groups", "pad_value", *WEIGHT_ATTRIBUTES, *EPILOGUE_ATTRIBUTES,
-    )  # fmt: skip
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(FloatLayerFields, ConvFields):
+        op = "float_conv"
+        pad_value: float
+
+    fields: Fields
 
     def build(self) -> None:
         self.shape = self.ints("shape", 4, 1)
-        groups = self.attr("groups", int)
+        groups = self.fields.groups
         need(groups >= 1 and self.shape[0] % groups == 0, f"groups {groups} do not divide {self.shape[0]} filters")
         self.channels = self.shape[1] * groups
         self.geometry = geometry_of(self, self.shape[2:])
-        pad = float(self.attr("pad_value", float))
+        pad = float(self.fields.pad_value)
         need(np.isfinite(pad), f"attribute 'pad_value' must be finite, got {pad}")
         weight = float_weight(self, self.shape)
         self.conv = Lazy(lambda: FloatConv2d(weight(), None, self.geometry, groups, pad))
@@ -78,8 +89,12 @@ class FloatConv(FloatLayer):
 class FloatLinear(FloatLayer):
     """Matrix product with float input (N, K)."""
 
-    op = "float_linear"
-    attributes = ("shape", *WEIGHT_ATTRIBUTES, *EPILOGUE_ATTRIBUTES)
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(FloatLayerFields):
+        op = "float_linear"
+        shape: list[int]
+
+    fields: Fields
 
     def build(self) -> None:
         self.shape = self.ints("shape", 2, 1, 1 << 30)

@@ -7,6 +7,7 @@ on the padding around it), so its sums are one map for all inputs.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,8 +16,18 @@ from bnn_kernels.bits.tensor import BitTensor, pack_codes
 from bnn_kernels.compile.jit import jit
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
-from bnn_kernels.steps.base import Spec, Step, need
+from bnn_kernels.steps.base import Spec, need
+from bnn_kernels.steps.fields import StepFields, Term
 from bnn_kernels.steps.planes import read_planes
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFields(StepFields):
+    """The parts of an input, if they are several. input_scale: whether XNOR-Net's K of a second input is a factor."""
+
+    input_terms: list[Term] | None = None
+    input_offset: bool = False
+    input_scale: bool = False
 
 
 class InputTerms:
@@ -25,9 +36,9 @@ class InputTerms:
     several: whether there is more than one part, so that no single integer stands for the input.
     """
 
-    def __init__(self, this: Step):
-        self.terms = read_planes(this, "input_terms") if "input_terms" in this.attrs else None
-        self.offset = this.attr("input_offset", bool) if "input_offset" in this.attrs else False
+    def __init__(self, given: InputFields):
+        self.terms = None if given.input_terms is None else read_planes(given.input_terms, "input_terms")
+        self.offset = given.input_offset
         self.count = (1 if self.terms is None else len(self.terms)) + self.offset
 
     @property

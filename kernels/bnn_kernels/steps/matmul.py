@@ -7,13 +7,17 @@ import numpy as np
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.fields import StepFields
 
 
 @step
 class Matmul(Step):
     """For each channel the matrix product of two maps: (C, H, K) by (C, K, W) gives (C, H, W)."""
 
-    op = "matmul"
+    class Fields(StepFields):
+        op = "matmul"
+
+    fields: Fields
     arity = 2
 
     def infer(self, inputs: list[Spec]) -> Spec:

@@ -1,10 +1,14 @@
 """Steps that look at all channels of a place, normalization and softmax, and constants that vary by place."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.fields import Float32, StepFields
 
 
 def _check_floats(inputs: list[Spec]) -> Spec:
@@ -20,13 +24,18 @@ class Normalize(Step):
     center false: x / sqrt(mean x^2 + eps), RMS normalization.
     """
 
-    op = "normalize"
-    attributes = ("eps", "center")
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "normalize"
+        eps: float
+        center: bool
+
+    fields: Fields
 
     def build(self) -> None:
-        self.eps = np.float32(self.attr("eps", float))
+        self.eps = np.float32(self.fields.eps)
         need(bool(self.eps >= 0), f"attribute 'eps' must not be negative, got {self.eps}")
-        self.center = self.attr("center", bool)
+        self.center = self.fields.center
 
     def infer(self, inputs: list[Spec]) -> Spec:
         return _check_floats(inputs)
@@ -48,14 +57,18 @@ class Normalize(Step):
 class Absmax(Step):
     """s = max(max|x|, smallest) / levels, over the channels of each place or over "all" numbers of an image."""
 
-    op = "absmax"
-    attributes = ("over", "levels", "smallest")
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "absmax"
+        over: Literal["channels", "all"]
+        levels: float
+        smallest: float
+
+    fields: Fields
 
     def build(self) -> None:
-        over = self.attr("over", str)
-        need(over in ("channels", "all"), f"unknown over {over!r}; known are channels, all")
-        self.over_all = over == "all"
-        self.levels, self.smallest = (np.float32(self.attr(name, float)) for name in ("levels", "smallest"))
+        self.over_all = self.fields.over == "all"
+        self.levels, self.smallest = np.float32(self.fields.levels), np.float32(self.fields.smallest)
         need(bool(self.levels > 0 and self.smallest > 0), "attributes 'levels' and 'smallest' must be positive")
 
     def infer(self, inputs: list[Spec]) -> Spec:
@@ -78,11 +91,15 @@ class Absmax(Step):
 class Softmax(Step):
     """exp(x) over its sum along the channels of each place, or the logarithm of that."""
 
-    op = "softmax"
-    attributes = ("log",)
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "softmax"
+        log: bool
+
+    fields: Fields
 
     def build(self) -> None:
-        self.log = self.attr("log", bool)
+        self.log = self.fields.log
 
     def infer(self, inputs: list[Spec]) -> Spec:
         return _check_floats(inputs)
@@ -109,17 +126,18 @@ class ByPlace(Step):
     value: float32 (H, W, C), or (K,) for a vector; sides of 1 are stretched to the input's.
     """
 
-    op = "by_place"
-    attributes = ("kind",)
-    tensor_names = ("value",)
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "by_place"
+        kind: Literal["add", "multiply"]
+        value: Float32
+
+    fields: Fields
 
     def build(self) -> None:
-        kind = self.attr("kind", str)
-        need(kind in ("add", "multiply"), f"unknown kind {kind!r}; known are add, multiply")
-        self.function: np.ufunc = np.add if kind == "add" else np.multiply
-        rank = len(self.tensors["value"].shape) if "value" in self.tensors else 3
-        need(rank in (1, 3), f"tensor 'value' must have one or three axes, got {rank}")
-        self.value = self.tensor("value", np.float32, (None,) * rank)
+        self.function: np.ufunc = np.add if self.fields.kind == "add" else np.multiply
+        self.value = self.fields.value
+        need(self.value.ndim in (1, 3), f"tensor 'value' must have one or three axes, got {self.value.ndim}")
         self.shape = (*self.value.shape[2:], *self.value.shape[:2])
 
     def infer(self, inputs: list[Spec]) -> Spec:

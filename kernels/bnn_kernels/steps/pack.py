@@ -1,7 +1,10 @@
 """Floats to bits through the thresholds of each channel, and bits to floats."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from bnn_kernels.bits.planes import check_planes
 from bnn_kernels.bits.quantize import in_order
 from bnn_kernels.bits.tensor import (
     BitTensor,
@@ -14,23 +17,31 @@ from bnn_kernels.bits.tensor import (
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.fields import Bool, Float32, StepFields, Uint8
 from bnn_kernels.steps.finish import as_map, within
-from bnn_kernels.steps.planes import output_planes
 
 
 @step
 class Pack(Step):
     """Float -> bits: level index = #{i : (x >= thresholds[i]) xor flip}; the codes table gives its planes."""
 
-    op = "pack"
-    attributes = ("signed", "multipliers")
-    tensor_names = ("thresholds", "flip", "codes")
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "pack"
+        signed: bool
+        multipliers: list[int]
+        thresholds: Float32
+        flip: Bool
+        codes: Uint8
+
+    fields: Fields
 
     def build(self) -> None:
-        self.signed, self.multipliers = output_planes(self)
-        self.thresholds = self.tensor("thresholds", np.float32, (None, None))
-        self.codes = self.tensor("codes", np.uint8, (len(self.thresholds) + 1,))
-        self.flip = self.tensor("flip", np.bool_, self.thresholds.shape[1:])
+        self.signed = self.fields.signed
+        self.multipliers = check_planes(self.fields.multipliers, self.signed)
+        self.thresholds = self.tensor("thresholds", (None, None))
+        self.codes = self.tensor("codes", (len(self.thresholds) + 1,))
+        self.flip = self.tensor("flip", self.thresholds.shape[1:])
         need(int(self.codes.max()) >> len(self.multipliers) == 0, "a code does not fit the planes")
         self.channels = self.thresholds.shape[1]
         self.ready: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -68,14 +79,19 @@ class Pack(Step):
 class Unpack(Step):
     """Bits -> float, for float weights behind a quantized input: level * scale, or the value of every code."""
 
-    op = "unpack"
-    attributes = ("scale",)
-    tensor_names = ("values",)
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "unpack"
+        scale: float | None = None
+        values: Float32 | None = None
+
+    fields: Fields
 
     def build(self) -> None:
-        need(("scale" in self.attrs) != ("values" in self.tensors), "needs a scale or values, one of them")
-        self.values = self.tensor("values", np.float32, (None,)) if "values" in self.tensors else None
-        self.scale = np.float32(self.attr("scale", float)) if self.values is None else None
+        scale = self.fields.scale
+        need((scale is None) != (self.fields.values is None), "needs a scale or values, one of them")
+        self.values = None if self.fields.values is None else self.tensor("values", (None,))
+        self.scale = None if scale is None else np.float32(scale)
 
     def infer(self, inputs: list[Spec]) -> Spec:
         (x,) = inputs

@@ -1,16 +1,28 @@
 """Pooling over windows of one size: maximum and mean of floats, extremes of integer sums and of sign bits."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from bnn_kernels.bits.tensor import BitTensor, pack_codes
 from bnn_kernels.ops import pooling
 from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.fields import Bool, StepFields
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolFields(StepFields):
+    """Windows (y, x)."""
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
 
 
 class Pool(Step):
     """Geometry shared by all pooling steps."""
 
-    attributes = ("kernel", "stride", "padding")
+    fields: PoolFields
     kind = "float"
 
     def build(self) -> None:
@@ -30,7 +42,10 @@ class Pool(Step):
 class MaxPool(Pool):
     """Maximum over floats."""
 
-    op = "max_pool"
+    class Fields(PoolFields):
+        op = "max_pool"
+
+    fields: Fields
 
     def run(self, x: np.ndarray) -> np.ndarray:
         return pooling.max_pool(x, self.geometry)
@@ -40,7 +55,10 @@ class MaxPool(Pool):
 class AvgPool(Pool):
     """Mean over floats, pads counted."""
 
-    op = "avg_pool"
+    class Fields(PoolFields):
+        op = "avg_pool"
+
+    fields: Fields
 
     def run(self, x: np.ndarray) -> np.ndarray:
         return pooling.avg_pool(x, self.geometry)
@@ -50,13 +68,18 @@ class AvgPool(Pool):
 class PoolInt(Pool):
     """Max pooling behind an integer layer, moved before its thresholds: a minimum in falling channels."""
 
-    op = "pool_int"
     kind = "int"
-    tensor_names = ("rising",)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(PoolFields):
+        op = "pool_int"
+        rising: Bool
+
+    fields: Fields
 
     def build(self) -> None:
         super().build()
-        self.rising = self.tensor("rising", np.bool_, (None,)).astype(np.uint8)
+        self.rising = self.tensor("rising", (None,)).astype(np.uint8)
 
     def infer(self, inputs: list[Spec]) -> Spec:
         need(inputs[0].shape[0] == len(self.rising), f"has {len(self.rising)} channels, got {inputs[0]}")
@@ -70,13 +93,18 @@ class PoolInt(Pool):
 class PoolBits(Pool):
     """Max pooling on sign bits: AND, or OR in channels that fall."""
 
-    op = "pool_bits"
     kind = "bits"
-    tensor_names = ("rising",)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(PoolFields):
+        op = "pool_bits"
+        rising: Bool
+
+    fields: Fields
 
     def build(self) -> None:
         super().build()
-        rising = self.tensor("rising", np.bool_, (None,))
+        rising = self.tensor("rising", (None,))
         self.channels = len(rising)
         self.or_mask = pack_codes((~rising).astype(np.uint8)[None], 1)[0, 0]
 

@@ -1,12 +1,14 @@
 """Steps that move numbers and compute nothing: reshape, concatenation, selection of channels, rows and columns."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import contiguous, empty, zeros
 from bnn_kernels.steps.base import Spec, Step, check_shape, need, step
+from bnn_kernels.steps.fields import Int32, StepFields
 
 # Sides that a permutation may tell apart; a pixel shuffle has six with the batch.
 MOST_AXES = 8
@@ -20,11 +22,15 @@ def _channels_first(x: np.ndarray) -> np.ndarray:
 class Reshape(Step):
     """The same numbers in C, H, W order in another shape; bits need no flattening: a linear layer takes the map."""
 
-    op = "reshape"
-    attributes = ("shape",)
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "reshape"
+        shape: list[int]
+
+    fields: Fields
 
     def build(self) -> None:
-        shape = check_shape(self.attr("shape", list), "attribute 'shape'")
+        shape = check_shape(self.fields.shape, "attribute 'shape'")
         need(len(shape) in (1, 3), f"attribute 'shape' must be (C, H, W) or (K,), got {shape}")
         self.shape = shape
 
@@ -46,15 +52,21 @@ class Permute(Step):
     Transpositions, pixel shuffles and what views and permutations make together.
     """
 
-    op = "permute"
-    attributes = ("split", "order", "shape")
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "permute"
+        split: list[int]
+        order: list[int]
+        shape: list[int]
+
+    fields: Fields
 
     def build(self) -> None:
         self.split = self.ints("split", None, 1, 1 << 30)
         self.order = self.ints("order", len(self.split), 0)
         need(2 <= len(self.split) <= MOST_AXES, f"attribute 'split' must have 2 to {MOST_AXES} sides")
         need(sorted(self.order) == list(range(len(self.order))), f"attribute 'order' is no order: {self.order}")
-        self.shape = check_shape(self.attr("shape", list), "attribute 'shape'")
+        self.shape = check_shape(self.fields.shape, "attribute 'shape'")
         need(len(self.shape) in (1, 3), f"attribute 'shape' must be (C, H, W) or (K,), got {self.shape}")
 
     def infer(self, inputs: list[Spec]) -> Spec:
@@ -84,11 +96,15 @@ class Permute(Step):
 class Concat(Step):
     """Channels of several maps (or features of several vectors) one after the other."""
 
-    op = "concat"
-    attributes = ("count",)
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "concat"
+        count: int
+
+    fields: Fields
 
     def build(self) -> None:
-        self.arity = self.attr("count", int)
+        self.arity = self.fields.count
         need(2 <= self.arity <= 1 << 12, f"attribute 'count' must be 2 or more, got {self.arity}")
 
     def infer(self, inputs: list[Spec]) -> Spec:
@@ -129,11 +145,17 @@ class Select(Step):
     Channel shuffles, slices, splits, zero padding, ResNet's parameter-free shortcuts.
     """
 
-    op = "select"
-    tensor_names = ("channels", "rows", "columns")
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "select"
+        channels: Int32 | None = None
+        rows: Int32 | None = None
+        columns: Int32 | None = None
+
+    fields: Fields
 
     def build(self) -> None:
-        self.index = {name: self.tensor(name, np.int32, (None,)) for name in self.tensor_names if name in self.tensors}
+        self.index = {name: self.tensor(name, (None,)) for name in self.fields.tensors()}
         for name, index in self.index.items():
             need(len(index) > 0 and int(index.min()) >= -1, f"tensor {name!r} must hold numbers from 0 on, or -1")
         self.places = {name: _places(index) for name, index in self.index.items()}
@@ -143,7 +165,7 @@ class Select(Step):
         need(x.kind == "float", f"takes floats, got {x}")
         need(len(x.shape) == 3 or set(self.index) <= {"channels"}, "a vector has channels only")
         shape = list(x.shape)
-        for axis, name in enumerate(self.tensor_names[: len(shape)]):
+        for axis, name in enumerate(("channels", "rows", "columns")[: len(shape)]):
             index = self.index.get(name)
             if index is not None:
                 need(int(index.max()) < shape[axis], f"tensor {name!r} asks for more than {shape[axis]}")

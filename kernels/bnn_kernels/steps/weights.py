@@ -2,41 +2,66 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits
+from bnn_kernels.errors import PlanError
 from bnn_kernels.steps.base import Step
+from bnn_kernels.steps.fields import Float32, StepFields, Term, Uint8, numbered
 from bnn_kernels.steps.planes import read_planes
 
-WEIGHT_ATTRIBUTES = ("terms", "weight_offset")
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneFields(StepFields):
+    """A weight as a sum of scaled bit planes.
+
+    bits: of each term uint8 (planes, bytes). scales: of each term (filters,). weight_offset: whether there is one more
+    scale, that of a term which is 1 everywhere.
+    """
+
+    terms: list[Term] | None = None
+    weight_offset: bool = False
+    bits: tuple[Uint8, ...] = numbered("bits")
+    scales: tuple[Float32, ...] = numbered("scale")
 
 
-def has_offset(this: Step) -> bool:
-    """Whether a quantized weight has an offset, a term that is 1 everywhere: of it only the scale is stored."""
-    return bool(this.attr("weight_offset", bool)) if "weight_offset" in this.attrs else False
+@dataclass(frozen=True, kw_only=True)
+class WeightFields(PlaneFields):
+    """A weight as float32, or as a sum of scaled bit planes."""
+
+    weight: Float32 | None = None
 
 
-def read_terms(this: Step) -> list[tuple[tuple[int, ...], bool]]:
+def read_terms(fields: PlaneFields) -> list[tuple[tuple[int, ...], bool]]:
     """Return (multipliers, signed) of each term of a quantized weight."""
-    return read_planes(this, "terms")
+    if fields.terms is None:
+        raise PlanError("attribute 'terms' must be a list of terms, got None")
+    return read_planes(fields.terms, "terms")
+
+
+def weight_bits(fields: PlaneFields) -> int:
+    """Return the bits of a weight: its planes, 32 for a float."""
+    return 32 if fields.terms is None else sum(len(term["multipliers"]) for term in fields.terms)
 
 
 def float_weight(this: Step, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
     """Return what makes the float32 weights: stored as floats, or as scaled bit planes; both are checked here."""
-    if "terms" not in this.attrs:
-        weight = this.tensor("weight", np.float32, shape)
+    fields: WeightFields = this.fields
+    if fields.terms is None:
+        weight = this.tensor("weight", shape)
         return lambda: weight
     terms = []
-    for i, (multipliers, signed) in enumerate(read_terms(this)):
-        dense = this.tensor(f"bits.{i}", np.uint8, (len(multipliers), None))
+    for i, (multipliers, signed) in enumerate(read_terms(fields)):
+        dense = this.tensor(f"bits.{i}", (len(multipliers), None))
         check_dense_bits(dense, shape)
-        scale = this.tensor(f"scale.{i}", np.float32, (shape[0],)).reshape(-1, *[1] * (len(shape) - 1))
+        scale = this.tensor(f"scale.{i}", (shape[0],)).reshape(-1, *[1] * (len(shape) - 1))
         terms.append((dense, level_of_code(multipliers, signed).astype(np.float32), scale))
     offset = None
-    if has_offset(this):
-        offset = this.tensor(f"scale.{len(terms)}", np.float32, (shape[0],)).reshape(-1, *[1] * (len(shape) - 1))
+    if fields.weight_offset:
+        offset = this.tensor(f"scale.{len(terms)}", (shape[0],)).reshape(-1, *[1] * (len(shape) - 1))
 
     def make() -> np.ndarray:
         parts = (levels[from_dense_bits(dense, shape)] * scale for dense, levels, scale in terms)
@@ -44,8 +69,3 @@ def float_weight(this: Step, shape: tuple[int, ...]) -> Callable[[], np.ndarray]
         return weight if offset is None else weight + offset
 
     return make
-
-
-def weight_bits(this: Step) -> int:
-    """Return the bits of a weight: its planes, 32 for a float."""
-    return sum(len(term["multipliers"]) for term in this.attrs["terms"]) if "terms" in this.attrs else 32

@@ -1,5 +1,8 @@
 """Pooling over windows of several sizes, and resizing: what regular pooling and selection of rows cannot say."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 
 from bnn_kernels.compile.jit import jit
@@ -7,6 +10,7 @@ from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.fields import Float32, Int32, StepFields
 
 
 @jit
@@ -57,29 +61,35 @@ class WindowPool(Step):
     divided by row_sizes[y] * column_sizes[x], int32 (Ho,) and (Wo,): what the window counts, pads among it.
     """
 
-    op = "window_pool"
-    attributes = ("kind",)
-    tensor_names = ("rows", "columns", "row_sizes", "column_sizes")
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "window_pool"
+        kind: Literal["max", "avg"]
+        rows: Int32
+        columns: Int32
+        row_sizes: Int32 | None = None
+        column_sizes: Int32 | None = None
+
+    fields: Fields
 
     def build(self) -> None:
-        self.kind = self.attr("kind", str)
-        need(self.kind in ("max", "avg"), f"unknown kind {self.kind!r}; known are max, avg")
+        self.kind = self.fields.kind
         self.rows = self._windows("rows")
         self.columns = self._windows("columns")
-        names = {*self.tensors} - {"rows", "columns"}
+        names = self.fields.tensors().keys() - {"rows", "columns"}
         need(self.kind == "avg" or not names, f"tensors {sorted(names)} are for a mean")
         if self.kind == "avg":
             self.sizes = self._sizes("row_sizes", len(self.rows)), self._sizes("column_sizes", len(self.columns))
 
     def _windows(self, name: str) -> np.ndarray:
-        windows = self.tensor(name, np.int32, (None, 2))
+        windows = self.tensor(name, (None, 2))
         need(len(windows) > 0, f"tensor {name!r} is empty")
         inside = int(windows[:, 0].min()) >= 0 and bool((windows[:, 0] < windows[:, 1]).all())
         need(inside, f"tensor {name!r} must hold windows from a first to behind a last number")
         return windows
 
     def _sizes(self, name: str, count: int) -> np.ndarray:
-        sizes = self.tensor(name, np.int32, (count,))
+        sizes = self.tensor(name, (count,))
         need(bool((sizes != 0).all()), f"tensor {name!r} holds a 0")
         return sizes
 
@@ -107,12 +117,17 @@ class Resample(Step):
     rows float32 (Ho, H), columns float32 (Wo, W): the weights.
     """
 
-    op = "resample"
-    tensor_names = ("rows", "columns")
+    @dataclass(frozen=True, kw_only=True)
+    class Fields(StepFields):
+        op = "resample"
+        rows: Float32
+        columns: Float32
+
+    fields: Fields
 
     def build(self) -> None:
-        self.rows = self.tensor("rows", np.float32, (None, None))
-        self.columns = self.tensor("columns", np.float32, (None, None))
+        self.rows = self.tensor("rows", (None, None))
+        self.columns = self.tensor("columns", (None, None))
         need(0 not in self.rows.shape and 0 not in self.columns.shape, "tensors 'rows' and 'columns' must not be empty")
 
     def infer(self, inputs: list[Spec]) -> Spec:
