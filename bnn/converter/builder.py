@@ -3,10 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypedDict
 
 import numpy as np
 import torch
+from bnn_kernels.steps.base import STEPS
+from bnn_kernels.steps.fields import StepFields
+from bnn_kernels.steps.float import FloatConv, FloatLinear
+from bnn_kernels.steps.normalize import ByPlace
+from bnn_kernels.steps.pool import AvgPool, MaxPool
 from torch import Tensor, nn
 
 from bnn.converter.errors import ConversionError
@@ -54,6 +59,20 @@ def _by_channel(x: Value, constant: Tensor | None) -> bool:
     """Whether an aligned constant is one number, or one for each channel of x; None is."""
     sides = (1, x.shape[0], *[1] * (len(x.shape) - 1))
     return constant is None or constant.numel() == 1 or tuple(constant.shape) == sides
+
+
+class ConvSides(TypedDict):
+    """The fields of a convolution step that do not depend on what it multiplies."""
+
+    shape: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
+def _bias(bias: Tensor | None) -> np.ndarray | None:
+    return None if bias is None else to_numpy(bias)
 
 
 class Builder:
@@ -149,7 +168,7 @@ class Builder:
             self.fail(f"a constant of shape {tuple(tensor.shape)} does not fit {('N', *x.shape)}")
         return tensor.reshape(sides)
 
-    def by_place(self, x: Value, kind: str, constant: Tensor) -> Value:
+    def by_place(self, x: Value, kind: Literal["add", "multiply"], constant: Tensor) -> Value:
         """Return x + constant ("add") or x * constant ("multiply"); constant: `aligned`."""
         if is_permuted(x):
             inside = carried(x, constant)
@@ -159,7 +178,7 @@ class Builder:
         if value.ndim == 2:  # a sequence is a map of one row
             value = value[:, None]
         value = value.permute(1, 2, 0) if value.ndim == 3 else value
-        return self.step(x, x.shape, "by_place", {"kind": kind}, {"value": to_numpy(value)})
+        return self.step(x, x.shape, ByPlace.Fields(kind=kind, value=to_numpy(value)))
 
     def affine(
         self, x: Value, scale: Any = None, shift: Any = None, function: Function | None = None, is_norm: bool = False
@@ -291,12 +310,13 @@ class Builder:
 
     def pool(self, x: Value, kind: str, kernel: Any, stride: Any, padding: Any) -> Value:
         """Return the maximum ("max") or mean ("avg", padding counted) over windows of a map or a sequence."""
-        attrs = {
-            "kernel": self.sides(x, kernel, 1),
-            "stride": self.sides(x, kernel if stride is None or stride == [] else stride, 1),
-            "padding": self.sides(x, padding, 0),
-        }
-        return Pool((x.shape[0], *self._size(x, **attrs, dilation=[1, 1])), (x,), kind=kind, attrs=attrs)
+        window = {"max": MaxPool, "avg": AvgPool}[kind].Fields(
+            kernel=self.sides(x, kernel, 1),
+            stride=self.sides(x, kernel if stride is None or stride == [] else stride, 1),
+            padding=self.sides(x, padding, 0),
+        )
+        size = self._size(x, window.kernel, window.stride, window.padding, [1, 1])
+        return Pool((x.shape[0], *size), (x,), fields=window)
 
     def sides(self, x: Value, value: Any, missing: int) -> list[int]:
         """Return [y, x] of an argument of a 2-d layer, or of a 1-d one, whose maps have one row."""
@@ -317,55 +337,52 @@ class Builder:
         ]
         return size if len(x.shape) == 3 else size[1:]
 
-    def conv_attrs(
+    def conv_sides(
         self, x: Value, shape: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: int
-    ) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """Return a convolution's attributes and its output's shape; shape: the weight's, (O, C/groups, ...)."""
+    ) -> tuple[ConvSides, tuple[int, ...]]:
+        """Return a convolution's sides and its output's shape; shape: the weight's, (O, C/groups, ...)."""
         if isinstance(padding, str):
             self.fail(f"padding must be given in numbers, got {padding!r}")
         if len(shape) != len(x.shape) + 1:
             self.fail(f"a convolution of {len(shape) - 2} axes does not take {('N', *x.shape)}")
-        attrs: dict[str, Any] = {
+        sides: ConvSides = {
             "shape": list(shape) if len(shape) == 4 else [*shape[:2], 1, shape[2]],
             "stride": self.sides(x, stride, 1),
             "padding": self.sides(x, padding, 0),
             "dilation": self.sides(x, dilation, 1),
             "groups": int(groups),
         }
-        geometry = {name: attrs[name] for name in ("stride", "padding", "dilation")}
-        return attrs, (shape[0], *self._size(x, attrs["shape"][2:], **geometry))
+        size = self._size(x, sides["shape"][2:], sides["stride"], sides["padding"], sides["dilation"])
+        return sides, (shape[0], *size)
 
     def float_conv(
         self, x: Value, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
         dilation: Any = 1, groups: int = 1, pad_value: float = 0.0,
     ) -> Value:  # fmt: skip
         """Return the convolution of a map or a sequence with float weights (O, C/groups, ...)."""
-        attrs, shape = self.conv_attrs(x, weight.shape, stride, padding, dilation, groups)
-        tensors = {"weight": to_numpy(weight).reshape(attrs["shape"])} | self._bias(bias)
-        return FloatLayer(shape, (x,), op="float_conv", attrs={**attrs, "pad_value": float(pad_value)}, tensors=tensors)
+        sides, shape = self.conv_sides(x, weight.shape, stride, padding, dilation, groups)
+        filters = to_numpy(weight).reshape(sides["shape"])
+        fields = FloatConv.Fields(**sides, pad_value=float(pad_value), weight=filters, bias=_bias(bias))
+        return FloatLayer(shape, (x,), fields=fields)
 
     def float_linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
         """Return x @ weight.T + bias over the last axis, float weight (O, K)."""
         if len(x.shape) > 1:
             filters = weight.reshape(*weight.shape, *[1] * (len(x.shape) - 1))
             return self.channels_last(self.float_conv(self.channels_first(x), filters, bias))
-        tensors = {"weight": to_numpy(weight)} | self._bias(bias)
-        return FloatLayer(
-            (weight.shape[0],), (x,), op="float_linear", attrs={"shape": list(weight.shape)}, tensors=tensors
-        )
+        fields = FloatLinear.Fields(shape=list(weight.shape), weight=to_numpy(weight), bias=_bias(bias))
+        return FloatLayer((weight.shape[0],), (x,), fields=fields)
 
     def step(
-        self, x: Value | tuple[Value, ...], shape: Sequence[int], op: str, attrs: dict[str, Any] | None = None,
-        tensors: dict[str, np.ndarray] | None = None,
+        self, x: Value | tuple[Value, ...], shape: Sequence[int], step: StepFields | str,
+        attrs: dict[str, Any] | None = None, tensors: dict[str, np.ndarray] | None = None,
     ) -> Value:  # fmt: skip
-        """Return what a step of bnn_kernels makes of floats; shape: its output's, without the batch."""
-        return OwnStep(
-            tuple(shape), x if isinstance(x, tuple) else (x,), op=op, attrs=attrs or {}, tensors=tensors or {}
-        )
+        """Return what a step of bnn_kernels makes of floats; shape: its output's, without the batch.
 
-    @staticmethod
-    def _bias(bias: Tensor | None) -> dict[str, np.ndarray]:
-        return {} if bias is None else {"bias": to_numpy(bias)}
+        step: its fields, such as `Softmax.Fields(log=True)`; or its name, with attributes and tensors.
+        """
+        fields = STEPS[step].Fields.read(attrs or {}, tensors or {}) if isinstance(step, str) else step
+        return OwnStep(tuple(shape), x if isinstance(x, tuple) else (x,), fields=fields)
 
     # -- moving -----------------------------------------------------------------------------------------------------
 

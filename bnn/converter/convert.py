@@ -12,6 +12,7 @@ from typing import Any
 import bnn_kernels as bk
 import torch
 from bnn_kernels.model.program import input_register
+from bnn_kernels.steps.embedding import Embedding
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
@@ -28,7 +29,7 @@ from bnn.converter import rules_transposed as rules_transposed
 from bnn.converter.builder import Builder
 from bnn.converter.emitter import Emitted, emit
 from bnn.converter.errors import ConversionError
-from bnn.converter.graph import Input, Refused, Value, live_values, refused
+from bnn.converter.graph import Input, OwnStep, Refused, Value, live_values, refused
 from bnn.converter.planes_check import check_planes
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules, why_no_rule
 from bnn.converter.trace import BATCH, Found, Traced, check_trace, results, trace
@@ -157,6 +158,10 @@ def plan(network: nn.Module, examples: Sequence[Tensor], checked: bool = True) -
     return outputs, emitted
 
 
+def _is_embedding(value: Value) -> bool:
+    return isinstance(value, OwnStep) and isinstance(value.fields, Embedding.Fields)
+
+
 class Lowering:
     """Walks a traced network and asks the rule of each node what it is made of."""
 
@@ -222,7 +227,7 @@ class Lowering:
     def _check_indices(outputs: list[Value]) -> None:
         for value in live_values(outputs):
             for operand in value.inputs:
-                if isinstance(operand, Input) and operand.indices and getattr(value, "op", "") != "embedding":
+                if isinstance(operand, Input) and operand.indices and not _is_embedding(value):
                     raise ConversionError(
                         f"{value.source or 'the network'}: an input of integers can be converted for embeddings only; "
                         "give a float example, and convert before the network"

@@ -1,12 +1,24 @@
 """From a graph and its plan to the steps of a packed model."""
 
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 from bnn_kernels import StepSpec
-from bnn_kernels.bits.threshold_storage import compress
+from bnn_kernels.bits.threshold_storage import ThresholdArrays, compress
+from bnn_kernels.steps.binary import BinaryLayerFields
+from bnn_kernels.steps.elementwise import Activation, Elementwise
+from bnn_kernels.steps.elementwise import Combine as CombineStep
+from bnn_kernels.steps.fields import Bool, StepFields, Uint8
+from bnn_kernels.steps.finish import EpilogueFields
+from bnn_kernels.steps.float import FloatLayerFields
+from bnn_kernels.steps.pack import Pack, Unpack
+from bnn_kernels.steps.pool import PoolBits, PoolInt
+from bnn_kernels.steps.shape import Concat as ConcatStep
+from bnn_kernels.steps.shape import Reshape
+from bnn_kernels.steps.thresholds import Threshold
 
-from bnn.converter.epilogue_form import EpilogueForm, fit
+from bnn.converter.epilogue_form import EpilogueForm, fit, single
 from bnn.converter.errors import ConversionError
 from bnn.converter.fusion import Stretch, Thresholds, pools_alike
 from bnn.converter.graph import (
@@ -31,7 +43,14 @@ from bnn.converter.planner import Demand, Plan, finishes, plan_graph
 # Factors and summands of a pass, which are products of those of the network.
 _FINITE = {"scale", "shift", "bias", "norm_scale", "norm_shift", "pre", "slope", "post"}
 
-Tensors = dict[str, np.ndarray]
+
+class _StoredThresholds(ThresholdArrays):
+    """Integer thresholds as the fields of a step."""
+
+    signed: bool
+    multipliers: list[int]
+    flip: Bool
+    codes: Uint8
 
 
 class Emitted(NamedTuple):
@@ -60,6 +79,15 @@ def _shape(value: Value) -> tuple[int, ...]:
     return (value.shape[0], 1, value.shape[1]) if len(value.shape) == 2 else value.shape
 
 
+def _joined_shift(shift: np.ndarray | None, form: EpilogueForm) -> np.ndarray | None:
+    """Return a layer's bias, scaled and shifted as the pass does it."""
+    if form.scale is not None and shift is not None:
+        shift = shift * form.scale
+    if form.shift is not None:
+        shift = form.shift if shift is None else shift + form.shift
+    return shift
+
+
 class _Emitter:
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -80,14 +108,12 @@ class _Emitter:
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
-    def _step(
-        self, op: str, inputs: list[str], sources: list[str], attrs: dict[str, Any] | None = None,
-        tensors: Tensors | None = None,
-    ) -> list[str]:  # fmt: skip
+    def _step(self, fields: StepFields, inputs: list[str], sources: list[str]) -> list[str]:
+        """Append a step, and return the registers that it writes: one for each source."""
         outputs = [f"r{self.count + i}" for i in range(len(sources))]
         self.count += len(outputs)
         self.owners.append(self.owner)
-        self.steps.append(StepSpec(op, inputs, outputs, attrs or {}, tensors or {}, sources))
+        self.steps.append(fields.spec(inputs, outputs, sources))
         return outputs
 
     def _emit_value(self, value: Value) -> None:
@@ -112,36 +138,33 @@ class _Emitter:
             self._unpack(value)
             return
         if isinstance(value, Moved):
-            for op, attrs, tensors in moving_steps(value):
-                inputs = self._step(op, inputs, [""], attrs, tensors)
+            for fields in moving_steps(value):
+                inputs = self._step(fields, inputs, [""])
             self.steps[-1].sources = [value.source]
             self.registers[value] = inputs[0]
             return
-        weights: Tensors = {}
-        if isinstance(value, OwnStep):
-            op, attrs, weights = value.op, value.attrs, value.tensors
-        elif isinstance(value, Pool):
-            op, attrs = f"{value.kind}_pool", value.attrs
+        if isinstance(value, (OwnStep, Pool)):
+            fields = value.fields
         elif isinstance(value, Combine):
-            op, attrs = "combine", {"kind": value.kind}
+            fields = CombineStep.Fields(kind=value.kind)
         elif isinstance(value, Concat):
-            op, attrs = "concat", {"count": len(inputs)}
+            fields = ConcatStep.Fields(count=len(inputs))
         elif isinstance(value, Channelwise) and isinstance(value.form, Curve):
-            op, attrs = "activation", {"kind": value.form.kind}
+            fields = Activation.Fields(kind=value.form.kind)
         else:
             raise AssertionError(f"no step for {value}")
-        (self.registers[value],) = self._step(op, inputs, [value.source], attrs, weights)
+        (self.registers[value],) = self._step(fields, inputs, [value.source])
 
     def _unpack(self, value: Unpacked) -> None:
         (levels,) = value.inputs
         planes = value.planes
         if len(planes.parts) == 1:
-            attrs, tensors = {"scale": float(planes.terms[0].scale)}, {}
+            unpack = Unpack.Fields(scale=float(planes.terms[0].scale))
         else:
-            attrs, tensors = {}, {"values": values_of_codes(planes)}
-        (register,) = self._step("unpack", [self.registers[levels]], [""], attrs, tensors)
+            unpack = Unpack.Fields(values=values_of_codes(planes))
+        (register,) = self._step(unpack, [self.registers[levels]], [""])
         if self.map_shape.get(levels, _shape(levels)) != _shape(value):
-            (register,) = self._step("reshape", [register], [""], {"shape": list(_shape(value))})
+            (register,) = self._step(Reshape.Fields(shape=list(_shape(value))), [register], [""])
         self.steps[-1].sources = [value.source]
         self.registers[value] = register
 
@@ -154,27 +177,29 @@ class _Emitter:
         base = value if made is None else made.base
         takes_layer = made is None or made.takes_layer
         self.owner = base.owner if takes_layer else value.owner
-        attrs, tensors = form.attrs(), form.tensors()
         signs = self._first_signs(wishes)
         others = [wish for wish in wishes if wish not in signs]
         keep = value in self.plan.floats or bool(others)
         sources = [value.source] if keep else []
+        fields: EpilogueFields
+        if takes_layer and isinstance(base, BinaryLayer):
+            fields = self._binary_layer(base, form)
+            inputs = [self.registers[operand] for operand in base.inputs]
+        elif takes_layer and isinstance(base, FloatLayer):
+            fields = self._float_layer(base, form)
+            inputs = [self.registers[base.inputs[0]]]
+        else:
+            fields = self._elementwise(form, value.shape[0])
+            inputs = [self.registers[base]]
+        fields = replace(form.of(fields), keep=keep)
         if signs:
             found = signs[0].on_floats()
             # Bits of the epilogue are 1 below a bound; thresholds count what is reached.
-            tensors |= {"bounds": found.t[0], "flip": found.flip}
+            fields = replace(fields, bounds=found.t[0], flip=found.flip)
             sources.append(self._source(signs[0]))
-        if not keep:
-            attrs["keep"] = False
-        residual = [] if form.residual is None else [self.registers[form.residual]]
-        if takes_layer and isinstance(base, BinaryLayer):
-            outputs = self._binary_pass(base, form, attrs, tensors, residual, sources)
-        elif takes_layer and isinstance(base, FloatLayer):
-            outputs = self._float_pass(base, form, attrs, tensors, residual, sources)
-        else:
-            attrs["channels"] = value.shape[0]
-            tensors |= self._affine(form)
-            outputs = self._step("elementwise", [self.registers[base], *residual], sources, attrs, tensors)
+        if form.residual is not None:
+            inputs.append(self.registers[form.residual])
+        outputs = self._step(fields, inputs, sources)
         if keep:
             self.registers[value] = outputs[0]
         if signs:
@@ -182,51 +207,24 @@ class _Emitter:
         self._levels(value, others)
 
     @staticmethod
-    def _affine(form: EpilogueForm) -> Tensors:
-        parts = {"scale": form.scale, "shift": form.shift}
-        return {name: part.astype(np.float32) for name, part in parts.items() if part is not None}
+    def _elementwise(form: EpilogueForm, channels: int) -> Elementwise.Fields:
+        return Elementwise.Fields(channels=channels, scale=single(form.scale), shift=single(form.shift))
 
-    def _binary_pass(
-        self, layer: BinaryLayer, form: EpilogueForm, attrs: dict[str, Any], tensors: Tensors, residual: list[str],
-        sources: list[str],
-    ) -> list[str]:  # fmt: skip
-        """Emit a binary layer whose sums become floats: its own scales and bias joined with the pass's."""
-        for i, scale in enumerate(layer.scales):
-            exact = scale.detach().numpy()
-            tensors[f"scale.{i}"] = (
-                exact.astype(np.float32) if form.scale is None else (exact * form.scale).astype(np.float32)
-            )
+    @staticmethod
+    def _binary_layer(layer: BinaryLayer, form: EpilogueForm) -> BinaryLayerFields:
+        """Return a binary layer whose sums become floats: its own scales and bias joined with the pass's."""
+        scales = tuple(
+            (exact if form.scale is None else exact * form.scale).astype(np.float32)
+            for exact in (scale.detach().numpy() for scale in layer.scales)
+        )
         shift = None if layer.bias is None else layer.bias.detach().numpy()
-        if form.scale is not None and shift is not None:
-            shift = shift * form.scale
-        if form.shift is not None:
-            shift = form.shift if shift is None else shift + form.shift
-        if shift is not None:
-            tensors["shift"] = shift.astype(np.float32)
-        attrs = {**layer.attrs, **layer.input_attrs, **attrs, "output": "float"}
-        inputs = [self.registers[layer.inputs[0]]]
-        if layer.input_scale:
-            attrs["input_scale"] = True
-            inputs.append(self.registers[layer.inputs[1]])
-        return self._step(layer.op, inputs + residual, sources, attrs, {**layer.tensors, **tensors})
+        return replace(layer.fields, scales=scales, shift=single(_joined_shift(shift, form)))
 
-    def _float_pass(
-        self, layer: FloatLayer, form: EpilogueForm, attrs: dict[str, Any], tensors: Tensors, residual: list[str],
-        sources: list[str],
-    ) -> list[str]:  # fmt: skip
-        """Emit a layer on floats: its bias joined with the pass's scale and shift."""
-        own = dict(layer.tensors)
-        bias = own.pop("bias", None)
-        if form.scale is not None:
-            tensors["scale"] = form.scale.astype(np.float32)
-        if bias is not None and form.scale is not None:
-            bias = bias * form.scale
-        if form.shift is not None:
-            bias = form.shift if bias is None else bias + form.shift
-        if bias is not None:
-            tensors["bias"] = bias.astype(np.float32)
-        inputs = [self.registers[layer.inputs[0]]]
-        return self._step(layer.op, inputs + residual, sources, {**layer.attrs, **attrs}, {**own, **tensors})
+    @staticmethod
+    def _float_layer(layer: FloatLayer, form: EpilogueForm) -> FloatLayerFields:
+        """Return a layer on floats: its bias joined with the pass's scale and shift."""
+        bias = _joined_shift(layer.fields.bias, form)
+        return replace(layer.fields, scale=single(form.scale), bias=single(bias))
 
     # -- levels -----------------------------------------------------------------------------------------------------
 
@@ -251,7 +249,7 @@ class _Emitter:
             pool = first.path[i]
             # The maximum passes as a maximum of levels if what comes after it rises, else as a minimum.
             source = first.levels.source if i == first.pools[-1] else ""
-            register = self._pool("pool_bits", register, pool, first.rises(i + 1, None), source)
+            register = self._pool(PoolBits.Fields, register, pool, first.rises(i + 1, None), source)
         self._give(register, wishes, value)
 
     def _give(self, register: str, wishes: list[Stretch], value: Value) -> None:
@@ -260,9 +258,14 @@ class _Emitter:
             shape = _shape(wish.path[wish.pools[-1]]) if wish.pools else _shape(value)
             self.map_shape[wish.levels] = shape
 
-    def _pool(self, op: str, register: str, pool: Value, rising: np.ndarray, source: str) -> str:
+    def _pool(
+        self, kind: type[PoolBits.Fields] | type[PoolInt.Fields], register: str, pool: Value, rising: np.ndarray,
+        source: str,
+    ) -> str:  # fmt: skip
         assert isinstance(pool, Pool)
-        return self._step(op, [register], [source], pool.attrs, {"rising": rising})[0]
+        window = pool.fields
+        fields = kind(kernel=window.kernel, stride=window.stride, padding=window.padding, rising=rising)
+        return self._step(fields, [register], [source])[0]
 
     def _levels(self, value: Value, wishes: list[Stretch]) -> None:
         """Emit levels as thresholds on the floats of a value in its register."""
@@ -282,8 +285,10 @@ class _Emitter:
         t, flip, table = found.t, found.flip, found.table
         if (t == t[:, :1]).all() and (flip == flip[0]).all():  # the same in every channel
             t, flip = t[:, :1].copy(), flip[:1].copy()
-        attrs = {"signed": table.signed, "multipliers": list(table.multipliers)}
-        return self._step("pack", [register], [source], attrs, {"thresholds": t, "flip": flip, "codes": table.codes})[0]
+        fields = Pack.Fields(
+            signed=table.signed, multipliers=list(table.multipliers), thresholds=t, flip=flip, codes=table.codes
+        )
+        return self._step(fields, [register], [source])[0]
 
     def _levels_of_pooled(self, value: Value, wish: Stretch) -> None:
         """Emit the floats of a stretch up to its last pooling, and levels of those: several levels pool as floats."""
@@ -291,15 +296,14 @@ class _Emitter:
         self.owner = wish.levels.owner
         for part in wish.path[: wish.pools[-1] + 1]:
             if isinstance(part, Pool):
-                (register,) = self._step("max_pool", [register], [part.source], part.attrs)
+                (register,) = self._step(part.fields, [register], [part.source])
             elif isinstance(part, Channelwise) and isinstance(part.form, Curve):
-                (register,) = self._step("activation", [register], [part.source], {"kind": part.form.kind})
+                (register,) = self._step(Activation.Fields(kind=part.form.kind), [register], [part.source])
             elif isinstance(part, Channelwise):
                 form = fit([(part, None)])
                 assert form is not None
-                attrs = {**form.attrs(), "channels": part.shape[0]}
-                tensors = {**form.tensors(), **self._affine(form)}
-                (register,) = self._step("elementwise", [register], [part.source], attrs, tensors)
+                fields = form.of(self._elementwise(form, part.shape[0]))
+                (register,) = self._step(fields, [register], [part.source])
         last = wish.path[wish.pools[-1]]
         self.owner = wish.levels.owner
         rest = Stretch(Demand(wish.levels, wish.path[wish.pools[-1] + 1 :]), last.shape[0])
@@ -321,29 +325,33 @@ class _Emitter:
         inputs = [self.registers[layer.inputs[0]]]
         only = wishes[groups[0][0]]
         if len(groups) == 1 and (not only.pools or only.table.is_sign):
-            attrs = {**layer.attrs, **self._planes(found[0]), "output": "bits"}
-            tensors = {**layer.tensors, **self._stored(found[0])}
-            (register,) = self._step(layer.op, inputs, [self._source(only)], attrs, tensors)
+            fields = replace(self._sums(layer, "bits"), **self._stored(found[0]))
+            (register,) = self._step(fields, inputs, [self._source(only)])
             self._share(register, wishes, layer)
             return
-        (sums,) = self._step(layer.op, inputs, [""], {**layer.attrs, "output": "int"}, layer.tensors)
+        (sums,) = self._step(self._sums(layer, "int"), inputs, [""])
         for group in groups:
             self._threshold(layer, sums, [wishes[i] for i in group], found[group[0]])
 
     @staticmethod
-    def _planes(found: Thresholds) -> dict[str, Any]:
-        return {"signed": found.table.signed, "multipliers": list(found.table.multipliers)}
+    def _sums(layer: BinaryLayer, output: Literal["int", "bits"]) -> BinaryLayerFields:
+        """Return a layer that hands on its sums: the input's scale and offset are in what is made of them."""
+        return replace(layer.fields, output=output, input_terms=None, input_offset=False)
 
     @staticmethod
-    def _stored(found: Thresholds) -> Tensors:
-        return {**compress(found.t), "flip": found.flip, "codes": found.table.codes}
+    def _stored(found: Thresholds) -> _StoredThresholds:
+        table = found.table
+        return {
+            "signed": table.signed, "multipliers": list(table.multipliers), "flip": found.flip, "codes": table.codes,
+            **compress(found.t),
+        }  # fmt: skip
 
     def _threshold(self, layer: BinaryLayer, sums: str, wishes: list[Stretch], found: Thresholds) -> None:
         first = wishes[0]
         for i in first.pools:
             # The maximum passes as a maximum of sums if what comes before it rises, else as a minimum.
-            sums = self._pool("pool_int", sums, first.path[i], first.rises(0, i, layer.output), "")
+            sums = self._pool(PoolInt.Fields, sums, first.path[i], first.rises(0, i, layer.output), "")
         source = first.levels.source
         self.owner = first.levels.owner
-        (register,) = self._step("threshold", [sums], [source], self._planes(found), self._stored(found))
+        (register,) = self._step(Threshold.Fields(**self._stored(found)), [sums], [source])
         self._give(register, wishes, layer)

@@ -2,14 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from bnn_kernels.steps.fields import Float32
+from bnn_kernels.steps.finish import EpilogueFields
 
 from bnn.converter.graph import Add, Affine, Bend, Channelwise, Clamp, Value
 
 Link = tuple[Value, Value | None]
+FieldsT = TypeVar("FieldsT", bound=EpilogueFields)
+
+
+def single(values: np.ndarray | None) -> Float32 | None:
+    """Return float32 of float64 values, as a step takes them."""
+    return None if values is None else values.astype(np.float32)
 
 
 def _times(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
@@ -29,27 +37,26 @@ class EpilogueForm:
     norm_scale: np.ndarray | None = None
     norm_shift: np.ndarray | None = None
     residual: Value | None = None
-    residual_is: str | None = None
+    residual_is: Literal["before", "after"] | None = None
     pre: np.ndarray | None = None
     slope: np.ndarray | None = None
     post: np.ndarray | None = None
     low: float = -math.inf
     high: float = math.inf
 
-    def _parts(self) -> dict[str, np.ndarray]:
-        vectors = {"pre": self.pre, "slope": self.slope, "post": self.post}
-        vectors |= {"norm_scale": self.norm_scale, "norm_shift": self.norm_shift}
-        return {name: vector for name, vector in vectors.items() if vector is not None}
-
-    def attrs(self) -> dict[str, Any]:
-        """Return the attributes of a step with this epilogue."""
-        found: dict[str, Any] = {} if self.residual is None else {"residual": self.residual_is}
-        found |= {} if self.low == -math.inf else {"low": self.low}
-        return found | ({} if self.high == math.inf else {"high": self.high})
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Return its tensors, without scale and shift."""
-        return {name: vector.astype(np.float32) for name, vector in self._parts().items()}
+    def of(self, fields: FieldsT) -> FieldsT:
+        """Return the fields of a step with this epilogue; scale and shift are the step's to join with its own."""
+        return replace(
+            fields,
+            residual=self.residual_is,
+            low=self.low,
+            high=self.high,
+            norm_scale=single(self.norm_scale),
+            norm_shift=single(self.norm_shift),
+            pre=single(self.pre),
+            slope=single(self.slope),
+            post=single(self.post),
+        )
 
 
 def fit(chain: Sequence[Link]) -> EpilogueForm | None:

@@ -5,12 +5,17 @@ Nothing of the plan takes part: no thresholds, no fused passes, no bits. Layers 
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from bnn_kernels.steps.base import STEPS
+from bnn_kernels.steps.binary import BinaryConv
+from bnn_kernels.steps.conv_geometry import ConvFields
+from bnn_kernels.steps.elementwise import Activation
+from bnn_kernels.steps.fields import StepFields
+from bnn_kernels.steps.float import FloatConv
+from bnn_kernels.steps.pool import MaxPool
 from torch import Tensor
 
 from bnn.converter.graph import (
@@ -77,20 +82,22 @@ class Evaluation:
         if isinstance(value, BinaryLayer):
             return self._binary_layer(value)
         if isinstance(value, OwnStep):
-            return self._step(value, value.op, value.attrs, value.tensors)
+            return self._step(value, value.fields)
         given = [self(operand) for operand in value.inputs]
         x = given[0]
         if isinstance(value, FloatLayer):
-            weight = _sum_of(value.terms) if value.terms else torch.from_numpy(value.tensors["weight"])
-            bias = torch.from_numpy(value.tensors["bias"]) if "bias" in value.tensors else None
-            return _product(x, weight, bias, value.op, value.attrs, value.attrs.get("pad_value", 0.0))
+            fields = value.fields
+            weight = _sum_of(value.terms) if fields.weight is None else torch.from_numpy(fields.weight)
+            bias = None if fields.bias is None else torch.from_numpy(fields.bias)
+            return _product(x, weight, bias, fields, fields.pad_value if isinstance(fields, FloatConv.Fields) else 0.0)
         if isinstance(value, Channelwise):
             if isinstance(value.form, Curve):
-                return self._step(value, "activation", {"kind": value.form.kind}, {})
+                return self._step(value, Activation.Fields(kind=value.form.kind))
             return _piecewise(x, value.form)
         if isinstance(value, Pool):
-            pool = _MAX_POOL if value.kind == "max" else _AVG_POOL
-            return pool(_as_map(x), *(value.attrs[name] for name in ("kernel", "stride", "padding")))
+            window = value.fields
+            pool = _MAX_POOL if isinstance(window, MaxPool.Fields) else _AVG_POOL
+            return pool(_as_map(x), window.kernel, window.stride, window.padding)
         if isinstance(value, Add):
             return given[0] + given[1]
         if isinstance(value, Combine):
@@ -122,18 +129,19 @@ class Evaluation:
         levels = layer.inputs[0]
         part = levels.planes.parts[0] if isinstance(levels, Levels) else None
         assert part is not None
-        pad = float(layer.attrs.get("pad_level", 0)) * float(part.scale)
-        y = _product(self._unpacked(levels), _sum_of(layer.terms), None, layer.op, layer.attrs, pad)
-        if layer.input_scale:
+        fields = layer.fields
+        pad = fields.pad_level * float(part.scale) if isinstance(fields, BinaryConv.Fields) else 0.0
+        y = _product(self._unpacked(levels), _sum_of(layer.terms), None, fields, pad)
+        if fields.input_scale:
             y = y * _input_scale(self(layer.inputs[1]), layer)
         return y if layer.bias is None else y + by_channel(layer.bias, y.ndim - 1)
 
-    def _step(self, value: Value, op: str, attrs: dict[str, Any], tensors: dict[str, np.ndarray]) -> Tensor:
+    def _step(self, value: Value, fields: StepFields) -> Tensor:
         """Run the kernels' own step on its operands, maps channels last."""
         given = [self(operand) for operand in value.inputs]
         maps = [_as_map(x) if x.ndim > 2 else x for x in given]
         arrays = [x.movedim(1, -1).to(torch.float32).contiguous().numpy() for x in maps]
-        made = torch.from_numpy(STEPS[op](attrs, tensors).run(*arrays))
+        made = torch.from_numpy(STEPS[fields.op](fields.attrs(), fields.tensors()).run(*arrays))
         return made.movedim(-1, 1)
 
 
@@ -148,26 +156,27 @@ def _sum_of(terms: tuple[Term, ...]) -> Tensor:
     return sum(parts[1:], parts[0]).to(torch.float32)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, op: str, attrs: dict[str, Any], pad: float) -> Tensor:
-    weight = weight.reshape(attrs["shape"])
-    if op.endswith("linear"):
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, fields: StepFields, pad: float) -> Tensor:
+    if not isinstance(fields, ConvFields):
         return _LINEAR(x.flatten(1), weight, bias)
-    padding = attrs["padding"]
+    weight = weight.reshape(fields.shape)
+    padding: list[int] | int = fields.padding
     x = _as_map(x)
     if pad:
-        x, padding = F.pad(x, [padding[1], padding[1], padding[0], padding[0]], value=pad), 0
-    return _CONV(x, weight, bias, attrs["stride"], padding, attrs["dilation"], attrs["groups"])
+        rows, columns = fields.padding
+        x, padding = F.pad(x, [columns, columns, rows, rows], value=pad), 0
+    return _CONV(x, weight, bias, fields.stride, padding, fields.dilation, fields.groups)
 
 
 def _input_scale(x: Tensor, layer: BinaryLayer) -> Tensor:
     """Return XNOR-Net's K: the mean of |x| over the numbers that each filter sees, zeros outside among them."""
-    if layer.op == "binary_linear":
+    sides = layer.fields
+    if not isinstance(sides, ConvFields):
         return x.abs().mean(1, keepdim=True)
-    attrs = layer.attrs
-    filters, channels, *window = attrs["shape"]
-    box = torch.full((attrs["groups"], channels, *window), 1 / (channels * math.prod(window)))
-    k = _CONV(_as_map(x).abs(), box, None, attrs["stride"], attrs["padding"], attrs["dilation"], attrs["groups"])
-    return k.repeat_interleave(filters // attrs["groups"], 1)
+    filters, channels, *window = sides.shape
+    box = torch.full((sides.groups, channels, *window), 1 / (channels * math.prod(window)))
+    k = _CONV(_as_map(x).abs(), box, None, sides.stride, sides.padding, sides.dilation, sides.groups)
+    return k.repeat_interleave(filters // sides.groups, 1)
 
 
 def _piecewise(x: Tensor, form: Affine | Bend | Clamp | Curve) -> Tensor:

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from bnn_kernels.steps.pool import PoolFields
 from torch import Tensor
 
 from bnn.converter.graph import Channelwise, Levels, Pool, Value
@@ -83,10 +84,10 @@ class Stretch:
 def pools_alike(a: Stretch, b: Stretch) -> bool:
     """Whether two stretches from one value pool in the same way."""
 
-    def attrs(path: Sequence[Value]) -> list[dict]:
-        return [value.attrs for value in path if isinstance(value, Pool)]
+    def windows(path: Sequence[Value]) -> list[PoolFields]:
+        return [value.fields for value in path if isinstance(value, Pool)]
 
-    if attrs(a.path) != attrs(b.path):
+    if windows(a.path) != windows(b.path):
         return False
     return all(
         np.array_equal(a.rises(i + 1, None), b.rises(j + 1, None)) for i, j in zip(a.pools, b.pools, strict=True)

@@ -5,9 +5,12 @@ Shapes leave the batch out: (C, H, W), (C, L) or (K,). A value knows its operand
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+from bnn_kernels.steps.binary import BinaryLayerFields
+from bnn_kernels.steps.fields import StepFields
+from bnn_kernels.steps.float import FloatLayerFields
+from bnn_kernels.steps.pool import AvgPool, MaxPool
 from torch import Tensor
 
 from bnn.converter.errors import ConversionError
@@ -98,9 +101,7 @@ class Unpacked(Value):
 class FloatLayer(Value):
     """Convolution or matrix product with float inputs. terms: the weight's, if it is stored as bits."""
 
-    op: str = field(kw_only=True)
-    attrs: dict[str, Any] = field(kw_only=True)
-    tensors: dict[str, np.ndarray] = field(kw_only=True)
+    fields: FloatLayerFields = field(kw_only=True)
     terms: tuple[Term, ...] = field(kw_only=True, default=())
 
 
@@ -108,38 +109,32 @@ class FloatLayer(Value):
 class OwnStep(Value):
     """What a step of its own computes of floats: normalization, windows of several sizes, resizing."""
 
-    op: str = field(kw_only=True)
-    attrs: dict[str, Any] = field(kw_only=True)
-    tensors: dict[str, np.ndarray] = field(kw_only=True)
+    fields: StepFields = field(kw_only=True)
 
 
 @dataclass(eq=False)
 class BinaryLayer(Value):
     """Convolution or matrix product of levels: sum over terms of scale * integer dot, times K, plus bias.
 
-    inputs: levels, and the floats of which K is the scale if input_scale. terms: the weight's. scales: for each of them
-    in turn one (O,) for each part of the input. input_attrs: how a step takes the input's parts apart. constant: (O,),
-    what the input's offset adds to the one scaled sum everywhere, if there is one and it does. exact: the network
-    itself computes scaled integers, not floats within rounding of them. path: the module's.
+    inputs: levels, and the floats of which K is the scale if fields.input_scale. fields: of a step with an output of
+    floats, without scales and epilogue. terms: the weight's. scales: for each of them in turn one (O,) for each part of
+    the input. constant: (O,), what the input's offset adds to the one scaled sum everywhere, if there is one and it
+    does. exact: the network itself computes scaled integers, not floats within rounding of them. path: the module's.
     """
 
-    op: str = field(kw_only=True)
-    attrs: dict[str, Any] = field(kw_only=True)
-    tensors: dict[str, np.ndarray] = field(kw_only=True)
+    fields: BinaryLayerFields = field(kw_only=True)
     terms: tuple[Term, ...] = field(kw_only=True)
     scales: tuple[Tensor, ...] = field(kw_only=True)
-    input_attrs: dict[str, Any] = field(kw_only=True)
     constant: Tensor | None = field(kw_only=True)
     bias: Tensor | None = field(kw_only=True)
     largest: int = field(kw_only=True)
-    input_scale: bool = field(kw_only=True)
     exact: bool = field(kw_only=True)
     path: str = field(kw_only=True)
 
     @property
     def has_integers(self) -> bool:
         """Whether the output is a monotone function of one integer a channel."""
-        return (len(self.scales) == 1 or self.constant is not None) and not self.input_scale and self.exact
+        return (len(self.scales) == 1 or self.constant is not None) and not self.fields.input_scale and self.exact
 
     def output(self, sums: Tensor) -> Tensor:
         """Return the output for integer sums (T, O), as the layer computes it."""
@@ -197,10 +192,9 @@ class Channelwise(Value):
 
 @dataclass(eq=False)
 class Pool(Value):
-    """Maximum ("max") or mean ("avg") over windows."""
+    """Maximum or mean over windows."""
 
-    kind: str = field(kw_only=True)
-    attrs: dict[str, Any] = field(kw_only=True)
+    fields: MaxPool.Fields | AvgPool.Fields = field(kw_only=True)
 
 
 @dataclass(eq=False)

@@ -1,23 +1,21 @@
-"""Moved numbers as steps: which channels, rows and columns of the operand, a reshape, a permutation of its axes."""
+"""Gathers as steps: a selection of channels, rows and columns of the operand, a reshape, a permutation of its axes."""
 
 import math
-from typing import Any
 
 import numpy as np
-from bnn_kernels.steps.shape import MOST_AXES
+from bnn_kernels.steps.fields import StepFields
+from bnn_kernels.steps.shape import MOST_AXES, Permute, Reshape, Select
 
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph import Moved
-
-Part = tuple[str, dict[str, Any], dict[str, np.ndarray]]
 
 
 def _as_map(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
 
 
-def moving_steps(value: Moved) -> list[Part]:
-    """Return (op, attributes, tensors) of the steps that move the operand's numbers; ConversionError if none do."""
+def moving_steps(value: Moved) -> list[StepFields]:
+    """Return the fields of the steps that move the operand's numbers; ConversionError if none do."""
     (operand,) = value.inputs
     shape, before = value.shape, operand.shape
     if len(shape) > 3:
@@ -27,32 +25,32 @@ def moving_steps(value: Moved) -> list[Part]:
         )
     index = value.index
     if (index.reshape(-1) == np.arange(1, index.size + 1)).all() and index.size == np.prod(before):
-        return [("reshape", {"shape": list(_as_map(shape))}, {})]
+        return [Reshape.Fields(shape=list(_as_map(shape)))]
     source, target = _as_map(before), _as_map(shape)
     size = target if len(source) == len(target) else _same_rank(index, source)
     found = _select(index.reshape(size), source)
     if found is not None:
-        reshape: list[Part] = [] if size == target else [("reshape", {"shape": list(target)}, {})]
-        return [("select", {}, found), *reshape]
+        reshape: list[StepFields] = [] if size == target else [Reshape.Fields(shape=list(target))]
+        return [found, *reshape]
     count = int(np.prod(before))
     permutation = _permutation(index.reshape(-1), count)
     if permutation is not None:
-        return [("permute", {**permutation, "shape": list(target)}, {})]
+        return [_permute(permutation, target)]
     part = _part(index, source)
     if part is not None:
         selection, inside = part
         permutation = _permutation(inside, inside.size)
         if np.array_equal(inside, np.arange(1, inside.size + 1)):
-            return [("select", {}, selection), ("reshape", {"shape": list(target)}, {})]
+            return [selection, Reshape.Fields(shape=list(target))]
         if permutation is not None:
-            return [("select", {}, selection), ("permute", {**permutation, "shape": list(target)}, {})]
+            return [selection, _permute(permutation, target)]
     # Each number by itself: a place for each in the file.
-    flat: list[Part] = [] if len(source) == 1 else [("reshape", {"shape": [count]}, {})]
-    back: list[Part] = [] if len(target) == 1 else [("reshape", {"shape": list(target)}, {})]
-    return [*flat, ("select", {}, {"channels": (index.reshape(-1) - 1).astype(np.int32)}), *back]
+    flat: list[StepFields] = [] if len(source) == 1 else [Reshape.Fields(shape=[count])]
+    back: list[StepFields] = [] if len(target) == 1 else [Reshape.Fields(shape=list(target))]
+    return [*flat, Select.Fields(channels=(index.reshape(-1) - 1).astype(np.int32)), *back]
 
 
-def _part(index: np.ndarray, source: tuple[int, ...]) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
+def _part(index: np.ndarray, source: tuple[int, ...]) -> tuple[Select.Fields, np.ndarray] | None:
     """Return the channels, rows and columns that an index uses, and the index into what they leave; None if others."""
     places, inside = np.unique(index, return_inverse=True)
     if len(source) == 1 or places[0] == 0 or len(places) != index.size:
@@ -60,17 +58,19 @@ def _part(index: np.ndarray, source: tuple[int, ...]) -> tuple[dict[str, np.ndar
     axes = [np.unique(axis) for axis in np.unravel_index(places - 1, source)]
     if math.prod(map(len, axes)) != len(places):
         return None
-    names = ("channels", "rows", "columns")
-    selection = {
-        name: axis.astype(np.int32)
-        for name, axis, extent in zip(names, axes, source, strict=True)
-        if len(axis) != extent
-    }
-    return selection, 1 + inside.reshape(-1)
+    channels, rows, columns = (
+        None if len(axis) == extent else axis.astype(np.int32) for axis, extent in zip(axes, source, strict=True)
+    )
+    return Select.Fields(channels=channels, rows=rows, columns=columns), 1 + inside.reshape(-1)
 
 
-def _permutation(index: np.ndarray, count: int) -> dict[str, list[int]] | None:
-    """Return attributes "split" and "order" of an index that permutes the axes of a view; None if it does not.
+def _permute(permutation: tuple[list[int], list[int]], target: tuple[int, ...]) -> StepFields:
+    split, order = permutation
+    return Permute.Fields(split=split, order=order, shape=list(target))
+
+
+def _permutation(index: np.ndarray, count: int) -> tuple[list[int], list[int]] | None:
+    """Return the sides and the order of the axes of an index that permutes the axes of a view; None if it does not.
 
     From the innermost axis outwards: an axis is a run of places at one distance, as long as the index allows.
     """
@@ -94,7 +94,7 @@ def _permutation(index: np.ndarray, count: int) -> dict[str, list[int]] | None:
     if math.prod(sides) != count or len(sides) > MOST_AXES:
         return None
     rebuilt = np.arange(1, count + 1).reshape(sides).transpose(order).reshape(-1)
-    return {"split": sides, "order": order} if np.array_equal(rebuilt, index) else None
+    return (sides, order) if np.array_equal(rebuilt, index) else None
 
 
 def _same_rank(index: np.ndarray, source: tuple[int, ...]) -> tuple[int, ...]:
@@ -105,10 +105,10 @@ def _same_rank(index: np.ndarray, source: tuple[int, ...]) -> tuple[int, ...]:
     return (index.size // pixels, *source[1:]) if index.size % pixels == 0 else (index.size, 1, 1)
 
 
-def _select(index: np.ndarray, source: tuple[int, ...]) -> dict[str, np.ndarray] | None:
+def _select(index: np.ndarray, source: tuple[int, ...]) -> Select.Fields | None:
     """Return channels, rows and columns (-1: zeros) of an index into a map or vector, None if it is no such thing."""
     if len(source) == 1:
-        return {"channels": (index - 1).astype(np.int32)}
+        return Select.Fields(channels=(index - 1).astype(np.int32))
     _, height, width = source
     there = index > 0
     if not there.any():
@@ -125,9 +125,8 @@ def _select(index: np.ndarray, source: tuple[int, ...]) -> dict[str, np.ndarray]
     rebuilt = np.where((c >= 0) & (y >= 0) & (x >= 0), 1 + (c * height + y) * width + x, 0)
     if rebuilt.shape != index.shape or (rebuilt != index).any():
         return None
-    names = ("channels", "rows", "columns")
-    return {
-        name: a.astype(np.int32)
-        for name, a, extent in zip(names, axes, source, strict=True)
-        if not np.array_equal(a, np.arange(extent))
-    }
+    channels, rows, columns = (
+        None if np.array_equal(a, np.arange(extent)) else a.astype(np.int32)
+        for a, extent in zip(axes, source, strict=True)
+    )
+    return Select.Fields(channels=channels, rows=rows, columns=columns)

@@ -8,6 +8,8 @@ else reads its floats) or a layer: on a binary layer's integers, if nobody needs
 
 from dataclasses import dataclass, field
 
+from bnn_kernels.steps.pool import MaxPool
+
 from bnn.converter.epilogue_form import EpilogueForm, Link, fit
 from bnn.converter.graph import (
     Add,
@@ -112,7 +114,7 @@ class _Planner:
         if isinstance(value, Channelwise):
             return value.monotone
         if isinstance(value, Pool):
-            return value.kind == "max"
+            return isinstance(value.fields, MaxPool.Fields)
         if isinstance(value, Moved) and value.is_flatten and len(value.inputs[0].shape) > 1:
             by_channel = [part for wish in wishes for part in (wish.levels, *wish.path)]
             uniform = all(part.uniform for part in by_channel if isinstance(part, Levels | Channelwise))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bnn_kernels.steps.matmul import Matmul
 from torch import Tensor, nn
 
 from bnn.converter.builder import Builder
@@ -43,7 +44,7 @@ def _product(build: Builder, a: Value, b: Value) -> Value:
     shape = (*a.shape[:-1], b.shape[-1])
     heads = (1,) * (3 - len(shape))
     a, b = (build.move(x, lambda p: p.reshape(2, *heads, *p.shape[1:])) for x in (a, b))
-    made = build.step((a, b), (*heads, *shape), "matmul")
+    made = build.step((a, b), (*heads, *shape), Matmul.Fields())
     y: Value = build.move(made, lambda p: p.reshape(2, *shape))
     return y
 

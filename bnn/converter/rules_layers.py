@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bnn_kernels.steps.embedding import Embedding
 from torch import Tensor, nn
 
 from bnn.converter.builder import Builder
 from bnn.converter.few_values import few_values
-from bnn.converter.graph import FloatLayer, Input, Unpacked, Value
+from bnn.converter.graph import Input, Unpacked, Value
 from bnn.converter.registry import register_rule
-from bnn.converter.rules_quantized import Weight, binary_layer, float_layer, weight_terms
+from bnn.converter.rules_quantized import Weight, binary_layer, float_layer, stored_weight, weight_terms
 from bnn.layers import QuantEmbedding
 
 
@@ -63,9 +64,8 @@ def rows_of(build: Builder, x: Value, weight: Weight, shape: tuple[int, ...]) ->
     """Return the rows of a table (rows, features) that x (T,) numbers, (T, features)."""
     if not isinstance(x, Input) or len(x.shape) != 1:
         build.fail("an embedding can be converted for integers (N, T) that are an input of the network")
-    table = float_layer(x, weight, None, "embedding", {"shape": list(shape)}, shape)
-    assert isinstance(table, FloatLayer)
-    rows = build.step(x, (shape[1], x.shape[0]), table.op, table.attrs, table.tensors)
+    table = Embedding.Fields(shape=list(shape), **stored_weight(weight, shape))
+    rows = build.step(x, (shape[1], x.shape[0]), table)
     return build.channels_last(rows)
 
 
@@ -95,11 +95,10 @@ def _conv(
     bits = found is not None and isinstance(x, Unpacked)
     if found is None or not (bits or found.same):
         return build.float_conv(x, weight, bias, stride, padding, dilation, groups)
-    attrs, shape = build.conv_attrs(x, weight.shape, stride, padding, dilation, groups)
+    sides, shape = build.conv_sides(x, weight.shape, stride, padding, dilation, groups)
     if not bits:
-        return float_layer(x, (found.term,), bias, "float_conv", {**attrs, "pad_value": 0.0}, shape)
-    attrs["pad_level"] = 0
-    return binary_layer(build, x.inputs[0], (found.term,), bias, "binary_conv", attrs, shape, in_floats=True)
+        return float_layer(x, (found.term,), bias, sides, shape)
+    return binary_layer(build, x.inputs[0], (found.term,), bias, sides, shape, in_floats=True)
 
 
 def linear_of(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
@@ -108,11 +107,11 @@ def linear_of(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> 
         filters = weight.reshape(*weight.shape, *[1] * (len(x.shape) - 1))
         return build.channels_last(_conv(build, build.channels_first(x), filters, bias, 1, 0, 1, 1))
     found = few_values(weight)
-    attrs, shape = {"shape": list(weight.shape)}, (len(weight),)
+    shape = (len(weight),)
     if found is not None and isinstance(x, Unpacked):
-        return binary_layer(build, x.inputs[0], (found.term,), bias, "binary_linear", attrs, shape, in_floats=True)
+        return binary_layer(build, x.inputs[0], (found.term,), bias, None, shape, in_floats=True)
     if found is not None and found.same:
-        return float_layer(x, (found.term,), bias, "float_linear", attrs, shape)
+        return float_layer(x, (found.term,), bias, None, shape)
     return build.float_linear(x, weight, bias)
 
 

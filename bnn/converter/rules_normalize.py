@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bnn_kernels.steps.normalize import Normalize, Softmax
 from torch import nn
 
 from bnn.converter.builder import Builder
@@ -13,7 +14,7 @@ from bnn.converter.registry import register_rule
 
 
 def _normalize(build: Builder, x: Value, eps: float, center: bool = True) -> Value:
-    return build.step(x, x.shape, "normalize", {"eps": float(eps), "center": center})
+    return build.step(x, x.shape, Normalize.Fields(eps=float(eps), center=center))
 
 
 def _layer_norm(build: Builder, x: Value, shape: Any, weight: Any, bias: Any, eps: float, center: bool = True) -> Value:
@@ -87,7 +88,7 @@ def softmax_of(build: Builder, x: Value, dim: Any, log: bool) -> Value:
     if axis == 0:
         build.fail("softmax over the batch cannot be converted")
     first = build.move(x, lambda p: p.movedim(axis, 1))
-    made = build.step(first, first.shape, "softmax", {"log": log})
+    made = build.step(first, first.shape, Softmax.Fields(log=log))
     moved: Value = build.move(made, lambda p: p.movedim(1, axis))
     return moved
 

@@ -1,11 +1,12 @@
 """Rules of pooling, over windows of one size and of several."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from bnn_kernels.steps.windows import WindowPool
 from torch import nn
 
 from bnn.converter.builder import Builder
@@ -48,15 +49,16 @@ def _sides(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, cei
     return [_Side(*side, ceil) for side in zip(extents, kernels, strides, paddings, strict=True)]
 
 
-def _windows(build: Builder, x: Value, kind: str, windows: list[np.ndarray], sizes: list[np.ndarray]) -> Value:
+def _windows(
+    build: Builder, x: Value, kind: Literal["max", "avg"], windows: list[np.ndarray], sizes: list[np.ndarray]
+) -> Value:
     """Return the pooling of windows (y, x), each int (count, 2), first and behind the last number."""
     counts = tuple(len(side) for side in windows)
-    tensors = dict(zip(("rows", "columns"), windows, strict=True))
-    if kind == "avg":
-        tensors |= dict(zip(("row_sizes", "column_sizes"), sizes, strict=True))
-    tensors = {name: tensor.astype(np.int32) for name, tensor in tensors.items()}
+    rows, columns = (side.astype(np.int32) for side in windows)
+    row_sizes, column_sizes = (side.astype(np.int32) for side in sizes) if kind == "avg" else (None, None)
+    pool = WindowPool.Fields(kind=kind, rows=rows, columns=columns, row_sizes=row_sizes, column_sizes=column_sizes)
     shape = (x.shape[0], *(counts if len(x.shape) == 3 else counts[1:]))
-    return build.step(x, shape, "window_pool", {"kind": kind}, tensors)
+    return build.step(x, shape, pool)
 
 
 def _max(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Value:
@@ -120,7 +122,7 @@ def functional_avg_pool(
     return _avg(build, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-def _adaptive(build: Builder, x: Value, size: Any, kind: str) -> Value:
+def _adaptive(build: Builder, x: Value, size: Any, kind: Literal["max", "avg"]) -> Value:
     extents = x.shape[1:]
     wanted = [size] * len(extents) if isinstance(size, int) else list(size)
     wanted = [e if w is None else w for e, w in zip(extents, wanted, strict=True)]

@@ -1,14 +1,20 @@
 """Rules of quantized layers, and of quantizers on their own."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 from bnn_kernels.bits.storage import to_dense_bits
 from bnn_kernels.bits.sum_range import largest_sum
+from bnn_kernels.steps.binary import BinaryConv, BinaryLayerFields, BinaryLinear
+from bnn_kernels.steps.fields import Float32, Uint8
+from bnn_kernels.steps.fields import Term as StoredTerm
+from bnn_kernels.steps.float import FloatConv, FloatLayerFields, FloatLinear
+from bnn_kernels.steps.normalize import Absmax as AbsmaxStep
 from torch import Tensor, nn
 
-from bnn.converter.builder import Builder
+from bnn.converter.builder import Builder, ConvSides
 from bnn.converter.few_values import multiplies_exactly
 from bnn.converter.graph import BinaryLayer, FloatLayer, Levels, Unpacked, Value
 from bnn.converter.input_levels import levels_of
@@ -54,17 +60,51 @@ def dense(term: Term) -> np.ndarray:
     return to_dense_bits(codes, len(bits))
 
 
-def stored_terms(terms: tuple[Term, ...]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the attributes and the bits of weight terms; an offset, which is 1 everywhere, needs no bits."""
+class StoredPlanes(TypedDict):
+    """A weight's terms as the fields of a step, without their scales."""
+
+    terms: list[StoredTerm]
+    weight_offset: bool
+    bits: tuple[Uint8, ...]
+
+
+class GivenParts(TypedDict):
+    """How a step takes its input apart, as its fields."""
+
+    input_terms: list[StoredTerm] | None
+    input_offset: bool
+    input_scale: bool
+
+
+class StoredWeight(TypedDict):
+    """A weight as the fields of a step on floats."""
+
+    terms: list[StoredTerm] | None
+    weight_offset: bool
+    bits: tuple[Uint8, ...]
+    scales: tuple[Float32, ...]
+    weight: Float32 | None
+
+
+def stored_planes(terms: tuple[Term, ...]) -> StoredPlanes:
+    """Return how weight terms are stored; an offset, which is 1 everywhere, needs no bits."""
     last = terms[-1]
     offset = len(terms) > 1 and not last.signed and last.multipliers == (1,) and bool(last.bits.all())
     stored = terms[:-1] if offset else terms
-    attrs: dict[str, Any] = {"terms": term_attrs(stored)} | ({"weight_offset": True} if offset else {})
-    return attrs, {f"bits.{i}": dense(term) for i, term in enumerate(stored)}
+    return {"terms": planes_of(stored), "weight_offset": offset, "bits": tuple(dense(term) for term in stored)}
 
 
-def term_attrs(terms: tuple[Term, ...]) -> list[dict[str, Any]]:
-    """Return the planes of terms as attributes."""
+def stored_weight(weight: "Weight", shape: Sequence[int]) -> StoredWeight:
+    """Return how a weight of floats or of terms is stored, filters first; shape: the step's."""
+    if isinstance(weight, Tensor):
+        floats = weight.numpy().reshape(shape).copy()
+        return {"terms": None, "weight_offset": False, "bits": (), "scales": (), "weight": floats}
+    scales = tuple(term.scale.detach().to(torch.float32).expand(shape[0]).numpy().copy() for term in weight)
+    return {**stored_planes(weight), "scales": scales, "weight": None}
+
+
+def planes_of(terms: tuple[Term, ...]) -> list[StoredTerm]:
+    """Return the planes of terms as an attribute."""
     return [{"multipliers": list(term.multipliers), "signed": term.signed} for term in terms]
 
 
@@ -73,18 +113,17 @@ def quantized_conv(build: Builder, layer: Any, x: Value) -> Value:
     """Return what a quantized convolution makes of x: bits where both sides have them, floats elsewhere."""
     if layer.padding_mode != "zeros":
         build.fail(f"padding must have mode 'zeros', got {layer.padding_mode!r}; pad explicitly")
-    attrs, shape = build.conv_attrs(x, layer.weight.shape, layer.stride, layer.padding, layer.dilation, layer.groups)
+    conv, shape = build.conv_sides(x, layer.weight.shape, layer.stride, layer.padding, layer.dilation, layer.groups)
     given, weight, scale = operands(build, layer, x)
     bias = layer.bias if scale is None else None
     if isinstance(given, Levels):
         if scale is not None and layer._pad() != 0:
             build.fail(f"pad_value {layer._pad():+g} is no value of an input whose scale follows it: use 0")
-        attrs["pad_level"] = _pad_level(build, layer, given.planes.parts)
+        pad_level = _pad_level(build, layer, given.planes.parts)
         scaled_by = x if layer.input_scale else None
-        y = binary_layer(build, given, weight, bias, "binary_conv", attrs, shape, scaled_by)
+        y = binary_layer(build, given, weight, bias, conv, shape, scaled_by, pad_level=pad_level)
     else:
-        attrs["pad_value"] = layer._pad()
-        y = float_layer(given, weight, bias, "float_conv", attrs, shape)
+        y = float_layer(given, weight, bias, conv, shape, float(layer._pad()))
     return y if scale is None else rescaled(build, y, scale, layer.bias)
 
 
@@ -92,22 +131,19 @@ def quantized_conv(build: Builder, layer: Any, x: Value) -> Value:
 def quantized_linear(build: Builder, layer: Any, x: Value) -> Value:
     """Return what a quantized linear layer makes of vectors, or of the last axis of tokens."""
     tokens = len(x.shape) > 1
+    conv: ConvSides | None = None
+    shape: tuple[int, ...] = (layer.weight.shape[0],)
     if tokens:  # a convolution of 1x1 over them
         x = build.channels_first(x)
         sides = [1] * (len(x.shape) - 1)
-        attrs, shape = build.conv_attrs(x, (*layer.weight.shape, *sides), 1, 0, 1, 1)
-        kind = "conv"
-    else:
-        kind, attrs, shape = "linear", {"shape": list(layer.weight.shape)}, (layer.weight.shape[0],)
+        conv, shape = build.conv_sides(x, (*layer.weight.shape, *sides), 1, 0, 1, 1)
     given, weight, scale = operands(build, layer, x)
     bias = layer.bias if scale is None else None
     if isinstance(given, Levels):
-        attrs |= {"pad_level": 0} if tokens else {}
         scaled_by = x if layer.input_scale else None
-        y = binary_layer(build, given, weight, bias, f"binary_{kind}", attrs, shape, scaled_by)
+        y = binary_layer(build, given, weight, bias, conv, shape, scaled_by)
     else:
-        attrs |= {"pad_value": 0.0} if tokens else {}
-        y = float_layer(given, weight, bias, f"float_{kind}", attrs, shape)
+        y = float_layer(given, weight, bias, conv, shape)
     y = y if scale is None else rescaled(build, y, scale, layer.bias)
     return build.channels_last(y) if tokens else y
 
@@ -142,9 +178,9 @@ def operands(build: Builder, layer: Any, x: Value) -> tuple[Value, Weight, Value
 
 def _absmax(build: Builder, x: Value, absmax: Absmax, over_all: bool) -> Value:
     """Return the scale of each token (over the channels), or of the whole input."""
-    attrs = {"over": "all" if over_all else "channels", "levels": absmax.levels, "smallest": absmax.smallest}
+    over: Literal["all", "channels"] = "all" if over_all else "channels"
     shape = (1,) * len(x.shape) if over_all else (1, *x.shape[1:])
-    return build.step(x, shape, "absmax", attrs)
+    return build.step(x, shape, AbsmaxStep.Fields(over=over, levels=absmax.levels, smallest=absmax.smallest))
 
 
 def rescaled(build: Builder, y: Value, scale: Value, bias: Tensor | None) -> Value:
@@ -154,30 +190,30 @@ def rescaled(build: Builder, y: Value, scale: Value, bias: Tensor | None) -> Val
 
 
 def float_layer(
-    x: Value, weight: Weight, bias: Tensor | None, op: str, attrs: dict[str, Any], shape: tuple[int, ...]
-) -> Value:
-    """Return the product of floats and a weight of floats or of planes, filters first."""
-    filters = shape[0]
-    if isinstance(weight, Tensor):
-        tensors = {"weight": weight.numpy().reshape(attrs["shape"]).copy()}
-    else:
-        planes, tensors = stored_terms(weight)
-        attrs = attrs | planes
-        for i, term in enumerate(weight):
-            tensors[f"scale.{i}"] = term.scale.detach().to(torch.float32).expand(filters).numpy().copy()
-    if bias is not None:
-        tensors["bias"] = bias.detach().numpy().copy()
+    x: Value, weight: Weight, bias: Tensor | None, conv: ConvSides | None, shape: tuple[int, ...],
+    pad_value: float = 0.0,
+) -> Value:  # fmt: skip
+    """Return the product of floats and a weight of floats or of planes, filters first; conv: None for a matrix."""
     terms = () if isinstance(weight, Tensor) else weight
-    return FloatLayer(shape, (x,), op=op, attrs=attrs, tensors=tensors, terms=terms)
+    stored_bias = None if bias is None else bias.detach().numpy().copy()
+    fields: FloatLayerFields
+    if conv is None:
+        sides = weight.shape if isinstance(weight, Tensor) else weight[0].bits.shape[1:]
+        fields = FloatLinear.Fields(shape=list(sides), bias=stored_bias, **stored_weight(weight, sides))
+    else:
+        stored = stored_weight(weight, conv["shape"])
+        fields = FloatConv.Fields(**conv, pad_value=pad_value, bias=stored_bias, **stored)
+    return FloatLayer(shape, (x,), fields=fields, terms=terms)
 
 
 def binary_layer(
-    build: Builder, levels: Value, terms: Weight, bias: Tensor | None, op: str, attrs: dict[str, Any],
-    shape: tuple[int, ...], scaled_by: Value | None = None, in_floats: bool = False,
+    build: Builder, levels: Value, terms: Weight, bias: Tensor | None, conv: ConvSides | None,
+    shape: tuple[int, ...], scaled_by: Value | None = None, in_floats: bool = False, pad_level: int = 0,
 ) -> Value:  # fmt: skip
-    """Return the product of levels and a weight's terms. scaled_by: the floats of which XNOR-Net's K is the scale.
+    """Return the product of levels and a weight's terms; conv: None for a matrix.
 
-    in_floats: PyTorch computes it in floats, not as scaled integers.
+    scaled_by: the floats of which XNOR-Net's K is the scale. in_floats: PyTorch computes it in floats, not as scaled
+    integers.
     """
     assert isinstance(terms, tuple)
     assert isinstance(levels, Levels)
@@ -188,22 +224,29 @@ def binary_layer(
     except ValueError as error:
         build.fail(str(error))
     filters = shape[0]
-    planes, tensors = stored_terms(terms)
-    attrs = attrs | planes
+    planes = levels.planes
+    given: GivenParts = {
+        "input_terms": planes_of(planes.terms) if len(planes.terms) > 1 else None,
+        "input_offset": planes.offset is not None,
+        "input_scale": scaled_by is not None,
+    }
+    stored = stored_planes(terms)
+    fields: BinaryLayerFields
+    if conv is None:
+        sides = list(terms[0].bits.shape[1:])
+        fields = BinaryLinear.Fields(shape=sides, output="float", **stored, **given)
+    else:
+        fields = BinaryConv.Fields(**conv, pad_level=pad_level, output="float", **stored, **given)
     scales = tuple(output_scale(given, term, 2).reshape(-1).expand(filters) for term in terms for given in parts)
     return BinaryLayer(
         shape,
         (levels,) if scaled_by is None else (levels, scaled_by),
-        op=op,
-        attrs=attrs,
-        tensors=tensors,
+        fields=fields,
         terms=terms,
         scales=scales,
-        input_attrs=_input_attrs(levels.planes),
-        constant=_constant(levels.planes, terms, scales, any(attrs.get("padding", ()))),
+        constant=_constant(planes, terms, scales, conv is not None and any(conv["padding"])),
         bias=None if bias is None else bias.detach(),
         largest=largest,
-        input_scale=scaled_by is not None,
         exact=not in_floats or multiplies_exactly(scales),
         path=build.place,
     )
@@ -217,16 +260,6 @@ def _pad_level(build: Builder, layer: Any, parts: tuple[Term, ...]) -> int:
         return int(layer.pad_level(parts[0]))
     except ValueError as error:
         build.fail(str(error))
-
-
-def _input_attrs(planes: Planes) -> dict[str, Any]:
-    """Return the attributes of a step whose input has several terms or an offset; none for one term alone."""
-    attrs: dict[str, Any] = {}
-    if len(planes.terms) > 1:
-        attrs["input_terms"] = term_attrs(planes.terms)
-    if planes.offset is not None:
-        attrs["input_offset"] = True
-    return attrs
 
 
 def _constant(planes: Planes, terms: tuple[Term, ...], scales: tuple[Tensor, ...], pads: bool) -> Tensor | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bnn_kernels.steps.windows import Resample
 from torch import nn
 
 from bnn.converter.builder import Builder, to_numpy
@@ -80,8 +81,7 @@ def _resize(build: Builder, x: Value, function: Any, mode: str) -> Value:
             weights.append(torch.ones(1, 1) if axis == 1 else function(probe[:, :, 0])[:, 0].T)
     rows, columns = weights
     size = (len(rows), len(columns)) if len(x.shape) == 3 else (len(columns),)
-    tensors = {"rows": to_numpy(rows), "columns": to_numpy(columns)}
-    return build.step(x, (x.shape[0], *size), "resample", {}, tensors)
+    return build.step(x, (x.shape[0], *size), Resample.Fields(rows=to_numpy(rows), columns=to_numpy(columns)))
 
 
 @register_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)

@@ -129,10 +129,10 @@ def _convolve(
     else:
         taps = tuple(Term(part(term.bits), term.signed, term.multipliers, term.scale) for term in weight)
         sides = tuple(taps[0].bits.shape[1:])
-    attrs, shape = build.conv_attrs(x, sides, [1] * len(used), padding, dilation, groups)
+    conv, shape = build.conv_sides(x, sides, [1] * len(used), padding, dilation, groups)
     if isinstance(x, Levels) and isinstance(taps, tuple):
-        return binary_layer(build, x, taps, bias, "binary_conv", {**attrs, "pad_level": 0}, shape)
-    return float_layer(x, taps, bias, "float_conv", {**attrs, "pad_value": 0.0}, shape)
+        return binary_layer(build, x, taps, bias, conv, shape)
+    return float_layer(x, taps, bias, conv, shape)
 
 
 def _filters(weight: Tensor, groups: int) -> Tensor:

@@ -4,6 +4,8 @@ The 255 thresholds of an 8-bit activation, at 4 bytes a channel, would weigh mor
 the first and the last of a channel each is the nearest even step plus a residual of a few units.
 """
 
+from typing import TypedDict
+
 import numpy as np
 
 from bnn_kernels.errors import PlanError
@@ -18,7 +20,15 @@ def _even_steps(ends: np.ndarray, count: int) -> np.ndarray:
     return first + (last - first) * np.arange(count)[:, None] // (count - 1)
 
 
-def compress(t: np.ndarray) -> dict[str, np.ndarray]:
+class ThresholdArrays(TypedDict, total=False):
+    """Either thresholds int32 (L-1, C), or threshold_ends int32 (2, C) and threshold_residuals int8 (L-1, C)."""
+
+    thresholds: np.ndarray
+    threshold_ends: np.ndarray
+    threshold_residuals: np.ndarray
+
+
+def compress(t: np.ndarray) -> ThresholdArrays:
     """Return {"thresholds": t} or, where it fits, {"threshold_ends", "threshold_residuals"}; t int32 (L-1, C)."""
     if len(t) >= FEWEST:
         ends = np.ascontiguousarray(t[[0, -1]])

@@ -214,4 +214,5 @@ def _checked_attribute(name: str, value: Any, kind: Any) -> Any:
 def _is_item(value: Any, kind: Any) -> bool:
     if not is_typeddict(kind):
         return type(value) is kind
-    return isinstance(value, dict) and value.keys() == kind.__annotations__.keys() and type(value["multipliers"]) is list
+    names = kind.__annotations__.keys()
+    return isinstance(value, dict) and value.keys() == names and type(value["multipliers"]) is list
