@@ -41,9 +41,6 @@ from bnn.quantizers.base import Quantizer
 
 Function = Callable[[Tensor], Tensor]
 
-# Between a place whose values are quantized and their scale, in the source of levels.
-IN_STEPS = " in steps of "
-
 
 def two(value: Any) -> list[int]:
     """Return [y, x] of a number or a pair; of one number in a sequence, as 1-d layers have it, [0 or 1 row, x]."""
@@ -99,18 +96,15 @@ class Builder:
             self.fail(f"{type(module).__name__} has no conversion rule")
         return rule(self, module, *values)
 
-    def quantize(self, x: Value, quantizer: Quantizer, source: str | None = None) -> Value:
+    def quantize(self, x: Value, quantizer: Quantizer, source: str = "") -> Value:
         """Return what a quantizer makes of x; a binary layer behind it reads its bits.
 
         source: where the parity report finds the levels; by default in the values of the module or function that the
-        rule is for, divided by the quantizer's scale.
+        rule is for, if it returns them as they are.
         """
         if not quantizer.packable:
             return x
-        levels = levels_of(quantizer, x, self.place, source or "")
-        if source is None and len(levels.planes.parts) == 1:
-            levels.source = f"{self.place}{IN_STEPS}{float(levels.planes.terms[0].scale)!r}"
-        return Unpacked(x.shape, (levels,))
+        return Unpacked(x.shape, (levels_of(quantizer, x, self.place, source),))
 
     def compare(self, comparison: Comparison) -> Value:
         """Return what has two values, one on either side of a threshold: bits, if the higher one is above it."""
@@ -120,7 +114,7 @@ class Builder:
         if c.low < c.high:
             y = self.quantize(c.x, TwoValues(c.threshold, c.strict, c.low, c.high))
         else:
-            y = self.affine(self.quantize(c.x, TwoValues(c.threshold, c.strict, -c.low, -c.high), ""), scale=-1.0)
+            y = self.affine(self.quantize(c.x, TwoValues(c.threshold, c.strict, -c.low, -c.high)), scale=-1.0)
         y.comparison = c
         return y
 

@@ -29,7 +29,8 @@ from bnn.converter import rules_transposed as rules_transposed
 from bnn.converter.builder import Builder
 from bnn.converter.emitter import Emitted, emit
 from bnn.converter.errors import ConversionError
-from bnn.converter.graph import Input, OwnStep, Refused, Value, live_values, refused
+from bnn.converter.graph import Input, Levels, OwnStep, Refused, Unpacked, Value, live_values, refused
+from bnn.converter.level_source import levels_at
 from bnn.converter.planes_check import check_planes
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules, why_no_rule
 from bnn.converter.trace import BATCH, Found, Traced, check_trace, results, trace
@@ -290,6 +291,10 @@ class Lowering:
 
     def _check(self, build: Builder, value: Any, found: Any) -> None:
         """Name the place that a value comes from, and hold its shape against what the network computes."""
+        if isinstance(value, Unpacked):
+            (levels,) = value.inputs
+            if isinstance(levels, Levels) and not levels.owner:  # the rule's own, of which it gives the values
+                levels.source = levels.source or levels_at(build.place, levels.planes, levels.table)
         for made, real in zip(_flat(value), _flat(found), strict=True):
             if not isinstance(made, Value):
                 continue

@@ -20,8 +20,8 @@ from bnn_kernels.model.program import input_register
 from torch import Tensor, fx, nn
 
 from bnn.converter.answers import Answers, outputs_of
-from bnn.converter.builder import IN_STEPS
 from bnn.converter.convert import check_examples
+from bnn.converter.level_source import Reader, place_of, reader
 from bnn.converter.level_table import as_one_term
 from bnn.converter.parity_report import FreeRun, ParityReport, StepParity
 from bnn.converter.planes_check import PlanesCheck
@@ -40,12 +40,11 @@ class _Recorder:
     def __init__(self, traced: Traced, sources: set[str]):
         self.traced = traced
         self.sources = sources
-        # Of levels whose values a place computes: the source, and what a level of 1 stands for.
-        self.scales: dict[str, list[tuple[str, float]]] = {}
+        # Of levels whose values a place computes: the source, and how levels are read from values.
+        self.readers: dict[str, list[tuple[str, Reader]]] = {}
         for source in sources:
-            place, steps, scale = source.partition(IN_STEPS)
-            if steps:
-                self.scales.setdefault(place, []).append((source, float(scale)))
+            if (read := reader(source)) is not None:
+                self.readers.setdefault(place_of(source), []).append((source, read))
         self.modules = dict(traced.module.named_modules())
         self.values: dict[str, np.ndarray] = {}
 
@@ -60,8 +59,8 @@ class _Recorder:
         if place in self.sources and isinstance(result, Tensor):
             # A copy: a later module may work in place.
             self.values[place] = result.numpy().copy()
-        for source, scale in self.scales.get(place, ()):
-            self.values[source] = (result / scale).round().to(torch.int32).numpy()
+        for source, read in self.readers.get(place, ()):
+            self.values[source] = read(result.numpy())
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             for source, quantizer in (
@@ -218,7 +217,7 @@ def _check_places(packed: bk.PackedModel, traced: Traced) -> set[str]:
     places = set(traced.places.values())
     sources = {source for spec in packed.steps for source in spec.sources if source}
     for source in sources:
-        place = source.partition(IN_STEPS)[0].removesuffix(" input").removesuffix(" levels")
+        place = place_of(source).removesuffix(" input").removesuffix(" levels")
         if place not in places:
             raise ValueError(
                 f"the packed network was made of another model: it has a step of {place!r}, which this one has not"

@@ -11,13 +11,14 @@ from conversion import images, upset
 from torch import nn
 
 import bnn
-from bnn.converter import ConversionError
+from bnn.converter import ConversionError, registry
 from bnn.layers import QuantConv2d, QuantLinear
 from bnn.models import DigitsCNN
 from bnn.planes import Planes, Term, powers_of_two, ternary_bits
 from bnn.quantizers import (
     AbsmaxActivation,
     DoReFaActivation,
+    FullPrecision,
     LsqActivation,
     LsqWeight,
     Quantizer,
@@ -263,6 +264,75 @@ def test_absmax_inputs_have_the_allowance():
     report = bnn.check_parity(model, bnn.convert(model, x), x)
     assert report.ok, str(report)
     assert {row.source: row.kind for row in report.steps}["1 input"] == "levels"
+
+
+class Residual(Quantizer):
+    """Signs of x and of what they leave: two terms of two scales, four values."""
+
+    elementwise = True
+
+    def forward(self, x):
+        return self.planes(x).value()
+
+    def planes(self, x):
+        sign = torch.where(x < 0, -1.0, 1.0)
+        return Planes((Term((x < 0)[None], True, (1,), one()), Term((x - sign < 0)[None], True, (1,), one(0.375))))
+
+
+class Quantized(nn.Module):
+    """Values that a rule of the user's knows as levels, after a LayerNorm, before binary weights."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return Residual()(x) if self.factor == 1 else torch.where(x < 0, -1.0, 1.0) * self.factor
+
+
+@pytest.fixture
+def quantized_rule():
+    @bnn.converter.register_rule(Quantized)
+    def rule(build, module, x):
+        if module.factor == 1:
+            return build.quantize(x, Residual())
+        return build.affine(build.quantize(x, SteSign()), module.factor)
+
+    yield
+    del registry._MODULES[Quantized]
+
+
+def after_a_norm(factor):
+    torch.manual_seed(0)
+    layer = QuantLinear(64, 32, weight_quantizer=XnorWeight, input_quantizer=FullPrecision)
+    return nn.Sequential(nn.Linear(16, 64), nn.LayerNorm(64), Quantized(factor), layer).eval()
+
+
+@pytest.mark.usefixtures("quantized_rule")
+def test_a_rule_may_scale_what_it_quantizes():
+    """The place then computes other numbers than the levels' values, so no levels are read there."""
+    model, x = after_a_norm(2.0), images(32, 16)
+    report = bnn.check_parity(model, bnn.convert(model, x), x)
+    assert report.ok, str(report)
+    assert not any(row.levels for row in report.steps)
+
+
+@pytest.mark.usefixtures("quantized_rule")
+def test_levels_of_several_terms_made_by_a_function_have_a_row():
+    model, x = after_a_norm(1), images(4096, 16)
+    packed = bnn.convert(model, x)
+    report = bnn.check_parity(model, packed, x)
+    assert report.ok, str(report)
+    row = next(row for row in report.steps if row.levels)
+    assert row.source == "2 in values 3:-1.375 1:-0.625 2:0.625 0:1.375"
+    assert row.elements == 4096 * 64
+    index = next(i for i, step in enumerate(packed.steps) if step.source == row.source)
+    moved = changed(packed, index, lambda t: t.update(thresholds=t["thresholds"] + np.float32(2.5e-5)))
+    rows = {row.source: row for row in bnn.check_parity(model, moved, x).steps}
+    assert 0 < rows[row.source].different == rows[row.source].explained
+    assert all(other.ok for other in rows.values())
+    wrong = changed(packed, index, lambda t: t.update(thresholds=t["thresholds"] + np.float32(1e-2)))
+    assert bnn.check_parity(model, wrong, x).first_difference.source == row.source
 
 
 # -- what would lie ---------------------------------------------------------------------------------------------------
