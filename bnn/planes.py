@@ -57,6 +57,8 @@ class Term:
         if not isinstance(self.signed, bool):
             raise PlanesError(f"signed must be True (planes of -1 and +1) or False (0 and 1), got {self.signed!r}")
         object.__setattr__(self, "multipliers", _integers(self.multipliers))
+        if not self.multipliers:
+            raise PlanesError("a term needs at least one plane of bits, got none")
         if len(self.bits) != len(self.multipliers):
             raise PlanesError(
                 f"bits must hold one plane for each of the {len(self.multipliers)} multipliers, got shape "
@@ -66,10 +68,12 @@ class Term:
 
     def levels(self, dtype: torch.dtype = torch.int32) -> Tensor:
         """Return the integer levels, shape of the tensor."""
-        start = sum(self.multipliers) if self.signed else 0  # the level of planes without a bit
-        total = torch.full(self.bits.shape[1:], start, dtype=dtype, device=self.bits.device)
-        for bit, multiplier in zip(self.bits, self.multipliers, strict=True):
-            total.add_(bit.to(dtype), alpha=-2 * multiplier if self.signed else multiplier)
+        start = sum(self.multipliers) if self.signed else 0  # the level where no plane has a bit
+        steps = [-2 * m if self.signed else m for m in self.multipliers]
+        # In place: a large weight is limited by memory. Adding 0 turns -0.0 into 0.0.
+        total = self.bits[0].to(dtype).mul_(steps[0]).add_(start)
+        for bit, step in zip(self.bits[1:], steps[1:], strict=True):
+            total.add_(bit.to(dtype), alpha=step)
         return total
 
     @property

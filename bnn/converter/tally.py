@@ -31,7 +31,7 @@ class Tally:
 
     def add(self, found: np.ndarray, expected: np.ndarray, explained: Callable[[], int] = lambda: 0) -> None:
         """Compare two arrays of one shape. explained: how many of the different numbers are so within rounding."""
-        largest = float(np.abs(expected).max(initial=0))
+        largest = max(float(expected.max(initial=0)), -float(expected.min(initial=0)))  # NaN is both
         if np.isfinite(largest) and np.array_equal(found, expected):  # as nearly always: no copies in float64
             self.elements += found.size
             self.largest_value = max(self.largest_value, largest)

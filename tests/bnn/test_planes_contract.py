@@ -20,6 +20,7 @@ def own(planes=None, forward=None):
 
 
 WRONG = {
+    "no planes": (lambda x: Planes((Term(ternary_bits(x)[:0], False, (), ONE),)), "at least one plane"),
     "float multipliers": (lambda x: Planes((Term(ternary_bits(x), False, (0.5, -0.5), ONE),)), "multipliers must be"),
     "a tuple": (lambda x: (sign_bits(x), ONE), r"must return bnn\.planes\.Planes"),
     "a list": (lambda x: [Term(sign_bits(x), True, (1,), ONE)], r"must return bnn\.planes\.Planes"),
@@ -79,3 +80,15 @@ def test_what_can_be_read_is_taken():
     assert not planes.value().requires_grad
     for scale in (torch.ones(3), torch.ones(3, 1), torch.ones(1, 4), torch.ones(())):
         assert Term(ternary_bits(torch.randn(3, 4)), False, (1, -1), scale).scale.shape == scale.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("multipliers", [(1,), (-1,), (1, -1), (-1, 1), (1, 2, -4)])
+@pytest.mark.parametrize("signed", [False, True])
+def test_levels_are_the_sum_over_planes(signed, multipliers, dtype):
+    bits = torch.rand(len(multipliers), 5, 7, generator=torch.Generator().manual_seed(0)) < 0.5
+    planes = 1 - 2 * bits.int() if signed else bits.int()
+    levels = Term(bits, signed, multipliers, ONE).levels(dtype)
+    assert levels.dtype == dtype
+    assert torch.equal(levels.int(), (planes * torch.tensor(multipliers)[:, None, None]).sum(0))
+    assert not torch.signbit(levels[levels == 0]).any()  # no -0.0
