@@ -6,8 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from model_configs import NAMES, build
 from torch import nn
 
 import bnn
@@ -29,23 +28,13 @@ from bnn.models.birealnet18 import BiRealBlock
 from bnn.models.reactnet import ReActBlock
 from bnn.models.resnet20 import ShortcutA
 from bnn.quantizers import DoReFaActivation, DoReFaWeight, RSign, SteSign, XnorWeight
-from experiments import cli
 
-CONFIGS = sorted(file.stem for file in (cli.CONFIGS / "model").glob("*.yaml"))
 BINARY = {"weight_quantizer": XnorWeight, "input_quantizer": SteSign}
-NARROW = {"lenet5": {}, "digits_cnn": {"width": 8}}
-WIDTH = {"width": 0.125}
+NARROW = 0.125
 
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def build(name, quantizer, narrow=True):
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
-        options = NARROW.get(name, WIDTH) if narrow else {}
-        overrides = [f"model={name}", f"quantizer={quantizer}", *(f"++model.{k}={v}" for k, v in options.items())]
-        return instantiate(compose("train", overrides).model, _convert_="object")
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +43,9 @@ def _seed():
 
 
 @pytest.mark.parametrize("quantizer", ["xnor", "fp32"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_model_trains(name, quantizer):
-    model = build(name, quantizer)
+    model = build(name, quantizer, NARROW)
     x = draw(2, *model.input_shape)
     y = model(x)
     assert y.shape[0] == 2
@@ -70,9 +59,9 @@ def test_every_model_trains(name, quantizer):
     assert dead == []
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_first_and_last_layers_are_float_and_all_others_quantized(name):
-    model = build(name, "xnor")
+    model = build(name, "xnor", NARROW)
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     quantized = [isinstance(m, QuantLayer) and m.weight_quantizer.packable for m in layers]
     assert not quantized[0]
@@ -87,9 +76,9 @@ def test_first_and_last_layers_are_float_and_all_others_quantized(name):
     assert len(set(map(id, own))) == len(own)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_fp32_twin_is_no_linear_map(name):
-    model = build(name, "fp32")
+    model = build(name, "fp32", NARROW)
     trained_like(model, draw(4, *model.input_shape))
     x = draw(2, *model.input_shape, seed=1)
     with torch.no_grad():

@@ -9,17 +9,14 @@ import torch
 from torch import nn
 
 import bnn
+from bnn import models
 from bnn.converter.stored_bytes import stored_bytes
 from bnn.layers import QuantConv2d, QuantConv3d, QuantConvTranspose2d, QuantEmbedding, RPReLU
 from bnn.layers.base import shapes_only
 from bnn.models import (
-    BNNVGG,
-    NIN,
     AlexNet,
-    BiRealNet18,
     LeNet5,
     ReActNetA,
-    ResNet18,
     ResNet20,
     VGGSmall,
     trained_like,
@@ -63,7 +60,7 @@ def test_lenet5_in_bits():
     assert f"1/1: {bits:,}, 32/32: {floats:,}" in str(summary)
 
 
-ZOO = [LeNet5, NIN, VGGSmall, BNNVGG, AlexNet, ResNet18, BiRealNet18, ResNet20, ReActNetA]
+ZOO = [kind for kind in vars(models).values() if isinstance(kind, type) and issubclass(kind, nn.Module)]
 
 
 @pytest.mark.parametrize("kind", ZOO)

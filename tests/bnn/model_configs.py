@@ -1,0 +1,39 @@
+"""Every model that a config names, found by walking configs/model: what the tests of models run over."""
+
+import inspect
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+from experiments import cli
+
+NAMES = sorted(file.stem for file in (cli.CONFIGS / "model").glob("*.yaml"))
+# The method of a model: XNOR-Net's, but for those that the benchmark of networks pairs with another.
+_PAIRS = [entry.split("/") for entry in OmegaConf.load(cli.CONFIGS / "suite" / "networks.yaml").networks]
+METHODS = dict.fromkeys(NAMES, "xnor") | dict(pair for pair in _PAIRS if len(pair) == 2)
+
+
+def build(name, quantizer, narrow=None):
+    """A config's model; narrow: the share of its channels, where the model has the option `width`."""
+    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+        config = compose("train", [f"model={name}", f"quantizer={quantizer}"]).model
+        width = inspect.signature(get_class(config._target_)).parameters.get("width")
+        options = {}
+        if narrow is not None and width is not None:  # a factor, or the channels themselves
+            options["width"] = narrow if isinstance(width.default, float) else int(narrow * width.default)
+        return instantiate(config, **options, _convert_="object")
+
+
+def small_shape(model):
+    """The input of a quick test: 64x64 for a model of larger images that takes them, else the model's own."""
+    channels, height, width = model.input_shape
+    if max(height, width) <= 64:
+        return model.input_shape
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, channels, 64, 64))
+    except RuntimeError:  # its linear layers are of one size
+        return model.input_shape
+    return channels, 64, 64
