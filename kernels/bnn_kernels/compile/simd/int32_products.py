@@ -7,7 +7,6 @@ lane of an operand is 32 bits wide: four unsigned bytes against four signed ones
 |----------|----------------------------------------------------|------------------------------|
 | "vnni"   | vpdpbusd: four byte products a lane, exact         | AVX-512 VNNI, or AVX-VNNI    |
 | "pairs"  | vpmaddubsw into sums of int16, `widened` before they can overflow | AVX2           |
-| "sdot"   | sdot: four products of signed bytes a lane, exact  | NEON with dot products       |
 | "shorts" | two int16 products a lane, exact (vpmaddwd)        | nothing                      |
 """
 
@@ -68,29 +67,13 @@ def _shorts(builder, lanes, total, a, b):
     return builder.add(total, builder.add(even, odd))
 
 
-def _sdot(builder, lanes, total, a, b):
-    """NEON has four lanes: the vectors are cut and put together again."""
-    quarter, bytes_ = ir.VectorType(I32, 4), ir.VectorType(I8, 16)
-    none, parts = ir.Constant(total.type, ir.Undefined), []
-    for first in range(0, lanes, 4):
-        places = ir.Constant(quarter, list(range(first, first + 4)))
-        t, u, v = (builder.shuffle_vector(x, none, places) for x in (total, a, b))
-        u, v = builder.bitcast(u, bytes_), builder.bitcast(v, bytes_)
-        parts.append(_call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", quarter, t, u, v))
-    while len(parts) > 1:
-        joined = ir.VectorType(I32, 2 * parts[0].type.count)
-        places = ir.Constant(joined, list(range(joined.count)))
-        parts = [builder.shuffle_vector(*two, places) for two in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
-
-
 def _look_up(builder, lanes, table, places):
     if lanes == 16:
         return _call(builder, "llvm.x86.avx512.pshuf.b.512", table.type, table, places)
     return _call(builder, "llvm.x86.avx2.pshuf.b", table.type, table, places)
 
 
-_PRODUCTS = {"vnni": _vnni, "pairs": _pairs, "shorts": _shorts, "sdot": _sdot}
+_PRODUCTS = {"vnni": _vnni, "pairs": _pairs, "shorts": _shorts}
 
 
 @functools.cache

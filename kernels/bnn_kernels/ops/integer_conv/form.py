@@ -11,15 +11,22 @@ from bnn_kernels.ops.weights import Weights
 
 
 class Form(NamedTuple):
-    """How levels are held: product (see `_simd_dot`), lanes of a vector, and elements that a lane takes in a step.
+    """How levels are held and multiplied.
 
-    packed: bits that a weight takes in memory, 1, 2 or 4 of a byte that holds the codes of 8, 4 or 2 steps; or 8 (16).
+    product: the instruction, see `compile.simd.int32_products`. lanes: 32-bit sums of a vector, 8 or 16. elements:
+    that a lane multiplies in a step, 4 bytes or 2 of 16 bits. packed: bits that a weight takes in memory: 8 or 16, or
+    1, 2 or 4 where a byte holds the codes of 8, 4 or 2 steps.
     """
 
     product: str
     lanes: int
     elements: int
     packed: int = 8
+
+    @property
+    def fields(self) -> int:
+        """Steps whose codes share a byte of the weights."""
+        return 8 // self.packed if self.packed < 8 else 1
 
     @property
     def dtype(self) -> Any:

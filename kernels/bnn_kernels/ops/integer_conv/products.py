@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnn_kernels.bits.sum_range import LARGEST_SUM, wrapped
-from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.compile.jit import jit
 from bnn_kernels.compile.simd import int32x8
-from bnn_kernels.compile.simd.int32_products import dots
 from bnn_kernels.ops.geometry import Geometry, Maps, border_of
 from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_offsets
 from bnn_kernels.ops.integer_conv.levels import elements_of, input_code
-from bnn_kernels.ops.integer_conv.tiles import expanders, tiles, tiles_of_pairs
+from bnn_kernels.ops.integer_conv.tiles import loops
 from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.threads import run_rows
@@ -45,16 +44,6 @@ class Sizes(NamedTuple):
     room: int
 
 
-@inline
-def _no_block(w, j, steps, levels, to):
-    """Stands where weights are not packed."""
-
-
-@inline
-def _no_one(x, offsets, at, w, j, levels, sums):
-    """Stands where weights are not packed."""
-
-
 @functools.cache
 def product_kernel(kind: type, form: Form) -> Any:
     """Return the kernel with a kind of output and form.
@@ -67,13 +56,9 @@ def product_kernel(kind: type, form: Form) -> Any:
     size: `Sizes`; constants, output: see `ops.outputs`.
     """
     write, prepare, name = writer(kind)
-    simd = dots(form.lanes, form.product)
-    six, one = (tiles_of_pairs if form.product == "pairs" else tiles)(simd, form.elements)
-    lanes, elements = form.lanes, form.elements
-    width = 2 * lanes
-    packs = form.packed < 8
-    fields = 8 // form.packed if packs else 1
-    spread_block, one_packed = expanders(simd, form.packed) if packs else (_no_block, _no_one)
+    open_block, six, one, alone = loops(form)
+    width, elements, fields = 2 * form.lanes, form.elements, form.fields
+    opens = fields > 1
 
     def multiply(x, offsets, w, levels, starts, kind_at, size, constants, output, first, last):
         size, constants = Sizes(*size), Constants(*constants)
@@ -86,17 +71,17 @@ def product_kernel(kind: type, form: Form) -> Any:
         scratch = np.empty(8, np.int32)
         begin, kinds = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
         block_size = len(offsets) * width * elements // fields
-        spreads = packs and positions > 1
-        room_for = np.empty(len(offsets) * width * elements if spreads else 0, np.int8)
-        spread_is = -1
+        opened = np.empty(len(offsets) * width * elements if opens and positions > 1 else 0, np.int8)
+        last_block = -1
+        source, at_source = open_block(w, np.uint64(0), 0, levels, opened)
         for share in range(first, last):
             block = share // chunks
             g = block // blocks
             f = (block - g * blocks) * width
             j = np.uint64(block * block_size)
-            if spreads and spread_is != block:
-                spread_block(w, j, len(offsets), levels, room_for)
-                spread_is = block
+            if block != last_block and positions > 1:
+                source, at_source = open_block(w, j, len(offsets), levels, opened)
+                last_block = block
             start = (share - block * chunks) * CHUNK
             count = min(CHUNK, positions - start)
             n = start // per_image
@@ -112,13 +97,10 @@ def product_kernel(kind: type, form: Form) -> Any:
             while i < count:
                 if i == count - 1 or count == 1:
                     tile, here = i, 1
-                    if packs:
-                        if spreads:
-                            one(x, offsets, begin[i], room_for, np.uint64(0), room, sums)
-                        else:
-                            one_packed(x, offsets, begin[i], w, j, levels, sums)
+                    if positions == 1:
+                        alone(x, offsets, begin[i], w, j, levels, room, sums)
                     else:
-                        one(x, offsets, begin[i], w, j, room, sums)
+                        one(x, offsets, begin[i], source, at_source, room, sums)
                 else:
                     # A last tile of fewer than six positions begins earlier and writes some sums again.
                     tile = max(0, min(i, count - 6))
@@ -132,10 +114,7 @@ def product_kernel(kind: type, form: Form) -> Any:
                         begin[min(tile + 4, end)],
                         begin[min(tile + 5, end)],
                     )
-                    if packs:
-                        six(x, offsets, at, room_for, np.uint64(0), room, sums)
-                    else:
-                        six(x, offsets, at, w, j, room, sums)
+                    six(x, offsets, at, source, at_source, room, sums)
                 for k in range(here):
                     for v in range(0, min(width, padded - f), 8):
                         value = int32x8.load(sums, np.uint64(k * width + v))

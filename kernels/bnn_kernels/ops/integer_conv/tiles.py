@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels.compile.jit import inline
+from bnn_kernels.compile.simd.int32_products import dots
+from bnn_kernels.ops.integer_conv.form import Form
 
 
 def _operations(simd: Any) -> tuple[Any, ...]:
@@ -246,3 +248,37 @@ def tiles_of_pairs(simd: Any, elements: int) -> tuple[Any, Any]:
             flush((s0, t0), begin == 0, sums)
 
     return six, one
+
+
+def loops(form: Form) -> tuple[Any, Any, Any, Any]:
+    """Return the inner loops (open_block, six, one, alone) of a form.
+
+    open_block(w, j, steps, levels, to) returns (array, offset): where the next two read a block's weights, as they lie
+    in memory or expanded into `to`. six and one read them there, see `tiles`. alone is `one` for a layer of one
+    position, which reads each weight once: from memory, and expands it in registers.
+    """
+    simd = dots(form.lanes, form.product)
+    six, one = (tiles_of_pairs if form.product == "pairs" else tiles)(simd, form.elements)
+    if form.fields > 1:
+        spread_block, one_packed = expanders(simd, form.packed)
+
+        @inline
+        def expanded_block(w, j, steps, levels, to):
+            spread_block(w, j, steps, levels, to)
+            return to, np.uint64(0)
+
+        @inline
+        def expanded_alone(x, offsets, at, w, j, levels, room, sums):
+            one_packed(x, offsets, at, w, j, levels, sums)
+
+        return expanded_block, six, one, expanded_alone
+
+    @inline
+    def same_block(w, j, steps, levels, to):
+        return w, j
+
+    @inline
+    def same_alone(x, offsets, at, w, j, levels, room, sums):
+        one(x, offsets, at, w, j, room, sums)
+
+    return same_block, six, one, same_alone
