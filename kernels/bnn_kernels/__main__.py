@@ -1,17 +1,21 @@
-"""Commands for packed models, without torch: python -m bnn_kernels warm|info|summary|verify ...
+"""Commands for packed models, without torch: python -m bnn_kernels run|bench|warm|info|summary|verify ...
 
 A mistake in what was typed or in a file ends with one line on stderr and status 2.
 """
 
 import argparse
+import os
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
 import bnn_kernels as bk
 from bnn_kernels.compile import cache as jit_cache
+from bnn_kernels.model.bench import bench
 from bnn_kernels.model.warm import example_inputs, warm
 
 
@@ -35,6 +39,70 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
     return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
+
+
+def _read_arrays(path: str) -> list[np.ndarray]:
+    """Return the array of a .npy file, or those of a .npz file in their order."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return [found]
+        with found:
+            return [found[name] for name in found.files]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        _fail(f"{path} is no .npy or .npz file that can be read: {error}")
+
+
+def _write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
+    """Write one array as .npy, or several as .npz with the names output0, output1, ...; whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            if path.suffix == ".npz":
+                named: dict[str, Any] = {f"output{i}": array for i, array in enumerate(arrays)}
+                np.savez(file, **named)
+            else:
+                np.save(file, arrays[0])
+        os.replace(partial, path)
+    except OSError as error:
+        _fail(error)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def run_run(options: argparse.Namespace) -> None:
+    """Run a model on the arrays of a file and write what it returns."""
+    output = Path(options.output)
+    if output.suffix not in (".npy", ".npz"):
+        _fail(f"{output}: the output must be named .npy, or .npz for several arrays")
+    model = _load(options.file)
+    try:
+        result = model(*_read_arrays(options.input))
+    except TypeError as error:
+        _fail(f"{options.input}: {error}")
+    results = result if isinstance(result, tuple) else (result,)
+    if len(results) > 1 and output.suffix == ".npy":
+        _fail(f"the model returns {len(results)} arrays: name the output .npz")
+    _write_arrays(output, results)
+    print(f"{output}: {', '.join(f'{y.dtype} {y.shape}' for y in results)}")
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    """Print the median and the best latency of calls, for each size of batch and number of threads."""
+    print(f"{'batch':>6} {'threads':>8} {'median ms':>10} {'best ms':>10} {'images/s':>10} {'calls':>8}")
+    for one in bench(_load(options.file), options.batch, options.threads, options.seconds):
+        times = f"{one.median * 1e3:10.3f} {one.best * 1e3:10.3f} {one.images / one.median:10.0f}"
+        print(f"{one.images:6} {one.threads:8} {times} {one.calls:8}")
 
 
 def run_warm(options: argparse.Namespace) -> None:
@@ -86,6 +154,15 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("file", metavar="FILE", help="a packed model, such as packed.safetensors")
         return command
 
+    command = add("run", run_run)
+    command.add_argument("input", metavar="INPUT", help=".npy, or .npz with the inputs in their order; (N, ...) each")
+    command.add_argument("output", metavar="OUTPUT", help="the .npy to write, or .npz for several outputs")
+    command = add("bench", run_bench)
+    command.add_argument(
+        "--batch", type=_positive, nargs="+", default=[1, 8], metavar="N", help="images in a call (1 8)"
+    )
+    command.add_argument("--threads", type=_positive, nargs="+", metavar="N", help="numbers of threads (1 and all)")
+    command.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="to measure each for (1)")
     command = add("warm", run_warm)
     command.add_argument(
         "--batch", type=_positive, nargs="+", default=[1, 8], metavar="N", help="images in a call (1 8)"

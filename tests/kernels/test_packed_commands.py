@@ -11,7 +11,7 @@ import pytest
 from bnn_kernels.__main__ import main
 from bnn_kernels.bits.storage import to_dense_bits
 from bnn_kernels.compile import cache as jit_cache
-from rich_plan import rich_model
+from rich_plan import rich_inputs, rich_model
 
 
 def small_model():
@@ -104,23 +104,89 @@ def test_what_the_commands_print(file, capsys):
     assert "whole" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["warm", "summary", "verify"])
+@pytest.mark.parametrize("command", ["warm", "summary", "verify", "bench", "run"])
 def test_files_that_are_none(command, file, tmp_path, capsys):
     cut = tmp_path / "cut"
     cut.write_bytes(Path(file).read_bytes()[:-1])
     for path in (tmp_path / "nothing", tmp_path, cut):
         with pytest.raises(SystemExit) as stopped:
-            main([command, str(path)])
+            main([command, str(path), *(["in.npy", "out.npy"] if command == "run" else [])])
         assert stopped.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert str(path) in line
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["warm"], ["warm", "f", "--batch", "0"], ["warm", "f", "--threads", "x"], ["verify"]]
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["warm"],
+        ["warm", "f", "--batch", "0"],
+        ["warm", "f", "--threads", "x"],
+        ["verify"],
+        ["run", "f"],
+        ["run", "f", "in.npy"],
+        ["bench", "f", "--seconds", "0"],
+    ],
 )
 def test_mistyped_commands(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
     assert "usage: python -m bnn_kernels" in capsys.readouterr().err
+
+
+def test_run_writes_what_the_model_returns(file, tmp_path, capsys):
+    inputs, expected = rich_inputs(2), rich_model()(*rich_inputs(2))
+    np.savez(tmp_path / "in.npz", *inputs)
+    main(["run", file, str(tmp_path / "in.npz"), str(tmp_path / "out.npz")])
+    assert "float32 (2, 5)" in capsys.readouterr().out
+    with np.load(tmp_path / "out.npz") as found:
+        assert found.files == ["output0", "output1"]
+        assert all(np.array_equal(found[name], y) for name, y in zip(found.files, expected, strict=True))
+    small, x = small_model(), np.random.default_rng(0).standard_normal((3, 8, 6, 6)).astype(np.float32)
+    small.save(tmp_path / "small.safetensors")
+    np.save(tmp_path / "in.npy", x)
+    main(["run", str(tmp_path / "small.safetensors"), str(tmp_path / "in.npy"), str(tmp_path / "out.npy")])
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), small(x))
+    assert {path.name for path in tmp_path.iterdir()} == {"in.npz", "in.npy", "out.npz", "out.npy", "small.safetensors"}
+
+
+def test_run_refuses_in_one_line_and_writes_nothing(file, tmp_path, capsys):
+    np.savez(tmp_path / "in.npz", *rich_inputs(2))
+    np.save(tmp_path / "one.npy", rich_inputs(2)[0])
+    np.savez(tmp_path / "shapes.npz", *rich_inputs(2)[::-1])
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "text.npy").write_text("1 2 3")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    for given, made, words in (
+        ("in.npz", "out.txt", "must be named .npy"),
+        ("in.npz", "out.npy", "returns 2 arrays"),
+        ("in.npz", "no/out.npz", "No such file"),
+        ("one.npy", "out.npz", "takes 2 inputs, got 1"),
+        ("shapes.npz", "out.npz", "must have shape"),
+        ("objects.npy", "out.npz", "no .npy or .npz file"),
+        ("text.npy", "out.npz", "no .npy or .npz file"),
+        ("empty.npy", "out.npz", "no .npy or .npz file"),
+        ("absent.npy", "out.npz", "no .npy or .npz file"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["run", file, str(tmp_path / given), str(tmp_path / made)])
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_bench_prints_a_row_for_each_batch_and_number_of_threads(file, capsys):
+    before = bk.get_num_threads()
+    main(["bench", file, "--batch", "1", "3", "--threads", "1", "2", "--seconds", "0.01"])
+    head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head[:2] == ["batch", "threads"]
+    assert [row[:2] for row in rows] == [["1", "1"], ["3", "1"], ["1", "2"], ["3", "2"]]
+    for row in rows:
+        median, best, calls = float(row[2]), float(row[3]), int(row[5])
+        assert 0 < best <= median
+        assert calls >= 5
+    assert bk.get_num_threads() == before
