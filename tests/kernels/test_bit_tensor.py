@@ -97,5 +97,5 @@ def test_dense_bits_take_one_bit_each_and_round_trip(count):
     np.testing.assert_array_equal(from_dense_bits(dense, (count,)), codes)
     if count % 8:
         dense[0, -1] |= 128
-        with pytest.raises(ValueError, match="behind the last weight"):
+        with pytest.raises(ValueError, match="after the last weight"):
             from_dense_bits(dense, (count,))

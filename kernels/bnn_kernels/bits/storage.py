@@ -16,12 +16,12 @@ def to_dense_bits(codes: np.ndarray, planes: int) -> np.ndarray:
 
 
 def check_dense_bits(dense: np.ndarray, shape: tuple[int, ...]) -> int:
-    """Return the number of weights; ValueError if the bytes do not fit the shape or a bit behind the last is set."""
+    """Return the number of weights; ValueError if the bytes do not fit the shape or a bit after the last is set."""
     count = math.prod(shape)
     if dense.dtype != np.uint8 or dense.ndim != 2 or dense.shape[1] != -(-count // 8):
         raise ValueError(f"{shape} takes uint8 (planes, {-(-count // 8)}), got {dense.dtype} {dense.shape}")
     if count % 8 and (dense[:, -1] >> count % 8).any():
-        raise ValueError("a bit behind the last weight is set")
+        raise ValueError("a bit after the last weight is set")
     return count
 
 

@@ -1,6 +1,6 @@
 """How integer thresholds lie in a file: the many of a k-bit quantizer are nearly evenly spaced, so 8 bits each do.
 
-The 255 thresholds of an 8-bit activation, at 4 bytes a channel, would weigh more than many a layer's weights. Between
+The 255 thresholds of an 8-bit activation, at 4 bytes each, would weigh more than many a layer's weights. Between
 the first and the last of a channel each is the nearest even step plus a residual of a few units.
 """
 

@@ -227,7 +227,7 @@ def _store_task(kernel, frame, arguments):
 def play(calls, state, threads, least_work):
     """Run calls int64 (C, 5): task, context, rows, work, grain; shared among threads where each gets `least_work`.
 
-    True if one failed; those behind it are not run.
+    True if one failed; those after it are not run.
     """
     for i in range(len(calls)):
         task, context, rows, work, grain = calls[i, 0], calls[i, 1], calls[i, 2], calls[i, 3], calls[i, 4]

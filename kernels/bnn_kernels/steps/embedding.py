@@ -1,4 +1,4 @@
-"""Rows of a table, by number."""
+"""Lookup of rows in a table by integers: embeddings."""
 
 from dataclasses import dataclass
 

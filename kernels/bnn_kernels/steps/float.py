@@ -26,13 +26,13 @@ class FloatLayerFields(WeightFields, EpilogueFields):
 class FloatLayer(Step):
     """What float convolution and linear share: a weight of float32 or bit planes (BWN, TWN), a bias, an epilogue.
 
-    The bias is the epilogue's shift, behind its scale.
+    The bias is the epilogue's shift, after its scale.
     """
 
     fields: FloatLayerFields
 
     def read_finish(self, filters: int) -> None:
-        """Read what comes behind the sums."""
+        """Read the epilogue, which follows the sums."""
         vectors = (self.tensor(name, (filters,)) if name in self.tensors else None for name in ("scale", "bias"))
         need(self.fields.bias is None or self.fields.shift is None, "has a bias and a shift, which are the same")
         self.finish = Finish(self, filters, *vectors)

@@ -1,4 +1,4 @@
-"""The product of two activations, as attention has it."""
+"""Matrix products of two values that both depend on the input, as in attention."""
 
 import math
 

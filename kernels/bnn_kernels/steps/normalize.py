@@ -1,4 +1,4 @@
-"""Steps that look at all channels of a place, normalization and softmax, and constants that vary by place."""
+"""Steps over the channels of each position (normalization, softmax), and constants that vary by position."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ def _check_floats(inputs: list[Spec]) -> Spec:
 
 @step
 class Normalize(Step):
-    """(x - mean) / sqrt(var + eps) over the channels of each place, the variance biased: layer normalization.
+    """(x - mean) / sqrt(var + eps) over the channels of each position, the variance biased: layer normalization.
 
     center false: x / sqrt(mean x^2 + eps), RMS normalization.
     """
@@ -55,7 +55,7 @@ class Normalize(Step):
 
 @step
 class Absmax(Step):
-    """s = max(max|x|, smallest) / levels, over the channels of each place or over "all" numbers of an image."""
+    """s = max(max|x|, smallest) / levels, over the channels of each position or over "all" numbers of an image."""
 
     @dataclass(frozen=True, kw_only=True)
     class Fields(StepFields):
@@ -89,7 +89,7 @@ class Absmax(Step):
 
 @step
 class Softmax(Step):
-    """exp(x) over its sum along the channels of each place, or the logarithm of that."""
+    """exp(x) over its sum along the channels of each position, or the logarithm of that."""
 
     @dataclass(frozen=True, kw_only=True)
     class Fields(StepFields):

@@ -77,7 +77,7 @@ class Pack(Step):
 
 @step
 class Unpack(Step):
-    """Bits -> float, for float weights behind a quantized input: level * scale, or the value of every code."""
+    """Bits -> float, for float weights after a quantized input: level * scale, or the value of every code."""
 
     @dataclass(frozen=True, kw_only=True)
     class Fields(StepFields):

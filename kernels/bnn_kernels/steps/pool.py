@@ -66,7 +66,7 @@ class AvgPool(Pool):
 
 @step
 class PoolInt(Pool):
-    """Max pooling behind an integer layer, moved before its thresholds: a minimum in falling channels."""
+    """Max pooling after an integer layer, moved before its thresholds: a minimum in channels whose thresholds fall."""
 
     kind = "int"
 

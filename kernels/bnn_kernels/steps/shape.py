@@ -1,4 +1,4 @@
-"""Steps that move numbers and compute nothing: reshape, concatenation, selection of channels, rows and columns."""
+"""Steps that permute and gather values: reshape, permutation of axes, concatenation, selection by index."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ def _channels_first(x: np.ndarray) -> np.ndarray:
 
 @step
 class Reshape(Step):
-    """The same numbers in C, H, W order in another shape; bits need no flattening: a linear layer takes the map."""
+    """The same values in C, H, W order in another shape; bits need no flattening: a linear layer takes the map."""
 
     @dataclass(frozen=True, kw_only=True)
     class Fields(StepFields):
@@ -47,7 +47,7 @@ class Reshape(Step):
 
 @step
 class Permute(Step):
-    """The numbers in C, H, W order as an array of sides `split`, its axes in another order, in the shape `shape`.
+    """The values in C, H, W order as an array of sides `split`, its axes in another order, in the shape `shape`.
 
     Transpositions, pixel shuffles and what views and permutations make together.
     """
@@ -140,7 +140,7 @@ def _as_slice(index: np.ndarray) -> slice | np.ndarray:
 
 @step
 class Select(Step):
-    """Channels, rows and columns of a map by number, each in any order and number; -1 gives zeros.
+    """Gather channels, rows and columns of a map by index; -1 gives zeros.
 
     Channel shuffles, slices, splits, zero padding, ResNet's parameter-free shortcuts.
     """

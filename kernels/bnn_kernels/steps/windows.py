@@ -1,4 +1,4 @@
-"""Pooling over windows of several sizes, and resizing: what regular pooling and selection of rows cannot say."""
+"""Pooling over windows that are given one by one (adaptive, ceil_mode), and resizing by weighted sums."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -57,7 +57,7 @@ def _mean_of_windows(x, rows, columns, row_sizes, column_sizes, out, first, last
 class WindowPool(Step):
     """Maximum or mean over windows that are given one by one: ceil_mode, adaptive pooling to sizes that do not divide.
 
-    rows int32 (Ho, 2), columns int32 (Wo, 2): first and behind the last of each window, inside the map. A mean is
+    rows int32 (Ho, 2), columns int32 (Wo, 2): first and one past the last of each window, inside the map. A mean is
     divided by row_sizes[y] * column_sizes[x], int32 (Ho,) and (Wo,): what the window counts, pads among it.
     """
 
@@ -85,7 +85,7 @@ class WindowPool(Step):
         windows = self.tensor(name, (None, 2))
         need(len(windows) > 0, f"tensor {name!r} is empty")
         inside = int(windows[:, 0].min()) >= 0 and bool((windows[:, 0] < windows[:, 1]).all())
-        need(inside, f"tensor {name!r} must hold windows from a first to behind a last number")
+        need(inside, f"tensor {name!r} must hold windows from a first to one past a last number")
         return windows
 
     def _sizes(self, name: str, count: int) -> np.ndarray:
