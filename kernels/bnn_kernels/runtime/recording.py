@@ -1,8 +1,8 @@
 """Recording: for a repeated batch size kernels and buffers are the same, and only the data changes.
 
 So while a model runs, what it calls can be recorded, and the next time the recording is played back in compiled code:
-no step runs Python, no argument is unpacked, and nothing is allocated. What steps do besides kernels (a matrix product of BLAS,
-a copy) is recorded with `do`.
+no step runs Python, no argument is unpacked, and nothing is allocated. What steps do besides kernels (a matrix product
+of BLAS, a copy) is recorded with `do`.
 
 A step that does anything else to numbers in Python would be forgotten when a call is played back.
 """
