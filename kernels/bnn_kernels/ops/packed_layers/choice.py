@@ -6,22 +6,47 @@ from bnn_kernels.ops.binary_conv.lookup import LookupPath
 from bnn_kernels.ops.binary_conv.popcount import PopcountPath
 from bnn_kernels.ops.conv_path import ConvPath
 from bnn_kernels.ops.geometry import Geometry, Maps
-from bnn_kernels.ops.integer_conv.form import form_for
+from bnn_kernels.ops.integer_conv.form import Form, form_for
 from bnn_kernels.ops.integer_conv.products import ProductPath
 from bnn_kernels.ops.weights import Weights
 
-# From so many pairs of planes on, products of levels take less time than population counts of every pair.
+# From so many pairs of planes on, products of levels take less time than counts of every pair. Measured with one thread
+# of an Intel Xeon that has VNNI for both widths, best of many calls, against popcounts (AVX-512) and lookups or
+# popcounts (AVX2), means over weights and inputs of so many pairs: products ran so many times as fast.
+#
+#   AVX-512, pairs:                2      3      4      6      8   | AVX2:   2      3      4      6      8
+#   3x3, 64 channels, 14x14      1.0    1.3    1.5    1.9    2.5   |        0.9    1.4    1.3    2.0    2.3
+#   3x3 and 1x1, 256, 14x14      0.7    1.0    1.2    1.7    2.2   |        0.6    1.0    1.0    1.7    1.8
+#   3x3, 4 and 8 channels        1.6    2.4    2.6    2.9    4.3   |        1.6    2.7    2.5    3.1    4.3
+#   linear 1024, batch 32        0.5    0.7    0.9    1.3    1.8   |        0.4    0.5    0.7    1.0    1.3
+#   linear 1024, batch 1         0.6    0.6    0.7    0.8    0.9   |        0.5    0.6    0.6    0.7    0.8
+#
+# NEON, generic code and AVX2 without VNNI are guesses: nobody has measured them.
 PAIRS_FOR_PRODUCTS = {"avx512": 4, "avx2": 6, "neon": 12, "generic": 12}
+# A linear layer's weights are read once for each image, and bits are the fewest bytes; its batch is not known here.
+PAIRS_OF_A_LINEAR_LAYER = {"avx512": 8, "avx2": 8, "neon": 12, "generic": 12}
+# Rows of a filter with so few bits leave most of a word empty, and a pair costs as much as with 64.
+FEW_BITS = 24
+PAIRS_OF_FEW_BITS = 2
+
+
+def pairs_for_products(weights: Weights, maps: Maps, form: Form) -> int:
+    """Return from how many pairs of planes on a layer takes products."""
+    if maps.out == (1, 1):
+        return PAIRS_OF_A_LINEAR_LAYER[isa()]
+    few = weights.shape[2] > 1 and weights.shape[3] * weights.channels <= FEW_BITS
+    return PAIRS_OF_FEW_BITS if few and form.product == "vnni" else PAIRS_FOR_PRODUCTS[isa()]
 
 
 def path_for(weights: Weights, geometry: Geometry, maps: Maps) -> ConvPath:
     """Return the fastest way for inputs of these maps.
 
-    Lookups work on 32 filters and four positions at a time.
+    Groups of fewer than four channels (depthwise convolutions) would leave most of a lane's products empty. Lookups
+    work on 32 filters and four positions at a time.
     """
     pairs = len(weights.multipliers) * len(maps.multipliers)
-    form = form_for(weights, maps) if pairs >= PAIRS_FOR_PRODUCTS[isa()] and weights.channels >= 4 else None
-    if form is not None:
+    form = form_for(weights, maps) if pairs > 1 and weights.channels >= 4 else None
+    if form is not None and pairs >= pairs_for_products(weights, maps, form):
         return ProductPath(weights, geometry, maps, form)
     if isa() == "avx2" and weights.filters >= 24 and maps.out[0] * maps.out[1] >= 4:
         if len(maps.multipliers) > 1 and LevelLookupPath.fits(weights, maps.multipliers):
