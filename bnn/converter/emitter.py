@@ -18,7 +18,7 @@ from bnn_kernels.steps.shape import Concat as ConcatStep
 from bnn_kernels.steps.shape import Reshape
 from bnn_kernels.steps.thresholds import Threshold
 
-from bnn.converter.epilogue_form import EpilogueForm, fit, single
+from bnn.converter.epilogue_form import EpilogueForm, fit, followed, single
 from bnn.converter.errors import ConversionError
 from bnn.converter.fusion import Stretch, Thresholds, pools_alike
 from bnn.converter.graph import (
@@ -38,7 +38,14 @@ from bnn.converter.graph import (
 )
 from bnn.converter.level_table import values_of_codes
 from bnn.converter.moving import moving_steps
-from bnn.converter.planner import Demand, Plan, finishes, plan_graph
+from bnn.converter.planner import Demand, Pass, Plan, finishes, plan_graph
+from bnn.converter.rounding import (
+    Rounding,
+    binary_layer_fields,
+    joined_shift,
+    rounding_on_floats,
+    rounding_on_integers,
+)
 
 # Factors and summands of a pass, which are products of those of the network.
 _FINITE = {"scale", "shift", "bias", "norm_scale", "norm_shift", "pre", "slope", "post"}
@@ -77,15 +84,6 @@ def emit(outputs: list[Value]) -> Emitted:
 def _shape(value: Value) -> tuple[int, ...]:
     """Return the shape that a value has in a plan: a sequence is a map of one row."""
     return (value.shape[0], 1, value.shape[1]) if len(value.shape) == 2 else value.shape
-
-
-def _joined_shift(shift: np.ndarray | None, form: EpilogueForm) -> np.ndarray | None:
-    """Return a layer's bias, scaled and shifted as the pass does it."""
-    if form.scale is not None and shift is not None:
-        shift = shift * form.scale
-    if form.shift is not None:
-        shift = form.shift if shift is None else shift + form.shift
-    return shift
 
 
 class _Emitter:
@@ -177,13 +175,16 @@ class _Emitter:
         base = value if made is None else made.base
         takes_layer = made is None or made.takes_layer
         self.owner = base.owner if takes_layer else value.owner
-        signs = self._first_signs(wishes)
-        others = [wish for wish in wishes if wish not in signs]
+        made_here = self._first_signs(wishes)
+        rounding = None
+        if not made_here:
+            made_here, rounding, form = self._first_rounded(wishes, made, form, value in self.plan.floats)
+        others = [wish for wish in wishes if wish not in made_here]
         keep = value in self.plan.floats or bool(others)
         sources = [value.source] if keep else []
         fields: EpilogueFields
         if takes_layer and isinstance(base, BinaryLayer):
-            fields = self._binary_layer(base, form)
+            fields = binary_layer_fields(base, form)
             inputs = [self.registers[operand] for operand in base.inputs]
         elif takes_layer and isinstance(base, FloatLayer):
             fields = self._float_layer(base, form)
@@ -192,18 +193,21 @@ class _Emitter:
             fields = self._elementwise(form, value.shape[0])
             inputs = [self.registers[base]]
         fields = replace(form.of(fields), keep=keep)
-        if signs:
-            found = signs[0].on_floats()
+        if rounding is not None:
+            fields = replace(fields, levels=rounding.levels.attribute())
+        elif made_here:
+            found = made_here[0].on_floats
             # Bits of the epilogue are 1 below a bound; thresholds count what is reached.
             fields = replace(fields, bounds=found.t[0], flip=found.flip)
-            sources.append(self._source(signs[0]))
+        if made_here:
+            sources.append(self._source(made_here[0]))
         if form.residual is not None:
             inputs.append(self.registers[form.residual])
         outputs = self._step(fields, inputs, sources)
         if keep:
             self.registers[value] = outputs[0]
-        if signs:
-            self._share(outputs[-1], signs, value)
+        if made_here:
+            self._share(outputs[-1], made_here, value)
         self._levels(value, others)
 
     @staticmethod
@@ -211,19 +215,9 @@ class _Emitter:
         return Elementwise.Fields(channels=channels, scale=single(form.scale), shift=single(form.shift))
 
     @staticmethod
-    def _binary_layer(layer: BinaryLayer, form: EpilogueForm) -> BinaryLayerFields:
-        """Return a binary layer whose sums become floats: its own scales and bias joined with the pass's."""
-        scales = tuple(
-            (exact if form.scale is None else exact * form.scale).astype(np.float32)
-            for exact in (scale.detach().numpy() for scale in layer.scales)
-        )
-        shift = None if layer.bias is None else layer.bias.detach().numpy()
-        return replace(layer.fields, scales=scales, shift=single(_joined_shift(shift, form)))
-
-    @staticmethod
     def _float_layer(layer: FloatLayer, form: EpilogueForm) -> FloatLayerFields:
         """Return a layer on floats: its bias joined with the pass's scale and shift."""
-        bias = _joined_shift(layer.fields.bias, form)
+        bias = joined_shift(layer.fields.bias, form)
         return replace(layer.fields, scale=single(form.scale), bias=single(bias))
 
     # -- levels -----------------------------------------------------------------------------------------------------
@@ -234,8 +228,30 @@ class _Emitter:
         signs = [wish for wish in wishes if wish.table.is_sign]
         if not signs:
             return []
-        first = signs[0].on_floats()
-        return [w for w in signs if w is signs[0] or (pools_alike(w, signs[0]) and w.on_floats().same(first))]
+        first = signs[0].on_floats
+        return [w for w in signs if w is signs[0] or (pools_alike(w, signs[0]) and w.on_floats.same(first))]
+
+    @staticmethod
+    def _first_rounded(
+        wishes: list[Stretch], made: Pass | None, form: EpilogueForm, in_floats: bool
+    ) -> tuple[list[Stretch], Rounding | None, EpilogueForm]:
+        """Return wishes for the same evenly spaced levels, how a pass makes them as well, and its form then."""
+        first = next((wish for wish in wishes if not wish.pools), None)
+        rounding = None if first is None else rounding_on_floats(first)
+        if first is None or rounding is None:
+            return [], None, form
+        same = [w for w in wishes if w is first or (not w.pools and w.on_floats.same(first.on_floats))]
+        between = [(part, None) for part in first.path if isinstance(part, Channelwise)]
+        if not between:
+            return same, rounding, form
+        # What lies between a value and its levels happens in the same pass only if nobody else reads the value, and
+        # if it rounds as it does by itself: a layer's own scale and bias are joined with those that follow.
+        together = followed(() if made is None else made.chain, between)
+        affine = rounding.form.scale is not None or rounding.form.shift is not None
+        joined = (made is None or made.takes_layer) and affine
+        if in_floats or together is None or joined or len(same) < len(wishes):
+            return [], None, form
+        return same, rounding, together
 
     @staticmethod
     def _source(wish: Stretch) -> str:
@@ -275,19 +291,30 @@ class _Emitter:
                 self._levels_of_pooled(value, first)
                 wishes = rest
                 continue
-            found = first.on_floats()
-            same = [first, *(w for w in rest if pools_alike(w, first) and w.on_floats().same(found))]
+            found = first.on_floats
+            same = [first, *(w for w in rest if pools_alike(w, first) and w.on_floats.same(found))]
             wishes = [w for w in rest if w not in same]
             self.owner = first.levels.owner
-            self._share(self._pack(self.registers[value], found, self._source(first)), same, value)
+            self._share(self._pack(self.registers[value], first, self._source(first)), same, value)
 
-    def _pack(self, register: str, found: Thresholds, source: str) -> str:
-        t, flip, table = found.t, found.flip, found.table
+    def _pack(self, register: str, wish: Stretch, source: str) -> str:
+        """Emit the levels of floats in a register."""
+        rounding = rounding_on_floats(wish)
+        if rounding is not None:
+            return self._round(register, rounding, source)
+        t, flip, table = wish.on_floats.t, wish.on_floats.flip, wish.table
         if (t == t[:, :1]).all() and (flip == flip[0]).all():  # the same in every channel
             t, flip = t[:, :1].copy(), flip[:1].copy()
         fields = Pack.Fields(
             signed=table.signed, multipliers=list(table.multipliers), thresholds=t, flip=flip, codes=table.codes
         )
+        return self._step(fields, [register], [source])[0]
+
+    def _round(self, register: str, rounding: Rounding, source: str) -> str:
+        """Emit evenly spaced levels of floats, or of a layer's integers."""
+        fields: StepFields = rounding.fields
+        if not fields.tensors() and fields.attrs().keys() == {"channels", "keep", "levels"}:
+            fields = Pack.Fields(levels=rounding.levels.attribute())
         return self._step(fields, [register], [source])[0]
 
     def _levels_of_pooled(self, value: Value, wish: Stretch) -> None:
@@ -307,7 +334,7 @@ class _Emitter:
         last = wish.path[wish.pools[-1]]
         self.owner = wish.levels.owner
         rest = Stretch(Demand(wish.levels, wish.path[wish.pools[-1] + 1 :]), last.shape[0])
-        self._give(self._pack(register, rest.on_floats(), rest.levels.source), [rest], last)
+        self._give(self._pack(register, rest, rest.levels.source), [rest], last)
 
     # -- integers ---------------------------------------------------------------------------------------------------
 
@@ -325,7 +352,13 @@ class _Emitter:
         inputs = [self.registers[layer.inputs[0]]]
         only = wishes[groups[0][0]]
         if len(groups) == 1 and (not only.pools or only.table.is_sign):
-            fields = replace(self._sums(layer, "bits"), **self._stored(found[0]))
+            rounding = rounding_on_integers(only, found[0], layer)
+            if rounding is None:
+                fields = replace(self._sums(layer, "bits"), **self._stored(found[0]))
+            else:
+                form, levels = rounding.form, rounding.levels.attribute()
+                fields = form.of(binary_layer_fields(layer, form))
+                fields = replace(fields, keep=False, levels=levels, exact=True)
             (register,) = self._step(fields, inputs, [self._source(only)])
             self._share(register, wishes, layer)
             return
@@ -353,5 +386,9 @@ class _Emitter:
             sums = self._pool(PoolInt.Fields, sums, first.path[i], first.rises(0, i, layer.output), "")
         source = first.levels.source
         self.owner = first.levels.owner
-        (register,) = self._step(Threshold.Fields(**self._stored(found)), [sums], [source])
+        rounding = rounding_on_integers(first, found, layer)
+        if rounding is not None:
+            register = self._round(sums, rounding, source)
+        else:
+            (register,) = self._step(Threshold.Fields(**self._stored(found)), [sums], [source])
         self._give(register, wishes, layer)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -44,10 +44,10 @@ class EpilogueForm:
     low: float = -math.inf
     high: float = math.inf
 
-    def of(self, fields: FieldsT) -> FieldsT:
+    def of(self, step: FieldsT) -> FieldsT:
         """Return the fields of a step with this epilogue; scale and shift are the step's to join with its own."""
         return replace(
-            fields,
+            step,
             residual=self.residual_is,
             low=self.low,
             high=self.high,
@@ -96,3 +96,20 @@ def fit(chain: Sequence[Link]) -> EpilogueForm | None:
         else:
             return None
     return EpilogueForm(**form)
+
+
+def followed(first: Sequence[Link], second: Sequence[Link]) -> EpilogueForm | None:
+    """Return the form of two chains one after the other; None if one pass is not enough, or would round otherwise."""
+    together = fit([*first, *second])
+    forms = [fit(chain) for chain in (first, second) if chain]
+    if together is None or None in forms:
+        return None
+    for part in fields(EpilogueForm):
+        given = [value for form in forms if _is_set(value := getattr(form, part.name), part.default)]
+        if len(given) > 1 or (given and not np.array_equal(getattr(together, part.name), given[0])):
+            return None
+    return together
+
+
+def _is_set(value: Any, unset: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and value == unset)

@@ -71,8 +71,9 @@ class Stretch:
         low, high = self.apply(enter(ends), first, last)
         return (high >= low).numpy().copy()
 
+    @cached_property
     def on_floats(self) -> Thresholds:
-        """Return float32 thresholds on the value."""
+        """The levels as float32 thresholds on the value."""
         return Thresholds(*float_thresholds(self.level, self.channels, LARGEST_FLOAT, self.table), self.table)
 
     def on_integers(self, output: Callable[[Tensor], Tensor], largest: int) -> Thresholds:

@@ -16,6 +16,7 @@ from torch import Tensor
 from bnn.converter.errors import ConversionError
 from bnn.converter.level_table import LevelTable
 from bnn.planes import Planes, Term
+from bnn.quantizers.base import Uniform
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,14 @@ class Levels(Value):
 
     levels: maps floats (T, C) to integer levels, the quantizer itself; see `level_table` for those of several terms.
     uniform: it is the same for all channels. planes: of some input, for terms, scales and offset. table: the levels in
-    order.
+    order. spacing: how they follow from the input if they are evenly spaced, as the quantizer says.
     """
 
     levels: Callable[[Tensor], Tensor] = field(kw_only=True)
     uniform: bool = field(kw_only=True)
     planes: Planes = field(kw_only=True)
     table: LevelTable = field(kw_only=True)
+    spacing: Uniform | None = field(kw_only=True, default=None)
 
 
 @dataclass(eq=False)

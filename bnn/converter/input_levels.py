@@ -36,7 +36,8 @@ def levels_of(quantizer: Quantizer, x: Value, place: str, source: str, channels_
     table = monotone_table(quantizer, planes, levels, x.shape[0], place)
     at = edges(levels, table, 1 if uniform else x.shape[0])
     check_same(quantizer, spread(at), place, " around the thresholds between its levels")
-    return Levels(x.shape, (x,), source, levels=levels, uniform=uniform, planes=planes, table=table)
+    spacing = None if quantizer.channelwise else quantizer.uniform
+    return Levels(x.shape, (x,), source, levels=levels, uniform=uniform, planes=planes, table=table, spacing=spacing)
 
 
 def _takes(quantizer: Quantizer, x: Tensor) -> bool:

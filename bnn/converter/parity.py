@@ -127,7 +127,8 @@ class _Comparison:
             return given not in self.place and self._of_rounded_floats(self.made_by[given], given)
         if spec.op == "pack":
             return not self.same.issuperset(spec.inputs)
-        return self.packed.specs[output].kind == "bits" and "bounds" in spec.tensors
+        rounded = "bounds" in spec.tensors or ("levels" in spec.attrs and not spec.attrs.get("exact", False))
+        return self.packed.specs[output].kind == "bits" and rounded
 
     def run(self, inputs: Sequence[np.ndarray], values: dict[str, np.ndarray], free: bool) -> np.ndarray:
         """Run the packed network and compare each place; unless `free`, later steps get PyTorch's values.
@@ -182,7 +183,7 @@ class _Comparison:
 
 def _ranks(step: bk.StepSpec) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that maps a step's levels to their place in ascending order of values; -1 for no level."""
-    if step.op != "pack":
+    if step.op != "pack" or "codes" not in step.tensors:
         return lambda levels: levels
     of_code = level_of_code(tuple(step.attrs["multipliers"]), step.attrs["signed"])
     by_rank = of_code[step.tensors["codes"]]

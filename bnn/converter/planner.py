@@ -40,11 +40,12 @@ class Demand:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass that makes a value: from which value (a layer's sums if `takes_layer`), and how."""
+    """One pass that makes a value: from which value (a layer's sums if `takes_layer`), how, and by what links."""
 
     base: Value
     form: EpilogueForm
     takes_layer: bool
+    chain: tuple[Link, ...]
 
 
 @dataclass
@@ -144,7 +145,7 @@ class _Planner:
             plan.absorbed.add(main)
             current = main
         takes_layer = main in plan.absorbed
-        plan.passes[value] = Pass(main, form, takes_layer)
+        plan.passes[value] = Pass(main, form, takes_layer, tuple(chain))
         if form.residual is not None:
             plan.floats.add(form.residual)
         if finishes(main) and takes_layer:

@@ -22,6 +22,20 @@ class Absmax:
     at_one: "Quantizer"
 
 
+@dataclass(frozen=True)
+class Uniform:
+    """Evenly spaced levels of float32: level = round(min(max(x / factor, low), high)), halves to even.
+
+    factor: a positive float32. divides: whether x is divided by it, else multiplied, as the quantizer itself does it.
+    low, high: the lowest and highest level.
+    """
+
+    factor: float
+    divides: bool
+    low: int
+    high: int
+
+
 class Quantizer(nn.Module):
     """A map from real tensors to few values, with a gradient of its own.
 
@@ -53,6 +67,15 @@ class Quantizer(nn.Module):
     @property
     def absmax(self) -> Absmax | None:
         """How the scale of an input follows it, where it does so in the one way that bnn.convert knows."""
+        return None
+
+    @property
+    def uniform(self) -> Uniform | None:
+        """How the levels of an input follow from it, where they are evenly spaced; None: as thresholds.
+
+        A packed network computes levels in this way only where it gives the very levels of `planes`, which bnn.convert
+        tries on both sides of every threshold.
+        """
         return None
 
     def planes(self, x: Tensor) -> Planes:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bnn.planes import Planes, Term, check_bits, signed_code_bits, ternary_bits, twos_complement
-from bnn.quantizers.base import Absmax, Quantizer
+from bnn.quantizers.base import Absmax, Quantizer, Uniform
 from bnn.quantizers.description import FEW_BITS, TERNARY, Description, Example, Panel
 from bnn.quantizers.straight_through import straight_through
 
@@ -65,6 +65,12 @@ class Rounded(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         n = 2 ** (self._bits - 1) - 1
         return straight_through(x, x.detach().round().clamp(-n - 1, n) + 0.0)
+
+    @property
+    def uniform(self) -> Uniform:
+        """Rounding alone."""
+        n = 2 ** (self._bits - 1) - 1
+        return Uniform(1.0, False, -n - 1, n)
 
     def planes(self, x: Tensor) -> Planes:
         bits = signed_code_bits(self(x.detach()), self._bits)

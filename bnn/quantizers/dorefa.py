@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bnn.planes import Planes, Term, check_bits, code_bits, powers_of_two, sign_bits
-from bnn.quantizers.base import Quantizer
+from bnn.quantizers.base import Quantizer, Uniform
 from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.straight_through import sign, straight_through
 
@@ -125,6 +125,12 @@ class DoReFaActivation(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         value = self._levels(x.detach()) * _step(self._bits, x)
         return straight_through(x, value, (x >= 0) & (x <= 1))
+
+    @property
+    def uniform(self) -> Uniform:
+        """A product with the largest level: clipping before it or after it is the same."""
+        n = 2**self._bits - 1
+        return Uniform(float(n), False, 0, n)
 
     def planes(self, x: Tensor) -> Planes:
         bits = code_bits(self._levels(x.detach()), self._bits)

@@ -16,6 +16,7 @@ from bnn.planes import (
     signed_code_bits,
     twos_complement,
 )
+from bnn.quantizers.base import Uniform
 from bnn.quantizers.data_initialized import DataInitialized, mean_over_processes
 from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.filters import filters, like_filters
@@ -89,6 +90,13 @@ class _Lsq(DataInitialized):
         step = self._step(x)
         factor = (self._features(x) * self.bounds[1]) ** -0.5
         return _LearnedStep.apply(x, step, self.bounds, factor)
+
+    @property
+    def uniform(self) -> Uniform | None:
+        """Division by the step, if there is one for all."""
+        if self.bounds == _SIGNS or self.step.ndim > 0:
+            return None
+        return Uniform(float(self._step(torch.zeros(1)).detach()), True, *self.bounds)
 
     def planes(self, x: Tensor) -> Planes:
         x = x.detach()

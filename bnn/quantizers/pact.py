@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn.planes import Planes, Term, check_bits, code_bits, powers_of_two
-from bnn.quantizers.base import Quantizer
+from bnn.quantizers.base import Quantizer, Uniform
 from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 
 
@@ -82,6 +82,12 @@ class Pact(Quantizer):
         alpha = self._alpha(x)
         levels, scale = self._levels_and_scale(x.detach(), alpha.detach())
         return _LearnedClip.apply(x, alpha, levels * scale)
+
+    @property
+    def uniform(self) -> Uniform:
+        """Division by the scale, which is computed as the quantizer computes it."""
+        n = 2**self._bits - 1
+        return Uniform(float(self._alpha(torch.zeros(1)).detach() / n), True, 0, n)
 
     def planes(self, x: Tensor) -> Planes:
         levels, scale = self._levels_and_scale(x.detach(), self._alpha(x).detach())

@@ -10,6 +10,7 @@ from bnn_kernels.bits.tensor import pack as pack
 from bnn_kernels.bits.tensor import pack_levels as pack_levels
 from bnn_kernels.bits.tensor import unpack as unpack
 from bnn_kernels.bits.thresholds import Thresholds as Thresholds
+from bnn_kernels.bits.uniform import UniformLevels as UniformLevels
 from bnn_kernels.compile.isa import cpu_features as cpu_features
 from bnn_kernels.errors import PackedFileError as PackedFileError
 from bnn_kernels.errors import PlanError as PlanError

@@ -9,7 +9,8 @@ NumPy version beside it gives the same numbers:
     v = v - pre;  v = v * slope if v < 0;  v = v + post     PReLU, RPReLU (ReActNet, section 4.2)
     v = min(max(v, low), high)                     ReLU, hardtanh
     v = v + residual                               if it comes "after"
-    bit = (v < bounds) xor flip                    the next layer's signs
+    bit = (v < bounds) xor flip                    the next layer's signs,
+    level = round(min(max(v / step, least), most)) or its levels, in {0,1} planes; see `UniformLevels`
 """
 
 import math
@@ -20,8 +21,9 @@ import numpy as np
 
 from bnn_kernels import checks
 from bnn_kernels.bits.tensor import BitTensor, pack_codes, raise_nan, words_for
+from bnn_kernels.bits.uniform import UniformLevels
 from bnn_kernels.compile.jit import inline, jit
-from bnn_kernels.compile.simd import byte, float32x8
+from bnn_kernels.compile.simd import byte, float32x8, int32x8
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.recording import new_flag
 from bnn_kernels.runtime.threads import run_rows
@@ -30,23 +32,23 @@ from bnn_kernels.runtime.workspace import contiguous
 LANES = float32x8.LANES
 
 # Bits of `Epilogue.parts`: which parts there are.
-BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE = 1, 2, 4, 8, 16, 32, 64, 128
+BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE, LEVELS, DIVIDES = (1 << i for i in range(10))
 
 _NO_MAP = np.empty(0, np.float32)
 _NO_BITS = np.empty(0, np.uint8)
 
 
 # Rows of `Epilogue.table`, each one number a lane.
-ROWS = 10
-SCALE, SHIFT, NORM_SCALE, NORM_SHIFT, PRE, SLOPE, POST, LOW, HIGH, BOUNDS = range(ROWS)
+ROWS = 13
+SCALE, SHIFT, NORM_SCALE, NORM_SHIFT, PRE, SLOPE, POST, LOW, HIGH, BOUNDS, FACTOR, LEAST, MOST = range(ROWS)
 
 
 class EpilogueOutput(NamedTuple):
     """Where a kernel's sums go through an epilogue, and what it needs for that.
 
     parts: which parts there are, `BEFORE` to `AFFINE`. table: float32 flat (ROWS, lanes), see `Epilogue.table`. flip:
-    uint8 (lanes / 8,). residual, out: float32 flat (positions, channels). bits: uint8 flat (positions, row_bytes).
-    nan: uint8 (1,), set where a NaN should become a bit.
+    uint8 (lanes / 8,). residual, out: float32 flat (positions, channels). bits: uint8 flat
+    (planes, positions, row_bytes); plane_bytes: of one of them. nan: uint8 (1,), set where a NaN should become a bit.
     """
 
     parts: int
@@ -56,6 +58,8 @@ class EpilogueOutput(NamedTuple):
     residual: np.ndarray
     out: np.ndarray
     bits: np.ndarray
+    planes: int
+    plane_bytes: int
     row_bytes: int
     nan: np.ndarray
 
@@ -66,6 +70,8 @@ class EpilogueAddresses(NamedTuple):
     parts: int
     channels: int
     lanes: int
+    planes: int
+    plane_bytes: int
     row_bytes: int
     table: int
     flip: int
@@ -83,6 +89,8 @@ def addresses(output):
         output.parts,
         output.channels,
         len(output.table) // ROWS,
+        output.planes,
+        output.plane_bytes,
         output.row_bytes,
         output.table.ctypes.data,
         output.flip.ctypes.data,
@@ -136,6 +144,17 @@ def finish_block(y, position, c, left, output):
         byte.store(output.bits, position * output.row_bytes + (c >> 3), signs)
         if bad & live:
             byte.store(output.nan, 0, np.uint64(1))
+    if parts & LEVELS:
+        factor = float32x8.load_from(table, FACTOR * lanes + c)
+        scaled = float32x8.divide(v, factor) if parts & DIVIDES else float32x8.multiply(v, factor)
+        least, most = float32x8.load_from(table, LEAST * lanes + c), float32x8.load_from(table, MOST * lanes + c)
+        level = float32x8.rounded(float32x8.clamp(scaled, least, most))
+        live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+        to = position * output.row_bytes + (c >> 3)
+        for p in range(output.planes):
+            byte.store(output.bits, p * output.plane_bytes + to, int32x8.bit_mask(level, p) & live)
+        if float32x8.unordered(scaled) & live:
+            byte.store(output.nan, 0, np.uint64(1))
     if parts & KEEP:
         if count == 8:
             float32x8.store_to(output.out, at, v)
@@ -163,12 +182,12 @@ def _epilogue_rows(y, output, first, last):
 
 
 class Epilogue:
-    """Affine, residual, activation and next sign of a layer's output, in one pass; see the module for the order.
+    """Affine, residual, activation and next levels of a layer's output, in one pass; see the module for the order.
 
     channels: C. scale, shift, norm_scale, norm_shift, pre, slope, post: float32 (C,) or None. residual: whether a
     second map is added, "before" or "after" the activation. low, high: the ends of a clamp. bounds float32 (C,) with
-    flip bool (C,) or None: also return the signs, bit = (v < bounds) xor flip. ValueError on shapes that do not fit and
-    on NaN.
+    flip bool (C,) or None: also return the signs, bit = (v < bounds) xor flip. levels: also return these levels, if
+    there are no bounds. ValueError on shapes that do not fit and on NaN.
     """
 
     def __init__(
@@ -187,6 +206,7 @@ class Epilogue:
         high: float = np.inf,
         bounds: np.ndarray | None = None,
         flip: np.ndarray | None = None,
+        levels: UniformLevels | None = None,
     ):
         if residual not in (None, "before", "after"):
             raise ValueError(f"residual must be 'before', 'after' or None, got {residual!r}")
@@ -209,6 +229,11 @@ class Epilogue:
             self.flip = checks.exactly(flip, "flip", np.bool_, (self.channels,))
         if flip is not None and bounds is None:
             raise ValueError("flip needs bounds")
+        if levels is not None:
+            checks.instance(levels, UniformLevels, "levels")
+            if bounds is not None:
+                raise ValueError("an epilogue makes signs or levels, not both: give bounds or levels")
+        self.levels = levels
         activation = any(part is not None for part in (pre, slope, post))
         clamps = bool(self.low > -np.inf or self.high < np.inf)
         self.parts = (
@@ -218,12 +243,15 @@ class Epilogue:
             | (ACTIVATION if activation else 0)
             | (CLAMP if clamps else 0)
             | (BITS if bounds is not None else 0)
+            | (0 if levels is None else LEVELS | (DIVIDES if levels.divides else 0))
         )
         # Eight lanes more than there are: a block of filters need not begin at a multiple of eight.
         lanes = -(-self.channels // LANES) * LANES + LANES
         self.table = np.zeros((ROWS, lanes), np.float32)
         norm = (self.norm_scale, self.norm_shift)
-        rows = (self.scale, self.shift, *norm, self.pre, self.slope, self.post, self.low, self.high, self.bounds)
+        rounding = (None, None, None) if levels is None else (levels.factor, levels.low, levels.high)
+        bend = (self.pre, self.slope, self.post)
+        rows = (self.scale, self.shift, *norm, *bend, self.low, self.high, self.bounds, *rounding)
         for row, value in zip(self.table, rows, strict=True):
             row[: self.channels] = 0 if value is None else value
         self.packed_flip = np.packbits(self.flip, bitorder="little")
@@ -235,6 +263,11 @@ class Epilogue:
         if np.isnan(array).any():
             raise ValueError(f"{name} holds a NaN")
         return array
+
+    @property
+    def multipliers(self) -> tuple[int, ...]:
+        """Those of the planes that it makes: of signs, of levels, or none."""
+        return (1,) if self.bounds is not None else () if self.levels is None else self.levels.multipliers
 
     def check(self, shape: tuple[int, ...], residual: np.ndarray | None) -> np.ndarray:
         """Return the residual, flat, of an output of shape (N, H, W, C); ValueError if it does not fit."""
@@ -253,13 +286,14 @@ class Epilogue:
         self, shape: tuple[int, ...], residual: np.ndarray | None, keep: bool
     ) -> tuple[EpilogueOutput, Callable[[], tuple[np.ndarray | None, BitTensor | None]]]:
         """Return where a kernel writes an output of shape (N, H, W, C), and what hands it out afterwards."""
-        if not keep and self.bounds is None:
-            raise ValueError("nothing to compute: neither floats are kept nor bounds given")
+        if not keep and not self.multipliers:
+            raise ValueError("nothing to compute: neither floats are kept nor bounds or levels given")
         rest = self.check(shape, residual)
         floats = new_array(shape, np.float32, "an output") if keep else None
         words = None
-        if self.bounds is not None:
-            size = (1, *shape[:3], words_for(self.channels))
+        planes, row_bytes = len(self.multipliers), words_for(self.channels) * 8
+        if planes:
+            size = (planes, *shape[:3], words_for(self.channels))
             words = new_array(size, np.uint64, "an output", zeros=self.channels % 64 != 0)
         nan = new_flag(raise_nan)
 
@@ -267,18 +301,22 @@ class Epilogue:
             if nan[0]:
                 raise_nan()
             n, h, w, c = shape
-            return floats, None if words is None else BitTensor(words, (n, c, h, w))
+            return floats, None if words is None else self._bits(words, (n, c, h, w))
 
         out = _NO_MAP if floats is None else floats.reshape(-1)
         bits = _NO_BITS if words is None else words.view(np.uint8).reshape(-1)
         parts = self.parts | (KEEP if keep else 0)
-        row_bytes, table = words_for(self.channels) * 8, self.table.reshape(-1)
-        return EpilogueOutput(parts, self.channels, table, self.packed_flip, rest, out, bits, row_bytes, nan), results
+        table, flip = self.table.reshape(-1), self.packed_flip
+        size = (planes, math.prod(shape[:3]) * row_bytes, row_bytes)
+        return EpilogueOutput(parts, self.channels, table, flip, rest, out, bits, *size, nan), results
+
+    def _bits(self, words: np.ndarray, shape: tuple[int, ...]) -> BitTensor:
+        return BitTensor(words, shape, self.levels is None, self.multipliers)
 
     def __call__(
         self, y: np.ndarray, residual: np.ndarray | None = None, keep: bool = True
     ) -> tuple[np.ndarray | None, BitTensor | None]:
-        """Return (float32 (N, H, W, C) or None, signs or None) of y float32 or int32 (N, H, W, C).
+        """Return (float32 (N, H, W, C) or None, signs or levels or None) of y float32 or int32 (N, H, W, C).
 
         keep: whether the floats are wanted. ValueError on shapes that do not fit and on a NaN on its way into bits.
         """
@@ -306,10 +344,11 @@ class Epilogue:
             v = np.minimum(np.maximum(v, self.low), self.high)
         if self.residual == "after":
             v = v + residual
-        if self.bounds is None:
+        if not self.multipliers:
             return v, None
         if np.isnan(v).any():
             raise_nan()
-        words = pack_codes(((v < self.bounds) ^ self.flip).astype(np.uint8), 1)
+        codes = (v < self.bounds) ^ self.flip if self.levels is None else self.levels.codes(v)
+        words = pack_codes(codes.astype(np.uint8), len(self.multipliers))
         n, h, w, c = y.shape
-        return v if keep else None, BitTensor(words, (n, c, h, w))
+        return v if keep else None, self._bits(words, (n, c, h, w))

@@ -267,7 +267,7 @@ class FloatConv2d:
 
         residual: float32 (N, Ho, Wo, O) if the epilogue adds one; keep: whether the floats are wanted.
         """
-        if epilogue.bounds is not None and self.groups > 1 and self.filters % float32x8.LANES:
+        if epilogue.multipliers and self.groups > 1 and self.filters % float32x8.LANES:
             # A byte of signs would belong to two groups.
             floats, _ = self.finish(x, out_size, Epilogue(epilogue.channels))
             assert floats is not None

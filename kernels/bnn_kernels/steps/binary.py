@@ -179,7 +179,7 @@ class BinaryLayer(Step):
         return self.offsets.setdefault((index, shape), Lazy(make))()
 
     def nearby(self, share: float, x: BitTensor, *floats: np.ndarray) -> tuple[BitTensor, BitTensor] | None:
-        if self.output != "float" or not self.finish.signs:
+        if self.output != "float" or not self.finish.bits:
             return None
         return self.finish.nearby(share, self.sums(x, *floats), None if self.finish.residual is None else floats[-1])
 

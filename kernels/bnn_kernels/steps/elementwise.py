@@ -18,7 +18,10 @@ from bnn_kernels.steps.finish import EpilogueFields, Finish
 
 @step
 class Elementwise(Step):
-    """y * scale + shift, batch norm, residual, PReLU with shifts, clamp, signs: each if given, as in `Epilogue`."""
+    """y * scale + shift, batch norm, residual, PReLU with shifts, clamp, bits: each if given, as in `Epilogue`.
+
+    y: floats, or a layer's integers of which levels are made.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Fields(EpilogueFields):
@@ -36,7 +39,8 @@ class Elementwise(Step):
         self.arity = 1 + self.finish.arity
 
     def infer(self, inputs: list[Spec]) -> Spec | tuple[Spec, ...]:
-        need(inputs[0].kind == "float", f"takes floats, got {inputs[0]}")
+        of_integers = inputs[0].kind == "int" and self.finish.levels is not None
+        need(inputs[0].kind == "float" or of_integers, f"takes floats, got {inputs[0]}")
         return self.finish.infer(inputs[0].shape, inputs[1:])
 
     def run(self, x: np.ndarray, residual: np.ndarray | None = None) -> Any:

@@ -204,6 +204,9 @@ def _checked_attribute(name: str, value: Any, kind: Any) -> Any:
         for one in value:
             if not _is_item(one, item):
                 raise PlanError(f"attribute {name!r}: malformed {'term' if of_terms else 'number'} {one!r}")
+    elif get_origin(kind) is dict:
+        if type(value) is not dict:
+            raise PlanError(f"attribute {name!r} must be a dict, got {value!r}")
     elif type(value) is not kind and not (kind is float and type(value) is int):
         raise PlanError(f"attribute {name!r} must be {kind.__name__}, got {value!r}")
     elif kind is float and not abs(value) <= LARGEST_FLOAT:

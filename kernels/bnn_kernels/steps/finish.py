@@ -1,4 +1,4 @@
-"""The epilogue of a step, read from its attributes and tensors: scale, batch norm, residual, activation, signs."""
+"""The epilogue of a step, read from its attributes and tensors: scale, batch norm, residual, activation, bits."""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bnn_kernels.bits.tensor import BitTensor
+from bnn_kernels.bits.uniform import UniformLevels
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.runtime.lazy import Lazy
 from bnn_kernels.steps.base import Spec, Step, need
@@ -17,7 +18,9 @@ from bnn_kernels.steps.fields import Bool, Float32, StepFields
 class EpilogueFields(StepFields):
     """What follows a layer's sums, see `ops.epilogue`; vectors are (channels,).
 
-    keep: whether the floats are handed on. bounds, flip: the signs are handed on too. The scale is the layer's own.
+    keep: whether the floats are handed on. bounds, flip: the signs are handed on too. levels: such evenly spaced levels
+    are handed on too, see `UniformLevels`. exact: they are those that PyTorch computes, though by way of floats: they
+    are made of a layer's integers, and were tried on both sides of every threshold. The scale is the layer's own.
     """
 
     residual: Literal["before", "after"] | None = None
@@ -32,6 +35,8 @@ class EpilogueFields(StepFields):
     post: Float32 | None = None
     bounds: Float32 | None = None
     flip: Bool | None = None
+    levels: dict[str, Any] | None = None
+    exact: bool = False
 
 
 # The names above: those of attributes, and those of tensors.
@@ -49,30 +54,39 @@ def within(share: float, x: np.ndarray) -> np.float32:
     return np.float32(share * np.abs(x, where=np.isfinite(x), out=np.zeros_like(x)).max(initial=0))
 
 
+def levels_of(attribute: dict[str, Any] | None) -> UniformLevels | None:
+    """Return the evenly spaced levels of an attribute, if there is one."""
+    return None if attribute is None else UniformLevels.of(attribute)
+
+
 class Finish:
     """What a step does to its floats before it hands them on: read from its attributes and tensors.
 
     residual: None, "before" or "after" (the step reads one more register then). keep: whether it hands on the floats.
-    signs: whether it hands on bits too. scale, shift: float32 (channels,) that the step reads by itself.
+    bits: whether it hands on signs or levels too. scale, shift: float32 (channels,) that the step reads by itself.
     """
 
     def __init__(self, this: Step, channels: int, scale: np.ndarray | None, shift: np.ndarray | None = None):
         given: EpilogueFields = this.fields
         self.residual, self.keep = given.residual, given.keep
-        self.signs = given.bounds is not None
-        need(self.keep or self.signs, "a step must make floats or bits")
+        signs, self.levels = given.bounds is not None, levels_of(given.levels)
+        need(not signs or self.levels is None, "a step makes signs or levels, not both")
+        need(not given.exact or self.levels is not None, "attribute 'exact' needs levels")
+        self.bits = signs or self.levels is not None
+        need(self.keep or self.bits, "a step must make floats or bits")
         need(given.low <= given.high, "low is above high")
-        names = [name for name in EPILOGUE_TENSORS if name in this.tensors and (self.signs or name != "flip")]
+        names = [name for name in EPILOGUE_TENSORS if name in this.tensors and (signs or name != "flip")]
         parts: dict[str, Any] = {name: this.tensor(name, (channels,)) for name in names}
-        if self.signs:
+        if signs:
             parts["flip"] = this.tensor("flip", (channels,))
         if shift is not None:
             parts["shift"] = shift
         parts |= {"residual": given.residual, "low": float(given.low), "high": float(given.high)}
+        parts["levels"] = self.levels
         self.channels = channels
         self._epilogue = Lazy(lambda: Epilogue(channels, scale=scale, **parts))
         # Nothing to do to the floats themselves.
-        self.is_plain = scale is None and not names and shift is None
+        self.is_plain = scale is None and not names and shift is None and self.levels is None
         self.is_plain = self.is_plain and given.residual is None and given.low == -math.inf and given.high == math.inf
 
     @property
@@ -90,7 +104,10 @@ class Finish:
         need(shape[0] == self.channels, f"takes {self.channels} channels, got {shape}")
         for spec in residual:
             need(spec == Spec("float", shape), f"the residual must be float {shape}, got {spec}")
-        made = [Spec("float", shape)] * self.keep + [Spec("bits", shape)] * self.signs
+        planes = Spec("bits", shape)
+        if self.levels is not None:
+            planes = Spec("bits", shape, False, self.levels.multipliers)
+        made = [Spec("float", shape)] * self.keep + [planes] * self.bits
         return made[0] if len(made) == 1 else tuple(made)
 
     def hand_on(self, floats: np.ndarray | None, bits: Any, flat: bool) -> Any:
@@ -98,18 +115,20 @@ class Finish:
         if flat:
             floats = None if floats is None else floats.reshape(len(floats), self.channels)
             bits = None if bits is None else type(bits)(bits.words, bits.shape[:2], bits.signed, bits.multipliers)
-        return (floats, bits) if self.keep and self.signs else floats if self.keep else bits
+        return (floats, bits) if self.keep and self.bits else floats if self.keep else bits
 
     def nearby(self, share: float, y: np.ndarray, residual: np.ndarray | None) -> tuple[BitTensor, BitTensor] | None:
-        """Return the signs (N, C, H, W) if all finished floats were lower, and higher, by a share of the largest."""
-        if not self.signs:
+        """Return the bits (N, C, H, W) if all finished floats were lower, and higher, by a share of the largest."""
+        if not self.bits:
             return None
         floats, _ = self.epilogue(as_map(y), None if residual is None else as_map(residual))
         assert floats is not None
         rounding = within(share, floats)
-        signs = Epilogue(self.channels, bounds=self.epilogue.bounds, flip=self.epilogue.flip)
-        _, lower = signs(floats - rounding, keep=False)
-        _, higher = signs(floats + rounding, keep=False)
+        bounds = self.epilogue.bounds
+        flip = None if bounds is None else self.epilogue.flip
+        quantize = Epilogue(self.channels, bounds=bounds, flip=flip, levels=self.levels)
+        _, lower = quantize(floats - rounding, keep=False)
+        _, higher = quantize(floats + rounding, keep=False)
         assert lower is not None and higher is not None
         return lower, higher
 

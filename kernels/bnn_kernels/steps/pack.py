@@ -1,6 +1,7 @@
-"""Floats to bits through the thresholds of each channel, and bits to floats."""
+"""Floats to bits, by rounding or through the thresholds of each channel, and bits to floats."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,31 +15,45 @@ from bnn_kernels.bits.tensor import (
     unpack_channels_last,
     unpack_codes,
 )
+from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
 from bnn_kernels.steps.fields import Bool, Float32, StepFields, Uint8
-from bnn_kernels.steps.finish import as_map, within
+from bnn_kernels.steps.finish import as_map, levels_of, within
 
 
 @step
 class Pack(Step):
-    """Float -> bits: level index = #{i : (x >= thresholds[i]) xor flip}; the codes table gives its planes."""
+    """Float -> bits: evenly spaced levels, the same in all channels, or those of thresholds.
+
+    Of these level index = #{i : (x >= thresholds[i]) xor flip}, and the codes table gives its planes.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Fields(StepFields):
         op = "pack"
-        signed: bool
-        multipliers: list[int]
-        thresholds: Float32
-        flip: Bool
-        codes: Uint8
+        levels: dict[str, Any] | None = None
+        signed: bool | None = None
+        multipliers: list[int] | None = None
+        thresholds: Float32 | None = None
+        flip: Bool | None = None
+        codes: Uint8 | None = None
 
     fields: Fields
 
     def build(self) -> None:
-        self.signed = self.fields.signed
-        self.multipliers = check_planes(self.fields.multipliers, self.signed)
+        given = self.fields
+        self.levels = levels_of(given.levels)
+        self.rounding: dict[int, Epilogue] = {}
+        if self.levels is not None:
+            need(set(given.attrs()) == {"levels"} and not self.tensors, "levels need no planes and no thresholds")
+            return
+        need(given.signed is not None, "attribute 'signed' must be bool, got None")
+        need(given.multipliers is not None, "attribute 'multipliers' must be a list, got None")
+        assert given.signed is not None and given.multipliers is not None
+        self.signed = given.signed
+        self.multipliers = check_planes(given.multipliers, self.signed)
         self.thresholds = self.tensor("thresholds", (None, None))
         self.codes = self.tensor("codes", (len(self.thresholds) + 1,))
         self.flip = self.tensor("flip", self.thresholds.shape[1:])
@@ -51,11 +66,15 @@ class Pack(Step):
     def infer(self, inputs: list[Spec]) -> Spec:
         (x,) = inputs
         need(x.kind == "float", f"takes floats, got {x}")
+        if self.levels is not None:
+            return Spec("bits", x.shape, False, self.levels.multipliers)
         need(self.channels in (1, x.shape[0]), f"has thresholds for {self.channels} channels, got {x.shape[0]}")
         return Spec("bits", x.shape, self.signed, self.multipliers)
 
     def run(self, x: np.ndarray) -> BitTensor:
         shape = x.shape if x.ndim == 2 else (x.shape[0], x.shape[3], x.shape[1], x.shape[2])
+        if self.levels is not None:
+            return self.rounded(x, shape)
         thresholds, flip = self.for_channels(shape[1])
         if self.is_sign:
             return pack_by_bounds(as_map(x), shape, thresholds[0], flip)
@@ -64,6 +83,15 @@ class Pack(Step):
     def nearby(self, share: float, x: np.ndarray) -> tuple[BitTensor, BitTensor]:
         rounding = within(share, x)
         return self.run(x - rounding), self.run(x + rounding)
+
+    def rounded(self, x: np.ndarray, shape: tuple[int, ...]) -> BitTensor:
+        """Return evenly spaced levels."""
+        channels = shape[1]
+        if channels not in self.rounding:
+            self.rounding[channels] = Epilogue(channels, levels=self.levels)
+        _, bits = self.rounding[channels](as_map(x), keep=False)
+        assert bits is not None
+        return BitTensor(bits.words, shape, bits.signed, bits.multipliers)
 
     def for_channels(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Return thresholds and directions as the kernels take them, for that many channels."""

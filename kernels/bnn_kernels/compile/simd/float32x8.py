@@ -5,6 +5,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from bnn_kernels.compile.isa import has
 from bnn_kernels.compile.simd.int32x8 import int32x8
 from bnn_kernels.compile.simd.vectors import (
     FLOAT,
@@ -20,7 +21,10 @@ from bnn_kernels.compile.simd.vectors import (
 
 LANES = 8
 _FLOATS = ir.VectorType(FLOAT, LANES)
+_DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
 _INTS = ir.VectorType(I32, LANES)
+# 1.5 * 2^23: added to a float below 2^22 it leaves no bits behind the point, and the sum's last bits are the integer.
+_ROUNDS = 12582912.0
 float32x8 = vector_type("float32x8", _FLOATS)
 
 
@@ -141,9 +145,13 @@ def from_int32(typing, a):
 
 @intrinsic
 def multiply_add(typing, a, b, c):
-    """a * b + c, with one rounding where the CPU can."""
+    """a * b + c, rounded once: where the CPU cannot, in float64, in which the product is exact."""
+    fuses = has("fma") or has("neon")
 
     def emit(context, builder, signature, args):
+        if not fuses:
+            a, b, c = (builder.fpext(part, _DOUBLES) for part in args)
+            return builder.fptrunc(builder.fadd(builder.fmul(a, b), c), _FLOATS)
         kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v8f32"), args)
 
@@ -166,6 +174,32 @@ def subtract(typing, a, b):
 def multiply(typing, a, b):
     """a * b."""
     return float32x8(float32x8, float32x8), lambda context, builder, signature, args: builder.fmul(*args)
+
+
+@intrinsic
+def divide(typing, a, b):
+    """a / b."""
+    return float32x8(float32x8, float32x8), lambda context, builder, signature, args: builder.fdiv(*args)
+
+
+@intrinsic
+def rounded(typing, a):
+    """int32 whose low 16 bits are those of a, rounded to the nearest integer, halves to even; |a| < 2^15."""
+
+    def emit(context, builder, signature, args):
+        return builder.bitcast(builder.fadd(args[0], ir.Constant(_FLOATS, [_ROUNDS] * LANES)), _INTS)
+
+    return int32x8(float32x8), emit
+
+
+@intrinsic
+def unordered(typing, a):
+    """Bit i of the uint64 result: lane i is NaN."""
+
+    def emit(context, builder, signature, args):
+        return builder.zext(builder.bitcast(builder.fcmp_unordered("uno", args[0], args[0]), I8), I64)
+
+    return types.uint64(float32x8), emit
 
 
 @intrinsic

@@ -92,3 +92,16 @@ def below(typing, a, bounds, at):
         return builder.zext(builder.bitcast(builder.icmp_signed("<", args[0], t), I8), I64)
 
     return types.uint64(int32x8, bounds, types.uint64), emit
+
+
+@intrinsic
+def bit_mask(typing, a, place):
+    """Bit i of the uint64 result: the bit of lane i at this place."""
+
+    def emit(context, builder, signature, args):
+        single = builder.shl(ir.Constant(I32, 1), builder.trunc(args[1], I32))
+        bits = builder.and_(args[0], in_all_lanes(builder, single, _INTS))
+        is_set = builder.icmp_unsigned("!=", bits, ir.Constant(_INTS, [0] * LANES))
+        return builder.zext(builder.bitcast(is_set, I8), I64)
+
+    return types.uint64(int32x8, types.int64), emit
