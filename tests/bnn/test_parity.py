@@ -179,14 +179,33 @@ def eight_bits():
 
 
 def changed(packed, index, change):
-    """The same packed network with the tensors of one step changed."""
+    """The same packed network with one step changed."""
     steps = copy.deepcopy(packed.steps)
-    change(steps[index].tensors)
+    change(steps[index])
     return bk.PackedModel(packed.input_shapes, steps, outputs=packed.outputs)
 
 
-def first_pack(packed):
-    return next(i for i, step in enumerate(packed.steps) if step.op == "pack" and step.source == "1.up input")
+def first_levels(packed):
+    return next(i for i, step in enumerate(packed.steps) if "levels" in step.attrs and step.source == "1.up input")
+
+
+def stretch_levels(by):
+    """A change of a step whose levels are evenly spaced: they are farther apart by this factor."""
+
+    def change(step):
+        levels = step.attrs["levels"]
+        step.attrs["levels"] = {**levels, "factor": float(np.float32(levels["factor"] * by))}
+
+    return change
+
+
+def shift_levels(steps):
+    """A change of a step whose levels are evenly spaced: what it reads is higher by a number of levels."""
+
+    def change(step):
+        step.tensors["shift"] = step.tensors["shift"] + np.float32(steps * step.attrs["levels"]["factor"])
+
+    return change
 
 
 def test_levels_of_several_bits_within_rounding_are_counted_apart(eight_bits):
@@ -195,9 +214,8 @@ def test_levels_of_several_bits_within_rounding_are_counted_apart(eight_bits):
     x = images(32, 28, 28, seed=5)
     rows = {row.source: row for row in bnn.check_parity(model, packed, x).steps}
     assert rows["1.up input"].kind == "levels"
-    index = first_pack(packed)
-    # Thresholds moved by less than rounding over many floats: some levels fall on the other side.
-    moved = changed(packed, index, lambda t: t.update(thresholds=t["thresholds"] * np.float32(1 + 4e-6)))
+    # Levels moved by less than rounding over many floats: some fall on the other side.
+    moved = changed(packed, first_levels(packed), stretch_levels(1 + 4e-6))
     report = bnn.check_parity(model, moved, x)
     row = next(row for row in report.steps if row.source == "1.up input")
     assert 0 < row.different == row.explained
@@ -210,30 +228,27 @@ def test_levels_of_several_bits_within_rounding_are_counted_apart(eight_bits):
 
 @pytest.mark.parametrize("steps", [0.05, 1.0, 2.0])
 def test_levels_farther_than_rounding_fail(eight_bits, steps):
-    """Thresholds that are off by a share of a level, or by levels."""
+    """Levels that begin off by a share of a level, or by levels."""
     model, packed = eight_bits
     x = images(8, 28, 28, seed=5)
-    index = first_pack(packed)
-    wrong = changed(
-        packed, index, lambda t: t.update(thresholds=t["thresholds"] + steps * np.diff(t["thresholds"][:2], axis=0))
-    )
+    wrong = changed(packed, first_levels(packed), shift_levels(steps))
     report = bnn.check_parity(model, wrong, x)
     assert report.first_difference.source == "1.up input"
     assert report.first_difference.explained < report.first_difference.different
 
 
 def test_levels_off_by_two_fail():
-    """Codes of the levels two further on: of the floats near a threshold too, none is within rounding."""
+    """Levels much too far apart: most are wrong that are within rounding of none."""
     model, x = linear(input_quantizer=partial(LsqActivation, 4, signed=True)), images(8, 16)
     bnn.calibrate(model, x)
     packed = bnn.convert(model, x)
     index = next(i for i, step in enumerate(packed.steps) if step.op == "pack")
-    wrong = changed(packed, index, lambda t: t.update(codes=np.roll(t["codes"], 2)))
+    wrong = changed(packed, index, stretch_levels(1.5))
     assert bnn.check_parity(model, wrong, x).first_difference.source == "1 input"
 
 
 def test_levels_of_integers_stay_exact():
-    """A threshold on integers that is off by one fails, whatever lies near it."""
+    """Integers that are off by one fail, whatever levels lie near."""
     torch.manual_seed(0)
     given = partial(DoReFaActivation, 3)
     conv = partial(QuantConv2d, 8, 8, 3, weight_quantizer=XnorWeight, input_quantizer=given)
@@ -245,8 +260,8 @@ def test_levels_of_integers_stay_exact():
     assert [row.kind for row in report.steps if row.levels] == ["exact", "exact"]
     steps = copy.deepcopy(packed.steps)
     step = next(s for s in steps if s.source == "3 input")
-    name = "threshold_ends" if "threshold_ends" in step.tensors else "thresholds"
-    step.tensors[name] = step.tensors[name] + 1
+    assert step.attrs["exact"]
+    step.tensors["shift"] = step.tensors["shift"] + step.tensors["scale.0"]
     wrong = bnn.check_parity(model, bk.PackedModel(packed.input_shapes, steps, outputs=packed.outputs), x)
     assert wrong.first_difference.source == "3 input"
     assert wrong.first_difference.kind == "exact"

@@ -26,7 +26,7 @@ class UniformLevels:
 
     def __post_init__(self) -> None:
         factor = checks.number(self.factor, "factor")
-        if not 0 < factor <= np.finfo(np.float32).max or np.float32(factor) != factor:
+        if not 0 < factor <= np.finfo(np.float32).max or float(np.float32(factor)) != factor:
             raise ValueError(f"factor must be a positive float32, got {self.factor!r}")
         if not isinstance(self.divides, bool):
             raise TypeError(f"divides must be True or False, got {self.divides!r}")
