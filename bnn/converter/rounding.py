@@ -25,7 +25,7 @@ FEWEST_LEVELS = 8
 
 @dataclass(frozen=True, eq=False)
 class Rounding:
-    """What makes levels of a value: the form of what lies between, the levels behind it, and both as a step's fields."""
+    """What makes levels of a value: the form of what lies between, the levels, and both as a step's fields."""
 
     form: EpilogueForm
     levels: UniformLevels

@@ -274,12 +274,12 @@ def test_synchronized_batch_norms_count_as_others():
 
 
 def test_a_file_larger_than_the_floats_is_told():
-    """Thresholds of 8-bit levels, one set a channel, take more than the weights they save."""
+    """Thresholds of 8-bit levels, one set a channel, take more than the weights they save; rounding takes nothing."""
     norm = nn.BatchNorm2d(64)
     quantized = partial(
         QuantConv2d, weight_quantizer=partial(LsqWeight, 8), input_quantizer=partial(LsqActivation, 8, signed=True)
     )
-    model = nn.Sequential(nn.Conv2d(3, 64, 1), norm, quantized(64, 8, 1))
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), norm, nn.Sigmoid(), quantized(64, 8, 1))
     images = torch.randn(2, 3, 5, 5)
     model.train()(images)
     trained_like(model, images)
@@ -288,3 +288,6 @@ def test_a_file_larger_than_the_floats_is_told():
         == bnn.convert(model, images).nbytes
         > 4 * bnn.summary(model, (3, 5, 5)).parameters
     )
+    del model[2]
+    summary = bnn.summary(model, (3, 5, 5))
+    assert summary.bytes == bnn.convert(model, images).nbytes < 4 * summary.parameters
