@@ -199,6 +199,15 @@ def stretch_levels(by):
     return change
 
 
+def shift_thresholds(by):
+    """A change of a step with thresholds on floats: they are higher."""
+
+    def change(step):
+        step.tensors["thresholds"] = step.tensors["thresholds"] + np.float32(by)
+
+    return change
+
+
 def shift_levels(steps):
     """A change of a step whose levels are evenly spaced: what it reads is higher by a number of levels."""
 
@@ -342,7 +351,7 @@ def test_levels_of_several_terms_made_by_a_function_have_a_row():
     assert row.source == "2 in values 3:-1.375 1:-0.625 2:0.625 0:1.375"
     assert row.elements == 4096 * 64
     index = next(i for i, step in enumerate(packed.steps) if step.source == row.source)
-    moved = changed(packed, index, lambda t: t.update(thresholds=t["thresholds"] + np.float32(2.5e-5)))
+    moved = changed(packed, index, shift_thresholds(2.5e-5))
     rows = {row.source: row for row in bnn.check_parity(model, moved, x).steps}
     assert 0 < rows[row.source].different == rows[row.source].explained
     assert all(other.ok for other in rows.values())
