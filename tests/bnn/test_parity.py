@@ -355,7 +355,7 @@ def test_levels_of_several_terms_made_by_a_function_have_a_row():
     rows = {row.source: row for row in bnn.check_parity(model, moved, x).steps}
     assert 0 < rows[row.source].different == rows[row.source].explained
     assert all(other.ok for other in rows.values())
-    wrong = changed(packed, index, lambda t: t.update(thresholds=t["thresholds"] + np.float32(1e-2)))
+    wrong = changed(packed, index, shift_thresholds(1e-2))
     assert bnn.check_parity(model, wrong, x).first_difference.source == row.source
 
 
