@@ -54,6 +54,7 @@ import numpy as np
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Step, need, step
+from bnn_kernels.steps.fields import StepFields
 
 
 def cube(x, y):
@@ -64,8 +65,8 @@ def cube(x, y):
 class Cube(Step):
     """The third power."""
 
-    op = "cube"
-    recordable = True
+    class Fields(StepFields):
+        op = "cube"
 
     def infer(self, inputs):
         need(inputs[0].kind == "float", f"takes floats, got {inputs[0]}")
@@ -94,7 +95,7 @@ class Cube(nn.Module):
 
 @register_rule(Cube)
 def cube(build, module, x):
-    return build.step(x, x.shape, step.Cube.op)
+    return build.step(x, x.shape, step.Cube.Fields())
 
 
 class TwinConv(nn.Module):

@@ -54,7 +54,7 @@ def test_a_method_that_fails_is_named_and_costs_no_other(compare, tmp_path, monk
     monkeypatch.setattr(TernaryWeight, "forward", broken)
     done = compare("methods=[twn,fp32]", "seeds=[0]")
     assert done.status == 1
-    assert re.search("twn/[0-9a-f]{8}/seed0: ConfigError", done.err)
+    assert re.search("twn/[0-9a-f]{8}/seed0: RuntimeError", done.err)
     assert "torn" in done.err
     assert [row["method"] for row in json.loads((tmp_path / "table.json").read_text())["rows"]] == ["fp32"]
 

@@ -118,6 +118,8 @@ STEPS: dict[str, type[Step]] = {}
 
 def step(cls: type[Step]) -> type[Step]:
     """Make a step known to plans by the `op` of its fields."""
+    if not hasattr(cls, "Fields"):
+        raise TypeError(f"{cls.__name__} declares no fields: class Fields(StepFields) with its op, see steps.fields")
     cls.op = cls.Fields.op
     STEPS[cls.op] = cls
     return cls
