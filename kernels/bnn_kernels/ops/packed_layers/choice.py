@@ -12,7 +12,8 @@ from bnn_kernels.ops.weights import Weights
 
 # From so many pairs of planes on, products of levels take less time than counts of every pair. Measured with one thread
 # of an Intel Xeon that has VNNI for both widths, best of many calls, against popcounts (AVX-512) and lookups or
-# popcounts (AVX2), means over weights and inputs of so many pairs: products ran so many times as fast.
+# popcounts (AVX2), means over weights and inputs of so many pairs: products ran so many times as fast. Other programs
+# ran at the time, so the second digit is rough.
 #
 #   AVX-512, pairs:                2      3      4      6      8   | AVX2:   2      3      4      6      8
 #   3x3, 64 channels, 14x14      1.0    1.3    1.5    1.9    2.5   |        0.9    1.4    1.3    2.0    2.3
