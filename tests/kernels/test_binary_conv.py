@@ -125,7 +125,7 @@ def check_configuration(c):
     np.testing.assert_array_equal(signs.words, plain_signs.words)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(c=configurations())
 def test_random_configurations(c):
     check_configuration(c)

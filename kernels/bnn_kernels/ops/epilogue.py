@@ -137,23 +137,21 @@ def finish_block(y, position, c, left, output):
         )
     if parts & AFTER:
         v = float32x8.add(v, rest)
-    if parts & BITS:
-        mask, bad = float32x8.below(v, float32x8.load_from(table, BOUNDS * lanes + c))
-        live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-        signs = (mask ^ byte.load(output.flip, c >> 3)) & live
-        byte.store(output.bits, position * output.row_bytes + (c >> 3), signs)
-        if bad & live:
-            byte.store(output.nan, 0, np.uint64(1))
-    if parts & LEVELS:
-        factor = float32x8.load_from(table, FACTOR * lanes + c)
-        scaled = float32x8.divide(v, factor) if parts & DIVIDES else float32x8.multiply(v, factor)
-        least, most = float32x8.load_from(table, LEAST * lanes + c), float32x8.load_from(table, MOST * lanes + c)
-        level = float32x8.rounded(float32x8.clamp(scaled, least, most))
+    if parts & (BITS | LEVELS):  # one branch for what makes neither
         live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
         to = position * output.row_bytes + (c >> 3)
-        for p in range(output.planes):
-            byte.store(output.bits, p * output.plane_bytes + to, int32x8.bit_mask(level, p) & live)
-        if float32x8.unordered(scaled) & live:
+        if parts & BITS:
+            mask, bad = float32x8.below(v, float32x8.load_from(table, BOUNDS * lanes + c))
+            byte.store(output.bits, to, (mask ^ byte.load(output.flip, c >> 3)) & live)
+        else:
+            factor = float32x8.load_from(table, FACTOR * lanes + c)
+            scaled = float32x8.divide(v, factor) if parts & DIVIDES else float32x8.multiply(v, factor)
+            least, most = float32x8.load_from(table, LEAST * lanes + c), float32x8.load_from(table, MOST * lanes + c)
+            level = float32x8.rounded(float32x8.clamp(scaled, least, most))
+            for p in range(output.planes):
+                byte.store(output.bits, p * output.plane_bytes + to, int32x8.bit_mask(level, p) & live)
+            bad = float32x8.unordered(scaled)
+        if bad & live:
             byte.store(output.nan, 0, np.uint64(1))
     if parts & KEEP:
         if count == 8:
