@@ -18,7 +18,12 @@ FORMS = {
     "shorts16": (Form("shorts", 16, 2, 16), "avx512bw"),
     "shorts": (Form("shorts", 8, 2, 16), ""),
 }
-KERNELS = ("popcount", "lookup", "levels", *FORMS)
+# The other widths of the same products are for the slow tests.
+OTHER_WIDTHS = ("vnni8", "shorts16")
+KERNELS = tuple(
+    pytest.param(kernel, marks=pytest.mark.slow) if kernel in OTHER_WIDTHS else kernel
+    for kernel in ("popcount", "lookup", "levels", *FORMS)
+)
 
 
 def holds(form, weights, maps):
