@@ -1,4 +1,4 @@
-"""The one place where kernels get their compiler flags and their cache (`jit_cache`)."""
+"""The one place where kernels get their compiler flags and their cache (`compile.cache`)."""
 
 from collections.abc import Callable
 from typing import Any

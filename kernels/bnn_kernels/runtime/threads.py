@@ -4,7 +4,7 @@ Kernels are compiled without the GIL and take a range of rows. Every row is comp
 split, so results do not depend on the number of threads, and several Python threads may call the same object: one of
 them gets the workers, the others compute alone.
 
-Workers are Python threads that wait inside compiled code (`_fork_join`), so that a kernel of 30 us is worth sharing.
+Workers are Python threads that wait inside compiled code (`fork_join`), so that a kernel of 30 us is worth sharing.
 Those that find no work for a while sleep on a semaphore until the next large kernel.
 """
 

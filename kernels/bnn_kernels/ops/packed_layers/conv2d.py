@@ -73,7 +73,7 @@ class PackedConv2d:
         groups: int = 1,
         pad_value: int = 0,
     ) -> "PackedConv2d":
-        """Build from codes uint8 (O, C/groups, kh, kw), whose bit p is that of plane p, see `bit_planes`."""
+        """Build from codes uint8 (O, C/groups, kh, kw), whose bit p is that of plane p, see `bits.planes`."""
         self = cls.__new__(cls)
         self._build(codes, multipliers, signed, stride, padding, dilation, groups, pad_value)
         return self

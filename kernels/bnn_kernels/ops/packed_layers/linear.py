@@ -35,7 +35,7 @@ class PackedLinear:
 
     @classmethod
     def from_codes(cls, codes: np.ndarray, multipliers: Sequence[int] = (1,), signed: bool = True) -> "PackedLinear":
-        """Build from codes uint8 (O, K), whose bit p is that of plane p, see `bit_planes`."""
+        """Build from codes uint8 (O, K), whose bit p is that of plane p, see `bits.planes`."""
         self = cls.__new__(cls)
         self._build(codes, multipliers, signed)
         return self
