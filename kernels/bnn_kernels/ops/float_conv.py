@@ -3,7 +3,9 @@
 Lanes are filters. A tile of six output positions and sixteen filters keeps its sums in registers; each step loads
 the weights of sixteen filters and takes one input of each position: twelve multiply-adds of eight lanes for eight
 loads, where two loads and two multiply-adds can start in a cycle (with AVX-512 six of sixteen lanes for seven). No
-im2col: a table says how far from the first input of a window each other one lies.
+im2col: a table says how far from the first input of a window each other one lies. A tile takes any six positions, so
+rows of 7 or 14 leave nothing of it empty; sixteen filters see all positions before the next sixteen, so that their
+weights come from the cache.
 """
 
 import functools
@@ -36,25 +38,19 @@ class Geometry(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes of a map with its border, of the output, all positions (n, oy, ox), filters of a group, and the stride."""
+    """Sizes of a convolution.
 
-    height: int
-    width: int
+    image: numbers of an image with its border; positions: (n, oy, ox) in all, per_image: of one image, chunk: of
+    a share of the work; filters, channels, blocks (of 16 filters): of a group.
+    """
+
+    image: int
+    positions: int
+    per_image: int
+    chunk: int
+    filters: int
     channels: int
-    out_height: int
-    out_width: int
-    positions: int
-    groups: int
-    filters: int
-    sy: int
-    sx: int
-
-
-class ProductSizes(NamedTuple):
-    """Sizes of a 1x1 convolution as a product of matrices."""
-
-    positions: int
-    filters: int
+    blocks: int
 
 
 class FrameSizes(NamedTuple):
@@ -68,10 +64,8 @@ class FrameSizes(NamedTuple):
 
 # That of a matrix product.
 POINTWISE = Geometry(1, 1, 1, 1, 0, 0, 1, 1)
-# The map of a 1x1 convolution is one long row of positions, cut into pieces (whole tiles) that stay in the cache.
-PIECE = 8 * 6
-# With no more positions than this, threads share blocks of filters instead of pieces.
-FEW = 6 * PIECE
+# Positions that one share of the work has, about: whole tiles of six.
+CHUNK = 48
 
 
 def filter_lanes(weight: np.ndarray, groups: int) -> np.ndarray:
@@ -93,11 +87,18 @@ def window_offsets(own: int, channels: int, width: int, taps: tuple[int, int, in
     return ((y * dy * width + x * dx) * channels + c).reshape(-1).astype(np.uint64)
 
 
-def _tile(simd: Any) -> Any:
-    """Return the tile with vectors of `float32x16`, or of `float32x8` where no more than eight filters are left."""
+@functools.lru_cache(maxsize=256)
+def window_starts(out: tuple[int, int], strides: tuple[int, int], width: int, channels: int) -> np.ndarray:
+    """Return uint64 (Ho*Wo,): where the windows of an image begin in a map of this width."""
+    y, x = np.ogrid[: out[0], : out[1]]
+    return ((y * strides[0] * width + x * strides[1]) * channels).reshape(-1).astype(np.uint64)
+
+
+def _tiles(simd: Any) -> tuple[Any, Any]:
+    """Return the tiles of six windows and of one, with a vector of filters; each sum has one order, k = 0, 1, ..."""
 
     @inline
-    def tile(x, offsets, at, w, j, sums):
+    def six(x, offsets, at, w, j, sums):
         """Write the products of six windows, which begin at `at`, with a vector of filters to sums (6, 16)."""
         a0, a1, a2, a3, a4, a5 = at
         s0 = s1 = s2 = s3 = s4 = s5 = simd.zero()
@@ -118,82 +119,78 @@ def _tile(simd: Any) -> Any:
         simd.store(sums, np.uint64(64), s4)
         simd.store(sums, np.uint64(80), s5)
 
-    return tile
+    @inline
+    def one(x, offsets, at, w, j, sums):
+        total = simd.zero()
+        for k in range(len(offsets)):
+            total = simd.multiply_add(simd.broadcast(x, at + offsets[k]), simd.load(w, j), total)
+            j += np.uint64(16)
+        simd.store(sums, np.uint64(0), total)
+
+    return six, one
 
 
-_tile_of_sixteen, _tile_of_eight = _tile(float32x16), _tile(float32x8)
-
-
-@inline
-def _finish_tile(x, offsets, start, step, count, w, j, sums, position, c, left, output):
-    """Compute `count` positions, up to six, `step` apart in x, with the block of filters from channel c on.
-
-    left: filters from c on. Places of the tile that are not wanted repeat the last position.
-    """
-    end = count - 1
-    at = (
-        np.uint64(start),
-        np.uint64(start + min(1, end) * step),
-        np.uint64(start + min(2, end) * step),
-        np.uint64(start + min(3, end) * step),
-        np.uint64(start + min(4, end) * step),
-        np.uint64(start + min(5, end) * step),
-    )
-    if left > 8:
-        _tile_of_sixteen(x, offsets, at, w, j, sums)
-    else:
-        _tile_of_eight(x, offsets, at, w, j, sums)
-    for i in range(count):
-        for half in range(2 if left > 8 else 1):
-            value = float32x8.load(sums, np.uint64(i * 16 + half * 8))
-            finish_block(value, position + i, c + half * 8, left - half * 8, output)
+_six_by_sixteen, _one_by_sixteen = _tiles(float32x16)
+_six_by_eight, _one_by_eight = _tiles(float32x8)
 
 
 @jit
-def _conv_rows(x, offsets, w, output, size, first, last):
-    """Rows (n, oy) of an output; the bias is added last, as oneDNN does behind PyTorch.
+def _multiply(x, offsets, w, starts, size, output, first, last):
+    """Shares (blocks of 16 filters over all groups, chunks of positions): a block's weights stay in the cache.
 
-    x float32 flat (N, H, W, C), border included; offsets from `window_offsets`; w flat `filter_lanes`;
-    output: `EpilogueOutput`; size: `Sizes`.
+    x float32 flat (N, H, W, C), border included; offsets from `window_offsets`; w flat `filter_lanes`; starts from
+    `window_starts`; size: `Sizes`; output: `EpilogueOutput`. The bias is added last, as oneDNN does behind PyTorch.
     """
     size = Sizes(*size)
-    channels, ho, wo, filters = size.channels, size.out_height, size.out_width, size.filters
-    blocks = (filters + 15) // 16
-    own = channels // size.groups
+    chunks = (size.positions + size.chunk - 1) // size.chunk
     sums = np.zeros(96, np.float32)
+    begin = np.empty(size.chunk, np.uint64)
     ready = addresses(output)
-    for row in range(first, last):
-        n = row // ho
-        oy = row - n * ho
-        here = min(wo, size.positions - row * wo)
-        for block in range(size.groups * blocks):
-            g = block // blocks
-            f = (block - g * blocks) * 16
-            j = np.uint64(block * len(offsets) * 16)
-            start = (n * size.height + oy * size.sy) * size.width * channels + g * own
-            step = size.sx * channels
-            for ox in range(0, here, 6):
-                count = min(6, here - ox)
-                c, position = g * filters + f, row * wo + ox
-                _finish_tile(x, offsets, start + ox * step, step, count, w, j, sums, position, c, filters - f, ready)
-
-
-@jit
-def _product_blocks(x, offsets, w, output, size, first, last):
-    """Blocks of sixteen filters of a 1x1 convolution: the weights of a block stay in the cache, positions pass by.
-
-    x float32 flat (positions, C); size: `ProductSizes`; the rest as in `_conv_rows`.
-    """
-    size = ProductSizes(*size)
-    positions, channels = size.positions, len(offsets)
-    sums = np.zeros(96, np.float32)
-    ready = addresses(output)
-    for block in range(first, last):
-        j = np.uint64(block * channels * 16)
-        c = block * 16
-        for p in range(0, positions, 6):
-            count = min(6, positions - p)
-            _finish_tile(x, offsets, p * channels, channels, count, w, j, sums, p, c, size.filters - c, ready)
+    for share in range(first, last):
+        block = share // chunks
+        g = block // size.blocks
+        f = (block - g * size.blocks) * 16
+        left = size.filters - f
+        j = np.uint64(block * len(offsets) * 16)
+        start = (share - block * chunks) * size.chunk
+        count = min(size.chunk, size.positions - start)
+        n = start // size.per_image
+        place = start - n * size.per_image
+        for i in range(count):
+            begin[i] = np.uint64(n * size.image + g * size.channels) + starts[place]
+            place += 1
+            if place == size.per_image:
+                place = 0
+                n += 1
+        i = 0
+        while i < count:
+            # A last tile of fewer than six positions begins earlier; a single one left is cheaper by itself.
+            tile = i if i == count - 1 else max(0, min(i, count - 6))
+            if i == count - 1:
+                if left > 8:
+                    _one_by_sixteen(x, offsets, begin[i], w, j, sums)
+                else:
+                    _one_by_eight(x, offsets, begin[i], w, j, sums)
+            else:
+                end = count - 1
+                at = (
+                    begin[tile],
+                    begin[min(tile + 1, end)],
+                    begin[min(tile + 2, end)],
+                    begin[min(tile + 3, end)],
+                    begin[min(tile + 4, end)],
+                    begin[min(tile + 5, end)],
+                )
+                if left > 8:
+                    _six_by_sixteen(x, offsets, at, w, j, sums)
+                else:
+                    _six_by_eight(x, offsets, at, w, j, sums)
+            to = min(tile + 6, count)
+            for k in range(i, to):
+                for half in range(2 if left > 8 else 1):
+                    value = float32x8.load(sums, np.uint64((k - tile) * 16 + half * 8))
+                    finish_block(value, start + k, g * size.filters + f + half * 8, left - half * 8, ready)
+            i = to
 
 
 @jit
@@ -247,7 +244,6 @@ class FloatConv2d:
         self._steps = lanes.shape[1] * lanes.shape[2] * groups
         self._lanes = lanes.reshape(-1)
         self._plain = Epilogue(weight.shape[0], shift=bias)
-        self._is_pointwise = self.geometry == POINTWISE
 
     def __call__(self, x: np.ndarray, out_size: tuple[int, int]) -> np.ndarray:
         """Return float32 (N, Ho, Wo, O) of a map whose output has this size."""
@@ -280,15 +276,13 @@ class FloatConv2d:
         if py or px:
             x = framed(x, py, px, self.pad)
             h, w = x.shape[1:3]
-        if self._is_pointwise:
-            h, w, ho, wo = 1, PIECE, 1, PIECE
         offsets = window_offsets(c // self.groups, c, w, (kh, kw, dy, dx))
-        given = (x.reshape(-1), offsets, self._lanes, tuple(output))
-        work = positions * self._steps * 2
-        if self._is_pointwise and self.groups == 1 and positions <= FEW:
-            # Too few pieces of the map for several threads, and blocks of filters are as good.
-            run_rows(_product_blocks, -(-self.filters // BLOCK), work, *given, (positions, self.filters))
-        else:
-            size = (h, w, c, ho, wo, positions, self.groups, self.filters, sy, sx)
-            run_rows(_conv_rows, -(-positions // wo), work, *given, size)
+        starts = window_starts((ho, wo), (sy, sx), w, c)
+        chunks = max(1, positions // CHUNK)
+        chunk = -(-positions // (6 * chunks)) * 6
+        blocks = -(-self.filters // BLOCK)
+        size = (h * w * c, positions, ho * wo, chunk, self.filters, c // self.groups, blocks)
+        shares = self.groups * blocks * -(-positions // max(1, chunk))
+        given = (x.reshape(-1), offsets, self._lanes, starts, size, tuple(output))
+        run_rows(_multiply, shares, positions * self._steps * 2, *given)
         return results()
