@@ -13,7 +13,7 @@ from torch import nn
 
 import bnn
 from bnn.converter import ConversionError
-from bnn.layers import QuantConv2d, QuantLinear
+from bnn.layers import QuantConv1d, QuantConv2d, QuantLinear
 from bnn.models import DigitsCNN, LeNet5
 from bnn.quantizers import (
     DoReFaActivation,
@@ -338,4 +338,4 @@ def test_sums_beyond_32_bits_are_refused():
     """255 * 255 * 33,025 is the last multiple that int32 holds: the converter asks the kernels for the limit."""
     eight = {"weight_quantizer": partial(DoReFaWeight, bits=8), "input_quantizer": partial(DoReFaActivation, bits=8)}
     with pytest.raises(ConversionError, match="can overflow int32"):
-        bnn.convert(QuantLinear(33_026, 1, bias=False, **eight).eval(), torch.rand(2, 33_026))
+        bnn.convert(QuantConv1d(2, 1, 16_513, bias=False, **eight).eval(), torch.rand(2, 2, 16_513))

@@ -80,15 +80,15 @@ def test_bytes_are_those_of_the_packed_file(kind, tmp_path):
     assert 0 < (tmp_path / "packed.safetensors").stat().st_size - packed.nbytes < 1000 * len(packed.steps)
 
 
-@pytest.mark.parametrize("kind", [LeNet5, VGGSmall, ResNet20])
 @pytest.mark.parametrize(
-    ("weight", "given"),
+    ("kind", "weight", "given"),
     [
-        (partial(DoReFaWeight, 2), partial(DoReFaActivation, 2)),
-        (partial(DoReFaWeight, 4), partial(DoReFaActivation, 4)),
-        (TernaryWeight, FullPrecision),
-        (XnorWeight, FullPrecision),
-        (FullPrecision, FullPrecision),
+        (LeNet5, partial(DoReFaWeight, 2), partial(DoReFaActivation, 2)),
+        (ResNet20, partial(DoReFaWeight, 2), partial(DoReFaActivation, 2)),
+        (VGGSmall, partial(DoReFaWeight, 4), partial(DoReFaActivation, 4)),
+        (LeNet5, TernaryWeight, FullPrecision),
+        (ResNet20, XnorWeight, FullPrecision),
+        (VGGSmall, FullPrecision, FullPrecision),
     ],
 )
 def test_bytes_of_other_precisions(kind, weight, given):

@@ -8,25 +8,29 @@ import sys
 
 import pytest
 
-# Compiles the kernel afresh (cached machine code cannot be looked into), takes LLVM's text without what names this CPU
-# or only exists on x86 (the count of references, of no interest here), and prints the assembly for another.
+# Compiles the kernels afresh (machine code from a cache cannot be looked into), takes LLVM's text without what names
+# this CPU or only exists on x86 (the count of references, of no interest here), and prints the assembly for another.
 PROGRAM = """
 import re, sys
 import numpy as np, bnn_kernels as bk, llvmlite.binding as llvm
+from numba.core.caching import NullCache
 from bnn_kernels.ops.binary_conv.popcount import PopcountPath, popcount_kernel
 from bnn_kernels.ops import outputs
 from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.products import ProductPath, product_kernel
 from bnn_kernels.ops.packed_layers import choice
 conv = bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32), padding=1)
+shorts = Form("shorts", 8, 2, 16)
+kernels = popcount_kernel(outputs.IntOutput, True, True), product_kernel(outputs.IntOutput, shorts)
+for kernel in kernels:
+    kernel._cache = NullCache()
 choice.path_for = PopcountPath
 bits = bk.pack(np.ones((1, 64, 6, 6), np.float32))
 conv(bits)
-shorts = Form("shorts", 8, 2, 16)
 choice.path_for = lambda *given: ProductPath(*given, shorts)
 bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32), padding=1)(bits)
 texts = []
-for kernel in (popcount_kernel(outputs.IntOutput, True, True), product_kernel(outputs.IntOutput, shorts)):
+for kernel in kernels:
     text = kernel.inspect_llvm(kernel.signatures[0])
     text = re.sub(r'"target-(cpu|features)"="[^"]*"', "", text)
     text = re.sub(r"(?m)^target (triple|datalayout) = .*$", "", text)
@@ -104,12 +108,9 @@ MACHINES = {
 
 
 @pytest.fixture(scope="module")
-def assemblies(tmp_path_factory):
-    environment = {**os.environ, "BNN_KERNELS_CACHE": str(tmp_path_factory.mktemp("cache"))}
+def assemblies():
     machines = [machine for machine, _ in MACHINES.values()]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *machines], capture_output=True, text=True, env=environment, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *machines], capture_output=True, text=True, check=True)
     return dict(zip(MACHINES, done.stdout.split("=====\n"), strict=False))
 
 

@@ -73,7 +73,8 @@ def test_a_warmed_model_compiles_nothing(tmp_path):
 
 
 def test_a_cache_that_cannot_be_filled_is_said(tmp_path):
-    small_model().save(tmp_path / "model.safetensors")
+    linear = bk.StepSpec("float_linear", ["x"], ["y"], {"shape": [3, 4]}, {"weight": np.ones((3, 4), np.float32)})
+    bk.PackedModel((4,), [linear]).save(tmp_path / "model.safetensors")
     (tmp_path / "cache").write_text("x")
     environment = {**os.environ, "BNN_KERNELS_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "bnn_kernels", "warm", str(tmp_path / "model.safetensors"), "--batch", "1"]
