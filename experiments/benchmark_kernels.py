@@ -22,6 +22,7 @@ KINDS = {
     "ternary": ((-1, 0, 1), (1, -1), False),
     "2 bits": (tuple(range(4)), (1, 2), False),
     "4 bits": (tuple(range(16)), (1, 2, 4, 8), False),
+    "8 bits": (tuple(range(256)), tuple(1 << p for p in range(8)), False),
 }
 
 
@@ -60,7 +61,8 @@ class Layer:
         geometry: dict[str, Any] = {} if linear else {"stride": self.stride, "padding": self.kernel // 2}
         make = bk.PackedLinear if linear else bk.PackedConv2d
         self.layer = make.from_levels(weight, w_planes, w_signed, **geometry)
-        arguments = (torch.from_numpy(levels.astype(np.float32)), torch.from_numpy(weight.astype(np.float32)))
+        # In doubles: sums of 8 bits times 8 pass the integers that floats hold.
+        arguments = (torch.from_numpy(levels.astype(np.float64)), torch.from_numpy(weight.astype(np.float64)))
         if linear:
             expected = torch.nn.functional.linear(*arguments)
             self.reference: Any = torch.nn.Linear(self.channels, self.filters, bias=False)

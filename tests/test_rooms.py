@@ -29,6 +29,9 @@ ALLOWED = {
         "bnn_kernels",
         "paper_figures",
         "openvino",
+        "nncf",
+        "onnx",
+        "onnxruntime",
         "filelock",
     },
     "paper_figures": {"numpy", "matplotlib", "bnn", "torch"},  # torch for the curves of quantizers

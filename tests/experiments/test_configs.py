@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from bnn.training import Scheduling
 from experiments import cli
 from experiments.benchmark_kernels import KINDS
+from experiments.widths import Width
 
 GROUPS = ("data", "model", "quantizer", "optimizer", "scheduler", "experiment")
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((cli.CONFIGS / group).glob("*.yaml"))]
@@ -52,7 +53,7 @@ def test_quantizers_say_what_they_are(name):
 # Command: the modules that read its config. `_read` finds what they ask of it.
 READERS = {
     "activation_memory": ("activation_memory", "steps"),
-    "benchmark": ("benchmark", "benchmark_kernels", "benchmark_networks"),
+    "benchmark": ("benchmark", "benchmark_kernels", "benchmark_networks", "benchmark_widths"),
     "collect": ("collect",),
     "compare_methods": ("compare_methods",),
     "convert": ("convert",),
@@ -95,6 +96,17 @@ def test_suites_compose(suite):
         assert {"in", "out", "size", "kernel"} <= set(spec)
         assert set(spec) <= {"in", "out", "size", "kernel", "stride", "batch", "weights", "inputs"}
         assert {spec.get("weights", "signs"), spec.get("inputs", "signs")} <= set(KINDS)
+
+
+@pytest.mark.parametrize("suite", ["widths", "network_widths"])
+def test_suites_of_widths_compose(suite):
+    config = compose("benchmark", [f"suite={suite}"])
+    widths = [Width.parse(width) for width in config.widths]
+    # Those of the figure, and weights alone.
+    assert {"1/1", "t/1", "1/2", "2/2", "t/2", "4/4", "4/8", "8/8", "1/8", "t/8"} <= set(config.widths)
+    assert any(width.inputs == "32" and width.weights != "32" for width in widths)
+    assert bool(config.networks) == (suite == "network_widths") != bool(config.layers)
+    assert {("model", name) for name in config.networks} <= set(CHOICES)
 
 
 def test_the_networks_suite_names_models_and_quantizers():
