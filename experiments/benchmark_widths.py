@@ -8,6 +8,8 @@ not depend on training, so weights are random and ranges are those of random ima
 """
 
 import contextlib
+import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -28,28 +30,37 @@ from experiments.timing import Timing, in_turn, set_threads
 from experiments.widths import Width, rises
 
 Row = dict[str, Any]
-CALIBRATION = 32  # images for quantizers and statistics of batch norm, at least
+CALIBRATION = 16  # images for quantizers and statistics of batch norm, at least
 
 
 class Subject:
     """What is timed at all widths. make(weight_quantizer=..., input_quantizer=...) returns its PyTorch network.
 
-    shape: of one input, without the batch.
+    batches: numbers of images a call. shape: of one input, without the batch.
     """
 
-    def __init__(self, name: str, batch: int, shape: tuple[int, ...], make: Callable[..., Any], twin: Any):
+    def __init__(self, name: str, batches: list[int], shape: tuple[int, ...], make: Callable[..., Any], twin: Any):
         import torch
 
         torch.manual_seed(0)
-        self.name, self.batch = name, batch
+        self.name, self.batches = name, batches
         self._make = make
-        count = -(-CALIBRATION // batch) * batch
-        self.calibration = torch.randn(count, *shape)
-        self.images = self.calibration[:batch].contiguous()
+        common = math.lcm(*batches)  # whole batches of every size
+        self.calibration = torch.randn(-(-CALIBRATION // common) * common, *shape)
         self.twin = _ready(twin, self.calibration)
+        self._packed: dict[Width, tuple[Any, Row]] = {}
 
-    def packed(self, width: Width) -> tuple[Callable[[], Any], Row]:
-        """Return the packed network on its images, and its file's bytes and kernels; RuntimeError if it is wrong."""
+    def images(self, batch: int) -> Any:
+        """Return a batch, a tensor."""
+        return self.calibration[:batch].contiguous()
+
+    def packed(self, width: Width) -> tuple[Any, Row]:
+        """Return the packed network, and its file's bytes and its kernels; RuntimeError if it answers wrongly."""
+        if width not in self._packed:
+            self._packed[width] = self._convert(width)
+        return self._packed[width]
+
+    def _convert(self, width: Width) -> tuple[Any, Row]:
         import torch
 
         import bnn
@@ -57,15 +68,11 @@ class Subject:
         torch.manual_seed(0)
         model = _ready(self._make(**width.quantizers()), self.calibration)
         with _kernels_taken() as kernels:
-            packed = bnn.convert(model, self.images)
-            report = bnn.check_parity(model, packed, self.images)
+            packed = bnn.convert(model, self.images(2))
+            report = bnn.check_parity(model, packed, self.images(2))
         if report.first_difference is not None:
             raise RuntimeError(f"{self.name} at {width.name} is wrong, so there is nothing to time:\n{report}")
-        # Channels last, as those peers get them that are the faster for it.
-        array = self.images.numpy()
-        if array.ndim == 4 and array.shape[1] > 3:
-            array = np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-        return lambda: packed(array), {"width": width.name, "nbytes": packed.nbytes, "kernels": sorted(set(kernels))}
+        return packed, {"width": width.name, "nbytes": packed.nbytes, "kernels": sorted(set(kernels))}
 
 
 @contextlib.contextmanager
@@ -107,13 +114,17 @@ def _ready(model: Any, images: Any) -> Any:
 
 
 def layer_subject(spec: dict[str, Any]) -> Subject:
-    """Return a layer between two batch norms. spec: in, out, size (0: a linear layer), kernel, stride, batch."""
+    """Return a layer between two batch norms.
+
+    spec: in, out, size (0: a linear layer), kernel, and optionally stride and batch, a number or several.
+    """
     from torch import nn
 
     from bnn.layers import QuantConv2d, QuantLinear
 
     channels, filters, size, kernel = (int(spec[key]) for key in ("in", "out", "size", "kernel"))
-    stride, batch = int(spec.get("stride", 1)), int(spec.get("batch", 1))
+    stride, batch = int(spec.get("stride", 1)), spec.get("batch", 1)
+    batches = [int(batch)] if isinstance(batch, int | str) else [int(count) for count in batch]
     norm: Any = nn.BatchNorm2d if size else nn.BatchNorm1d
     sizes = (channels, filters, kernel, stride, kernel // 2) if size else (channels, filters)
     kinds: tuple[Any, Any] = (QuantConv2d, nn.Conv2d) if size else (QuantLinear, nn.Linear)
@@ -125,10 +136,10 @@ def layer_subject(spec: dict[str, Any]) -> Subject:
         name = f"conv {channels}->{filters} {size}x{size} {kernel}x{kernel}" + (f" stride {stride}" * (stride > 1))
     else:
         name = f"linear {channels}->{filters}"
-    return Subject(name, batch, (channels, size, size) if size else (channels,), make, make(kinds[1]))
+    return Subject(name, batches, (channels, size, size) if size else (channels,), make, make(kinds[1]))
 
 
-def network_subject(name: str, batch: int) -> Subject:
+def network_subject(name: str, batches: list[int]) -> Subject:
     """Return a network of the zoo by the name of its config."""
     config = compose("benchmark", [f"model={name}", "quantizer=fp32"]).model
 
@@ -136,13 +147,12 @@ def network_subject(name: str, batch: int) -> Subject:
         return instantiate(config, _convert_="object", **quantizers)
 
     twin = make()
-    return Subject(type(twin).__name__, batch, tuple(twin.input_shape), make, twin)
+    return Subject(type(twin).__name__, batches, tuple(twin.input_shape), make, twin)
 
 
 def _subjects(config: DictConfig) -> Iterator[Callable[[], Subject]]:
     for name in config.networks:
-        for batch in config.batch_sizes:
-            yield partial(network_subject, name, batch)
+        yield partial(network_subject, name, list(config.batch_sizes))
     plain = [dict(zip(("in", "out", "size", "kernel"), entry, strict=True)) for entry in config.layers]
     for spec in [*plain, *map(dict, config.variants)]:
         yield partial(layer_subject, spec)
@@ -154,7 +164,7 @@ def _described(timing: Timing) -> Row:
     return {name: round(seconds * 1e6, 1) for name, seconds in names.items()} | {"calls": timing.calls}
 
 
-def measure(subject: Subject, widths: Sequence[Width], threads: int, config: DictConfig) -> Row:
+def measure(subject: Subject, widths: Sequence[Width], batch: int, threads: int, config: DictConfig) -> Row:
     """Return all times of a subject in microseconds, and ratios to PyTorch's eager FP32 in its better layout."""
     import torch
 
@@ -162,20 +172,26 @@ def measure(subject: Subject, widths: Sequence[Width], threads: int, config: Dic
     from experiments.network_peers import has_openvino, make_peers
 
     count = set_threads(threads)
-    row: Row = {"name": subject.name, "batch": subject.batch, "threads": count, "left_out": {}}
+    images = subject.images(batch)
+    # Channels last, as those peers get them that are the faster for it; the three of an image lie as images do.
+    array = images.numpy()
+    if array.ndim == 4 and array.shape[1] > 3:
+        array = np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    row: Row = {"name": subject.name, "batch": batch, "threads": count, "left_out": {}}
     sides: dict[str, Callable[[], Any]] = {}
     facts: dict[str, Row] = {}
     for width in widths:
-        sides[width.name], facts[width.name] = subject.packed(width)
+        packed, facts[width.name] = subject.packed(width)
+        sides[width.name] = partial(packed, array)
     with torch.inference_mode():
-        peers = make_peers(subject.twin, subject.images, count, has_openvino())
+        peers = make_peers(subject.twin, images, count, has_openvino())
     if "openvino" not in peers:
         row["left_out"]["openvino"] = "openvino not installed: pip install 'bitplanes[peers]'"
     for name in NEEDED:
         reason = missing(name)
         if reason is None:
             try:
-                peer = make_int8_peer(name, subject.twin, subject.images, subject.calibration, count)
+                peer = make_int8_peer(name, subject.twin, images, subject.calibration, count)
             except RuntimeError as error:  # also of the engines
                 reason = str(error).strip().splitlines()[0]
             else:
@@ -243,14 +259,14 @@ def task(config: DictConfig) -> None:
     rows: list[Row] = []
     command = this_command()
     with Progress(transient=True) as progress:
-        bar = progress.add_task("", total=len(subjects) * len(config.threads))
+        bar = progress.add_task("", total=len(subjects))
         for make in subjects:
             progress.update(bar, description="converting")
             subject = make()
-            for threads in config.threads:
-                progress.update(bar, description=f"timing {subject.name}, threads {threads}")
-                rows.append(measure(subject, widths, threads, config))
-                progress.advance(bar)
+            for batch, threads in itertools.product(subject.batches, config.threads):
+                progress.update(bar, description=f"timing {subject.name}, batch {batch}, threads {threads}")
+                rows.append(measure(subject, widths, batch, threads, config))
+            progress.advance(bar)
             origin = provenance() | {"kernels": bk.cpu_features()}
             origin["versions"] = {**origin["versions"], **versions()}
             if config.output is not None:  # after each subject: a run of all takes long

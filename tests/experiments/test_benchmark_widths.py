@@ -40,9 +40,13 @@ def measured(command, file, *arguments):
 
 @pytest.mark.usefixtures("_no_peers")
 def test_layers_at_all_widths(command, tmp_path):
-    variants = "variants=[{in: 16, out: 8, size: 0, kernel: 1, batch: 3}]"
+    variants = "variants=[{in: 16, out: 8, size: 0, kernel: 1, batch: [3, 2]}]"
     rows, said = measured(command, tmp_path / "widths.json", "suite=widths", "layers=[[8,8,5,3]]", variants)
-    assert [(row["name"], row["batch"]) for row in rows] == [("conv 8->8 5x5 3x3", 1), ("linear 16->8", 3)]
+    assert [(row["name"], row["batch"]) for row in rows] == [
+        ("conv 8->8 5x5 3x3", 1),
+        ("linear 16->8", 3),
+        ("linear 16->8", 2),
+    ]
     # Weights of 8 bits take eight times those of one, of four bits behind floats half of that.
     one, eight, four = (rows[0]["widths"][i]["nbytes"] for i in (0, 2, 3))
     assert eight - one == pytest.approx(7 * 8 * 8 * 9 / 8, abs=200)
