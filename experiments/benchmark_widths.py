@@ -30,7 +30,7 @@ from experiments.timing import Timing, in_turn, set_threads
 from experiments.widths import Width, rises
 
 Row = dict[str, Any]
-CALIBRATION = 16  # images for quantizers and statistics of batch norm, at least
+CALIBRATION = 8  # images for quantizers and statistics of batch norm, at least
 
 
 class Subject:
