@@ -209,3 +209,19 @@ def test_bytes_of_eight_bits():
     weights = sum(9 * a * b for a, b in widths) + 864 * 40
     channels = sum(b for _, b in widths) + 40
     assert weights < packed.nbytes <= 1.02 * (weights + 16 * channels)
+
+
+def test_the_file_of_a_network_of_eight_bits(tmp_path):
+    """VGG-small with 8/8 layers: first and last layer of floats, four floats a channel, a header, and the weights."""
+    layers = {"weight_quantizer": partial(LsqWeight, 8), "input_quantizer": partial(LsqActivation, 8, signed=True)}
+    model = bnn.models.VGGSmall(**layers, width=0.5)
+    x = images(4, *model.input_shape)
+    bnn.models.trained_like(bnn.calibrate(model, x), x)
+    bnn.convert(model, x).save(tmp_path / "packed.safetensors")
+    kinds = (nn.Conv2d, nn.Linear)
+    sizes = {
+        m: (4 - 3 * hasattr(m, "weight_quantizer")) * m.weight.numel() for m in model.modules() if isinstance(m, kinds)
+    }
+    assert sorted(set(size // m.weight.numel() for m, size in sizes.items())) == [1, 4]
+    weights, channels = sum(sizes.values()), sum(len(m.weight) for m in sizes)
+    assert weights < (tmp_path / "packed.safetensors").stat().st_size <= 1.02 * (weights + 16 * channels)
