@@ -84,8 +84,10 @@ def curves(quantizer: Quantizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if quantizer.elementwise:
         (gradient,) = torch.autograd.grad(differentiable.sum(), x)
     else:
-        rows = [torch.autograd.grad(one, x, retain_graph=True)[0][0, i] for i, one in enumerate(differentiable[0])]
-        gradient = torch.stack(rows)[None]
+        # Each output's gradient to all inputs, in one batched call; of these, the one to its own input.
+        each = torch.eye(POINTS, dtype=x.dtype)[:, None]
+        (rows,) = torch.autograd.grad(differentiable, x, each, is_grads_batched=True)
+        gradient = rows[:, 0].diagonal()[None]
     return x[0].detach().numpy(), y[0].detach().numpy(), gradient[0].numpy()
 
 
