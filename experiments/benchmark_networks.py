@@ -48,7 +48,7 @@ class Network:
         torch.manual_seed(0)
         model = instantiate(config.model, _convert_="object")
         self.images = torch.randn(max(batch, CHECKED), *model.input_shape)
-        bnn.models.trained_like(model, self.images[:CHECKED])
+        bnn.models.trained_like(bnn.calibrate(model, self.images[:CHECKED]), self.images[:CHECKED])
         packed = bnn.convert(model, self.images)
         report = bnn.check_parity(model, packed, self.images[:CHECKED])
         if report.first_difference is not None:
