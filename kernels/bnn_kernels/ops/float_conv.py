@@ -9,6 +9,7 @@ weights come from the cache.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, float32x16
 from bnn_kernels.ops.epilogue import Epilogue, addresses, finish_block
+from bnn_kernels.ops.few_bit_weight import FewBitWeight, expand
 from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
@@ -134,63 +136,78 @@ _six_by_sixteen, _one_by_sixteen = _tiles(float32x16)
 _six_by_eight, _one_by_eight = _tiles(float32x8)
 
 
-@jit
-def _multiply(x, offsets, w, starts, size, output, first, last):
-    """Shares (blocks of 16 filters over all groups, chunks of positions): a block's weights stay in the cache.
+@functools.cache
+def multiply_kernel(expands: bool) -> Any:
+    """Return the kernel for weights as float32 flat `filter_lanes`, or as `few_bit_weight.Packed`, which it expands."""
 
-    x float32 flat (N, H, W, C), border included; offsets from `window_offsets`; w flat `filter_lanes`; starts from
-    `window_starts`; size: `Sizes`; output: `EpilogueOutput`. The bias is added last, as oneDNN does behind PyTorch.
-    """
-    size = Sizes(*size)
-    chunks = (size.positions + size.chunk - 1) // size.chunk
-    sums = np.zeros(96, np.float32)
-    begin = np.empty(size.chunk, np.uint64)
-    ready = addresses(output)
-    for share in range(first, last):
-        block = share // chunks
-        g = block // size.blocks
-        f = (block - g * size.blocks) * 16
-        left = size.filters - f
-        j = np.uint64(block * len(offsets) * 16)
-        start = (share - block * chunks) * size.chunk
-        count = min(size.chunk, size.positions - start)
-        n = start // size.per_image
-        place = start - n * size.per_image
-        for i in range(count):
-            begin[i] = np.uint64(n * size.image + g * size.channels) + starts[place]
-            place += 1
-            if place == size.per_image:
-                place = 0
-                n += 1
-        i = 0
-        while i < count:
-            # A last tile of fewer than six positions begins earlier; a single one left is cheaper by itself.
-            tile = i if i == count - 1 else max(0, min(i, count - 6))
-            if i == count - 1:
-                if left > 8:
-                    _one_by_sixteen(x, offsets, begin[i], w, j, sums)
-                else:
-                    _one_by_eight(x, offsets, begin[i], w, j, sums)
+    def multiply(x, offsets, weights, per_word, starts, size, output, first, last):
+        """Shares (blocks of 16 filters over all groups, chunks of positions): a block's weights stay in the cache.
+
+        x float32 flat (N, H, W, C), border included; offsets from `window_offsets`; starts from `window_starts`;
+        per_word: weights to a word of few bits; size: `Sizes`; output: `EpilogueOutput`. The bias is added last, as
+        oneDNN does behind PyTorch.
+        """
+        size = Sizes(*size)
+        chunks = (size.positions + size.chunk - 1) // size.chunk
+        sums = np.zeros(96, np.float32)
+        begin = np.empty(size.chunk, np.uint64)
+        ready = addresses(output)
+        opened = np.empty(len(offsets) * 16 if expands else 0, np.float32)
+        last_block = -1
+        for share in range(first, last):
+            block = share // chunks
+            g = block // size.blocks
+            f = (block - g * size.blocks) * 16
+            left = size.filters - f
+            if expands:
+                if block != last_block:
+                    expand(weights, block, len(offsets), per_word, opened)
+                    last_block = block
+                w, j = opened, np.uint64(0)
             else:
-                end = count - 1
-                at = (
-                    begin[tile],
-                    begin[min(tile + 1, end)],
-                    begin[min(tile + 2, end)],
-                    begin[min(tile + 3, end)],
-                    begin[min(tile + 4, end)],
-                    begin[min(tile + 5, end)],
-                )
-                if left > 8:
-                    _six_by_sixteen(x, offsets, at, w, j, sums)
+                w, j = weights, np.uint64(block * len(offsets) * 16)
+            start = (share - block * chunks) * size.chunk
+            count = min(size.chunk, size.positions - start)
+            n = start // size.per_image
+            place = start - n * size.per_image
+            for i in range(count):
+                begin[i] = np.uint64(n * size.image + g * size.channels) + starts[place]
+                place += 1
+                if place == size.per_image:
+                    place = 0
+                    n += 1
+            i = 0
+            while i < count:
+                # A last tile of fewer than six positions begins earlier; a single one left is cheaper by itself.
+                tile = i if i == count - 1 else max(0, min(i, count - 6))
+                if i == count - 1:
+                    if left > 8:
+                        _one_by_sixteen(x, offsets, begin[i], w, j, sums)
+                    else:
+                        _one_by_eight(x, offsets, begin[i], w, j, sums)
                 else:
-                    _six_by_eight(x, offsets, at, w, j, sums)
-            to = min(tile + 6, count)
-            for k in range(i, to):
-                for half in range(2 if left > 8 else 1):
-                    value = float32x8.load(sums, np.uint64((k - tile) * 16 + half * 8))
-                    finish_block(value, start + k, g * size.filters + f + half * 8, left - half * 8, ready)
-            i = to
+                    end = count - 1
+                    at = (
+                        begin[tile],
+                        begin[min(tile + 1, end)],
+                        begin[min(tile + 2, end)],
+                        begin[min(tile + 3, end)],
+                        begin[min(tile + 4, end)],
+                        begin[min(tile + 5, end)],
+                    )
+                    if left > 8:
+                        _six_by_sixteen(x, offsets, at, w, j, sums)
+                    else:
+                        _six_by_eight(x, offsets, at, w, j, sums)
+                to = min(tile + 6, count)
+                for k in range(i, to):
+                    for half in range(2 if left > 8 else 1):
+                        value = float32x8.load(sums, np.uint64((k - tile) * 16 + half * 8))
+                        finish_block(value, start + k, g * size.filters + f + half * 8, left - half * 8, ready)
+                i = to
+
+    multiply.__name__ = multiply.__qualname__ = "multiply_few_bits" if expands else "multiply_float32"
+    return jit(multiply)
 
 
 @jit
@@ -231,18 +248,27 @@ def framed(x: np.ndarray, py: int, px: int, value: float) -> np.ndarray:
 class FloatConv2d:
     """FP32 convolution of contiguous (N, H, W, C) maps.
 
-    weight: float32 (O, C/groups, kh, kw); bias: float32 (O,) or None; geometry = (kh, kw, sy, sx, py, px, dy, dx);
-    pad: the value outside the map.
+    weight: float32 (O, C/groups, kh, kw), or of few bits; bias: float32 (O,) or None;
+    geometry = (kh, kw, sy, sx, py, px, dy, dx); pad: the value outside the map.
     """
 
     def __init__(
-        self, weight: np.ndarray, bias: np.ndarray | None, geometry: tuple[int, ...], groups: int = 1, pad: float = 0.0
+        self,
+        weight: np.ndarray | FewBitWeight,
+        bias: np.ndarray | None,
+        geometry: tuple[int, ...],
+        groups: int = 1,
+        pad: float = 0.0,
     ):
         self.geometry, self.groups, self.pad = Geometry(*geometry), groups, pad
         self.filters = weight.shape[0] // groups
-        lanes = filter_lanes(weight, groups)
-        self._steps = lanes.shape[1] * lanes.shape[2] * groups
-        self._lanes = lanes.reshape(-1)
+        self._steps = -(-self.filters // BLOCK) * math.prod(weight.shape[1:]) * groups
+        self._few: FewBitWeight | None = None
+        self._weights: np.ndarray | tuple[np.ndarray, ...]
+        if isinstance(weight, FewBitWeight):
+            self._few, self._weights = weight, tuple(weight.packed)
+        else:
+            self._weights = filter_lanes(weight, groups).reshape(-1)
         self._plain = Epilogue(weight.shape[0], shift=bias)
 
     def __call__(self, x: np.ndarray, out_size: tuple[int, int]) -> np.ndarray:
@@ -273,6 +299,9 @@ class FloatConv2d:
         output, results = epilogue.output((len(x), ho, wo, epilogue.channels), residual, keep)
         kh, kw, sy, sx, py, px, dy, dx = self.geometry
         _, h, w, c = x.shape
+        if self._few is not None and self.geometry == POINTWISE and self._few.looks_up(positions):
+            self._few.multiply(x.reshape(-1), positions, output)
+            return results()
         if py or px:
             x = framed(x, py, px, self.pad)
             h, w = x.shape[1:3]
@@ -283,6 +312,7 @@ class FloatConv2d:
         blocks = -(-self.filters // BLOCK)
         size = (h * w * c, positions, ho * wo, chunk, self.filters, c // self.groups, blocks)
         shares = self.groups * blocks * -(-positions // max(1, chunk))
-        given = (x.reshape(-1), offsets, self._lanes, starts, size, tuple(output))
-        run_rows(_multiply, shares, positions * self._steps * 2, *given)
+        kernel, per_word = multiply_kernel(self._few is not None), 0 if self._few is None else self._few.per_word
+        given = (x.reshape(-1), offsets, self._weights, per_word, starts, size, tuple(output))
+        run_rows(kernel, shares, positions * self._steps * 2, *given)
         return results()

@@ -12,7 +12,7 @@ from bnn_kernels.steps.base import Spec, Step, need, step
 from bnn_kernels.steps.conv_geometry import ConvFields, conv_size, geometry_of
 from bnn_kernels.steps.fields import Float32
 from bnn_kernels.steps.finish import EpilogueFields, Finish, as_map
-from bnn_kernels.steps.weights import WeightFields, float_weight, weight_bits
+from bnn_kernels.steps.weights import WeightFields, filters_of, weight_bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class FloatConv(FloatLayer):
         self.geometry = geometry_of(self, self.shape[2:])
         pad = float(self.fields.pad_value)
         need(np.isfinite(pad), f"attribute 'pad_value' must be finite, got {pad}")
-        weight = float_weight(self, self.shape)
+        weight = filters_of(self, self.shape, groups)
         self.conv = Lazy(lambda: FloatConv2d(weight(), None, self.geometry, groups, pad))
         self.read_finish(self.shape[0])
 
@@ -98,8 +98,8 @@ class FloatLinear(FloatLayer):
 
     def build(self) -> None:
         self.shape = self.ints("shape", 2, 1, 1 << 30)
-        weight = float_weight(self, self.shape)
-        self.product = Lazy(lambda: FloatConv2d(weight()[:, :, None, None], None, POINTWISE))
+        weight = filters_of(self, self.shape)
+        self.product = Lazy(lambda: FloatConv2d(weight(), None, POINTWISE))
         self.read_finish(self.shape[0])
 
     def infer(self, inputs: list[Spec]) -> Spec | tuple[Spec, ...]:

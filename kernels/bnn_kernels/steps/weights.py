@@ -9,6 +9,7 @@ import numpy as np
 from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits
 from bnn_kernels.errors import PlanError
+from bnn_kernels.ops.few_bit_weight import FewBitWeight, ScaledTerm
 from bnn_kernels.steps.base import Step
 from bnn_kernels.steps.fields import Float32, StepFields, Term, Uint8, numbered
 from bnn_kernels.steps.planes import read_planes
@@ -49,23 +50,43 @@ def weight_bits(fields: PlaneFields) -> int:
 
 def float_weight(this: Step, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
     """Return what makes the float32 weights: stored as floats, or as scaled bit planes; both are checked here."""
-    fields: WeightFields = this.fields
-    if fields.terms is None:
+    if this.fields.terms is None:
         weight = this.tensor("weight", shape)
         return lambda: weight
+    terms, offset = _scaled_terms(this, shape)
+    by_filter = (-1, *[1] * (len(shape) - 1))
+
+    def make() -> np.ndarray:
+        levels = (level_of_code(term.multipliers, term.signed).astype(np.float32) for term in terms)
+        parts = (
+            level[from_dense_bits(term.dense, shape)] * term.scale.reshape(by_filter)
+            for level, term in zip(levels, terms, strict=True)
+        )
+        weight = functools.reduce(np.add, parts)
+        return weight if offset is None else weight + offset.reshape(by_filter)
+
+    return make
+
+
+def _scaled_terms(this: Step, shape: tuple[int, ...]) -> tuple[list[ScaledTerm], np.ndarray | None]:
+    """Return the terms of a quantized weight, checked, and its offset, float32 (filters,), if it has one."""
+    fields: WeightFields = this.fields
     terms = []
     for i, (multipliers, signed) in enumerate(read_terms(fields)):
         dense = this.tensor(f"bits.{i}", (len(multipliers), None))
         check_dense_bits(dense, shape)
-        scale = this.tensor(f"scale.{i}", (shape[0],)).reshape(-1, *[1] * (len(shape) - 1))
-        terms.append((dense, level_of_code(multipliers, signed).astype(np.float32), scale))
-    offset = None
-    if fields.weight_offset:
-        offset = this.tensor(f"scale.{len(terms)}", (shape[0],)).reshape(-1, *[1] * (len(shape) - 1))
+        terms.append(ScaledTerm(dense, multipliers, signed, this.tensor(f"scale.{i}", (shape[0],))))
+    return terms, this.tensor(f"scale.{len(terms)}", (shape[0],)) if fields.weight_offset else None
 
-    def make() -> np.ndarray:
-        parts = (levels[from_dense_bits(dense, shape)] * scale for dense, levels, scale in terms)
-        weight = functools.reduce(np.add, parts)
-        return weight if offset is None else weight + offset
 
-    return make
+def filters_of(this: Step, shape: tuple[int, ...], groups: int = 1) -> Callable[[], np.ndarray | FewBitWeight]:
+    """Return what makes the filters (O, C/groups, kh, kw) of a layer with float inputs; a vector's have one tap.
+
+    Weights of few bits stay bits in memory.
+    """
+    four = shape if len(shape) == 4 else (*shape, 1, 1)
+    if this.fields.terms is None:
+        weight = this.tensor("weight", shape)
+        return lambda: weight.reshape(four)
+    terms, offset = _scaled_terms(this, shape)
+    return lambda: FewBitWeight(four, groups, terms, offset)

@@ -78,6 +78,12 @@ def add(typing, a, b):
 
 
 @intrinsic
+def multiply(typing, a, b):
+    """a * b."""
+    return float32x16(float32x16, float32x16), lambda context, builder, signature, args: builder.fmul(*args)
+
+
+@intrinsic
 def divide(typing, a, value):
     """a / value, the same float32 for all lanes."""
 
