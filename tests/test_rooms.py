@@ -127,7 +127,7 @@ FLOORS = [
     ["model"],
     ["steps"],
     ["ops/packed_layers", "ops/float_conv", "ops/pooling", "ops/input_scale"],
-    ["ops/binary_conv", "ops/integer_conv"],
+    ["ops/binary_conv", "ops/integer_conv", "ops/few_bit_weight"],
     ["ops/conv_path"],
     ["ops/outputs"],
     ["ops/epilogue", "ops/weights", "ops/geometry"],
