@@ -10,20 +10,18 @@ from bnn_kernels.ops.integer_conv.levels import input_code
 from bnn_kernels.ops.integer_conv.products import ProductPath
 from bnn_kernels.ops.packed_layers import choice
 
-# Forms of products, and the CPU feature that each needs.
+# Forms of products, and the CPU feature that each needs; without it they run in portable instructions.
 FORMS = {
     "vnni16": (Form("vnni", 16, 4), "avx512vnni"),
     "vnni8": (Form("vnni", 8, 4), "avxvnni"),
     "pairs": (Form("pairs", 8, 4), "avx2"),
-    "shorts16": (Form("shorts", 16, 2, 16), "avx512bw"),
+    "shorts16": (Form("shorts", 16, 2, 16), ""),
     "shorts": (Form("shorts", 8, 2, 16), ""),
 }
-# The other widths of the same products are for the slow tests.
-OTHER_WIDTHS = ("vnni8", "shorts16")
-KERNELS = tuple(
-    pytest.param(kernel, marks=pytest.mark.slow) if kernel in OTHER_WIDTHS else kernel
-    for kernel in ("popcount", "lookup", "levels", *FORMS)
-)
+# The other widths of the same products are for the slow tests, and what takes long to compile in portable instructions.
+SLOW = ("vnni8", "shorts16") if has(FORMS["vnni16"][1]) else ("vnni16", "vnni8", "shorts16")
+FORM_NAMES = tuple(pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FORMS)
+KERNELS = ("popcount", "lookup", "levels", *FORM_NAMES)
 
 
 def holds(form, weights, maps):
@@ -37,11 +35,19 @@ def holds(form, weights, maps):
     return form.product != "pairs" or 2 * largest * weights.largest <= 32_767
 
 
+def form_here(kernel):
+    """Return the form of this name, portable if this CPU lacks its instruction."""
+    form, feature = FORMS[kernel]
+    return form._replace(portable=bool(feature) and not has(feature))
+
+
 def force(kernel, monkeypatch):
-    """Let all layers take this kernel wherever its sums hold what they must, whatever the shape; skips without CPU."""
-    feature = FORMS[kernel][1] if kernel in FORMS else "avx2"
-    if kernel != "popcount" and feature and not has(feature):
-        pytest.skip(f"needs {feature}")
+    """Let all layers take this kernel wherever its sums hold what they must, whatever the shape.
+
+    Skips the kernels of bits that need AVX2 without it.
+    """
+    if kernel in ("lookup", "levels") and not has("avx2"):
+        pytest.skip("needs avx2")
 
     def choose(weights, geometry, maps):
         if kernel == "lookup" and LookupPath.fits(weights):
@@ -49,7 +55,7 @@ def force(kernel, monkeypatch):
         if kernel == "levels" and LevelLookupPath.fits(weights, maps.multipliers):
             return LevelLookupPath(weights, geometry, maps)
         if kernel in FORMS and holds(FORMS[kernel][0], weights, maps):
-            return ProductPath(weights, geometry, maps, FORMS[kernel][0])
+            return ProductPath(weights, geometry, maps, form_here(kernel))
         return PopcountPath(weights, geometry, maps)
 
     monkeypatch.setattr(choice, "path_for", choose)

@@ -8,6 +8,8 @@ lane of an operand is 32 bits wide: four unsigned bytes against four signed ones
 | "vnni"   | vpdpbusd: four byte products a lane, exact         | AVX-512 VNNI, or AVX-VNNI    |
 | "pairs"  | vpmaddubsw into sums of int16, `widened` before they can overflow | AVX2           |
 | "shorts" | two int16 products a lane, exact (vpmaddwd)        | nothing                      |
+
+Portable operations need nothing either: the same results by way of `portable_products`, for tests.
 """
 
 import functools
@@ -19,6 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from bnn_kernels.compile.simd import portable_products
 from bnn_kernels.compile.simd.vectors import I8, I16, I32, I64, element, in_all_lanes, loaded, vector_type
 
 _VECTORS = {lanes: ir.VectorType(I32, lanes) for lanes in (8, 16)}
@@ -30,7 +33,10 @@ def _call(builder, name, result, *args):
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
-def _vnni(builder, lanes, total, unsigned, signed):
+def _vnni(builder, lanes, portable, total, unsigned, signed):
+    if portable:
+        a, b = (builder.bitcast(v, ir.VectorType(I8, 4 * lanes)) for v in (unsigned, signed))
+        return portable_products.vnni(builder, lanes, total, a, b)
     operand = ir.VectorType(I8, 4 * lanes) if llvm_version_info[0] >= 22 else total.type
     a, b = (builder.bitcast(v, operand) for v in (unsigned, signed))
     return _call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", total.type, total, a, b)
@@ -43,20 +49,25 @@ def _wide(name):
 _MADD_BYTES, _MADD_SHORTS = _wide(("pmadd.ub.sw", "pmaddubs.w")), _wide(("pmadd.wd", "pmaddw.d"))
 
 
-def _pairs(builder, lanes, total, unsigned, signed):
+def _pairs(builder, lanes, portable, total, unsigned, signed):
     bytes_, shorts = ir.VectorType(I8, 4 * lanes), ir.VectorType(I16, 2 * lanes)
     a, b = (builder.bitcast(v, bytes_) for v in (unsigned, signed))
-    pairs = _call(builder, _MADD_BYTES[lanes], shorts, a, b)
+    if portable:
+        pairs = portable_products.pairs(builder, lanes, a, b)
+    else:
+        pairs = _call(builder, _MADD_BYTES[lanes], shorts, a, b)
     return builder.bitcast(builder.add(builder.bitcast(total, shorts), pairs), total.type)
 
 
-def _widened(builder, lanes, total):
+def _widened(builder, lanes, portable, total):
     shorts = ir.VectorType(I16, 2 * lanes)
+    if portable:
+        return portable_products.widened(builder, lanes, builder.bitcast(total, shorts))
     ones = ir.Constant(shorts, [1] * (2 * lanes))
     return _call(builder, _MADD_SHORTS[lanes], total.type, builder.bitcast(total, shorts), ones)
 
 
-def _shorts(builder, lanes, total, a, b):
+def _shorts(builder, lanes, portable, total, a, b):
     shorts, wide = ir.VectorType(I16, 2 * lanes), ir.VectorType(I32, 2 * lanes)
     a, b = (builder.sext(builder.bitcast(v, shorts), wide) for v in (a, b))
     product, none = builder.mul(a, b), ir.Constant(wide, ir.Undefined)
@@ -67,7 +78,9 @@ def _shorts(builder, lanes, total, a, b):
     return builder.add(total, builder.add(even, odd))
 
 
-def _look_up(builder, lanes, table, places):
+def _look_up(builder, lanes, portable, table, places):
+    if portable:
+        return portable_products.look_up(builder, lanes, table, places)
     if lanes == 16:
         return _call(builder, "llvm.x86.avx512.pshuf.b.512", table.type, table, places)
     return _call(builder, "llvm.x86.avx2.pshuf.b", table.type, table, places)
@@ -77,8 +90,11 @@ _PRODUCTS = {"vnni": _vnni, "pairs": _pairs, "shorts": _shorts}
 
 
 @functools.cache
-def dots(lanes: int, product: str) -> SimpleNamespace:
-    """Return zero, load, broadcast, dot, add and store for sums of this width and this kind of product."""
+def dots(lanes: int, product: str, portable: bool = False) -> SimpleNamespace:
+    """Return zero, load, broadcast, dot, add and store for sums of this width and this kind of product.
+
+    portable: in instructions that every CPU has, whatever the product needs.
+    """
     kind, vector, emit_product = _KINDS[lanes], _VECTORS[lanes], _PRODUCTS[product]
 
     @intrinsic
@@ -110,7 +126,7 @@ def dots(lanes: int, product: str) -> SimpleNamespace:
         """total + the products of a (unsigned bytes, or shorts) and b (signed bytes, or shorts), lane by lane."""
 
         def emit(context, builder, signature, args):
-            return emit_product(builder, lanes, *args)
+            return emit_product(builder, lanes, portable, *args)
 
         return kind(kind, kind, kind), emit
 
@@ -132,7 +148,9 @@ def dots(lanes: int, product: str) -> SimpleNamespace:
 
         def emit(context, builder, signature, args):
             bytes_ = ir.VectorType(I8, 4 * lanes)
-            return builder.bitcast(_look_up(builder, lanes, *(builder.bitcast(v, bytes_) for v in args)), vector)
+            return builder.bitcast(
+                _look_up(builder, lanes, portable, *(builder.bitcast(v, bytes_) for v in args)), vector
+            )
 
         return kind(kind, kind), emit
 
@@ -170,7 +188,7 @@ def dots(lanes: int, product: str) -> SimpleNamespace:
         """The int32 sums of neighbouring int16 sums ("pairs" alone)."""
 
         def emit(context, builder, signature, args):
-            return _widened(builder, lanes, *args)
+            return _widened(builder, lanes, portable, *args)
 
         return kind(kind), emit
 

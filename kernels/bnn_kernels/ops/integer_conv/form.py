@@ -15,13 +15,15 @@ class Form(NamedTuple):
 
     product: the instruction, see `compile.simd.int32_products`. lanes: 32-bit sums of a vector, 8 or 16. elements:
     that a lane multiplies in a step, 4 bytes or 2 of 16 bits. packed: bits that a weight takes in memory: 8 or 16, or
-    1, 2 or 4 where a byte holds the codes of 8, 4 or 2 steps.
+    1, 2 or 4 where a byte holds the codes of 8, 4 or 2 steps. portable: in instructions that every CPU has, for tests
+    of forms that the CPU at hand lacks.
     """
 
     product: str
     lanes: int
     elements: int
     packed: int = 8
+    portable: bool = False
 
     @property
     def fields(self) -> int:

@@ -123,7 +123,8 @@ def product_kernel(kind: type, form: Form) -> Any:
                         write(value, kinds[tile + k] + v, start + tile + k, channel, left, constants, ready, scratch)
                 i = tile + here
 
-    multiply.__name__ = multiply.__qualname__ = f"multiply_{form.product}{form.lanes}_{form.packed}_{name}"
+    product = f"portable_{form.product}" if form.portable else form.product
+    multiply.__name__ = multiply.__qualname__ = f"multiply_{product}{form.lanes}_{form.packed}_{name}"
     return jit(multiply)
 
 
