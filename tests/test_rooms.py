@@ -131,6 +131,7 @@ FLOORS = [
     ["ops/conv_path"],
     ["ops/outputs"],
     ["ops/epilogue", "ops/weights", "ops/geometry"],
+    ["ops/finishing", "ops/filters"],
     ["bits"],
     ["runtime"],
     ["compile"],

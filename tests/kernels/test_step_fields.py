@@ -48,10 +48,10 @@ def test_steps_made_by_constructors_pass_their_checks_and_files(tmp_path):
 def test_the_epilogue_has_one_vocabulary():
     """What a step may say of its epilogue is what the epilogue takes; its scale is the layer's own.
 
-    `keep` is an argument of a call, and `exact` is for the parity report.
+    `keep` is an argument of a call, and `exact` is for the parity report. `as_bytes` is no matter of a file.
     """
     told = {one.name for one in EpilogueFields.declared()} - {"keep", "exact"} | {"scale"}
-    assert told == set(inspect.signature(Epilogue).parameters) - {"channels"}
+    assert told == set(inspect.signature(Epilogue).parameters) - {"channels", "as_bytes"}
 
 
 def test_a_field_at_its_default_is_not_written():

@@ -16,7 +16,7 @@ MOST_COMPARED = 33
 
 
 @inline
-def _search(value, t, channel, falls):
+def search(value, t, channel, falls):
     """Return the level; thresholds that count come first: t ascends, or descends where the channel falls."""
     level = 0
     end = t.shape[0]
@@ -64,7 +64,7 @@ def level_bits(x, t, flip, codes, compares, words, nan, first, last):
         for c in range(whole, channels):
             value = x[row, c]
             bad |= value != value
-            code = np.uint64(codes[_search(value, t, c, flip[c] != 0)])
+            code = np.uint64(codes[search(value, t, c, flip[c] != 0)])
             for p in range(planes):
                 words[p, row, c >> 6] |= ((code >> np.uint64(p)) & np.uint64(1)) << np.uint64(c & 63)
     if bad:

@@ -33,6 +33,12 @@ def _check_planes(multipliers: tuple[int, ...], signed: bool) -> tuple[int, ...]
     return check_planes(multipliers, signed)
 
 
+def check_shape(shape: tuple[int, ...]) -> None:
+    """ValueError unless this is the logical shape of a tensor of levels."""
+    if not 2 <= len(shape) <= 4 or any(type(side) is not int or side < 0 for side in shape):
+        raise ValueError(f"the shape of bits must be (N, C, H, W), (N, C, L) or (N, K) of integers, got {shape}")
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class BitTensor:
     """Bit planes of a tensor of integer levels: level = sum_p multipliers[p] * plane[p].
@@ -53,9 +59,8 @@ class BitTensor:
             self._take_sequences()
             shape, multipliers = self.shape, self.multipliers
         _check_planes(multipliers, self.signed)
+        check_shape(shape)
         rank = len(shape)
-        if not 2 <= rank <= 4 or any(type(side) is not int or side < 0 for side in shape):
-            raise ValueError(f"the shape of bits must be (N, C, H, W), (N, C, L) or (N, K) of integers, got {shape}")
         height, width = shape[2:] if rank == 4 else (1, shape[2]) if rank == 3 else (1, 1)
         fits = (len(multipliers), shape[0], height, width, -(-shape[1] // WORD_BITS))
         if type(words) is not np.ndarray or words.dtype != np.uint64 or words.shape != fits:
@@ -78,6 +83,16 @@ class BitTensor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BitTensor, (self.words, self.shape, self.signed, self.multipliers)
+
+    @property
+    def map_size(self) -> tuple[int, int, int]:
+        """(N, H, W)."""
+        n, height, width = self.words.shape[1:4]
+        return n, height, width
+
+    def with_shape(self, shape: tuple[int, ...]) -> "BitTensor":
+        """Return the same bits under another logical shape."""
+        return BitTensor(self.words, shape, self.signed, self.multipliers)
 
     @property
     def nbytes(self) -> int:

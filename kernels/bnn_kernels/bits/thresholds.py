@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bnn_kernels import checks
+from bnn_kernels.bits.level_bytes import LevelTensor
+from bnn_kernels.bits.level_quantize import quantize_to_bytes
 from bnn_kernels.bits.planes import check_planes
 from bnn_kernels.bits.quantize import MOST_COMPARED, in_order, level_bits
 from bnn_kernels.bits.tensor import BitTensor, words_for
@@ -33,7 +35,12 @@ def _sign_bits(dot, t, flip, words, first, last):
 
 
 class Thresholds:
-    """Thresholds of one layer: t int32 (L-1, O), flip bool (O,), codes uint8 (L,) of planes (signed, multipliers)."""
+    """Thresholds of one layer: t int32 (L-1, O), flip bool (O,), codes uint8 (L,) of planes (signed, multipliers).
+
+    as_bytes: set it to get levels as `LevelBytes` rather than as planes.
+    """
+
+    as_bytes = False
 
     def __init__(self, t: np.ndarray, flip: np.ndarray, codes: np.ndarray, signed: bool, multipliers: Sequence[int]):
         self.multipliers = check_planes(multipliers, signed)
@@ -61,12 +68,15 @@ class Thresholds:
         """Bytes of thresholds, directions and codes."""
         return self.t.nbytes + self.flip.nbytes + self.codes.nbytes
 
-    def __call__(self, dot: np.ndarray) -> BitTensor:
-        """Return the packed levels of int32 dots (N, H, W, O), logical shape (N, O, H, W)."""
+    def __call__(self, dot: np.ndarray) -> LevelTensor:
+        """Return the levels of int32 dots (N, H, W, O), logical shape (N, O, H, W)."""
         dot = checks.exactly(dot, "the dot products", np.int32, (None, None, None, self.channels))
         n, h, w, o = dot.shape
         planes = len(self.multipliers)
         shape = (n, o, h, w)
+        if self.as_bytes:
+            made = (self.codes, self.signed, self.multipliers)
+            return quantize_to_bytes(dot, shape, self._ordered, self._flip, *made)
         flat = dot.reshape(-1, o)
         if self.is_sign:
             words = empty((1, n, h, w, words_for(o)), np.uint64)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import LevelBytes, as_planes
 from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.checks import plain
 from bnn_kernels.model.inputs import as_channels_last, fill_inputs
@@ -32,7 +33,12 @@ class _Recorded(NamedTuple):
 
 
 def _memory(value: Any) -> np.ndarray:
-    return value.words if isinstance(value, BitTensor) else value
+    return value.words if isinstance(value, BitTensor) else value.data if isinstance(value, LevelBytes) else value
+
+
+def shown(value: Any) -> Any:
+    """Return a register's value as users see it: levels that are bytes as bit planes."""
+    return as_planes(value) if isinstance(value, LevelBytes) else value
 
 
 def _one_or_all(results: Sequence[np.ndarray]) -> Any:
@@ -152,5 +158,7 @@ class Executor:
             value = placed.step.run(*[registers[name] for name in placed.inputs])
             values = (value,) if len(placed.outputs) == 1 else value
             for name, part in zip(placed.outputs, values, strict=True):
-                registers[name] = replace(name, part)
+                planes = shown(part)
+                given = replace(name, planes)
+                registers[name] = part if given is planes else given
         return _one_or_all(self._leave(registers, own=True))

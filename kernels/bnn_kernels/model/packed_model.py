@@ -8,7 +8,7 @@ import numpy as np
 
 from bnn_kernels.checks import integer
 from bnn_kernels.model import saving, table
-from bnn_kernels.model.executor import Executor
+from bnn_kernels.model.executor import Executor, shown
 from bnn_kernels.model.profile import step_times
 from bnn_kernels.model.program import Program
 from bnn_kernels.steps.base import Spec, check_shape, need
@@ -72,7 +72,8 @@ class PackedModel:
     def trace(self, *inputs: np.ndarray, replace: Callable[[str, Any], Any]) -> Any:
         """Run step by step; `replace(register, value)` sees each value and returns what later steps are to get.
 
-        Maps lie channels last, bits are BitTensors. For parity reports and debugging.
+        Maps lie channels last, levels are BitTensors, also those that are bytes between two steps. For parity reports
+        and debugging.
         """
         return self._executor.trace(inputs, replace)
 
@@ -86,7 +87,8 @@ class PackedModel:
 
     def run_step(self, index: int, *inputs: Any) -> Any:
         """Run one step on values as `trace` hands them out."""
-        return self._program.placed[index].step.run(*inputs)
+        made = self._program.placed[index].step.run(*inputs)
+        return tuple(map(shown, made)) if isinstance(made, tuple) else shown(made)
 
     def profile(self, *inputs: np.ndarray, repeats: int = 20) -> list[tuple[str, float]]:
         """Return (step, median seconds) for every step on these inputs, each played back as in a later call.

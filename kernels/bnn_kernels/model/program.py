@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import fit_bytes
 from bnn_kernels.errors import PlanError
 from bnn_kernels.steps.base import STEPS, Spec, Step, check_shape, need
 from bnn_kernels.steps.fields import StepSpec
@@ -57,6 +58,7 @@ class Program:
             for register in {*placed.inputs, *placed.outputs} - kept:
                 placed.dead.append(register)
                 kept.add(register)
+        self._choose_forms()
         # An input may be of integers if they are rows of tables.
         self.takes_integers = [
             all(spec.op == "embedding" for spec in steps if input_register(i) in spec.inputs)
@@ -84,6 +86,26 @@ class Program:
         except (PlanError, ValueError, TypeError, OverflowError) as error:
             raise PlanError(f"{where}: {error}") from None
         self.placed.append(Placed(built, list(spec.inputs), list(spec.outputs), [], inputs))
+
+    def _choose_forms(self) -> None:
+        """Let levels of several planes be bytes where their writer can write them and every reader would have them."""
+        readers: dict[str, list[Placed]] = {}
+        for placed in self.placed:
+            for name in set(placed.inputs):
+                readers.setdefault(name, []).append(placed)
+        for placed in self.placed:
+            writer = placed.step.level_writer
+            for name in placed.outputs if writer is not None else []:
+                spec = self.specs[name]
+                if spec.kind != "bits" or len(spec.multipliers) == 1 or not fit_bytes(spec.multipliers, spec.signed):
+                    continue
+                found = readers.get(name, [])
+                wanted = [reader.inputs[0] == name and reader.step.reads_bytes(reader.given) for reader in found]
+                if writer is not None and wanted and all(wanted):
+                    writer.as_bytes = True
+                    self.specs[name] = spec._replace(as_bytes=True)
+        for placed in self.placed:
+            placed.given[:] = [self.specs[name] for name in placed.inputs]
 
     def _check_outputs(
         self, last: str, outputs: Sequence[tuple[str, Sequence[int]]] | None

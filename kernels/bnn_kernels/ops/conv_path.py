@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import LevelBytes
 from bnn_kernels.ops.outputs import Output
 
 
@@ -25,6 +26,10 @@ class ConvPath(Protocol):
 
     def take(self, words: np.ndarray) -> tuple[Any, ...]:
         """Return the input as the kernel reads it, of contiguous words uint64 (P, N, H, W, V)."""
+        ...
+
+    def take_bytes(self, x: LevelBytes) -> tuple[Any, ...]:
+        """Return the same of levels that are bytes."""
         ...
 
     def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:

@@ -21,7 +21,7 @@ from bnn_kernels.compile.isa import isa
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, float32x16
 from bnn_kernels.compile.simd.float_tables import TABLE_BITS, chosen, load_words, look_up, shifted
-from bnn_kernels.ops.epilogue import EpilogueOutput, addresses, finish_block
+from bnn_kernels.ops.finishing import EpilogueOutput, addresses, finisher
 from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
@@ -99,8 +99,9 @@ def expand(packed, block, length, per_word, to):
 
 
 @functools.cache
-def look_up_kernels(table_bits: int) -> tuple[Any, Any]:
-    """Return (fill_tables, look_up_blocks) for tables that so many bits choose from."""
+def look_up_kernels(table_bits: int, kind: type) -> tuple[Any, Any]:
+    """Return (fill_tables, look_up_blocks) for tables that so many bits choose from, and a kind of output."""
+    finish = finisher(kind)
     table, groups_of_a_word = 1 << table_bits, 32 // table_bits
     step = np.uint64(table)
 
@@ -182,8 +183,9 @@ def look_up_kernels(table_bits: int) -> tuple[Any, Any]:
                 for half in range(min(2, (size.filters - block * 16 + 7) // 8)):
                     channel = block * 16 + half * 8
                     value = float32x8.load(out, np.uint64(half * 8))
-                    finish_block(value, position, channel, size.filters - channel, ready)
+                    finish(value, position, channel, size.filters - channel, ready)
 
+    look_up_blocks.__name__ = look_up_blocks.__qualname__ = f"look_up_blocks_{finish.py_func.__name__}"
     return jit(fill_tables), jit(look_up_blocks)
 
 
@@ -237,9 +239,9 @@ class FewBitWeight:
             return False
         return positions <= POSITIONS_TO_LOOK_UP.get(len(self.signed), FEWEST_POSITIONS_TO_LOOK_UP)
 
-    def multiply(self, x: np.ndarray, positions: int, output: EpilogueOutput) -> None:
+    def multiply(self, x: np.ndarray, positions: int, output: EpilogueOutput, kind: type) -> None:
         """Compute the products of x float32 flat (positions, C) with all filters by look-up."""
-        fill_tables, look_up_blocks = look_up_kernels(TABLE_BITS[isa()])
+        fill_tables, look_up_blocks = look_up_kernels(TABLE_BITS[isa()], kind)
         bits = TABLE_BITS[isa()]
         groups = -(-self.length // bits)
         tables, sums = empty((positions * 2 * groups << bits,), np.float32), empty((positions,), np.float32)

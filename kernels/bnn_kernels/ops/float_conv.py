@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnn_kernels.bits.tensor import BitTensor
+from bnn_kernels.bits.level_bytes import LevelTensor
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, float32x16
-from bnn_kernels.ops.epilogue import Epilogue, addresses, finish_block
+from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.few_bit_weight import FewBitWeight, expand
+from bnn_kernels.ops.finishing import addresses, finisher
 from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
@@ -137,8 +138,12 @@ _six_by_eight, _one_by_eight = _tiles(float32x8)
 
 
 @functools.cache
-def multiply_kernel(expands: bool) -> Any:
-    """Return the kernel for weights as float32 flat `filter_lanes`, or as `few_bit_weight.Packed`, which it expands."""
+def multiply_kernel(expands: bool, kind: type) -> Any:
+    """Return the kernel for weights as float32 flat `filter_lanes`, or as `few_bit_weight.Packed`, which it expands.
+
+    kind: of output, see `ops.finishing`.
+    """
+    finish = finisher(kind)
 
     def multiply(x, offsets, weights, per_word, starts, size, output, first, last):
         """Shares (blocks of 16 filters over all groups, chunks of positions): a block's weights stay in the cache.
@@ -203,10 +208,12 @@ def multiply_kernel(expands: bool) -> Any:
                 for k in range(i, to):
                     for half in range(2 if left > 8 else 1):
                         value = float32x8.load(sums, np.uint64((k - tile) * 16 + half * 8))
-                        finish_block(value, start + k, g * size.filters + f + half * 8, left - half * 8, ready)
+                        finish(value, start + k, g * size.filters + f + half * 8, left - half * 8, ready)
                 i = to
 
-    multiply.__name__ = multiply.__qualname__ = "multiply_few_bits" if expands else "multiply_float32"
+    multiply.__name__ = multiply.__qualname__ = (
+        f"multiply_{'few_bits' if expands else 'float32'}_{finish.py_func.__name__}"
+    )
     return jit(multiply)
 
 
@@ -284,7 +291,7 @@ class FloatConv2d:
         epilogue: Epilogue,
         residual: np.ndarray | None = None,
         keep: bool = True,
-    ) -> tuple[np.ndarray | None, BitTensor | None]:
+    ) -> tuple[np.ndarray | None, LevelTensor | None]:
         """Return (float32 (N, Ho, Wo, O) or None, signs or None): the sums, without the bias, through an epilogue.
 
         residual: float32 (N, Ho, Wo, O) if the epilogue adds one; keep: whether the floats are wanted.
@@ -300,7 +307,7 @@ class FloatConv2d:
         kh, kw, sy, sx, py, px, dy, dx = self.geometry
         _, h, w, c = x.shape
         if self._few is not None and self.geometry == POINTWISE and self._few.looks_up(positions):
-            self._few.multiply(x.reshape(-1), positions, output)
+            self._few.multiply(x.reshape(-1), positions, output, epilogue.kind)
             return results()
         if py or px:
             x = framed(x, py, px, self.pad)
@@ -312,7 +319,10 @@ class FloatConv2d:
         blocks = -(-self.filters // BLOCK)
         size = (h * w * c, positions, ho * wo, chunk, self.filters, c // self.groups, blocks)
         shares = self.groups * blocks * -(-positions // max(1, chunk))
-        kernel, per_word = multiply_kernel(self._few is not None), 0 if self._few is None else self._few.per_word
+        kernel, per_word = (
+            multiply_kernel(self._few is not None, epilogue.kind),
+            0 if self._few is None else self._few.per_word,
+        )
         given = (x.reshape(-1), offsets, self._weights, per_word, starts, size, tuple(output))
         run_rows(kernel, shares, positions * self._steps * 2, *given)
         return results()

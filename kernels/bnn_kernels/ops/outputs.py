@@ -1,4 +1,4 @@
-"""Where a convolution's sums go: integers, signs of thresholds, or floats through an epilogue.
+"""Where a convolution's sums go: integers, signs of thresholds, or floats and levels through an epilogue.
 
 A kernel hands each output eight neighbouring filters at one position as int32. With one pair of planes that is the bare
 popcount, with several their weighted sum; what is left to do is one factor and what taps and weights add:
@@ -16,7 +16,7 @@ import numpy as np
 
 from bnn_kernels.compile.jit import inline
 from bnn_kernels.compile.simd import float32x8, int32x8
-from bnn_kernels.ops.epilogue import EpilogueOutput, addresses, finish_block
+from bnn_kernels.ops.finishing import BytesOutput, EpilogueOutput, PlanesOutput, addresses, finisher
 
 
 class Constants(NamedTuple):
@@ -75,10 +75,15 @@ def to_bits(value, table_at, position, channel, left, constants, output, scratch
     output.bits[position * output.row_bytes + byte] = np.uint8(mask) ^ output.flip[byte]
 
 
-@inline
-def to_floats(value, table_at, position, channel, left, constants, output, scratch):
-    """Write to an `EpilogueOutput`, as `EpilogueAddresses`."""
-    finish_block(float32x8.from_int32(_dot(value, table_at, constants)), position, channel, left, output)
+def _finishing(kind: type, name: str) -> Any:
+    """Return what writes to an output of `ops.finishing`, prepared as `EpilogueAddresses`."""
+    finish = finisher(kind)
+
+    def write(value, table_at, position, channel, left, constants, output, scratch):
+        finish(float32x8.from_int32(_dot(value, table_at, constants)), position, channel, left, output)
+
+    write.__name__ = write.__qualname__ = name
+    return inline(write)
 
 
 @inline
@@ -94,7 +99,9 @@ def _signs(output):
 _WRITERS: dict[type, tuple[Any, Any]] = {
     IntOutput: (to_ints, _ints),
     SignOutput: (to_bits, _signs),
-    EpilogueOutput: (to_floats, addresses),
+    EpilogueOutput: (_finishing(EpilogueOutput, "to_floats"), addresses),
+    PlanesOutput: (_finishing(PlanesOutput, "to_planes"), addresses),
+    BytesOutput: (_finishing(BytesOutput, "to_bytes"), addresses),
 }
 
 

@@ -1,14 +1,13 @@
 """Filters as bit planes, from which every kernel makes the layout that it reads."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from bnn_kernels.bits.planes import check_codes, check_planes, level_of_code
-from bnn_kernels.bits.sum_range import largest_level
+from bnn_kernels.bits.planes import check_codes
 from bnn_kernels.bits.tensor import pack_codes, words_for
+from bnn_kernels.ops.filters import Filters
 from bnn_kernels.runtime.arrays import aligned
 
 # Filters that lie side by side.
@@ -42,7 +41,7 @@ def _filter_words(codes: np.ndarray, planes: int, groups: int) -> tuple[np.ndarr
     return aligned(side_by_side), ones
 
 
-class Weights:
+class Weights(Filters):
     """Filters of codes uint8 (O, C/groups, kh, kw), whose bit p is that of plane p, see `bits.planes`.
 
     words: uint64 (P, G, blocks of eight filters, kh * run words, 8). tap_ones: int64 (G, filters of a group, kh, kw),
@@ -50,10 +49,7 @@ class Weights:
     """
 
     def __init__(self, codes: np.ndarray, multipliers: Sequence[int], signed: bool, groups: int):
-        self.shape = tuple(codes.shape)
-        self.groups = groups
-        self.multipliers = check_planes(multipliers, signed)
-        self.signed = bool(signed)
+        super().__init__(codes.shape, multipliers, signed, groups)
         planes = len(self.multipliers)
         words, ones = _filter_words(check_codes(codes, planes), planes, groups)
         self.tap_ones = np.tensordot(self.multipliers, ones, 1).reshape(groups, self.filters, *self.shape[2:])
@@ -69,31 +65,6 @@ class Weights:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._keep(aligned(self.words))
-
-    @property
-    def filters(self) -> int:
-        """Filters of a group."""
-        return self.shape[0] // self.groups
-
-    @property
-    def channels(self) -> int:
-        """Input channels of a group."""
-        return self.shape[1]
-
-    @property
-    def products(self) -> int:
-        """Products that an output is a sum of."""
-        return math.prod(self.shape[1:])
-
-    @property
-    def level_values(self) -> np.ndarray:
-        """The levels of all codes, int64 (2**P,)."""
-        return level_of_code(self.multipliers, self.signed)
-
-    @property
-    def largest(self) -> int:
-        """Largest magnitude of a level."""
-        return largest_level(self.multipliers, self.signed)
 
     @property
     def tap_levels(self) -> np.ndarray:

@@ -5,10 +5,11 @@ built, and says what it makes of its inputs' specs, so that a plan whose steps d
 """
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import SLACK
 from bnn_kernels.bits.tensor import words_for
 from bnn_kernels.errors import PlanError
 
@@ -17,20 +18,30 @@ class Spec(NamedTuple):
     """One value of a plan, batch left out.
 
     kind: "float" (float32), "int" (int32) or "bits". shape: (C, H, W) or (K,); in memory maps lie channels last.
-    signed, multipliers: the planes of bits.
+    signed, multipliers: the planes of bits. as_bytes: whether bits are `LevelBytes` in memory, not a `BitTensor`; that
+    is no matter of files, a `Program` chooses it.
     """
 
     kind: str
     shape: tuple[int, ...]
     signed: bool = True
     multipliers: tuple[int, ...] = (1,)
+    as_bytes: bool = False
 
     @property
     def nbytes(self) -> int:
         """Bytes of one image's value in memory."""
         if self.kind != "bits":
             return 4 * math.prod(self.shape)
+        if self.as_bytes:
+            return math.prod(self.shape) + SLACK
         return 8 * len(self.multipliers) * words_for(self.shape[0]) * math.prod(self.shape[1:])
+
+
+class LevelWriter(Protocol):
+    """What writes levels, as bytes or as bit planes; set before the first run."""
+
+    as_bytes: bool
 
 
 class Step:
@@ -56,7 +67,9 @@ class Step:
         raise NotImplementedError
 
     def run(self, *inputs: Any) -> Any:
-        """Compute the output: float32/int32 arrays channels last (N, H, W, C) or (N, K), or a BitTensor.
+        """Compute the output: float32/int32 arrays channels last (N, H, W, C) or (N, K), or levels.
+
+        Levels come as a `BitTensor` or as `LevelBytes`, whatever the spec said.
 
         A step whose `infer` gives a tuple returns a tuple. All that it does to numbers goes through `threads.run_rows`,
         `recording.do` or `workspace.zeros`: nothing else happens when a recorded call is played back.
@@ -71,8 +84,17 @@ class Step:
         """What a layer multiplies, bits of weights and activations: "W1A1"; "" for steps that are not layers."""
         return ""
 
+    @property
+    def level_writer(self) -> LevelWriter | None:
+        """What decides in which form this step writes levels, None if it writes bit planes or no levels."""
+        return None
+
+    def reads_bytes(self, inputs: list[Spec]) -> bool:
+        """Whether levels as bytes are what this step would rather read, if its first input is of levels."""
+        return False
+
     def nearby(self, share: float, *inputs: Any) -> tuple[Any, Any] | None:
-        """Return the bits if all floats at thresholds were lower, and higher, by a share of the largest."""
+        """Return the bits, as planes, if all floats at thresholds were lower, and higher, by a share of the largest."""
         return None
 
     # -- helpers for build() --------------------------------------------------------------------------------------

@@ -6,18 +6,20 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import LevelTensor
 from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits, to_dense_bits
 from bnn_kernels.bits.sum_range import largest_level, largest_sum
-from bnn_kernels.bits.tensor import (
-    BitTensor,
-)
+from bnn_kernels.bits.tensor import BitTensor
+from bnn_kernels.ops.filters import Filters
+from bnn_kernels.ops.geometry import Maps
 from bnn_kernels.ops.input_scale import scale_by_input
+from bnn_kernels.ops.packed_layers.choice import Choice, choose
 from bnn_kernels.ops.packed_layers.conv2d import PackedConv2d
 from bnn_kernels.ops.packed_layers.linear import PackedLinear
 from bnn_kernels.runtime.lazy import Lazy
 from bnn_kernels.runtime.recording import do
-from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.base import LevelWriter, Spec, Step, need, step
 from bnn_kernels.steps.conv_geometry import ConvFields, conv_size, geometry_of
 from bnn_kernels.steps.finish import EPILOGUE_ATTRIBUTES, EpilogueFields, Finish, as_map
 from bnn_kernels.steps.input_terms import InputFields, InputTerms, add_scaled, offset_map
@@ -135,10 +137,35 @@ class BinaryLayer(Step):
     def macs(self, inputs: list[Spec]) -> int:
         return math.prod(self.shape) * math.prod(self.out_shape(inputs[0].shape)[1:])
 
+    def filters_and_maps(self, x: Spec) -> tuple[tuple[int, ...], tuple[int, int], tuple[int, int]]:
+        """Return (shape of the filters, size of the map, size of the output) for an input: what its kernels see."""
+        raise NotImplementedError
+
+    def chosen(self, inputs: list[Spec]) -> list[Choice]:
+        """Return the kernels for inputs of these specs: of each term of the weight with each one of the input."""
+        shape, extent, out = self.filters_and_maps(inputs[0])
+        parts = self.given.terms or [(inputs[0].multipliers, inputs[0].signed)]
+        return [
+            choose(Filters(shape, *term, self.groups), Maps(extent, out, signed, multipliers))
+            for term in read_terms(self.fields)
+            for multipliers, signed in parts
+        ]
+
+    def reads_bytes(self, inputs: list[Spec]) -> bool:
+        if self.given.terms is not None or self.fields.weight_offset:
+            return False
+        return all(choice.form is not None for choice in self.chosen(inputs))
+
+    @property
+    def level_writer(self) -> LevelWriter | None:
+        if self.thresholds is not None:
+            return None if self.thresholds.is_sign else self.thresholds
+        return self.finish.level_writer if self.output == "float" else None
+
     def precision(self, inputs: list[Spec]) -> str:
         return f"W{weight_bits(self.fields)}A{len(inputs[0].multipliers)}"
 
-    def run(self, x: BitTensor, *given: np.ndarray) -> Any:
+    def run(self, x: LevelTensor, *given: np.ndarray) -> Any:
         layer = self.layers[0]()
         if self.thresholds is not None:
             return layer.to_levels(x, self.thresholds)
@@ -151,7 +178,7 @@ class BinaryLayer(Step):
             return self.finish.hand_on(floats, bits, self.is_flat)
         return self.finish(self.sums(x, *given), residual)
 
-    def sums(self, x: BitTensor, *floats: np.ndarray) -> np.ndarray:
+    def sums(self, x: LevelTensor, *floats: np.ndarray) -> np.ndarray:
         """Return what the epilogue finishes: sums over terms, scaled, times K; of one term alone its integers."""
         if self.fused:
             return self.trim(self.layers[0]().channels_last(x).astype(np.float32))
@@ -178,7 +205,7 @@ class BinaryLayer(Step):
 
         return self.offsets.setdefault((index, shape), Lazy(make))()
 
-    def nearby(self, share: float, x: BitTensor, *floats: np.ndarray) -> tuple[BitTensor, BitTensor] | None:
+    def nearby(self, share: float, x: LevelTensor, *floats: np.ndarray) -> tuple[BitTensor, BitTensor] | None:
         if self.output != "float" or not self.finish.bits:
             return None
         return self.finish.nearby(share, self.sums(x, *floats), None if self.finish.residual is None else floats[-1])
@@ -223,6 +250,9 @@ class BinaryConv(BinaryLayer):
         need(len(shape) == 3 and shape[0] == channels, f"takes a map of {channels} channels, got {shape}")
         return self.shape[0], *conv_size(shape, self.geometry)
 
+    def filters_and_maps(self, x: Spec) -> tuple[tuple[int, ...], tuple[int, int], tuple[int, int]]:
+        return self.shape, (x.shape[1], x.shape[2]), conv_size(x.shape, self.geometry)
+
     def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
         scale_by_input(floats, y, self.groups, self.geometry)
 
@@ -250,6 +280,10 @@ class BinaryLinear(BinaryLayer):
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         need(int(np.prod(shape)) == self.shape[1], f"takes {self.shape[1]} features, got {shape}")
         return (self.shape[0],)
+
+    def filters_and_maps(self, x: Spec) -> tuple[tuple[int, ...], tuple[int, int], tuple[int, int]]:
+        channels, height, width = x.shape if len(x.shape) == 3 else (x.shape[0], 1, 1)
+        return (self.shape[0], channels, height, width), (height, width), (1, 1)
 
     def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
         do(_times_mean_abs, floats, y)

@@ -11,7 +11,7 @@ from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.compile.jit import jit
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
-from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.base import LevelWriter, Spec, Step, need, step
 from bnn_kernels.steps.fields import Float32, StepFields
 from bnn_kernels.steps.finish import EpilogueFields, Finish
 
@@ -45,6 +45,10 @@ class Elementwise(Step):
 
     def run(self, x: np.ndarray, residual: np.ndarray | None = None) -> Any:
         return self.finish(x, residual)
+
+    @property
+    def level_writer(self) -> LevelWriter | None:
+        return self.finish.level_writer
 
     def nearby(self, share: float, *inputs: Any) -> tuple[BitTensor, BitTensor] | None:
         return self.finish.nearby(share, inputs[0], inputs[1] if len(inputs) > 1 else None)

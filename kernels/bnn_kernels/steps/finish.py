@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import as_planes
 from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.bits.uniform import UniformLevels
 from bnn_kernels.ops.epilogue import Epilogue
@@ -64,6 +65,7 @@ class Finish:
 
     residual: None, "before" or "after" (the step reads one more register then). keep: whether it hands on the floats.
     bits: whether it hands on signs or levels too. scale, shift: float32 (channels,) that the step reads by itself.
+    as_bytes: whether levels are to be `LevelBytes`.
     """
 
     def __init__(self, this: Step, channels: int, scale: np.ndarray | None, shift: np.ndarray | None = None):
@@ -84,7 +86,8 @@ class Finish:
         parts |= {"residual": given.residual, "low": float(given.low), "high": float(given.high)}
         parts["levels"] = self.levels
         self.channels = channels
-        self._epilogue = Lazy(lambda: Epilogue(channels, scale=scale, **parts))
+        self.as_bytes = False
+        self._epilogue = Lazy(lambda: Epilogue(channels, scale=scale, as_bytes=self.as_bytes, **parts))
         # Nothing to do to the floats themselves.
         self.is_plain = scale is None and not names and shift is None and self.levels is None
         self.is_plain = self.is_plain and given.residual is None and given.low == -math.inf and given.high == math.inf
@@ -93,6 +96,11 @@ class Finish:
     def epilogue(self) -> Epilogue:
         """The pass itself, made at its first use: no attribute of a file makes it allocate before."""
         return self._epilogue()
+
+    @property
+    def level_writer(self) -> "Finish | None":
+        """Itself, if it makes levels, which may be bytes."""
+        return None if self.levels is None else self
 
     @property
     def arity(self) -> int:
@@ -114,7 +122,7 @@ class Finish:
         """Return what `infer` promised of the epilogue's results; flat: as (N, K)."""
         if flat:
             floats = None if floats is None else floats.reshape(len(floats), self.channels)
-            bits = None if bits is None else type(bits)(bits.words, bits.shape[:2], bits.signed, bits.multipliers)
+            bits = None if bits is None else bits.with_shape(bits.shape[:2])
         return (floats, bits) if self.keep and self.bits else floats if self.keep else bits
 
     def nearby(self, share: float, y: np.ndarray, residual: np.ndarray | None) -> tuple[BitTensor, BitTensor] | None:
@@ -130,7 +138,7 @@ class Finish:
         _, lower = quantize(floats - rounding, keep=False)
         _, higher = quantize(floats + rounding, keep=False)
         assert lower is not None and higher is not None
-        return lower, higher
+        return as_planes(lower), as_planes(higher)
 
     def __call__(self, y: np.ndarray, residual: np.ndarray | None) -> Any:
         """Finish floats (N, H, W, C) or (N, K)."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from bnn_kernels.ops.float_conv import POINTWISE, FloatConv2d
 from bnn_kernels.runtime.lazy import Lazy
-from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.base import LevelWriter, Spec, Step, need, step
 from bnn_kernels.steps.conv_geometry import ConvFields, conv_size, geometry_of
 from bnn_kernels.steps.fields import Float32
 from bnn_kernels.steps.finish import EpilogueFields, Finish, as_map
@@ -40,6 +40,10 @@ class FloatLayer(Step):
 
     def precision(self, inputs: list[Spec]) -> str:
         return f"W{weight_bits(self.fields)}A32"
+
+    @property
+    def level_writer(self) -> LevelWriter | None:
+        return self.finish.level_writer
 
 
 @step

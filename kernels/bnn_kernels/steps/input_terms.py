@@ -6,11 +6,12 @@ on the padding around it), so its sums are one map for all inputs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import LevelTensor, as_planes
 from bnn_kernels.bits.sum_range import largest_level
 from bnn_kernels.bits.tensor import BitTensor, pack_codes
 from bnn_kernels.compile.jit import jit
@@ -54,10 +55,11 @@ class InputTerms:
         need(planes == len(x.multipliers), f"has terms of {planes} planes, got {len(x.multipliers)}")
         return max(largest_level(*term) for term in self.terms)
 
-    def split(self, x: BitTensor) -> list[BitTensor]:
+    def split(self, x: LevelTensor) -> Sequence[LevelTensor]:
         """Return the terms of an input, without the offset."""
         if self.terms is None:
             return [x]
+        x = as_planes(x)
         parts, start = [], 0
         for multipliers, signed in self.terms:
             end = start + len(multipliers)

@@ -5,16 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from bnn_kernels.bits.planes import check_planes
+from bnn_kernels.bits.level_bytes import LevelBytes, LevelTensor, as_planes
+from bnn_kernels.bits.level_quantize import quantize_to_bytes
+from bnn_kernels.bits.planes import check_planes, level_of_code
 from bnn_kernels.bits.quantize import in_order
-from bnn_kernels.bits.tensor import (
-    BitTensor,
-    flip_words,
-    pack_by_bounds,
-    quantize_channels_last,
-    unpack_channels_last,
-    unpack_codes,
-)
+from bnn_kernels.bits.tensor import BitTensor, flip_words, pack_by_bounds, quantize_channels_last, unpack_codes
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
@@ -44,7 +39,7 @@ class Pack(Step):
 
     def build(self) -> None:
         given = self.fields
-        self.levels = levels_of(given.levels)
+        self.levels, self.as_bytes = levels_of(given.levels), False
         self.rounding: dict[int, Epilogue] = {}
         if self.levels is not None:
             need(set(given.attrs()) == {"levels"} and not self.tensors, "levels need no planes and no thresholds")
@@ -71,27 +66,33 @@ class Pack(Step):
         need(self.channels in (1, x.shape[0]), f"has thresholds for {self.channels} channels, got {x.shape[0]}")
         return Spec("bits", x.shape, self.signed, self.multipliers)
 
-    def run(self, x: np.ndarray) -> BitTensor:
+    @property
+    def level_writer(self) -> "Pack | None":
+        return None if self.levels is None and self.is_sign else self
+
+    def run(self, x: np.ndarray) -> LevelTensor:
         shape = x.shape if x.ndim == 2 else (x.shape[0], x.shape[3], x.shape[1], x.shape[2])
         if self.levels is not None:
             return self.rounded(x, shape)
         thresholds, flip = self.for_channels(shape[1])
         if self.is_sign:
             return pack_by_bounds(as_map(x), shape, thresholds[0], flip)
-        return quantize_channels_last(as_map(x), shape, thresholds, flip, self.codes, self.signed, self.multipliers)
+        planes = (self.codes, self.signed, self.multipliers)
+        quantize = quantize_to_bytes if self.as_bytes else quantize_channels_last
+        return quantize(as_map(x), shape, thresholds, flip, *planes)
 
     def nearby(self, share: float, x: np.ndarray) -> tuple[BitTensor, BitTensor]:
         rounding = within(share, x)
-        return self.run(x - rounding), self.run(x + rounding)
+        return as_planes(self.run(x - rounding)), as_planes(self.run(x + rounding))
 
-    def rounded(self, x: np.ndarray, shape: tuple[int, ...]) -> BitTensor:
+    def rounded(self, x: np.ndarray, shape: tuple[int, ...]) -> LevelTensor:
         """Return evenly spaced levels."""
         channels = shape[1]
         if channels not in self.rounding:
-            self.rounding[channels] = Epilogue(channels, levels=self.levels)
-        _, bits = self.rounding[channels](as_map(x), keep=False)
-        assert bits is not None
-        return BitTensor(bits.words, shape, bits.signed, bits.multipliers)
+            self.rounding[channels] = Epilogue(channels, levels=self.levels, as_bytes=self.as_bytes)
+        _, made = self.rounding[channels](as_map(x), keep=False)
+        assert made is not None
+        return made.with_shape(shape)
 
     def for_channels(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Return thresholds and directions as the kernels take them, for that many channels."""
@@ -128,13 +129,15 @@ class Unpack(Step):
         need(self.values is None or len(self.values) == codes, f"has not one value for each of {codes} codes")
         return Spec("float", x.shape)
 
-    def run(self, x: BitTensor) -> np.ndarray:
-        y = empty((*x.words.shape[1:4], x.shape[1]), np.float32)
+    def run(self, x: LevelTensor) -> np.ndarray:
+        y = empty((*x.map_size, x.shape[1]), np.float32)
         do(self._unpack, x, y)
         return y[:, 0, 0] if len(x.shape) == 2 else y
 
-    def _unpack(self, x: BitTensor, y: np.ndarray) -> None:
+    def _unpack(self, x: LevelTensor, y: np.ndarray) -> None:
+        codes = x.codes() if isinstance(x, LevelBytes) else unpack_codes(x)
+        values = self.values
         if self.scale is not None:
-            np.multiply(unpack_channels_last(x), self.scale, y)
-        elif self.values is not None:
-            np.take(self.values, unpack_codes(x), out=y)
+            values = level_of_code(x.multipliers, x.signed).astype(np.float32) * self.scale
+        assert values is not None
+        np.take(values, codes, out=y)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import LevelTensor
 from bnn_kernels.bits.planes import check_planes
-from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.bits.threshold_storage import expand
 from bnn_kernels.bits.thresholds import Thresholds
 from bnn_kernels.errors import PlanError
-from bnn_kernels.steps.base import Spec, Step, need, step
+from bnn_kernels.steps.base import LevelWriter, Spec, Step, need, step
 from bnn_kernels.steps.fields import Bool, Int8, Int32, StepFields, Uint8
 from bnn_kernels.steps.finish import as_map
 
@@ -69,6 +69,10 @@ class Threshold(Step):
         need(x.shape[0] == self.thresholds.channels, f"has {self.thresholds.channels} channels, got {x}")
         return Spec("bits", x.shape, self.thresholds.signed, self.thresholds.multipliers)
 
-    def run(self, x: np.ndarray) -> BitTensor:
-        bits = self.thresholds(as_map(x))
-        return bits if x.ndim == 4 else BitTensor(bits.words, bits.shape[:2], bits.signed, bits.multipliers)
+    @property
+    def level_writer(self) -> LevelWriter | None:
+        return None if self.thresholds.is_sign else self.thresholds
+
+    def run(self, x: np.ndarray) -> LevelTensor:
+        levels = self.thresholds(as_map(x))
+        return levels if x.ndim == 4 else levels.with_shape(levels.shape[:2])

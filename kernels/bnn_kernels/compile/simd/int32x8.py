@@ -9,6 +9,7 @@ from bnn_kernels.compile.simd.vectors import (
     I8,
     I32,
     I64,
+    behind,
     element,
     in_all_lanes,
     loaded,
@@ -17,6 +18,7 @@ from bnn_kernels.compile.simd.vectors import (
 
 LANES = 8
 _INTS = ir.VectorType(I32, LANES)
+_BYTES = ir.VectorType(I8, LANES)
 int32x8 = vector_type("int32x8", _INTS)
 
 
@@ -105,3 +107,25 @@ def bit_mask(typing, a, place):
         return builder.zext(builder.bitcast(is_set, I8), I64)
 
     return types.uint64(int32x8, types.int64), emit
+
+
+@intrinsic
+def low_bytes(typing, a):
+    """The low byte of each lane, side by side in a uint64, lane 0 lowest."""
+
+    def emit(context, builder, signature, args):
+        return builder.bitcast(builder.trunc(args[0], _BYTES), I64)
+
+    return types.uint64(int32x8), emit
+
+
+@intrinsic
+def store_bytes_to(typing, address, offset, a):
+    """Write the low byte of each lane `offset` bytes behind an address."""
+
+    def emit(context, builder, signature, args):
+        pointer = behind(builder, args[0], args[1], I8, _BYTES)
+        builder.store(builder.trunc(args[2], _BYTES), pointer).align = 1
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, int32x8), emit

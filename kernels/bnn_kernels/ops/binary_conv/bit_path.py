@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import LevelBytes, as_planes
 from bnn_kernels.bits.sum_range import INT32, wrapped
 from bnn_kernels.bits.tensor import code_of
 from bnn_kernels.ops.binary_conv.rows import SLACK, bit_rows, row_length
@@ -84,3 +85,7 @@ class BitPath:
         """Return (rows, words of a plane): dense rows of bits, see `bit_rows`."""
         rows = bit_rows(words, self._channels, self._groups, self._padding, self._pad_bits)
         return rows, (len(rows) - SLACK) // len(words)
+
+    def take_bytes(self, x: LevelBytes) -> tuple[Any, ...]:
+        """Return the same of levels that are bytes, by way of their planes."""
+        return self.take(as_planes(x).words)

@@ -23,6 +23,7 @@ from bnn_kernels.compile.simd import uint8x32 as simd
 from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
 from bnn_kernels.ops.binary_conv.lookup import place_pairs, spread_filters, weigh
 from bnn_kernels.ops.binary_conv.windows import CHUNK, Kinds, Sizes, Taps, fill_chunk, window_words
+from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
 from bnn_kernels.ops.weights import Weights
@@ -253,7 +254,7 @@ class LevelLookupPath(BitPath):
         self._head = ((found.table, found.most), spread_filters(weights, (1, 1)), *self._rest)
 
     @staticmethod
-    def fits(weights: Weights, multipliers: tuple[int, ...]) -> bool:
+    def fits(weights: Filters, multipliers: tuple[int, ...]) -> bool:
         """Whether the sums of these planes fit."""
         lookups = lookups_for(weights.shape[2], weights.shape[3] * weights.channels)
         return tables_of(multipliers, weights.signed).fits(lookups)

@@ -26,6 +26,7 @@ from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.compile.simd import uint8x32 as simd
 from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
 from bnn_kernels.ops.binary_conv.windows import CHUNK, Kinds, Sizes, Taps, fill_chunk, window_words
+from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
 from bnn_kernels.ops.weights import Weights
@@ -235,7 +236,7 @@ class LookupPath(BitPath):
         self._head = (pair_table(self.xor), spread_filters(weights, (2, 3)), *self._rest)
 
     @staticmethod
-    def fits(weights: Weights) -> bool:
+    def fits(weights: Filters) -> bool:
         """Whether 16-bit sums hold the counts of a window."""
         run_bytes = -(-weights.shape[3] * weights.channels // 8)
         return 8 * weights.shape[2] * run_bytes <= MOST_BITS

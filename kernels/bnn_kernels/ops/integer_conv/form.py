@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnn_kernels.compile.isa import has, isa
+from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Maps
 from bnn_kernels.ops.integer_conv.levels import input_code
-from bnn_kernels.ops.weights import Weights
 
 
 class Form(NamedTuple):
@@ -36,7 +36,7 @@ class Form(NamedTuple):
         return np.int8 if self.elements == 4 else np.int16
 
 
-def form_for(weights: Weights, maps: Maps) -> Form | None:
+def form_for(weights: Filters, maps: Maps) -> Form | None:
     """Return the form in which this CPU multiplies such levels; None if no form holds them.
 
     `packed` is that of bytes; `lanes.packed_bits` says where fewer bits do.

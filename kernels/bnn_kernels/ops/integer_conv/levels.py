@@ -1,9 +1,7 @@
 """Levels of the input as unsigned numbers, one element each, with the border around the map.
 
-An operand of bytes is unsigned on the side of the input and signed on that of the weights, so levels are shifted: with
-planes b_p and multipliers m_p
-    planes {0,1}:   level = sum m_p b_p            = u - base
-    planes {-1,+1}: level = sum m_p (1 - 2 b_p)    = sum m_p + 2 base - 2 u,     u = sum m_p b_p + base >= 0
+An operand of bytes is unsigned on the side of the input and signed on that of the weights, so levels are shifted, see
+`bits.level_bytes`. Where they come as bytes already and need no border, they are read where they are.
 """
 
 import functools
@@ -11,14 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import SLACK, LevelBytes, LevelCode, level_code
 from bnn_kernels.compile.jit import jit
 from bnn_kernels.compile.simd.levels_x64 import spread
 from bnn_kernels.ops.geometry import Maps
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.threads import run_rows
-
-# Elements behind the map that may be read, though what is read there does not count.
-SLACK = 128
 
 
 class Sizes(NamedTuple):
@@ -33,27 +29,9 @@ class Sizes(NamedTuple):
     plane: int
 
 
-class InputCode(NamedTuple):
-    """level = factor * u + shift with u in 0 .. largest, u = sum_p multipliers[p] * bit[p] + base."""
-
-    factor: int
-    shift: int
-    largest: int
-    base: int
-
-    def of(self, level: int) -> int | None:
-        """Return u of a level, None if it is no whole number in range."""
-        u, rest = divmod(level - self.shift, self.factor)
-        return u if rest == 0 and 0 <= u <= self.largest else None
-
-
-def input_code(maps: Maps) -> InputCode:
-    """Return how the levels of these planes become unsigned numbers."""
-    base = -sum(m for m in maps.multipliers if m < 0)
-    largest = sum(abs(m) for m in maps.multipliers)
-    if maps.signed:
-        return InputCode(-2, sum(maps.multipliers) + 2 * base, largest, base)
-    return InputCode(1, -base, largest, base)
+def input_code(maps: Maps) -> LevelCode:
+    """Return how the levels of these maps become unsigned numbers."""
+    return level_code(maps.multipliers, maps.signed)
 
 
 @functools.cache
@@ -61,7 +39,7 @@ def fill_kernel(bits: int) -> Any:
     """Return the kernel that writes rows (n, y) of a map, with its border, from words of bit planes.
 
     words uint64 flat (P, N, H, W, V); out int8 or int16 flat (N, H + 2 py, W + 2 px, C) and SLACK; multipliers int32
-    (P,); size: `Sizes`; base: see `InputCode`; outside: the element of a pixel outside the map.
+    (P,); size: `Sizes`; base: see `LevelCode`; outside: the element of a pixel outside the map.
     """
     operations = spread(bits)
     filled, add_where, store = operations.filled, operations.add_where, operations.store
@@ -117,4 +95,43 @@ def elements_of(
     element = out.dtype.type(np.uint16(outside).astype(out.dtype))  # 255 as an int8 is -1
     given = (words.reshape(-1), out, multipliers, size, np.int32(base), element)
     run_rows(kernel, n * (h + 2 * py), words.size, *given)
+    return out
+
+
+@jit
+def _frame_bytes(u, out, size, outside, first, last):
+    """Rows (n, y) of out int8 or int16 flat (N, H + 2 py, W + 2 px, C): u uint8 flat (N, H, W, C), outside around it.
+
+    size: height, width * channels, py and px * channels.
+    """
+    h, line, py, edge = size
+    whole = line + 2 * edge
+    for row in range(first, last):
+        n = row // (h + 2 * py)
+        y = row - n * (h + 2 * py) - py
+        to = out[row * whole : (row + 1) * whole]
+        if not 0 <= y < h:
+            for i in range(whole):
+                to[i] = outside
+            continue
+        at = u[(n * h + y) * line : (n * h + y + 1) * line]
+        left, middle, right = to[:edge], to[edge : edge + line], to[edge + line :]
+        for i in range(edge):
+            left[i] = outside
+            right[i] = outside
+        for i in range(line):
+            middle[i] = at[i]
+
+
+def elements_of_bytes(x: LevelBytes, padding: tuple[int, int], dtype: Any, outside: int) -> np.ndarray:
+    """Return the map of u as `elements_of` does, of levels that are bytes: their own memory where that will do."""
+    kind = np.dtype(dtype)
+    if padding == (0, 0) and kind.itemsize == 1:
+        return x.data.view(kind)
+    (n, h, w), channels, (py, px) = x.map_size, x.shape[1], padding
+    out = new_array((n * (h + 2 * py) * (w + 2 * px) * channels + SLACK,), kind, "the input's levels")
+    # Bytes are written as bytes: a negative int8 is the byte above 127.
+    to = out.view(np.uint8) if kind.itemsize == 1 else out
+    size = (h, w * channels, py, px * channels)
+    run_rows(_frame_bytes, n * (h + 2 * py), out.size // 8, x.data, to, size, to.dtype.type(outside))
     return out

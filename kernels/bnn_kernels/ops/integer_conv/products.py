@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import LevelBytes
 from bnn_kernels.bits.sum_range import LARGEST_SUM, wrapped
 from bnn_kernels.compile.jit import jit
 from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.ops.geometry import Geometry, Maps, border_of
 from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_offsets
-from bnn_kernels.ops.integer_conv.levels import elements_of, input_code
+from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
 from bnn_kernels.ops.integer_conv.tiles import loops
 from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
 from bnn_kernels.ops.weights import LANES, Weights
@@ -166,6 +167,11 @@ class ProductPath:
     def take(self, words: np.ndarray) -> tuple[Any, ...]:
         """Return the levels of the map with its border."""
         return (elements_of(words, *self._input),)
+
+    def take_bytes(self, x: LevelBytes) -> tuple[Any, ...]:
+        """Return the same of levels that are bytes."""
+        _, padding, dtype, _, _, outside = self._input
+        return (elements_of_bytes(x, padding, dtype, outside),)
 
     def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
         """Compute all positions into an output."""

@@ -1,10 +1,15 @@
 """Which kernels compute a layer's sums: the fastest of those that this CPU has and that hold its sums."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 from bnn_kernels.compile.isa import isa
 from bnn_kernels.ops.binary_conv.level_lookup import LevelLookupPath
 from bnn_kernels.ops.binary_conv.lookup import LookupPath
 from bnn_kernels.ops.binary_conv.popcount import PopcountPath
 from bnn_kernels.ops.conv_path import ConvPath
+from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.integer_conv.form import Form, form_for
 from bnn_kernels.ops.integer_conv.products import ProductPath
@@ -36,7 +41,7 @@ FEW_BITS = 24
 PAIRS_OF_FEW_BITS = 2
 
 
-def pairs_for_products(weights: Weights, maps: Maps, form: Form) -> int:
+def pairs_for_products(weights: Filters, maps: Maps, form: Form) -> int:
     """Return from how many pairs of planes on a layer takes products."""
     if maps.out == (1, 1):
         return PAIRS_OF_A_LINEAR_LAYER[isa()]
@@ -44,19 +49,31 @@ def pairs_for_products(weights: Weights, maps: Maps, form: Form) -> int:
     return PAIRS_OF_FEW_BITS if few and form.product == "vnni" else PAIRS_FOR_PRODUCTS[isa()]
 
 
-def path_for(weights: Weights, geometry: Geometry, maps: Maps) -> ConvPath:
-    """Return the fastest way for inputs of these maps.
+class Choice(NamedTuple):
+    """The kernels of a layer: what makes their path. form: of products, None for counts of bits."""
+
+    make: Callable[[Weights, Geometry, Maps], ConvPath]
+    form: Form | None = None
+
+
+def choose(filters: Filters, maps: Maps) -> Choice:
+    """Return the fastest kernels for inputs of these maps, of which the weights need not be known.
 
     Groups of fewer than four channels (depthwise convolutions) would leave most of a lane's products empty. Lookups
     work on 32 filters and four positions at a time.
     """
-    pairs = len(weights.multipliers) * len(maps.multipliers)
-    form = form_for(weights, maps) if pairs > 1 and weights.channels >= 4 else None
-    if form is not None and pairs >= pairs_for_products(weights, maps, form):
-        return ProductPath(weights, geometry, maps, form)
-    if isa() == "avx2" and weights.filters >= 24 and maps.out[0] * maps.out[1] >= 4:
-        if len(maps.multipliers) > 1 and LevelLookupPath.fits(weights, maps.multipliers):
-            return LevelLookupPath(weights, geometry, maps)
-        if LookupPath.fits(weights):
-            return LookupPath(weights, geometry, maps)
-    return PopcountPath(weights, geometry, maps)
+    pairs = len(filters.multipliers) * len(maps.multipliers)
+    form = form_for(filters, maps) if pairs > 1 and filters.channels >= 4 else None
+    if form is not None and pairs >= pairs_for_products(filters, maps, form):
+        return Choice(partial(ProductPath, form=form), form)
+    if isa() == "avx2" and filters.filters >= 24 and maps.out[0] * maps.out[1] >= 4:
+        if len(maps.multipliers) > 1 and LevelLookupPath.fits(filters, maps.multipliers):
+            return Choice(LevelLookupPath)
+        if LookupPath.fits(filters):
+            return Choice(LookupPath)
+    return Choice(PopcountPath)
+
+
+def path_for(weights: Weights, geometry: Geometry, maps: Maps) -> ConvPath:
+    """Return the fastest way for inputs of these maps."""
+    return choose(weights, maps).make(weights, geometry, maps)

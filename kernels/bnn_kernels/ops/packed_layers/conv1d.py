@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bnn_kernels import checks
-from bnn_kernels.bits.tensor import BitTensor, pack
+from bnn_kernels.bits.level_bytes import LevelTensor
+from bnn_kernels.bits.tensor import pack
 from bnn_kernels.bits.thresholds import Thresholds
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.packed_layers.conv2d import PackedConv2d, ThresholdConv2d
@@ -66,23 +67,23 @@ class PackedConv1d:
         o, c, _, k = self.conv.shape
         return o, c, k
 
-    def _map(self, x: BitTensor | np.ndarray) -> BitTensor:
-        bits = x if isinstance(x, BitTensor) else pack(x)
+    def _map(self, x: LevelTensor | np.ndarray) -> LevelTensor:
+        bits = x if isinstance(x, LevelTensor) else pack(x)
         if len(bits.shape) != 3:
             raise ValueError(f"a convolution over sequences takes an input of shape (N, C, L), got {bits.shape}")
         n, c, length = bits.shape
-        return BitTensor(bits.words, (n, c, 1, length), bits.signed, bits.multipliers)
+        return bits.with_shape((n, c, 1, length))
 
     @staticmethod
-    def _sequence(bits: BitTensor) -> BitTensor:
+    def _sequence(bits: LevelTensor) -> LevelTensor:
         n, c, _, length = bits.shape
-        return BitTensor(bits.words, (n, c, length), bits.signed, bits.multipliers)
+        return bits.with_shape((n, c, length))
 
-    def __call__(self, x: BitTensor | np.ndarray) -> np.ndarray:
+    def __call__(self, x: LevelTensor | np.ndarray) -> np.ndarray:
         """Return int32 (N, O, Lo), exact. A float input (N, C, L) is packed first (its signs)."""
         return self.conv(self._map(x))[:, :, 0]
 
-    def to_levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
+    def to_levels(self, bits: LevelTensor, thresholds: Thresholds) -> LevelTensor:
         """Return the levels (N, O, Lo) of the thresholded sums of a packed input (N, C, L)."""
         return self._sequence(self.conv.to_levels(self._map(bits), thresholds))
 
@@ -97,8 +98,8 @@ class PackedConv1d:
         return ThresholdConv1d(self, Thresholds(t, flip, codes, signed, multipliers))
 
     def finish(
-        self, bits: BitTensor, epilogue: Epilogue, residual: np.ndarray | None = None, keep: bool = True
-    ) -> tuple[np.ndarray | None, BitTensor | None]:
+        self, bits: LevelTensor, epilogue: Epilogue, residual: np.ndarray | None = None, keep: bool = True
+    ) -> tuple[np.ndarray | None, LevelTensor | None]:
         """Return (float32 (N, 1, Lo, O) or None, signs (N, O, Lo) or None) of a packed input through an epilogue."""
         floats, signs = self.conv.finish(self._map(bits), epilogue, residual, keep)
         return floats, None if signs is None else self._sequence(signs)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels import checks
+from bnn_kernels.bits.level_bytes import LevelBytes, LevelTensor
 from bnn_kernels.bits.planes import check_planes, encode
 from bnn_kernels.bits.sum_range import largest_level, largest_sum
 from bnn_kernels.bits.tensor import BitTensor, pack, words_for
@@ -16,7 +17,6 @@ from bnn_kernels.ops.outputs import IntOutput, SignOutput
 from bnn_kernels.ops.packed_layers.plan import MapPlan
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.arrays import new_array
-from bnn_kernels.runtime.workspace import contiguous
 
 # Map sizes that one layer keeps its tables for.
 MOST_PLANS = 64
@@ -127,24 +127,24 @@ class PackedConv2d:
         """Return (Ho, Wo) for an (H, W) map; ValueError if the filter does not fit."""
         return self.geometry.output_size(height, width)
 
-    def __call__(self, x: BitTensor | np.ndarray) -> np.ndarray:
+    def __call__(self, x: LevelTensor | np.ndarray) -> np.ndarray:
         """Return int32 (N, O, Ho, Wo) (a view with channels last in memory), exact. A float input is packed first."""
-        return self.channels_last(x if isinstance(x, BitTensor) else pack(x)).transpose(0, 3, 1, 2)
+        return self.channels_last(x if isinstance(x, LevelTensor) else pack(x)).transpose(0, 3, 1, 2)
 
-    def channels_last(self, bits: BitTensor) -> np.ndarray:
+    def channels_last(self, bits: LevelTensor) -> np.ndarray:
         """Return int32 (N, Ho, Wo, O) of a packed input (N, C, H, W)."""
         self._check_input(bits)
         return self._dots(bits)
 
-    def to_levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
+    def to_levels(self, bits: LevelTensor, thresholds: Thresholds) -> LevelTensor:
         """Return the levels of the thresholded sums of a packed input (N, C, H, W)."""
         self._check_input(bits)
         check_thresholds(thresholds, self.shape[0])
         return self._levels(bits, thresholds)
 
     def finish(
-        self, bits: BitTensor, epilogue: Epilogue, residual: np.ndarray | None = None, keep: bool = True
-    ) -> tuple[np.ndarray | None, BitTensor | None]:
+        self, bits: LevelTensor, epilogue: Epilogue, residual: np.ndarray | None = None, keep: bool = True
+    ) -> tuple[np.ndarray | None, LevelTensor | None]:
         """Return (float32 (N, Ho, Wo, O) or None, signs or None): the sums of a packed input through an epilogue.
 
         residual: float32 (N, Ho, Wo, O) if the epilogue adds one; keep: whether the floats are wanted.
@@ -154,13 +154,13 @@ class PackedConv2d:
         return self._finished(bits, epilogue, residual, keep)
 
     def _finished(
-        self, bits: BitTensor, epilogue: Epilogue, residual: np.ndarray | None, keep: bool
-    ) -> tuple[np.ndarray | None, BitTensor | None]:
+        self, bits: LevelTensor, epilogue: Epilogue, residual: np.ndarray | None, keep: bool
+    ) -> tuple[np.ndarray | None, LevelTensor | None]:
         if not self._whole_bytes:
             return epilogue(self._dots(bits), residual, keep)
         plan = self._plan(bits)
-        output, results = epilogue.output((bits.words.shape[1], *plan.out, self.shape[0]), residual, keep)
-        plan.run(contiguous(bits.words), output)
+        output, results = epilogue.output((bits.map_size[0], *plan.out, self.shape[0]), residual, keep)
+        plan.run(bits, output)
         return results()
 
     @property
@@ -168,39 +168,40 @@ class PackedConv2d:
         """Whether each byte of output bits belongs to one group."""
         return self.weights.groups == 1 or self.weights.filters % LANES == 0
 
-    def _levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
+    def _levels(self, bits: LevelTensor, thresholds: Thresholds) -> LevelTensor:
         # Sums before their offset is added may leave int32 though the dot products do not; those are compared then.
-        if thresholds.is_sign and self._whole_bytes and self._plan(bits).path.sums_fit:
+        if thresholds.is_sign and not thresholds.as_bytes and self._whole_bytes and self._plan(bits).path.sums_fit:
             return self._signs(bits, thresholds)
         return thresholds(self._dots(bits))
 
-    def _check_input(self, bits: BitTensor) -> None:
-        checks.instance(bits, BitTensor, "the input", "; pack it first")
+    def _check_input(self, bits: LevelTensor) -> None:
+        if not isinstance(bits, LevelBytes):
+            checks.instance(bits, BitTensor, "the input", "; pack it first")
         if len(bits.shape) != 4:
             raise ValueError(f"a convolution takes an input of shape (N, C, H, W), got {bits.shape}")
         if bits.shape[1] != self.in_channels:
             raise ValueError(f"the input has {bits.shape[1]} channels, the weight takes {self.in_channels}")
 
-    def _dots(self, bits: BitTensor) -> np.ndarray:
+    def _dots(self, bits: LevelTensor) -> np.ndarray:
         """Return int32 (N, Ho, Wo, O) of words whose channel count has been checked."""
         plan = self._plan(bits)
-        out = new_array((bits.words.shape[1], *plan.out, self.shape[0]), np.int32, "an output")
-        plan.run(contiguous(bits.words), IntOutput(out.reshape(-1), self.shape[0]))
+        out = new_array((bits.map_size[0], *plan.out, self.shape[0]), np.int32, "an output")
+        plan.run(bits, IntOutput(out.reshape(-1), self.shape[0]))
         return out
 
-    def _signs(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
+    def _signs(self, bits: LevelTensor, thresholds: Thresholds) -> BitTensor:
         """Return the signs behind thresholds; whole bytes of filters must belong to one group."""
-        plan, n, filters = self._plan(bits), bits.words.shape[1], self.shape[0]
+        plan, n, filters = self._plan(bits), bits.map_size[0], self.shape[0]
         # The kernel writes whole bytes; only words that are not made of 8 need their tail zeroed first.
         shape = (1, n, *plan.out, words_for(filters))
         words = new_array(shape, np.uint64, "an output", zeros=filters % 64 != 0)
         as_bytes = words.view(np.uint8).reshape(-1)
-        plan.run(contiguous(bits.words), SignOutput(*plan.bounds(thresholds), as_bytes, words_for(filters) * 8))
+        plan.run(bits, SignOutput(*plan.bounds(thresholds), as_bytes, words_for(filters) * 8))
         return BitTensor(words, (n, filters, *plan.out))
 
-    def _plan(self, bits: BitTensor) -> MapPlan:
+    def _plan(self, bits: LevelTensor) -> MapPlan:
         """Return what depends on the size of the map and on its planes only; made once for each."""
-        h, w = bits.words.shape[2:4]
+        _, h, w = bits.map_size
         maps = Maps((h, w), self.output_size(h, w), bits.signed, bits.multipliers)
         plan = self._plans.get(maps)
         if plan is None:
@@ -210,7 +211,7 @@ class PackedConv2d:
             plan = self._plans[maps] = MapPlan(self.weights, self.geometry, maps)
         return plan
 
-    def _check_range(self, bits: BitTensor) -> None:
+    def _check_range(self, bits: LevelTensor) -> None:
         largest_sum(self.weights.products, largest_level(bits.multipliers, bits.signed), self.weights.largest)
 
     def with_threshold(self, t: np.ndarray, flip: np.ndarray) -> "ThresholdConv2d":
@@ -245,6 +246,6 @@ class ThresholdConv2d:
         self.conv = conv
         self.thresholds = thresholds
 
-    def __call__(self, x: BitTensor | np.ndarray) -> BitTensor:
+    def __call__(self, x: LevelTensor | np.ndarray) -> LevelTensor:
         """Return the packed levels of the thresholded sums, shape (N, O, Ho, Wo)."""
-        return self.conv.to_levels(x if isinstance(x, BitTensor) else pack(x), self.thresholds)
+        return self.conv.to_levels(x if isinstance(x, LevelTensor) else pack(x), self.thresholds)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels import checks
+from bnn_kernels.bits.level_bytes import LevelBytes, LevelTensor
 from bnn_kernels.bits.planes import check_codes, check_planes, encode
 from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits, to_dense_bits
 from bnn_kernels.bits.tensor import BitTensor, pack
@@ -89,32 +90,33 @@ class PackedLinear:
             self._layouts[shape] = found
         return found
 
-    def to_levels(self, bits: BitTensor, thresholds: Thresholds) -> BitTensor:
+    def to_levels(self, bits: LevelTensor, thresholds: Thresholds) -> LevelTensor:
         """Return the levels of the thresholded sums, shape (N, O), of a packed input (N, K) or (N, C, H, W)."""
         self._check_input(bits)
         check_thresholds(thresholds, self.shape[0])
         levels = self.layout(bits.shape[1:])._levels(bits, thresholds)
-        return BitTensor(levels.words, levels.shape[:2], levels.signed, levels.multipliers)
+        return levels.with_shape(levels.shape[:2])
 
     def finish(
-        self, bits: BitTensor, epilogue: Epilogue, residual: np.ndarray | None = None, keep: bool = True
-    ) -> tuple[np.ndarray | None, BitTensor | None]:
+        self, bits: LevelTensor, epilogue: Epilogue, residual: np.ndarray | None = None, keep: bool = True
+    ) -> tuple[np.ndarray | None, LevelTensor | None]:
         """Return (float32 (N, 1, 1, O) or None, signs (N, O, 1, 1) or None) of a packed input through an epilogue."""
         self._check_input(bits)
         checks.instance(epilogue, Epilogue, "the epilogue")
         return self.layout(bits.shape[1:])._finished(bits, epilogue, residual, keep)
 
-    def __call__(self, x: BitTensor | np.ndarray) -> np.ndarray:
+    def __call__(self, x: LevelTensor | np.ndarray) -> np.ndarray:
         """Return int32 (N, O), exact. A float input is packed first (its signs)."""
-        return self.channels_last(x if isinstance(x, BitTensor) else pack(x)).reshape(-1, self.shape[0])
+        return self.channels_last(x if isinstance(x, LevelTensor) else pack(x)).reshape(-1, self.shape[0])
 
-    def channels_last(self, bits: BitTensor) -> np.ndarray:
+    def channels_last(self, bits: LevelTensor) -> np.ndarray:
         """Return int32 (N, 1, 1, O) of a packed input (N, K) or (N, C, H, W) with C*H*W = K."""
         self._check_input(bits)
         return self.layout(bits.shape[1:])._dots(bits)
 
-    def _check_input(self, bits: BitTensor) -> None:
-        checks.instance(bits, BitTensor, "the input", "; pack it first")
+    def _check_input(self, bits: LevelTensor) -> None:
+        if not isinstance(bits, LevelBytes):
+            checks.instance(bits, BitTensor, "the input", "; pack it first")
         features = math.prod(bits.shape[1:])
         if features != self.shape[1]:
             raise ValueError(f"the input {bits.shape} has {features} features, the weight takes {self.shape[1]}")
@@ -142,6 +144,6 @@ class ThresholdLinear:
         self.linear = linear
         self.thresholds = thresholds
 
-    def __call__(self, x: BitTensor | np.ndarray) -> BitTensor:
+    def __call__(self, x: LevelTensor | np.ndarray) -> LevelTensor:
         """Return the packed levels of the thresholded sums, shape (N, O)."""
-        return self.linear.to_levels(x if isinstance(x, BitTensor) else pack(x), self.thresholds)
+        return self.linear.to_levels(x if isinstance(x, LevelTensor) else pack(x), self.thresholds)

@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from bnn_kernels.bits.level_bytes import LevelBytes, LevelTensor
 from bnn_kernels.bits.sum_range import INT32
 from bnn_kernels.bits.thresholds import Thresholds
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.outputs import Output
 from bnn_kernels.ops.packed_layers import choice
 from bnn_kernels.ops.weights import Weights
+from bnn_kernels.runtime.workspace import contiguous
 
 
 class MapPlan:
@@ -46,7 +48,8 @@ class MapPlan:
         solved = bounds.clip(INT32.min, INT32.max).astype(np.int32).reshape(-1)
         return solved, np.packbits(flip, bitorder="little")
 
-    def run(self, words: np.ndarray, output: Output) -> None:
-        """Compute all positions of contiguous words uint64 (P, N, H, W, V) into an output."""
-        positions = words.shape[1] * self.out[0] * self.out[1]
-        self.path.run(self.path.take(words), positions, output)
+    def run(self, x: LevelTensor, output: Output) -> None:
+        """Compute all positions of an input into an output."""
+        positions = x.map_size[0] * self.out[0] * self.out[1]
+        taken = self.path.take_bytes(x) if isinstance(x, LevelBytes) else self.path.take(contiguous(x.words))
+        self.path.run(taken, positions, output)
