@@ -118,14 +118,16 @@ class PackedModel:
                 placed.step.precision(placed.given),
                 placed.step.macs(placed.given),
                 spec.nbytes,
+                placed.step.kernel(placed.given),
             )
             for spec, placed in zip(self.steps, self._program.placed, strict=True)
         ]
 
     def summary(self, *inputs: np.ndarray) -> str:
-        """Return a table of the steps: source module, output, bits, multiply-accumulates for one image, stored bytes.
+        """Return a table of the steps and, of layers, which kernels they run on this CPU and why.
 
-        With inputs each step is also timed on them.
+        The other columns: source module, output, bits, multiply-accumulates for one image, stored bytes. With inputs
+        each step is also timed on them.
         """
         seconds = [time for _, time in self.profile(*inputs)] if inputs else None
         return table.table(self.costs(), seconds)

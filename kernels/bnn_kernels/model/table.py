@@ -7,7 +7,10 @@ from bnn_kernels.steps.base import Spec
 
 
 class StepCost(NamedTuple):
-    """One step: its outputs, "W1A1"-like precision ("" if it multiplies nothing), MACs for an image, stored bytes."""
+    """One step: its outputs, "W1A1"-like precision ("" if it multiplies nothing), MACs for an image, stored bytes.
+
+    kernel: what it runs on this CPU and why, "" if it multiplies nothing.
+    """
 
     op: str
     source: str
@@ -15,6 +18,7 @@ class StepCost(NamedTuple):
     precision: str
     macs: int
     nbytes: int
+    kernel: str = ""
 
 
 def macs_by_precision(costs: Sequence[StepCost]) -> dict[str, int]:
@@ -28,21 +32,22 @@ def macs_by_precision(costs: Sequence[StepCost]) -> dict[str, int]:
 
 def _describe(spec: Spec) -> str:
     kind = f"{len(spec.multipliers)}-bit" if spec.kind == "bits" else spec.kind
-    return f"{kind} {'x'.join(map(str, spec.shape))}"
+    return f"{kind} {'x'.join(map(str, spec.shape))}{' as bytes' if spec.as_bytes else ''}"
 
 
 def table(costs: Sequence[StepCost], seconds: Sequence[float] | None = None) -> str:
     """Return one line a step, totals below; seconds: the time of each step, if measured."""
-    rows = [("step", "from", "output", "bits", "MACs", "bytes") + (() if seconds is None else ("us",))]
+    rows = [("step", "from", "output", "bits", "MACs", "bytes") + (() if seconds is None else ("us",)) + ("kernel",)]
     for i, cost in enumerate(costs):
         outputs = ", ".join(map(_describe, cost.outputs))
         clock = () if seconds is None else (f"{seconds[i] * 1e6:,.1f}",)
         macs = f"{cost.macs:,}" if cost.macs else ""
-        rows.append((cost.op, cost.source, outputs, cost.precision, macs, f"{cost.nbytes:,}", *clock))
+        rows.append((cost.op, cost.source, outputs, cost.precision, macs, f"{cost.nbytes:,}", *clock, cost.kernel))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
-            cell.rjust(w) if i > 3 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(w) if 3 < i < len(row) - 1 else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]

@@ -84,6 +84,10 @@ class Step:
         """What a layer multiplies, bits of weights and activations: "W1A1"; "" for steps that are not layers."""
         return ""
 
+    def kernel(self, inputs: list[Spec]) -> str:
+        """Which kernels a layer runs on this CPU, and why; "" for steps that are not layers."""
+        return ""
+
     @property
     def level_writer(self) -> LevelWriter | None:
         """What decides in which form this step writes levels, None if it writes bit planes or no levels."""

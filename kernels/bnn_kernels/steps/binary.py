@@ -151,6 +151,9 @@ class BinaryLayer(Step):
             for multipliers, signed in parts
         ]
 
+    def kernel(self, inputs: list[Spec]) -> str:
+        return "; ".join(dict.fromkeys(f"{choice.name}: {choice.why}" for choice in self.chosen(inputs)))
+
     def reads_bytes(self, inputs: list[Spec]) -> bool:
         if self.given.terms is not None or self.fields.weight_offset:
             return False

@@ -41,6 +41,9 @@ class FloatLayer(Step):
     def precision(self, inputs: list[Spec]) -> str:
         return f"W{weight_bits(self.fields)}A32"
 
+    def kernel(self, inputs: list[Spec]) -> str:
+        return "float32" if self.fields.terms is None else "float32, weights held as bits"
+
     @property
     def level_writer(self) -> LevelWriter | None:
         return self.finish.level_writer

@@ -50,10 +50,23 @@ def pairs_for_products(weights: Filters, maps: Maps, form: Form) -> int:
 
 
 class Choice(NamedTuple):
-    """The kernels of a layer: what makes their path. form: of products, None for counts of bits."""
+    """The kernels of a layer: what makes their path, their name and why it is they, in a few words.
+
+    form: of products, None for counts of bits.
+    """
 
     make: Callable[[Weights, Geometry, Maps], ConvPath]
+    name: str
+    why: str
     form: Form | None = None
+
+
+# What `summary` calls products in each form.
+PRODUCTS = {
+    "vnni": "products of bytes (vpdpbusd)",
+    "pairs": "products of bytes (vpmaddubsw)",
+    "shorts": "products of 16 bits",
+}
 
 
 def choose(filters: Filters, maps: Maps) -> Choice:
@@ -64,14 +77,18 @@ def choose(filters: Filters, maps: Maps) -> Choice:
     """
     pairs = len(filters.multipliers) * len(maps.multipliers)
     form = form_for(filters, maps) if pairs > 1 and filters.channels >= 4 else None
-    if form is not None and pairs >= pairs_for_products(filters, maps, form):
-        return Choice(partial(ProductPath, form=form), form)
+    why = f"{pairs} pair{'s' * (pairs > 1)} of planes"
+    if form is not None:
+        fewest = pairs_for_products(filters, maps, form)
+        if pairs >= fewest:
+            return Choice(partial(ProductPath, form=form), PRODUCTS[form.product], f"{why}, {fewest} or more", form)
+        why += f", fewer than {fewest}"
     if isa() == "avx2" and filters.filters >= 24 and maps.out[0] * maps.out[1] >= 4:
         if len(maps.multipliers) > 1 and LevelLookupPath.fits(filters, maps.multipliers):
-            return Choice(LevelLookupPath)
+            return Choice(LevelLookupPath, "lookups of levels", why)
         if LookupPath.fits(filters):
-            return Choice(LookupPath)
-    return Choice(PopcountPath)
+            return Choice(LookupPath, "lookups", why)
+    return Choice(PopcountPath, "population counts", why)
 
 
 def path_for(weights: Weights, geometry: Geometry, maps: Maps) -> ConvPath:
