@@ -185,7 +185,8 @@ def look_up_kernels(table_bits: int, kind: type) -> tuple[Any, Any]:
                     value = float32x8.load(out, np.uint64(half * 8))
                     finish(value, position, channel, size.filters - channel, ready)
 
-    look_up_blocks.__name__ = look_up_blocks.__qualname__ = f"look_up_blocks_{finish.py_func.__name__}"
+    look_up_blocks.__name__ = look_up_blocks.__qualname__ = f"look_up_blocks{table_bits}_{finish.py_func.__name__}"
+    fill_tables.__name__ = fill_tables.__qualname__ = f"fill_tables{table_bits}"
     return jit(fill_tables), jit(look_up_blocks)
 
 
@@ -209,6 +210,7 @@ class FewBitWeight:
         for row, scale in zip(scales, (*(term.scale for term in terms), last), strict=True):
             row[:, :filters] = scale.reshape(groups, filters)
         ends = np.cumsum([len(term.multipliers) for term in terms])
+        self.expand = expand
         self.packed = Packed(
             aligned(words).reshape(-1),
             np.array(values, np.float32).reshape(-1),
@@ -233,7 +235,7 @@ class FewBitWeight:
             group, f = divmod(first, filters)
             to[group, f // BLOCK, :, f % BLOCK : f % BLOCK + count] = packed.T
 
-    def looks_up(self, positions: int) -> bool:
+    def takes_few(self, positions: int) -> bool:
         """Whether so many positions of a product of matrices take less time by look-up than expanded."""
         if self.groups > 1 or isa() not in TABLE_BITS:
             return False

@@ -17,8 +17,9 @@ import numpy as np
 from bnn_kernels.bits.level_bytes import LevelTensor
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, float32x16
+from bnn_kernels.ops.coded_weight import CodedWeight
 from bnn_kernels.ops.epilogue import Epilogue
-from bnn_kernels.ops.few_bit_weight import FewBitWeight, expand
+from bnn_kernels.ops.few_bit_weight import FewBitWeight
 from bnn_kernels.ops.finishing import addresses, finisher
 from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
@@ -138,8 +139,8 @@ _six_by_eight, _one_by_eight = _tiles(float32x8)
 
 
 @functools.cache
-def multiply_kernel(expands: bool, kind: type) -> Any:
-    """Return the kernel for weights as float32 flat `filter_lanes`, or as `few_bit_weight.Packed`, which it expands.
+def multiply_kernel(expand: Any, kind: type) -> Any:
+    """Return the kernel for weights as float32 flat `filter_lanes`, or of few bits, which `expand` expands.
 
     kind: of output, see `ops.finishing`.
     """
@@ -157,14 +158,14 @@ def multiply_kernel(expands: bool, kind: type) -> Any:
         sums = np.zeros(96, np.float32)
         begin = np.empty(size.chunk, np.uint64)
         ready = addresses(output)
-        opened = np.empty(len(offsets) * 16 if expands else 0, np.float32)
+        opened = np.empty(len(offsets) * 16 if expand is not None else 0, np.float32)
         last_block = -1
         for share in range(first, last):
             block = share // chunks
             g = block // size.blocks
             f = (block - g * size.blocks) * 16
             left = size.filters - f
-            if expands:
+            if expand is not None:
                 if block != last_block:
                     expand(weights, block, len(offsets), per_word, opened)
                     last_block = block
@@ -212,7 +213,7 @@ def multiply_kernel(expands: bool, kind: type) -> Any:
                 i = to
 
     multiply.__name__ = multiply.__qualname__ = (
-        f"multiply_{'few_bits' if expands else 'float32'}_{finish.py_func.__name__}"
+        f"multiply_{'float32' if expand is None else expand.py_func.__name__}_{finish.py_func.__name__}"
     )
     return jit(multiply)
 
@@ -261,7 +262,7 @@ class FloatConv2d:
 
     def __init__(
         self,
-        weight: np.ndarray | FewBitWeight,
+        weight: np.ndarray | FewBitWeight | CodedWeight,
         bias: np.ndarray | None,
         geometry: tuple[int, ...],
         groups: int = 1,
@@ -270,9 +271,9 @@ class FloatConv2d:
         self.geometry, self.groups, self.pad = Geometry(*geometry), groups, pad
         self.filters = weight.shape[0] // groups
         self._steps = -(-self.filters // BLOCK) * math.prod(weight.shape[1:]) * groups
-        self._few: FewBitWeight | None = None
+        self._few: FewBitWeight | CodedWeight | None = None
         self._weights: np.ndarray | tuple[np.ndarray, ...]
-        if isinstance(weight, FewBitWeight):
+        if isinstance(weight, (FewBitWeight, CodedWeight)):
             self._few, self._weights = weight, tuple(weight.packed)
         else:
             self._weights = filter_lanes(weight, groups).reshape(-1)
@@ -306,7 +307,7 @@ class FloatConv2d:
         output, results = epilogue.output((len(x), ho, wo, epilogue.channels), residual, keep)
         kh, kw, sy, sx, py, px, dy, dx = self.geometry
         _, h, w, c = x.shape
-        if self._few is not None and self.geometry == POINTWISE and self._few.looks_up(positions):
+        if self._few is not None and self.geometry == POINTWISE and self._few.takes_few(positions):
             self._few.multiply(x.reshape(-1), positions, output, epilogue.kind)
             return results()
         if py or px:
@@ -320,7 +321,7 @@ class FloatConv2d:
         size = (h * w * c, positions, ho * wo, chunk, self.filters, c // self.groups, blocks)
         shares = self.groups * blocks * -(-positions // max(1, chunk))
         kernel, per_word = (
-            multiply_kernel(self._few is not None, epilogue.kind),
+            multiply_kernel(None if self._few is None else self._few.expand, epilogue.kind),
             0 if self._few is None else self._few.per_word,
         )
         given = (x.reshape(-1), offsets, self._weights, per_word, starts, size, tuple(output))

@@ -9,6 +9,7 @@ import numpy as np
 from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits
 from bnn_kernels.errors import PlanError
+from bnn_kernels.ops.coded_weight import CodedWeight
 from bnn_kernels.ops.few_bit_weight import FewBitWeight, ScaledTerm
 from bnn_kernels.steps.base import Step
 from bnn_kernels.steps.fields import Float32, StepFields, Term, Uint8, numbered
@@ -79,7 +80,9 @@ def _scaled_terms(this: Step, shape: tuple[int, ...]) -> tuple[list[ScaledTerm],
     return terms, this.tensor(f"scale.{len(terms)}", (shape[0],)) if fields.weight_offset else None
 
 
-def filters_of(this: Step, shape: tuple[int, ...], groups: int = 1) -> Callable[[], np.ndarray | FewBitWeight]:
+def filters_of(
+    this: Step, shape: tuple[int, ...], groups: int = 1
+) -> Callable[[], np.ndarray | FewBitWeight | CodedWeight]:
     """Return what makes the filters (O, C/groups, kh, kw) of a layer with float inputs; a vector's have one tap.
 
     Weights of few bits stay bits in memory.
@@ -89,4 +92,6 @@ def filters_of(this: Step, shape: tuple[int, ...], groups: int = 1) -> Callable[
         weight = this.tensor("weight", shape)
         return lambda: weight.reshape(four)
     terms, offset = _scaled_terms(this, shape)
+    if CodedWeight.fits(terms, offset):
+        return lambda: CodedWeight(four, groups, terms[0])
     return lambda: FewBitWeight(four, groups, terms, offset)

@@ -1,8 +1,11 @@
-"""Tables of float32 in a register, and words of bits that say which entry each of sixteen lanes takes.
+"""Words of bits for sixteen lanes, and float32 made of them: entries of a table in a register, or codes as numbers.
 
 A register of AVX-512 holds 16 entries, chosen by four bits of a lane; one of AVX2 holds 8, chosen by three. On other
 CPUs there is no such instruction, see `TABLE_BITS`.
 """
+
+import functools
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -76,3 +79,24 @@ def chosen(typing, words, bit, clear, set_):
         return builder.select(has_it, in_all_lanes(builder, set_, _FLOATS), in_all_lanes(builder, clear, _FLOATS))
 
     return float32x16(uint32x16, types.uint64, types.float32, types.float32), emit
+
+
+@functools.cache
+def codes(bits: int) -> tuple[Any, Any]:
+    """Return (lowest, rest): the lowest code of so many bits of each lane as float32, and the words without it."""
+
+    @intrinsic
+    def lowest(typing, words):
+        def emit(context, builder, signature, args):
+            return builder.sitofp(builder.and_(args[0], ir.Constant(_WORDS, [(1 << bits) - 1] * 16)), _FLOATS)
+
+        return float32x16(uint32x16), emit
+
+    @intrinsic
+    def rest(typing, words):
+        def emit(context, builder, signature, args):
+            return builder.lshr(args[0], ir.Constant(_WORDS, [bits] * 16))
+
+        return uint32x16(uint32x16), emit
+
+    return lowest, rest

@@ -1,0 +1,178 @@
+"""Weights of 4 to 8 bits for float inputs, held as codes: several side by side in a word, one word for each filter.
+
+One term whose multipliers are powers of two is a whole number u of P bits, scaled:
+    w[o, k] = scale[o] * (factor * u[o, k] + shift),     0 <= u < 2**P
+A shift, a mask, a conversion and a multiply-add make sixteen filters' levels of it, whatever P is; planes, see
+`few_bit_weight`, would take that for every plane. With few positions the levels are multiplied as they are made, and
+the sums scaled; with many a block's weights are written to the cache first.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.compile.simd import float32x8, float32x16
+from bnn_kernels.compile.simd.float_tables import codes, load_words
+from bnn_kernels.ops.few_bit_weight import BLOCK, ScaledTerm
+from bnn_kernels.ops.finishing import EpilogueOutput, addresses, finisher
+from bnn_kernels.runtime.arrays import aligned
+from bnn_kernels.runtime.threads import run_rows
+
+FEWEST_PLANES = 4
+# Up to so many positions levels are made again for each of them: about 5 instructions for 16 products instead of 1.
+FEW_POSITIONS = 4
+
+
+class Coded(NamedTuple):
+    """What the kernels read.
+
+    words: uint32 flat (blocks of all groups, words of a filter, 16), in the order (kh, kw, C) of a window, the first
+    code lowest. factor, shift: float32 (16,), the same in all lanes. scales: float32 flat (blocks * 16,).
+    """
+
+    words: np.ndarray
+    factor: np.ndarray
+    shift: np.ndarray
+    scales: np.ndarray
+
+
+class Sizes(NamedTuple):
+    """Sizes of a product of matrices."""
+
+    positions: int
+    inputs: int
+    filters: int
+
+
+@functools.cache
+def expander(bits: int) -> Any:
+    """Return the function that writes float32 (length, 16) of a block to `to`, flat."""
+    lowest, rest = codes(bits)
+    first, start = np.uint64(0), 0
+
+    def expand_codes(coded, block, length, per_word, to):
+        coded = Coded(*coded)
+        word_count = (length + per_word - 1) // per_word
+        factor, shift = float32x16.load(coded.factor, first), float32x16.load(coded.shift, first)
+        scale = float32x16.load(coded.scales, np.uint64(block * 16))
+        k = start
+        for word in range(word_count):
+            words = load_words(coded.words, np.uint64((block * word_count + word) * 16))
+            for _ in range(min(per_word, length - k)):
+                level = float32x16.multiply_add(lowest(words), factor, shift)
+                float32x16.store(to, np.uint64(k * 16), float32x16.multiply(level, scale))
+                words = rest(words)
+                k += 1
+
+    # The name is part of that of the kernel that it goes into, by which machine code is cached.
+    expand_codes.__name__ = expand_codes.__qualname__ = f"expand_codes{bits}"
+    return inline(expand_codes)
+
+
+@functools.cache
+def product_kernel(bits: int, kind: type) -> Any:
+    """Return the kernel over blocks of sixteen filters: x float32 flat (positions, inputs); size: `Sizes`."""
+    lowest, rest = codes(bits)
+    finish, per_word = finisher(kind), 32 // bits
+    zero = np.uint64(0)
+
+    def multiply_codes(x, coded, size, output, first, last):
+        size, coded = Sizes(*size), Coded(*coded)
+        ready = addresses(output)
+        word_count = (size.inputs + per_word - 1) // per_word
+        whole = size.inputs // per_word
+        factor, shift = float32x16.load(coded.factor, zero), float32x16.load(coded.shift, zero)
+        out = np.zeros(16, np.float32)
+        for block in range(first, last):
+            scale = float32x16.load(coded.scales, np.uint64(block * 16))
+            for position in range(size.positions):
+                s0 = s1 = float32x16.zero()
+                at = np.uint64(position * size.inputs)
+                j = np.uint64(block * word_count * 16)
+                for _ in range(whole):
+                    words = load_words(coded.words, j)
+                    j += np.uint64(16)
+                    for _ in range(per_word // 2):
+                        level = float32x16.multiply_add(lowest(words), factor, shift)
+                        s0 = float32x16.multiply_add(float32x16.broadcast(x, at), level, s0)
+                        words = rest(words)
+                        level = float32x16.multiply_add(lowest(words), factor, shift)
+                        s1 = float32x16.multiply_add(float32x16.broadcast(x, at + np.uint64(1)), level, s1)
+                        words = rest(words)
+                        at += np.uint64(2)
+                    for _ in range(per_word % 2):
+                        level = float32x16.multiply_add(lowest(words), factor, shift)
+                        s0 = float32x16.multiply_add(float32x16.broadcast(x, at), level, s0)
+                        at += np.uint64(1)
+                if whole < word_count:
+                    words = load_words(coded.words, j)
+                    for _ in range(size.inputs - whole * per_word):
+                        level = float32x16.multiply_add(lowest(words), factor, shift)
+                        s0 = float32x16.multiply_add(float32x16.broadcast(x, at), level, s0)
+                        words = rest(words)
+                        at += np.uint64(1)
+                float32x16.store(out, zero, float32x16.multiply(float32x16.add(s0, s1), scale))
+                for half in range(min(2, (size.filters - block * 16 + 7) // 8)):
+                    channel = block * 16 + half * 8
+                    value = float32x8.load(out, np.uint64(half * 8))
+                    finish(value, position, channel, size.filters - channel, ready)
+
+    name = f"multiply_codes{bits}_{finish.py_func.__name__}"
+    multiply_codes.__name__ = multiply_codes.__qualname__ = name
+    return jit(multiply_codes)
+
+
+class CodedWeight:
+    """A weight (O, C/groups, kh, kw) of one term whose dense bits are in that order; see `fits`."""
+
+    def __init__(self, shape: tuple[int, ...], groups: int, term: ScaledTerm):
+        self.shape, self.groups, self.bits = shape, groups, len(term.multipliers)
+        self.length, self.per_word = math.prod(shape[1:]), 32 // self.bits
+        filters = shape[0] // groups
+        blocks = -(-filters // BLOCK)
+        words = np.zeros((groups, blocks, -(-self.length // self.per_word), BLOCK), np.uint32)
+        base = -sum(m for m in term.multipliers if m < 0)
+        for o in range(shape[0]):
+            group, f = divmod(o, filters)
+            words[group, f // BLOCK, :, f % BLOCK] = self._words(term, o, base)
+        scales = np.zeros((groups, blocks * BLOCK), np.float32)
+        scales[:, :filters] = term.scale.reshape(groups, filters)
+        factor, shift = (-2, sum(term.multipliers) + 2 * base) if term.signed else (1, -base)
+        same = functools.partial(np.full, BLOCK, dtype=np.float32)
+        self.packed = Coded(aligned(words).reshape(-1), same(factor), same(shift), scales.reshape(-1))
+        self.expand = expander(self.bits)
+
+    def _words(self, term: ScaledTerm, o: int, base: int) -> np.ndarray:
+        """Return the words of a filter, uint32."""
+        begin, end = o * self.length, (o + 1) * self.length
+        u = np.full(self.length, base, np.int64)
+        for plane, multiplier in zip(term.dense, term.multipliers, strict=True):
+            bits = np.unpackbits(plane[begin // 8 : -(-end // 8)], bitorder="little")[begin % 8 :][: self.length]
+            u += multiplier * bits.astype(np.int64)
+        in_order = u.reshape(self.shape[1], -1).T.reshape(-1)
+        padded = np.zeros(-(-self.length // self.per_word) * self.per_word, np.int64)
+        padded[: self.length] = in_order
+        shifts = np.arange(self.per_word) * self.bits
+        return (padded.reshape(-1, self.per_word) << shifts).sum(1).astype(np.uint32)
+
+    @staticmethod
+    def fits(terms: list[ScaledTerm], offset: np.ndarray | None) -> bool:
+        """Whether these terms are one whole number of at least `FEWEST_PLANES` bits, scaled."""
+        if len(terms) != 1 or offset is not None:
+            return False
+        magnitudes = sorted(abs(m) for m in terms[0].multipliers)
+        return len(magnitudes) >= FEWEST_PLANES and magnitudes == [1 << p for p in range(len(magnitudes))]
+
+    def takes_few(self, positions: int) -> bool:
+        """Whether so many positions of a product of matrices take less time without expanded weights."""
+        return self.groups == 1 and positions <= FEW_POSITIONS
+
+    def multiply(self, x: np.ndarray, positions: int, output: EpilogueOutput, kind: type) -> None:
+        """Compute the products of x float32 flat (positions, C) with all filters."""
+        size = (positions, self.length, self.shape[0])
+        blocks = -(-self.shape[0] // BLOCK)
+        work = positions * blocks * self.length * 2
+        run_rows(product_kernel(self.bits, kind), blocks, work, x, tuple(self.packed), size, tuple(output))
