@@ -84,8 +84,9 @@ def _panel(axis: Axes, row: Row) -> None:
 
 def plot(rows: list[Row], cpu: str) -> Figure:
     """Return the figure with a panel for each row."""
-    lines = -(-len(rows) // 2)
-    figure, axes = style.panels(lines, 2, 1.0 + 2.9 * lines, squeeze=False)
+    columns = min(2, len(rows))
+    lines = -(-len(rows) // columns)
+    figure, axes = style.panels(lines, columns, 1.0 + 2.9 * lines, squeeze=False)
     for axis, row in zip(axes.flat, rows, strict=False):
         _panel(axis, row)
     for axis in axes.flat[len(rows) :]:
