@@ -51,6 +51,7 @@ def test_no_state_is_forgotten_here():
         "NoiseAdaptedSign",
         "MagnitudeAwareSign",
         "RSign",
+        "TernaryWeight",
     }
 
 
