@@ -10,13 +10,13 @@ from bnn.layers import QuantConv2d
 from bnn.quantizers import LsqActivation, LsqWeight, SteSign, TernaryWeight, XnorWeight
 
 
-def packed_network(weight, activation):
+def packed_network(weight, activation, channels=32):
     """Two layers of these quantizers, converted, and an input."""
     torch.manual_seed(0)
     conv = (
-        QuantConv2d(8, 32, 3, padding=1, **weight),
-        nn.BatchNorm2d(32),
-        QuantConv2d(32, 32, 3, **weight, **activation),
+        QuantConv2d(8, channels, 3, padding=1, **weight),
+        nn.BatchNorm2d(channels),
+        QuantConv2d(channels, 32, 3, **weight, **activation),
     )
     network = nn.Sequential(*conv, nn.BatchNorm2d(32))
     x = torch.randn(2, 8, 7, 7)
@@ -55,7 +55,7 @@ def test_levels_of_several_bits_are_bytes_between_layers():
 
 @pytest.mark.parametrize("weight", [XnorWeight, TernaryWeight])
 def test_signs_are_bit_planes(weight):
-    packed, _ = packed_network({"weight_quantizer": weight}, {"input_quantizer": SteSign})
+    packed, _ = packed_network({"weight_quantizer": weight}, {"input_quantizer": SteSign}, channels=72)
     text = packed.summary()
     assert "as bytes" not in text
     assert "products" not in text
