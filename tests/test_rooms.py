@@ -127,6 +127,7 @@ FLOORS = [
     ["model"],
     ["steps"],
     ["ops/packed_layers", "ops/float_conv", "ops/pooling", "ops/input_scale"],
+    ["ops/depthwise"],
     ["ops/binary_conv", "ops/integer_conv", "ops/coded_weight"],
     ["ops/few_bit_weight"],
     ["ops/conv_path"],

@@ -18,6 +18,8 @@ from bnn_kernels.bits.level_bytes import LevelTensor
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, float32x16
 from bnn_kernels.ops.coded_weight import CodedWeight
+from bnn_kernels.ops.depthwise.floats import FloatDepthwise
+from bnn_kernels.ops.depthwise.windows import Filter, suits
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.few_bit_weight import FewBitWeight
 from bnn_kernels.ops.finishing import addresses, finisher
@@ -272,9 +274,12 @@ class FloatConv2d:
         self.filters = weight.shape[0] // groups
         self._steps = -(-self.filters // BLOCK) * math.prod(weight.shape[1:]) * groups
         self._few: FewBitWeight | CodedWeight | None = None
-        self._weights: np.ndarray | tuple[np.ndarray, ...]
+        self._depthwise: FloatDepthwise | None = None
+        self._weights: np.ndarray | tuple[np.ndarray, ...] = ()
         if isinstance(weight, (FewBitWeight, CodedWeight)):
             self._few, self._weights = weight, tuple(weight.packed)
+        elif suits(groups, weight.shape[1], self.filters):
+            self._depthwise = FloatDepthwise(weight, groups)
         else:
             self._weights = filter_lanes(weight, groups).reshape(-1)
         self._plain = Epilogue(weight.shape[0], shift=bias)
@@ -297,7 +302,7 @@ class FloatConv2d:
 
         residual: float32 (N, Ho, Wo, O) if the epilogue adds one; keep: whether the floats are wanted.
         """
-        if epilogue.multipliers and self.groups > 1 and self.filters % float32x8.LANES:
+        if self._depthwise is None and epilogue.multipliers and self.groups > 1 and self.filters % float32x8.LANES:
             # A byte of signs would belong to two groups.
             floats, _ = self.finish(x, out_size, Epilogue(epilogue.channels))
             assert floats is not None
@@ -310,9 +315,12 @@ class FloatConv2d:
         if self._few is not None and self.geometry == POINTWISE and self._few.takes_few(positions):
             self._few.multiply(x.reshape(-1), positions, output, epilogue.kind)
             return results()
-        if py or px:
+        if (py or px) and (self._depthwise is None or self.pad != 0):
             x = framed(x, py, px, self.pad)
-            h, w = x.shape[1:3]
+            h, w, py, px = *x.shape[1:3], 0, 0
+        if self._depthwise is not None:
+            self._depthwise.run(x, out_size, Filter((kh, kw), (sy, sx), (py, px), (dy, dx)), output, epilogue.kind)
+            return results()
         offsets = window_offsets(c // self.groups, c, w, (kh, kw, dy, dx))
         starts = window_starts((ho, wo), (sy, sx), w, c)
         chunks = max(1, positions // CHUNK)

@@ -54,6 +54,17 @@ class Border(NamedTuple):
     table: np.ndarray
 
 
+def taps_inside(k: int, s: int, p: int, d: int, extent: int, out: int, frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return (masks bool (kinds, k), kind int64 (out,)) of an axis: which taps lie inside the map at each position.
+
+    k, s, p, d: taps, stride, padding and dilation. frame: how far beyond the map still counts as inside.
+    """
+    tap = np.arange(out)[:, None] * s - p + np.arange(k) * d
+    within = (tap >= -frame) & (tap < extent + frame)
+    masks, kind = np.unique(within, axis=0, return_inverse=True)
+    return masks, kind.reshape(-1)
+
+
 def border_of(geometry: Geometry, maps: Maps, inside: np.ndarray, outside: np.ndarray) -> Border:
     """Return the constants int64 (kinds, G, filters of a group) of a layer.
 
@@ -63,12 +74,10 @@ def border_of(geometry: Geometry, maps: Maps, inside: np.ndarray, outside: np.nd
     kinds, masks = [], []
     for axis in range(2):
         k, s, p, d = (v[axis] for v in (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation))
-        tap = np.arange(maps.out[axis])[:, None] * s - p + np.arange(k) * d
         frame = p if geometry.pads_levels else 0
-        within = (tap >= -frame) & (tap < maps.extent[axis] + frame)
-        mask, kind = np.unique(within, axis=0, return_inverse=True)
+        mask, kind = taps_inside(k, s, p, d, maps.extent[axis], maps.out[axis], frame)
         masks.append(mask.astype(np.int64))
-        kinds.append(kind.reshape(-1))
+        kinds.append(kind)
     table = np.einsum("yk,xl,gfkl->yxgf", *masks, inside - outside) + outside.sum((2, 3))
     y_kind, x_kind = kinds[0] * len(masks[1]), kinds[1]
     return Border(y_kind.astype(np.int32), x_kind.astype(np.int32), table.reshape(-1, *table.shape[2:]))

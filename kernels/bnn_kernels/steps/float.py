@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bnn_kernels.ops.depthwise.windows import suits
 from bnn_kernels.ops.float_conv import POINTWISE, FloatConv2d
 from bnn_kernels.runtime.lazy import Lazy
 from bnn_kernels.steps.base import LevelWriter, Spec, Step, need, step
@@ -80,6 +81,10 @@ class FloatConv(FloatLayer):
 
     def macs(self, inputs: list[Spec]) -> int:
         return math.prod(self.shape) * math.prod(conv_size(inputs[0].shape, self.geometry))
+
+    def kernel(self, inputs: list[Spec]) -> str:
+        depthwise = suits(self.fields.groups, self.shape[1], self.shape[0] // self.fields.groups)
+        return "float32, depthwise" if depthwise else super().kernel(inputs)
 
     def run(self, x: np.ndarray, residual: np.ndarray | None = None) -> Any:
         done = self.conv().finish(x, self.out_size(x), self.finish.epilogue, residual, self.finish.keep)

@@ -10,6 +10,7 @@ from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits
 from bnn_kernels.errors import PlanError
 from bnn_kernels.ops.coded_weight import CodedWeight
+from bnn_kernels.ops.depthwise.windows import suits
 from bnn_kernels.ops.few_bit_weight import FewBitWeight, ScaledTerm
 from bnn_kernels.steps.base import Step
 from bnn_kernels.steps.fields import Float32, StepFields, Term, Uint8, numbered
@@ -85,12 +86,12 @@ def filters_of(
 ) -> Callable[[], np.ndarray | FewBitWeight | CodedWeight]:
     """Return what makes the filters (O, C/groups, kh, kw) of a layer with float inputs; a vector's have one tap.
 
-    Weights of few bits stay bits in memory.
+    Weights of few bits stay bits in memory, but for the few of a depthwise convolution.
     """
     four = shape if len(shape) == 4 else (*shape, 1, 1)
-    if this.fields.terms is None:
-        weight = this.tensor("weight", shape)
-        return lambda: weight.reshape(four)
+    if this.fields.terms is None or suits(groups, four[1], four[0] // groups):
+        weight = float_weight(this, shape)
+        return lambda: weight().reshape(four)
     terms, offset = _scaled_terms(this, shape)
     if CodedWeight.fits(terms, offset):
         return lambda: CodedWeight(four, groups, terms[0])
