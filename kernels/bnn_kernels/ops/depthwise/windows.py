@@ -80,9 +80,8 @@ def windows_of(
     one before. Kinds are numbered as `geometry.border_of` does.
     """
     (kh, kw), (sy, sx), (py, px), (dy, dx) = filter_
-    (y_masks, y_kind), (x_masks, x_kind) = (
-        taps_inside(*(side[axis] for side in filter_), extent[axis], out[axis]) for axis in range(2)
-    )
+    y_masks, y_kind = taps_inside(kh, sy, py, dy, extent[0], out[0])
+    x_masks, x_kind = taps_inside(kw, sx, px, dx, extent[1], out[1])
     y, x = np.divmod(np.arange(out[0] * out[1]), out[1])
     starts = ((y * sy - py) * extent[1] + x * sx - px) * pixel
     kind_at = y_kind[y] * len(x_masks) + x_kind[x]
