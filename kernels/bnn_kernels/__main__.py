@@ -1,4 +1,4 @@
-"""Commands for packed models, without torch: python -m bnn_kernels run|bench|warm|info|summary|verify ...
+"""Commands for packed models, without torch: python -m bnn_kernels run|bench|warm|info|summary|verify|tune ...
 
 A mistake in what was typed or in a file ends with one line on stderr and status 2.
 """
@@ -15,8 +15,10 @@ import numpy as np
 
 import bnn_kernels as bk
 from bnn_kernels.compile import cache as jit_cache
+from bnn_kernels.model import tune
 from bnn_kernels.model.bench import bench
 from bnn_kernels.model.warm import example_inputs, warm
+from bnn_kernels.ops.packed_layers import costs
 
 
 def _fail(message: object) -> NoReturn:
@@ -120,6 +122,8 @@ def run_info(options: argparse.Namespace) -> None:
     import numba
 
     facts = {"bnn_kernels": bk.__version__, "numba": numba.__version__, "numpy": np.__version__, **bk.cpu_features()}
+    measured = costs.measured()
+    facts |= {"costs": "built in" if measured is None else f"measured on {measured.cpu}"}
     facts |= {"threads": bk.get_num_threads(), "cache": jit_cache.cache_folder() or "none: there is no home folder"}
     for name, value in facts.items():
         print(f"{name:12} {', '.join(map(str, value)) if isinstance(value, list) else value}")
@@ -138,6 +142,25 @@ def run_verify(options: argparse.Namespace) -> None:
     for images in (1, 1, 1):
         model(*example_inputs(model, images))
     print(f"{options.file}: whole, its plan fits, and it runs: {model!r}")
+
+
+def run_tune(options: argparse.Namespace) -> None:
+    """Measure which kernels are faster for levels of several bits on this CPU, for all later processes: a minute."""
+    file = Path(options.output) if options.output else costs.default_file()
+    if file is None:
+        _fail("there is no home folder: name a file with --output, and in the environment variable BNN_KERNELS_COSTS")
+    print(f"{'layer':>14} {'pairs of planes':>16} {'counts us':>10} {'products us':>12}")
+    found = []
+    for trial in tune.trials(options.seconds):
+        found.append(trial)
+        print(f"{trial.kind:>14} {trial.pairs:>16} {trial.counts_us:10.1f} {trial.products_us:12.1f}", flush=True)
+    result = tune.costs_of(found)
+    try:
+        tune.write(result, file)
+    except OSError as error:
+        _fail(error)
+    print("products from so many pairs on:", ", ".join(f"{kind} {result.fewest(kind)}" for kind in costs.KINDS))
+    print(f"written: {file}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -172,6 +195,9 @@ def parser() -> argparse.ArgumentParser:
     command = add("summary", run_summary)
     command.add_argument("--batch", type=_positive, metavar="N", help="time each step on so many images")
     add("verify", run_verify)
+    command = add("tune", run_tune, file=False)
+    command.add_argument("--seconds", type=_seconds, default=0.2, metavar="S", help="to measure each layer for (0.2)")
+    command.add_argument("--output", metavar="FILE", help="the file of costs (one in the folder of machine code)")
     return main
 
 

@@ -53,7 +53,7 @@ def test_quantizers_say_what_they_are(name):
 # Command: the modules that read its config. `_read` finds what they ask of it.
 READERS = {
     "activation_memory": ("activation_memory", "steps"),
-    "benchmark": ("benchmark", "benchmark_kernels", "benchmark_networks", "benchmark_widths"),
+    "benchmark": ("benchmark", "benchmark_costs", "benchmark_kernels", "benchmark_networks", "benchmark_widths"),
     "collect": ("collect",),
     "compare_methods": ("compare_methods",),
     "convert": ("convert",),
@@ -96,6 +96,12 @@ def test_suites_compose(suite):
         assert {"in", "out", "size", "kernel"} <= set(spec)
         assert set(spec) <= {"in", "out", "size", "kernel", "stride", "batch", "weights", "inputs"}
         assert {spec.get("weights", "signs"), spec.get("inputs", "signs")} <= set(KINDS)
+
+
+def test_the_suite_of_costs_composes():
+    config = compose("benchmark", ["suite=costs"])
+    assert config.costs
+    assert not config.widths
 
 
 @pytest.mark.parametrize("suite", ["widths", "network_widths"])
