@@ -16,6 +16,7 @@ with planes in {-1,+1} (signed; bit 1 is -1) or {0,1} (bit 1 is 1), and a scale 
 | DoReFa, PACT, LSQ activations   | 1     | {0,1}; (1, 2, 4, ...)             | 1 / (2^k - 1), or the step   |
 | LSQ weights, BitNet activations | 1     | {0,1}; (1, 2, ..., -2^(k-1))      | step; max|x| / 127 a sample  |
 | ABC-Net, LQ-Net                 | k     | {-1,+1}; (1)                      | one basis each               |
+| pixels                          | 1     | {0,1}; (64, 128, ..., 64 * 128)   | the step, and zero points    |
 
 Keeping the multipliers integer and the scale apart makes the sum of products of two such tensors an exact integer
 times a scale: that is why a packed network can answer bit for bit like the trained one.
@@ -35,11 +36,13 @@ class PlanesError(ValueError):
 
 @dataclass(frozen=True)
 class Term:
-    """scale * sum_p multipliers[p] * plane[p].
+    """scale * (sum_p multipliers[p] * plane[p] - zero_point).
 
     bits: bool (P, *shape). signed: planes are {-1,+1} (True is -1) or {0,1} (True is 1). multipliers: P integers.
     scale: float, shape () or (C,) for the channels of axis 0 of a weight, or with as many axes as the tensor, of which
         those of the channels are 1: scales of samples or tokens. No gradient passes it.
+    zero_points: int64 (C,) for the channels of axis 1 of an input, or (1,), which planes {0,1} alone may have; None is
+        0. A level of 0, which pads a map, need not be one that the planes have.
     PlanesError on anything else.
     """
 
@@ -47,6 +50,7 @@ class Term:
     signed: bool
     multipliers: tuple[int, ...]
     scale: Tensor
+    zero_points: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, Tensor) or self.bits.dtype != torch.bool or self.bits.ndim < 1:
@@ -65,6 +69,8 @@ class Term:
                 f"{tuple(self.bits.shape)}"
             )
         object.__setattr__(self, "scale", _checked_scale(self.scale, self.bits.shape[1:], "scale"))
+        if self.zero_points is not None:
+            _check_zero_points(self.zero_points, self.bits.shape[1:], self.signed)
 
     def levels(self, dtype: torch.dtype = torch.int32) -> Tensor:
         """Return the integer levels, shape of the tensor."""
@@ -74,6 +80,8 @@ class Term:
         total = self.bits[0].to(dtype).mul_(steps[0]).add_(start)
         for bit, step in zip(self.bits[1:], steps[1:], strict=True):
             total.add_(bit.to(dtype), alpha=step)
+        if self.zero_points is not None:
+            total.sub_(self.zero_points.to(dtype).reshape(-1, *[1] * (total.ndim - 2)))
         return total
 
     @property
@@ -81,10 +89,13 @@ class Term:
         """Largest magnitude that a level can have."""
         positive = sum(m for m in self.multipliers if m > 0)
         negative = -sum(m for m in self.multipliers if m < 0)
+        if self.zero_points is not None:
+            least, most = int(self.zero_points.min()), int(self.zero_points.max())
+            return max(positive - least, negative + most)
         return positive + negative if self.signed else max(positive, negative)
 
     def possible_levels(self) -> list[int]:
-        """Return every level that planes of these multipliers can give, ascending."""
+        """Return every level that planes of these multipliers can give, ascending; zero points are left out."""
         levels = {0}
         for m in self.multipliers:
             levels = {level + step for level in levels for step in ((-m, m) if self.signed else (0, m))}
@@ -172,6 +183,16 @@ def _checked_scale(scale: object, shape: torch.Size, name: str) -> Tensor:
             f"{tuple(scale.shape)}"
         )
     return scale.detach()
+
+
+def _check_zero_points(zero_points: object, shape: torch.Size, signed: bool) -> None:
+    """PlanesError unless these are zero points of a tensor of the shape."""
+    if not isinstance(zero_points, Tensor) or zero_points.dtype != torch.int64 or zero_points.ndim != 1:
+        raise PlanesError(f"zero_points must be an int64 tensor (channels,), got {_described(zero_points)}")
+    if len(shape) < 2 or len(zero_points) not in (1, shape[1]):
+        raise PlanesError(f"zero_points of {len(zero_points)} channels do not fit axis 1 of a tensor {tuple(shape)}")
+    if signed:
+        raise PlanesError("zero_points go with planes of 0 and 1 (signed=False)")
 
 
 def by_channel(values: Tensor, ndim: int) -> Tensor:

@@ -29,7 +29,7 @@ from bnn.converter import rules_transposed as rules_transposed
 from bnn.converter.builder import Builder
 from bnn.converter.emitter import Emitted, emit
 from bnn.converter.errors import ConversionError
-from bnn.converter.graph import Input, Levels, OwnStep, Refused, Unpacked, Value, live_values, refused
+from bnn.converter.graph import Input, Levels, Moved, OwnStep, Refused, Unpacked, Value, live_values, refused
 from bnn.converter.level_source import levels_at
 from bnn.converter.planes_check import check_planes
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules, why_no_rule
@@ -91,20 +91,28 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_examples(example_input: Any) -> list[Tensor]:
-    """Return the examples as tensors of one image each, float32 or int64; TypeError or ConversionError on others."""
+    """Return the examples as tensors of one image each, see `as_input`; TypeError or ConversionError on others."""
     examples = list(example_input) if isinstance(example_input, tuple | list) else [example_input]
     for x in examples:
         integers = isinstance(x, Tensor) and x.dtype in (torch.int32, torch.int64) and x.ndim == 2
-        if not integers and not (isinstance(x, Tensor) and x.is_floating_point()):
+        pixels = isinstance(x, Tensor) and x.dtype == torch.uint8
+        if not integers and not pixels and not (isinstance(x, Tensor) and x.is_floating_point()):
             raise TypeError(
-                "example_input must be a float tensor, or int32 or int64 (N, T) for embeddings, got "
+                "example_input must be a float tensor, uint8 pixels, or int32 or int64 (N, T) for embeddings, got "
                 f"{getattr(x, 'dtype', type(x))}"
             )
         if x.ndim not in (2, 3, 4) or 0 in x.shape:
             raise ConversionError(
                 f"example_input must have shape (N, C, H, W), (N, C, L) or (N, K) with N >= 1, got {tuple(x.shape)}"
             )
-    return [x[:1].detach().to("cpu", torch.float32 if x.is_floating_point() else torch.int64) for x in examples]
+    return [as_input(x[:1]) for x in examples]
+
+
+def as_input(x: Tensor) -> Tensor:
+    """Return an input on the CPU, where a packed network has it: float32, uint8 pixels or int64 indices."""
+    if x.dtype == torch.uint8:
+        return x.detach().cpu()
+    return x.detach().to("cpu", torch.float32 if x.is_floating_point() else torch.int64)
 
 
 def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.PackedModel:
@@ -113,7 +121,8 @@ def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.Pa
     model: in evaluation mode. Its Python code is traced (torch.fx), so branches, sums, shared modules and functional
         calls are welcome; control flow that depends on data is not. It is not changed.
     example_input: float (N, C, H, W), (N, C, L) or (N, K), of which only the shape counts; a tuple for several inputs.
-        Integers (N, T), int32 or int64, are for embeddings.
+        Integers (N, T), int32 or int64, are for embeddings. With uint8 pixels the packed network takes uint8; its
+        model normalizes them itself (`bnn.layers.PixelNormalize`, `bnn.quantizers.PixelLevels`).
 
     Returns a PackedModel that answers like `model(x)` in evaluation: exactly where integers are fed in, within float
     rounding elsewhere; `bnn.check_parity` shows it layer by layer. Raises ConversionError, with the dotted path of the
@@ -126,8 +135,9 @@ def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.Pa
     # Thresholds are those of the float32 network on a CPU, where the packed model runs.
     outputs, (steps, registers, _) = plan(_copied(model).to("cpu", torch.float32), examples)
     shapes = [tuple(x.shape[1:]) for x in examples]
+    dtypes = ["uint8" if x.dtype == torch.uint8 else "float32" for x in examples]
     ends = [(register, value.shape) for register, value in zip(registers, outputs, strict=True)]
-    return bk.PackedModel(shapes, steps, {"model": type(model).__name__}, _versions(), ends)
+    return bk.PackedModel(shapes, steps, {"model": type(model).__name__}, _versions(), ends, dtypes)
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -157,6 +167,13 @@ def plan(network: nn.Module, examples: Sequence[Tensor], checked: bool = True) -
     if not emitted.steps:
         raise ConversionError("nothing is left of the model: it has only layers that do nothing in evaluation")
     return outputs, emitted
+
+
+def _holds_pixels(value: Value) -> bool:
+    """Whether a value is an input of pixels, as it is or moved: bytes, which are whole numbers."""
+    while isinstance(value, Moved):
+        value = value.inputs[0]
+    return isinstance(value, Input) and value.pixels
 
 
 def _is_embedding(value: Value) -> bool:
@@ -198,8 +215,9 @@ class Lowering:
         found = self.results[node]
         if node in self.inputs:
             place = self.inputs.index(node)
-            indices = not found.is_floating_point()
-            return Input(tuple(found.shape[1:]), register=input_register(place), indices=indices)
+            pixels = found.dtype == torch.uint8
+            indices = not found.is_floating_point() and not pixels
+            return Input(tuple(found.shape[1:]), register=input_register(place), indices=indices, pixels=pixels)
         args: Any = fx.map_arg(node.args, lambda n: self.values[n])
         kwargs: Any = fx.map_arg(node.kwargs, lambda n: self.values[n])
         if not any(isinstance(a, Value) for a in _flat((args, kwargs))):
@@ -302,8 +320,8 @@ class Lowering:
                 shapes = f"{('N', *made.shape)}, the network computes {('N', *real.shape[1:])}"
                 build.fail(f"its rule gives {shapes}: correct the rule")
             # Integers that are inputs have a refusal of their own.
-            of_integers = any(not self.results[node].is_floating_point() for node in self.inputs)
-            exact = of_integers or real.dtype in (torch.float32, torch.float64, torch.bool)
+            of_integers = any(self.results[node].dtype == torch.int64 for node in self.inputs)
+            exact = of_integers or real.dtype in (torch.float32, torch.float64, torch.bool) or _holds_pixels(made)
             if not isinstance(made, Refused) and not exact:
                 build.fail(
                     f"gives {str(real.dtype).removeprefix('torch.')}, but packed networks compute in float32 and round "

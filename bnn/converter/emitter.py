@@ -1,9 +1,10 @@
 """From a graph and its plan to the steps of a packed model."""
 
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeGuard
 
 import numpy as np
+import torch
 from bnn_kernels import StepSpec
 from bnn_kernels.bits.threshold_storage import ThresholdArrays, compress
 from bnn_kernels.steps.binary import BinaryLayerFields
@@ -36,7 +37,7 @@ from bnn.converter.graph import (
     Unpacked,
     Value,
 )
-from bnn.converter.level_table import values_of_codes
+from bnn.converter.level_table import values_by_channel, values_of_codes
 from bnn.converter.moving import moving_steps
 from bnn.converter.planner import Demand, Pass, Plan, finishes, plan_graph
 from bnn.converter.rounding import (
@@ -78,12 +79,25 @@ def emit(outputs: list[Value]) -> Emitted:
             if name.partition(".")[0] in _FINITE and not np.isfinite(tensor).all():
                 place = next(filter(None, spec.sources), spec.op)
                 raise ConversionError(f"{place}: its {name}, joined with what comes after, is beyond float32")
-    return Emitted(emitter.steps, [emitter.registers[value] for value in outputs], emitter.owners)
+    registers = [emitter.floats(value) for value in outputs]
+    return Emitted(emitter.steps, registers, emitter.owners)
 
 
 def _shape(value: Value) -> tuple[int, ...]:
     """Return the shape that a value has in a plan: a sequence is a map of one row."""
     return (value.shape[0], 1, value.shape[1]) if len(value.shape) == 2 else value.shape
+
+
+def _is_pixels(value: Value, wish: Stretch) -> TypeGuard[Input]:
+    """Whether levels are the very bytes of an input of pixels, in all channels."""
+    if not isinstance(value, Input) or not value.pixels or wish.pools:
+        return False
+    table = wish.table
+    if table.signed or table.multipliers != tuple(1 << p for p in range(8)):
+        return False
+    pixels = torch.arange(256)
+    made = wish.level(pixels.float()[:, None].expand(-1, value.shape[0]))
+    return bool((made == pixels[:, None]).all())
 
 
 class _Emitter:
@@ -96,6 +110,8 @@ class _Emitter:
         # Levels of which the register is a map though they are a vector.
         self.map_shape: dict[Value, tuple[int, ...]] = {}
         self.count = 0
+        # Registers of pixels as floats.
+        self.of_pixels: dict[Value, str] = {}
 
     def run(self) -> None:
         plan = self.plan
@@ -120,6 +136,8 @@ class _Emitter:
         if self.plan.makes_integers(value):
             assert isinstance(value, BinaryLayer)
             self._integers(value, wishes)
+        elif self._table_of_pixels(value):
+            self._levels(value, wishes)
         elif finishes(value) or value in self.plan.passes:
             self._pass(value, wishes)
         else:
@@ -128,10 +146,10 @@ class _Emitter:
 
     def _plain(self, value: Value) -> None:
         """Emit what is made by a step of its own kind."""
-        inputs = [self.registers[operand] for operand in value.inputs if not isinstance(operand, Levels)]
         if isinstance(value, Input):
             self.registers[value] = value.register
             return
+        inputs = [self.floats(operand) for operand in value.inputs if not isinstance(operand, Levels)]
         if isinstance(value, Unpacked):
             self._unpack(value)
             return
@@ -153,10 +171,37 @@ class _Emitter:
             raise AssertionError(f"no step for {value}")
         (self.registers[value],) = self._step(fields, inputs, [value.source])
 
+    def floats(self, value: Value) -> str:
+        """Return the register of a value as floats, which that of pixels is not."""
+        if not isinstance(value, Input) or not value.pixels:
+            return self.registers[value]
+        if value not in self.of_pixels:
+            (self.of_pixels[value],) = self._step(Unpack.Fields(scale=1.0), [value.register], [""])
+        return self.of_pixels[value]
+
+    def _table_of_pixels(self, value: Value) -> bool:
+        """Emit a value that is a function of pixels alone, as a table of PyTorch's own numbers; False if it is none."""
+        made = self.plan.passes.get(value)
+        if made is None or not isinstance(made.base, Input) or not made.base.pixels:
+            return False
+        channels = made.base.shape[0]
+        y = torch.arange(256.0)[:, None].expand(-1, channels)
+        for part, other in made.chain:
+            if other is not None or not isinstance(part, Channelwise):
+                return False
+            y = part.function(y)
+        values = y.T.contiguous().to(torch.float32).numpy()
+        values = values[0].copy() if (values == values[0]).all() else values
+        (self.registers[value],) = self._step(Unpack.Fields(values=values), [made.base.register], [value.source])
+        return True
+
     def _unpack(self, value: Unpacked) -> None:
         (levels,) = value.inputs
         planes = value.planes
-        if len(planes.parts) == 1:
+        if planes.terms[0].zero_points is not None:
+            by_channel = values_by_channel(planes)
+            unpack = Unpack.Fields(values=by_channel[0].copy() if len(by_channel) == 1 else by_channel)
+        elif len(planes.parts) == 1:
             unpack = Unpack.Fields(scale=float(planes.terms[0].scale))
         else:
             unpack = Unpack.Fields(values=values_of_codes(planes))
@@ -185,13 +230,13 @@ class _Emitter:
         fields: EpilogueFields
         if takes_layer and isinstance(base, BinaryLayer):
             fields = binary_layer_fields(base, form)
-            inputs = [self.registers[operand] for operand in base.inputs]
+            inputs = [self.registers[base.inputs[0]], *map(self.floats, base.inputs[1:])]
         elif takes_layer and isinstance(base, FloatLayer):
             fields = self._float_layer(base, form)
-            inputs = [self.registers[base.inputs[0]]]
+            inputs = [self.floats(base.inputs[0])]
         else:
             fields = self._elementwise(form, value.shape[0])
-            inputs = [self.registers[base]]
+            inputs = [self.floats(base)]
         fields = replace(form.of(fields), keep=keep)
         if rounding is not None:
             fields = replace(fields, levels=rounding.levels.attribute())
@@ -202,7 +247,7 @@ class _Emitter:
         if made_here:
             sources.append(self._source(made_here[0]))
         if form.residual is not None:
-            inputs.append(self.registers[form.residual])
+            inputs.append(self.floats(form.residual))
         outputs = self._step(fields, inputs, sources)
         if keep:
             self.registers[value] = outputs[0]
@@ -295,7 +340,10 @@ class _Emitter:
             same = [first, *(w for w in rest if pools_alike(w, first) and w.on_floats.same(found))]
             wishes = [w for w in rest if w not in same]
             self.owner = first.levels.owner
-            self._share(self._pack(self.registers[value], first, self._source(first)), same, value)
+            if _is_pixels(value, first):
+                self._share(value.register, same, value)
+                continue
+            self._share(self._pack(self.floats(value), first, self._source(first)), same, value)
 
     def _pack(self, register: str, wish: Stretch, source: str) -> str:
         """Emit the levels of floats in a register."""
@@ -319,7 +367,7 @@ class _Emitter:
 
     def _levels_of_pooled(self, value: Value, wish: Stretch) -> None:
         """Emit the floats of a stretch up to its last pooling, and levels of those: several levels pool as floats."""
-        register = self.registers[value]
+        register = self.floats(value)
         self.owner = wish.levels.owner
         for part in wish.path[: wish.pools[-1] + 1]:
             if isinstance(part, Pool):

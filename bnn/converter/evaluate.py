@@ -36,7 +36,7 @@ from bnn.converter.graph import (
     Unpacked,
     Value,
 )
-from bnn.converter.level_table import values_of_codes
+from bnn.converter.level_table import values_by_channel, values_of_codes
 from bnn.planes import Term, by_channel
 
 # PyTorch's own, whatever stands in their place when a network is converted.
@@ -121,6 +121,10 @@ class Evaluation:
         places = x.movedim(1, -1)
         made = levels.levels(places.reshape(-1, x.shape[1])).reshape(places.shape).movedim(-1, 1)
         table, parts = levels.table, levels.planes.parts
+        if parts[0].zero_points is not None:
+            values = torch.from_numpy(values_by_channel(levels.planes)).expand(x.shape[1], -1)
+            channels = torch.arange(x.shape[1]).reshape(-1, *[1] * (x.ndim - 2))
+            return values[channels, made.long()]
         if len(parts) == 1:
             return (made * parts[0].scale).to(torch.float32)
         return torch.from_numpy(values_of_codes(levels.planes)[table.codes])[table.rank(made)]

@@ -47,10 +47,11 @@ class Value:
 
 @dataclass(eq=False)
 class Input(Value):
-    """An input of the network. indices: it holds integers, which only embeddings read."""
+    """An input of the network. indices: it holds integers, which only embeddings read. pixels: it holds bytes."""
 
     register: str = "x"
     indices: bool = False
+    pixels: bool = False
 
 
 @dataclass(eq=False)

@@ -10,6 +10,7 @@ from bnn.converter.graph import Levels, Value
 from bnn.converter.level_table import LARGEST_FLOAT, LevelTable, as_one_term, check_input, monotone_table, probes
 from bnn.converter.planes_check import check_same
 from bnn.converter.thresholds import float_thresholds
+from bnn.planes import PlanesError
 from bnn.quantizers.base import Quantizer
 
 
@@ -25,7 +26,7 @@ def levels_of(quantizer: Quantizer, x: Value, place: str, source: str, channels_
 
     try:
         planes = quantizer.planes(spread(torch.zeros(1, x.shape[0])))
-    except RuntimeError as error:
+    except (RuntimeError, PlanesError) as error:
         raise ConversionError(f"{place}: {quantizer} does not take {x.shape[0]} channels: {error}") from None
     check_input(quantizer, planes, place)
 
@@ -44,7 +45,7 @@ def _takes(quantizer: Quantizer, x: Tensor) -> bool:
     """Whether a quantizer quantizes any number of channels: it holds nothing for each of them."""
     try:
         return quantizer.planes(x).terms[0].bits.shape[1:] == x.shape
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return False
 
 

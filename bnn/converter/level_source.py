@@ -15,6 +15,8 @@ Reader = Callable[[np.ndarray], np.ndarray]
 
 def levels_at(place: str, planes: Planes, table: LevelTable) -> str:
     """Return the source of levels of which a place computes the values; "" if several levels have one value."""
+    if planes.terms[0].zero_points is not None:
+        return ""
     if len(planes.parts) == 1:
         return f"{place}{_IN_STEPS}{float(planes.terms[0].scale)!r}"
     values = values_of_codes(planes)[table.codes]

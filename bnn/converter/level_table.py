@@ -1,7 +1,7 @@
 """What a quantized input is in a packed plan: one integer a number, whose planes are those of all its terms."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,24 +20,40 @@ PROBES = 1 << 10
 
 
 def as_one_term(planes: Planes) -> Term:
-    """Return the term whose planes are those of all terms: the term itself, of several their code as an integer."""
-    if len(planes.terms) == 1:
+    """Return the term whose planes are those of all terms: the term itself, of several their code as an integer.
+
+    Of a term with zero points, which differ by channel, it is the code too.
+    """
+    if len(planes.terms) == 1 and planes.terms[0].zero_points is None:
         return planes.terms[0]
     bits = torch.cat([term.bits for term in planes.terms])
     return Term(bits, False, powers_of_two(len(bits)), torch.tensor(1.0))
 
 
 def values_of_codes(planes: Planes) -> np.ndarray:
-    """Return float32 (2^P,): the value of every code of the planes of all terms, as the quantizer computes it."""
+    """Return float32 (2^P,): the value of every code of the planes of all terms, as the quantizer computes it.
+
+    Zero points are left out: of (C,) channels use `values_by_channel`.
+    """
     count = planes.bits
     code = torch.arange(1 << count)
     bits = torch.stack([(code >> p) & 1 for p in range(count)]).bool()
     terms, start = [], 0
     for term in planes.terms:
         end = start + len(term.multipliers)
-        terms.append(Term(bits[start:end], term.signed, term.multipliers, term.scale))
+        terms.append(replace(term, bits=bits[start:end], zero_points=None))
         start = end
     return Planes(tuple(terms), planes.offset).value().to(torch.float32).numpy()
+
+
+def values_by_channel(planes: Planes) -> np.ndarray:
+    """Return float32 (C, 2^P), or (1, 2^P): the value of every code in every channel of planes with zero points."""
+    (term,) = planes.terms
+    assert term.zero_points is not None
+    count = len(term.multipliers)
+    bits = (torch.arange(1 << count) >> torch.arange(count)[:, None]) & 1
+    spread = bits.bool()[:, :, None].expand(-1, -1, len(term.zero_points))
+    return Planes((replace(term, bits=spread),)).value().to(torch.float32).T.contiguous().numpy()
 
 
 @dataclass(frozen=True)

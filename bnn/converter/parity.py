@@ -20,7 +20,7 @@ from bnn_kernels.model.program import input_register
 from torch import Tensor, fx, nn
 
 from bnn.converter.answers import Answers, outputs_of
-from bnn.converter.convert import check_examples
+from bnn.converter.convert import as_input, check_examples
 from bnn.converter.level_source import Reader, place_of, reader
 from bnn.converter.level_table import as_one_term
 from bnn.converter.parity_report import FreeRun, ParityReport, StepParity
@@ -197,7 +197,7 @@ def _ranks(step: bk.StepSpec) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _inputs_of(inputs: Tensor | Sequence[Tensor], packed: bk.PackedModel) -> list[Tensor]:
-    """Return the inputs as float32 or int64 on the CPU; ValueError or TypeError on what is none."""
+    """Return the inputs on the CPU as a packed network has them; ValueError or TypeError on what is none."""
     given: list[Tensor] = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     counts = sorted({len(x) if isinstance(x, Tensor) and x.ndim else 0 for x in given})
     if counts in ([], [0]):
@@ -210,7 +210,10 @@ def _inputs_of(inputs: Tensor | Sequence[Tensor], packed: bk.PackedModel) -> lis
         raise ValueError(
             f"the packed network takes inputs of shape (N, *s) for s in {packed.input_shapes}, got {shapes}"
         )
-    return [x.detach().to("cpu", torch.float32 if x.is_floating_point() else torch.int64) for x in given]
+    for i, (x, dtype) in enumerate(zip(given, packed.input_dtypes, strict=True)):
+        if (x.dtype == torch.uint8) != (dtype == "uint8"):
+            raise TypeError(f"input {i} is {x.dtype}, but the packed network was made for {dtype} examples")
+    return [as_input(x) for x in given]
 
 
 def _check_places(packed: bk.PackedModel, traced: Traced) -> set[str]:
@@ -231,8 +234,9 @@ def check_parity(
 ) -> ParityReport:
     """Run inputs through both networks and compare; the model is in evaluation mode, and is not changed.
 
-    inputs: float (N, C, H, W), (N, C, L) or (N, K), or int32 or int64 (N, T) for embeddings, or a tuple of such for
-    several inputs. The model is held to what it computes in float32 on a CPU, as `convert` is.
+    inputs: float (N, C, H, W), (N, C, L) or (N, K), uint8 pixels where the packed network takes those, or int32 or
+    int64 (N, T) for embeddings, or a tuple of such for several inputs. The model is held to what it computes in float32
+    on a CPU, as `convert` is.
 
     ValueError if some module is in train mode, if there are no inputs, or if the packed network was made of a model of
     other modules; of one with other weights, the report shows it.

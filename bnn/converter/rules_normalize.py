@@ -6,11 +6,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bnn_kernels.steps.normalize import Normalize, Softmax
-from torch import nn
+from torch import Tensor, nn
 
 from bnn.converter.builder import Builder
 from bnn.converter.graph import Value
 from bnn.converter.registry import register_rule
+from bnn.layers import PixelNormalize
 
 
 def _normalize(build: Builder, x: Value, eps: float, center: bool = True) -> Value:
@@ -113,3 +114,14 @@ def _register(log: bool, *targets: Any) -> None:
 
 _register(False, F.softmax, torch.softmax, "softmax")
 _register(True, F.log_softmax, torch.log_softmax, "log_softmax")
+
+
+@register_rule(PixelNormalize)
+def pixel_normalize(build: Builder, module: Any, x: Value) -> Value:
+    """Mean and deviation of pixels: with bytes as the input, a table of 256 numbers for each channel."""
+    mean, std = module.mean.double(), module.std.double()
+
+    def compute(y: Tensor) -> Tensor:
+        return module(y)
+
+    return build.affine(x, 1 / (float(module.max_value) * std), -mean / std, function=compute)

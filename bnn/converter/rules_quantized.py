@@ -1,6 +1,7 @@
 """Rules of quantized layers, and of quantizers on their own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -233,10 +234,13 @@ def binary_layer(
     stored = stored_planes(terms)
     fields: BinaryLayerFields
     if conv is None:
+        if planes.terms[0].zero_points is not None:
+            build.fail("inputs with zero points, such as pixels, can be converted for convolutions only")
         sides = list(terms[0].bits.shape[1:])
         fields = BinaryLinear.Fields(shape=sides, output="float", **stored, **given)
     else:
         fields = BinaryConv.Fields(**conv, pad_level=pad_level, output="float", **stored, **given)
+        fields = replace(fields, **_zero_points(planes))
     scales = tuple(output_scale(given, term, 2).reshape(-1).expand(filters) for term in terms for given in parts)
     return BinaryLayer(
         shape,
@@ -250,6 +254,23 @@ def binary_layer(
         exact=not in_floats or multiplies_exactly(scales),
         path=build.place,
     )
+
+
+class ZeroPointFields(TypedDict):
+    """What the levels of an input count as, as the fields of a step."""
+
+    zero_points: list[int] | None
+    input_factor: int
+
+
+def _zero_points(planes: Planes) -> ZeroPointFields:
+    """Return what the codes of an input count as: a term with zero points is stored as its code."""
+    term = planes.terms[0]
+    if term.zero_points is None:
+        return {"zero_points": None, "input_factor": 1}
+    factor = term.multipliers[0]
+    assert term.multipliers == tuple(factor << p for p in range(len(term.multipliers)))
+    return {"zero_points": term.zero_points.tolist(), "input_factor": factor}
 
 
 def _pad_level(build: Builder, layer: Any, parts: tuple[Term, ...]) -> int:

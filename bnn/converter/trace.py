@@ -372,7 +372,7 @@ def _copied(result: Any) -> Any:
 def _random_inputs(examples: Sequence[Tensor]) -> list[Tensor]:
     """Return random floats, in the second image larger ones, and none that is 0: who gives a rule may know of none.
 
-    Integers are the example's own, of which it is known that there is a row for each.
+    Integers are the example's own, of which it is known that there is a row for each. Pixels are 1 .. 255.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -381,8 +381,15 @@ def _random_inputs(examples: Sequence[Tensor]) -> list[Tensor]:
         x[1] *= 3
         return x
 
+    def pixels(shape: Sequence[int]) -> Tensor:
+        return torch.randint(1, 256, (BATCH, *shape), generator=generator, dtype=torch.uint8)
+
     return [
-        floats(x.shape[1:]) if x.is_floating_point() else torch.cat([x, x.flip(-1)]).expand(BATCH, *x.shape[1:])
+        floats(x.shape[1:])
+        if x.is_floating_point()
+        else pixels(x.shape[1:])
+        if x.dtype == torch.uint8
+        else torch.cat([x, x.flip(-1)]).expand(BATCH, *x.shape[1:])
         for x in examples
     ]
 

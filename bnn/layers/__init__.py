@@ -13,4 +13,5 @@ from bnn.layers.embedding import QuantEmbedding as QuantEmbedding
 from bnn.layers.linear import QuantLinear as QuantLinear
 from bnn.layers.maxout import Maxout as Maxout
 from bnn.layers.output_scale import OutputScale as OutputScale
+from bnn.layers.pixel_normalize import PixelNormalize as PixelNormalize
 from bnn.layers.rprelu import RPReLU as RPReLU

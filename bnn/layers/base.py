@@ -148,6 +148,8 @@ class QuantLayer:
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output; see the module for how training and evaluation compute the same numbers."""
         self._check_input(x)
+        if x.dtype == torch.uint8:  # pixels
+            x = x.to(self.weight.dtype)
         packable = self.weight_quantizer.packable, self.input_quantizer.packable
         if self.training or not any(packable):
             return self._trained(x)
@@ -221,6 +223,8 @@ class QuantLayer:
         value = self._pad()
         if value == 0:
             return 0.0
+        if given.zero_points is not None:
+            raise ValueError(f"pad_value {value:+g} cannot be had of inputs with zero points: use 0")
         found = [level for level in given.possible_levels() if (level * given.scale == value).all()]
         if not found:
             raise ValueError(f"pad_value {value:+g} is not a value of {self.input_quantizer}: use 0 or one that is")

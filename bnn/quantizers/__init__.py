@@ -25,6 +25,7 @@ from bnn.quantizers.lsq import LsqWeight as LsqWeight
 from bnn.quantizers.magnitude_aware_sign import MagnitudeAwareSign as MagnitudeAwareSign
 from bnn.quantizers.noise_adapted_sign import NoiseAdaptedSign as NoiseAdaptedSign
 from bnn.quantizers.pact import Pact as Pact
+from bnn.quantizers.pixel_levels import PixelLevels as PixelLevels
 from bnn.quantizers.progressive_sign import ProgressiveSign as ProgressiveSign
 from bnn.quantizers.rbnn import RbnnSign as RbnnSign
 from bnn.quantizers.rbnn import RotatedWeight as RotatedWeight

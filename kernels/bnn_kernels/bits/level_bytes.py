@@ -129,6 +129,11 @@ class LevelBytes:
         return f"LevelBytes(shape={self.shape}, planes={kind} x {self.multipliers}, {self.nbytes} bytes)"
 
 
+def codes_of_bytes(x: LevelBytes) -> np.ndarray:
+    """Return uint8 (256,): the code of the level that each byte stands for, 0 for bytes that are none."""
+    return _codes_of_bytes(x.multipliers, x.signed)
+
+
 # A register of levels, in either form.
 LevelTensor = BitTensor | LevelBytes
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnn_kernels.bits.level_bytes import LevelBytes, as_planes
+from bnn_kernels.bits.level_bytes import LevelBytes, as_planes, new_level_bytes
 from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.checks import plain
 from bnn_kernels.model.inputs import as_channels_last, fill_inputs
-from bnn_kernels.model.program import Program, input_register
+from bnn_kernels.model.program import OF_A_BYTE, Program, input_register
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.recording import Recording
 from bnn_kernels.runtime.threads import play_kernels
@@ -57,10 +57,21 @@ class Executor:
         self.most_images = max(1, AT_A_TIME // program.bytes_of_an_image())
 
     def enter(self, *arrays: np.ndarray) -> dict[str, Any]:
-        """Return the input registers: checked, float32, maps channels last."""
-        self._program.check(arrays)
-        ready = (plain(np.asarray(x, np.float32)) for x in arrays)
-        return {input_register(i): contiguous(as_channels_last(x)) for i, x in enumerate(ready)}
+        """Return the input registers: checked, float32 or levels as bytes, maps channels last."""
+        return {input_register(i): self._entered(i, x) for i, x in enumerate(self._program.check(arrays))}
+
+    def _entered(self, index: int, x: np.ndarray) -> Any:
+        if self._program.dtypes[index] == "uint8":
+            levels = self._new_input(index, x)
+            fill_inputs([levels.u], [plain(x)])
+            return levels
+        return contiguous(as_channels_last(plain(np.asarray(x, np.float32))))
+
+    def _new_input(self, index: int, x: np.ndarray) -> Any:
+        """Return a register for an input, still to be filled."""
+        if self._program.dtypes[index] == "uint8":
+            return new_level_bytes((len(x), *self._program.specs[input_register(index)].shape), False, OF_A_BYTE)
+        return empty(as_channels_last(x).shape, np.float32)
 
     def _leave(self, registers: dict[str, Any], own: bool) -> list[np.ndarray]:
         """Return the outputs, channels first; own: copies whatever they are."""
@@ -120,7 +131,7 @@ class Executor:
 
     def _run(self, workspace: Workspace, registers: dict[str, Any]) -> dict[str, Any]:
         """Return what is left in the registers after all steps."""
-        workspace.keep(registers.values())
+        workspace.keep(map(_memory, registers.values()))
         for step, names, outputs, dead, _given in self._program.placed:
             value = step.run(*[registers[name] for name in names])
             values = (value,) if len(outputs) == 1 else value
@@ -135,8 +146,8 @@ class Executor:
         workspace.clear()
         recording = Recording()
         with in_use(own := Workspace()):
-            given = [empty(as_channels_last(x).shape, np.float32) for x in inputs]
-            registers: dict[str, Any] = {input_register(i): x for i, x in enumerate(given)}
+            registers: dict[str, Any] = {input_register(i): self._new_input(i, x) for i, x in enumerate(inputs)}
+            given = [x.u if isinstance(x, LevelBytes) else x for x in registers.values()]
             fill_inputs(given, inputs)
             with recording.running():
                 registers = self._run(own, registers)

@@ -4,7 +4,8 @@ Layout (version 2). The safetensors metadata holds
     "format"   "bitplanes"
     "version"  "2"
     "header"   JSON: {"inputs": [shape], "outputs": [[register, shape]],
-               "steps": [{"op", "inputs", "outputs", "attrs", "tensors", "sources"}], "versions", "info"}
+               "steps": [{"op", "inputs", "outputs", "attrs", "tensors", "sources"}], "versions", "info"},
+               and "dtypes": ["uint8" or "float32"] of the inputs if one is of bytes
     "sha256"   over the header text, the table of tensors (names, dtypes, shapes, places) and the payload
 and tensor `name` of step i is stored as "i.name".
 Version 1 knew one input and output of a plan and one output of a step.

@@ -34,12 +34,13 @@ def _interleave(x, out, size, first, last):
 
 
 def fill_inputs(given: Sequence[np.ndarray], inputs: Sequence[np.ndarray]) -> None:
-    """Copy inputs into contiguous float32 arrays, channels last."""
+    """Copy inputs into contiguous arrays of float32 or uint8, channels last."""
     for to, x in zip(given, inputs, strict=True):
-        if x.ndim == 4 and x.dtype == np.float32 and x.flags.c_contiguous and min(x.shape) > 0 and x.shape[1] > 1:
+        same = x.dtype == to.dtype and x.dtype in (np.float32, np.uint8)
+        if x.ndim == 4 and same and x.flags.c_contiguous and min(x.shape) > 0 and x.shape[1] > 1:
             n, channels, pixels = len(x), x.shape[1], x.shape[2] * x.shape[3]
             blocks = -(-pixels // BLOCK)
             arguments = (x.reshape(-1), to.reshape(-1), (channels, pixels, blocks))
             run_rows(_interleave, n * blocks, x.size // 4, *arguments)
         else:
-            np.copyto(to, as_channels_last(x), casting="same_kind")
+            np.copyto(to, as_channels_last(x).reshape(to.shape), casting="same_kind")

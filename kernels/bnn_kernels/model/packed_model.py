@@ -20,7 +20,8 @@ class PackedModel:
 
     input_shape: (C, H, W), (C, L) or (K,) of one input, or a list of such for several. steps: in order; registers "x",
     "x1", ... are the inputs. outputs: (register, shape) of what a call returns; by default what the last step writes
-    first. PlanError if a step is malformed or the steps do not fit together.
+    first. input_dtypes: "float32" or "uint8" for each input; float32 if not given. PlanError if a step is malformed or
+    the steps do not fit together.
 
     The number of images in a call is free, and several threads may call one model at the same time.
     """
@@ -32,6 +33,7 @@ class PackedModel:
         info: dict[str, Any] | None = None,
         versions: dict[str, str] | None = None,
         outputs: Sequence[tuple[str, Sequence[int]]] | None = None,
+        input_dtypes: Sequence[str] | None = None,
     ):
         need(isinstance(input_shape, (tuple, list)), f"the input shape must be a tuple or a list, got {input_shape!r}")
         several = len(input_shape) > 0 and not isinstance(input_shape[0], (int, np.integer))
@@ -41,7 +43,8 @@ class PackedModel:
         self.steps = list(steps)
         self.info = dict(info or {})
         self.versions = dict(versions or {})
-        self._program = Program(self.input_shapes, self.steps, outputs)
+        self._program = Program(self.input_shapes, self.steps, outputs, input_dtypes)
+        self.input_dtypes = self._program.dtypes
         self._executor = Executor(self._program)
         self.outputs = self._program.outputs
 
@@ -60,13 +63,14 @@ class PackedModel:
     def __call__(self, *inputs: np.ndarray) -> Any:
         """Return float32 outputs of float inputs (N, *input_shape), channels first on both sides; a tuple if several.
 
-        TypeError if not float arrays, ValueError on another shape or on a NaN that meets a quantizer.
+        An input of `input_dtypes` "uint8" takes uint8, or numbers of another kind that are whole and 0 .. 255.
+        TypeError on other arrays, ValueError on another shape, on other numbers where bytes are wanted, or on a NaN
+        that meets a quantizer.
         """
-        self._program.check(inputs)
-        return self._executor.call(inputs)
+        return self._executor.call(self._program.check(inputs))
 
     def enter(self, *arrays: np.ndarray) -> dict[str, Any]:
-        """Return the input registers: checked, float32, maps channels last."""
+        """Return the input registers: checked, float32 or levels as bytes, maps channels last."""
         return self._executor.enter(*arrays)
 
     def trace(self, *inputs: np.ndarray, replace: Callable[[str, Any], Any]) -> Any:
@@ -134,7 +138,7 @@ class PackedModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle what a file holds; layouts, buffers and recordings are made anew where it is used."""
-        return type(self), (self.input_shapes, self.steps, self.info, self.versions, self.outputs)
+        return type(self), (self.input_shapes, self.steps, self.info, self.versions, self.outputs, self.input_dtypes)
 
     def __repr__(self) -> str:
         def shapes(items: Sequence[tuple[int, ...]]) -> str:
@@ -142,8 +146,9 @@ class PackedModel:
 
         name = self.info.get("model", "")
         macs = table.macs_by_precision(self.costs())
+        kinds = f" {', '.join(self.input_dtypes)}" if "uint8" in self.input_dtypes else ""
         return (
-            f"PackedModel({str(name) + ': ' if name else ''}{shapes(self.input_shapes)} -> "
+            f"PackedModel({str(name) + ': ' if name else ''}{shapes(self.input_shapes)}{kinds} -> "
             f"{shapes([shape for _, shape in self.outputs])}, {len(self.steps)} steps, {self.nbytes:,} bytes"
             f"{''.join(f', {count:,} MACs {precision}' for precision, count in macs.items())})"
         )
@@ -152,7 +157,8 @@ class PackedModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a packed file, whole or not at all."""
-        saving.write(path, saving.Saved(self.input_shapes, self.steps, self.outputs, self.info, self.versions))
+        given = self.input_shapes, self.steps, self.outputs, self.info, self.versions, self.input_dtypes
+        saving.write(path, saving.Saved(*given))
 
 
 def load(path: str | os.PathLike[str]) -> PackedModel:
@@ -163,4 +169,4 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
     because that writes a new file under the same name.
     """
     saved = saving.read(path)
-    return PackedModel(saved.inputs, saved.steps, saved.info, saved.versions, saved.outputs)
+    return PackedModel(saved.inputs, saved.steps, saved.info, saved.versions, saved.outputs, saved.dtypes)

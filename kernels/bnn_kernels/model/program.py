@@ -11,6 +11,9 @@ from bnn_kernels.steps.base import STEPS, Spec, Step, check_shape, need
 from bnn_kernels.steps.fields import StepSpec
 
 INPUT = "x"
+# What inputs may hold: floats (integers where they are rows of tables), or bytes such as pixels, levels 0 .. 255.
+DTYPES = ("float32", "uint8")
+OF_A_BYTE = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def input_register(index: int) -> str:
@@ -21,6 +24,34 @@ def input_register(index: int) -> str:
 def as_spec_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape that a value has within a plan: a sequence (C, L) is a map of one row."""
     return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+
+
+def _input_spec(shape: tuple[int, ...], dtype: str) -> Spec:
+    if dtype == "uint8":
+        return Spec("bits", as_spec_shape(shape), False, OF_A_BYTE, as_bytes=True)
+    return Spec("float", as_spec_shape(shape))
+
+
+def _as_bytes(x: np.ndarray, which: str) -> np.ndarray:
+    """Return numbers as uint8; ValueError unless they are whole and 0 .. 255."""
+    if x.dtype == np.uint8:
+        return x
+    with np.errstate(invalid="ignore"):
+        found = x.astype(np.uint8)
+    if not np.array_equal(found, x):
+        raise ValueError(
+            f"{which} must be uint8, or hold whole numbers 0 .. 255: the network takes pixels as they are and "
+            f"normalizes them itself; got {x.dtype} from {x.min():g} to {x.max():g}"
+        )
+    return found
+
+
+def _checked_dtypes(dtypes: Sequence[str] | None, count: int) -> list[str]:
+    found = ["float32"] * count if dtypes is None else list(dtypes)
+    need(len(found) == count, f"there are {count} inputs and {len(found)} dtypes of them")
+    for dtype in found:
+        need(dtype in DTYPES, f"inputs are of {' or '.join(DTYPES)}, got {dtype!r:.50}")
+    return found
 
 
 class Placed(NamedTuple):
@@ -36,8 +67,9 @@ class Placed(NamedTuple):
 class Program:
     """The steps of a plan, in order.
 
-    input_shapes: without the batch. outputs: (register, shape), or None for what the last step writes first. specs: of
-    every register. PlanError if a step is malformed or the steps do not fit together.
+    input_shapes: without the batch. dtypes: of the inputs, see `DTYPES`; float32 if not given. outputs: (register,
+    shape), or None for what the last step writes first. specs: of every register. PlanError if a step is malformed or
+    the steps do not fit together.
     """
 
     def __init__(
@@ -45,10 +77,13 @@ class Program:
         input_shapes: Sequence[tuple[int, ...]],
         steps: Sequence[StepSpec],
         outputs: Sequence[tuple[str, Sequence[int]]] | None,
+        dtypes: Sequence[str] | None = None,
     ):
         need(len(steps) > 0, "a plan needs at least one step")
         self.input_shapes = list(input_shapes)
-        self.specs = {input_register(i): Spec("float", as_spec_shape(shape)) for i, shape in enumerate(input_shapes)}
+        self.dtypes = _checked_dtypes(dtypes, len(self.input_shapes))
+        kinds = enumerate(zip(self.input_shapes, self.dtypes, strict=True))
+        self.specs = {input_register(i): _input_spec(shape, dtype) for i, (shape, dtype) in kinds}
         self.placed: list[Placed] = []
         for index, spec in enumerate(steps):
             self._add(index, spec)
@@ -59,10 +94,11 @@ class Program:
                 placed.dead.append(register)
                 kept.add(register)
         self._choose_forms()
+        self._has_bytes = "uint8" in self.dtypes
         # An input may be of integers if they are rows of tables.
         self.takes_integers = [
-            all(spec.op == "embedding" for spec in steps if input_register(i) in spec.inputs)
-            for i in range(len(input_shapes))
+            dtype == "uint8" or all(spec.op == "embedding" for spec in steps if input_register(i) in spec.inputs)
+            for i, dtype in enumerate(self.dtypes)
         ]
 
     def _add(self, index: int, spec: StepSpec) -> None:
@@ -132,8 +168,8 @@ class Program:
             live.difference_update(placed.dead)
         return most
 
-    def check(self, arrays: Sequence[np.ndarray]) -> None:
-        """TypeError or ValueError unless these are the inputs of a call."""
+    def check(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """Return the inputs of a call, bytes as uint8; TypeError or ValueError if they are none."""
         if len(arrays) != len(self.input_shapes):
             raise TypeError(f"the model takes {len(self.input_shapes)} inputs, got {len(arrays)}")
         for i, (x, shape) in enumerate(zip(arrays, self.input_shapes, strict=True)):
@@ -142,8 +178,19 @@ class Program:
                 raise TypeError(f"{which} must be a NumPy float array, got {type(x).__name__}")
             kind, size = x.dtype.kind, x.dtype.itemsize
             if not (kind == "f" and size <= 8) and not (kind in "iu" and self.takes_integers[i]):
-                raise TypeError(f"{which} must be a NumPy float array, got {x.dtype}")
+                also = " or uint8" if self.dtypes[i] == "uint8" else ""
+                raise TypeError(f"{which} must be a NumPy float{also} array, got {x.dtype}{self._hint(i, x)}")
             if x.ndim == 0 or x.shape[1:] != shape:
                 raise ValueError(f"{which} must have shape (N, {', '.join(map(str, shape))}), got {x.shape}")
             if len(x) != len(arrays[0]):
                 raise ValueError(f"the inputs must have the same length, got {[len(a) for a in arrays]}")
+        if not self._has_bytes:
+            return arrays
+        return [
+            _as_bytes(x, "the input" if len(arrays) == 1 else f"input {i}") if dtype == "uint8" else x
+            for i, (x, dtype) in enumerate(zip(arrays, self.dtypes, strict=True))
+        ]
+
+    def _hint(self, index: int, x: np.ndarray) -> str:
+        bytes_for_floats = x.dtype == np.uint8 and self.dtypes[index] == "float32"
+        return "; this network takes normalized images, one that takes pixels is converted with them" * bytes_for_floats

@@ -12,13 +12,17 @@ from bnn_kernels.steps.fields import StepSpec
 
 
 class Saved(NamedTuple):
-    """What a file holds: shapes of the inputs, steps, (register, shape) of the outputs, versions and notes."""
+    """What a file holds: shapes of the inputs, steps, (register, shape) of the outputs, versions and notes.
+
+    dtypes: of the inputs; None is float32.
+    """
 
     inputs: Sequence[tuple[int, ...]]
     steps: Sequence[StepSpec]
     outputs: Sequence[tuple[str, tuple[int, ...]]]
     info: dict[str, Any]
     versions: dict[str, str]
+    dtypes: Sequence[str] | None = None
 
 
 def write(path: str | os.PathLike[str], saved: Saved) -> None:
@@ -34,13 +38,15 @@ def write(path: str | os.PathLike[str], saved: Saved) -> None:
         }
         for spec in saved.steps
     ]
-    header = {
+    header: dict[str, Any] = {
         "inputs": [list(shape) for shape in saved.inputs],
         "outputs": [[register, list(shape)] for register, shape in saved.outputs],
         "steps": steps,
         "versions": saved.versions,
         "info": saved.info,
     }
+    if saved.dtypes is not None and any(dtype != "float32" for dtype in saved.dtypes):
+        header["dtypes"] = list(saved.dtypes)
     tensors = {f"{i}.{name}": t for i, spec in enumerate(saved.steps) for name, t in spec.tensors.items()}
     file_format.write(path, header, tensors)
 
@@ -62,7 +68,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
             steps.append(StepSpec(str(step["op"]), *registers, dict(step["attrs"]), own, _names(step["sources"])))
         inputs = [tuple(shape) for shape in header["inputs"]]
         outputs = [(str(register), tuple(shape)) for register, shape in header["outputs"]]
-        saved = Saved(inputs, steps, outputs, dict(header["info"]), dict(header["versions"]))
+        dtypes = _names(header["dtypes"]) if "dtypes" in header else None
+        saved = Saved(inputs, steps, outputs, dict(header["info"]), dict(header["versions"]), dtypes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackedFileError(f"{path}: malformed header: {error!r}") from None
     if tensors:

@@ -55,7 +55,8 @@ def compilations() -> Iterator[_Compilations]:
 
 def example_inputs(model: PackedModel, images: int) -> list[np.ndarray]:
     """Return inputs of that many images: zeros, which are a row of every table too."""
-    return [np.zeros((images, *shape), np.float32) for shape in model.input_shapes]
+    kinds = zip(model.input_shapes, model.input_dtypes, strict=True)
+    return [np.zeros((images, *shape), dtype) for shape, dtype in kinds]
 
 
 def warm(model: PackedModel, batches: Sequence[int] = (1, 8), counts: Sequence[int] | None = None) -> Warmed:

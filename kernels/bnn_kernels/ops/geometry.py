@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bnn_kernels.bits.zero_points import ZeroPoints
+
 
 class Geometry(NamedTuple):
     """Kernel size, stride, padding and dilation, each (y, x); groups; and the integer level outside the map."""
@@ -35,12 +37,13 @@ class Geometry(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """The inputs that a plan is made for: size of the map, size of the output, and the planes of the levels."""
+    """The inputs that a plan is made for: size of the map, size of the output, planes and zero points of the levels."""
 
     extent: tuple[int, int]
     out: tuple[int, int]
     signed: bool
     multipliers: tuple[int, ...]
+    zero: ZeroPoints | None = None
 
 
 class Border(NamedTuple):

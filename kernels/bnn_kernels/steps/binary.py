@@ -11,6 +11,7 @@ from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits, to_dense_bits
 from bnn_kernels.bits.sum_range import largest_level, largest_sum
 from bnn_kernels.bits.tensor import BitTensor
+from bnn_kernels.bits.zero_points import ZeroPoints
 from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Maps
 from bnn_kernels.ops.input_scale import scale_by_input
@@ -36,10 +37,13 @@ def _times_mean_abs(x: np.ndarray, y: np.ndarray) -> None:
 class BinaryLayerFields(PlaneFields, InputFields, ThresholdFields, EpilogueFields):
     """Weights in planes, and of an output of "bits" the thresholds, of one of "float" the epilogue.
 
-    scales: for each term of the weight in turn one (filters,) for each part of the input.
+    scales: for each term of the weight in turn one (filters,) for each part of the input. zero_points: of each channel
+    of the input, or one for all, whose levels count as input_factor * level - zero_point; see `bits.zero_points`.
     """
 
     output: Literal["int", "float", "bits"]
+    zero_points: list[int] | None = None
+    input_factor: int = 1
 
 
 # What needs an output of floats.
@@ -72,6 +76,7 @@ class BinaryLayer(Step):
         filters = self.shape[0]
         terms = read_terms(given)
         self.given = InputTerms(given)
+        self.zero = self._zero_points()
         offset = given.weight_offset
         several = len(terms) + offset > 1 or self.given.several
         need(self.output == "float" or not several, "integer sums need a weight and an input with one scale")
@@ -94,6 +99,20 @@ class BinaryLayer(Step):
             extra = given.attrs().keys() & {"weight_offset", *INPUT_ATTRIBUTES, *EPILOGUE_ATTRIBUTES}
             need(not extra, f"attributes {sorted(extra)} need a float output")
         self.thresholds = integer_thresholds(self, filters) if self.output == "bits" else None
+
+    def _zero_points(self) -> ZeroPoints | None:
+        given = self.fields
+        if given.zero_points is None:
+            need(given.input_factor == 1, "attribute 'input_factor' goes with zero points")
+            return None
+        need(1 <= given.input_factor <= 1 << 15, f"attribute 'input_factor' is no factor: {given.input_factor}")
+        need(not self.is_flat, "zero points are for the channels of maps")
+        need(not self.given.several, "an input of several terms has no zero points")
+        need(self.pad_level == 0 or not any(self.geometry[4:6]), "inputs with zero points are padded with 0")
+        points = self.ints("zero_points", None, -(1 << 22), 1 << 22)
+        channels = self.shape[1] * self.groups
+        need(len(points) in (1, channels), f"has zero points for {len(points)} channels, takes {channels}")
+        return ZeroPoints(given.input_factor, points)
 
     def _lazy(self, index: int, multipliers: tuple[int, ...], signed: bool) -> Lazy[Any]:
         """Return the layer of one term, expanded from its dense bits when it is first used."""
@@ -121,7 +140,10 @@ class BinaryLayer(Step):
         need(x.kind == "bits", f"takes bits, got {x}")
         shape = self.out_shape(x.shape)
         largest = max(largest_level(*term) for term in read_terms(self.fields))
-        largest_sum(math.prod(self.shape[1:]), self.given.largest_level(x), largest)
+        level = self.given.largest_level(x) if self.zero is None else self.zero.largest(x.multipliers, x.signed)
+        largest_sum(math.prod(self.shape[1:]), level, largest)
+        if self.zero is not None:
+            self.chosen(inputs)
         if self.pad_level != 0 and any(self.geometry[4:6]):
             multipliers, signed = self.given.terms[0] if self.given.terms else (x.multipliers, x.signed)
             is_level = self.pad_level in level_of_code(multipliers, signed)
@@ -146,7 +168,7 @@ class BinaryLayer(Step):
         shape, extent, out = self.filters_and_maps(inputs[0])
         parts = self.given.terms or [(inputs[0].multipliers, inputs[0].signed)]
         return [
-            choose(Filters(shape, *term, self.groups), Maps(extent, out, signed, multipliers))
+            choose(Filters(shape, *term, self.groups), Maps(extent, out, signed, multipliers, self.zero))
             for term in read_terms(self.fields)
             for multipliers, signed in parts
         ]
@@ -246,7 +268,8 @@ class BinaryConv(BinaryLayer):
     ) -> PackedConv2d:
         codes = from_dense_bits(dense, shape)
         g = self.geometry
-        return PackedConv2d.from_codes(codes, multipliers, signed, g[2:4], g[4:6], g[6:8], self.groups, self.pad_level)
+        sides = (g[2:4], g[4:6], g[6:8], self.groups, self.pad_level)
+        return PackedConv2d.from_codes(codes, multipliers, signed, *sides, self.zero)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         channels = self.shape[1] * self.groups

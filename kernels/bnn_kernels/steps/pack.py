@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from bnn_kernels.bits.level_bytes import LevelBytes, LevelTensor, as_planes
+from bnn_kernels.bits.level_bytes import LevelBytes, LevelTensor, as_planes, codes_of_bytes
 from bnn_kernels.bits.level_quantize import quantize_to_bytes
 from bnn_kernels.bits.planes import check_planes, level_of_code
 from bnn_kernels.bits.quantize import in_order
 from bnn_kernels.bits.tensor import BitTensor, flip_words, pack_by_bounds, quantize_channels_last, unpack_codes
+from bnn_kernels.compile.jit import jit
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.runtime.recording import do
+from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
 from bnn_kernels.steps.fields import Bool, Float32, StepFields, Uint8
@@ -104,9 +106,21 @@ class Pack(Step):
         return self.ready[channels]
 
 
+@jit
+def _values_of_bytes(u, values, out, channels, first, last):
+    """Rows of out float32 flat (R, C): the values, float32 flat (C, 256), of bytes u uint8 flat (R, C)."""
+    for row in range(first, last):
+        at = row * channels
+        for c in range(channels):
+            out[at + c] = values[(c << 8) + u[at + c]]
+
+
 @step
 class Unpack(Step):
-    """Bits -> float, for float weights after a quantized input: level * scale, or the value of every code."""
+    """Bits -> float, for float weights after a quantized input: level * scale, or the value of every code.
+
+    values: (codes,), or (C, codes) of each channel.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Fields(StepFields):
@@ -119,25 +133,37 @@ class Unpack(Step):
     def build(self) -> None:
         scale = self.fields.scale
         need((scale is None) != (self.fields.values is None), "needs a scale or values, one of them")
-        self.values = None if self.fields.values is None else self.tensor("values", (None,))
+        values = self.fields.values
+        self.values = None if values is None else self.tensor("values", (None,) * min(2, max(1, values.ndim)))
         self.scale = None if scale is None else np.float32(scale)
 
     def infer(self, inputs: list[Spec]) -> Spec:
         (x,) = inputs
         need(x.kind == "bits", f"takes bits, got {x}")
         codes = 1 << len(x.multipliers)
-        need(self.values is None or len(self.values) == codes, f"has not one value for each of {codes} codes")
+        sides = None if self.values is None else self.values.shape
+        need(sides is None or sides[-1] == codes, f"has not one value for each of {codes} codes")
+        need(sides is None or len(sides) == 1 or sides[0] == x.shape[0], f"has values of other channels than {x}")
         return Spec("float", x.shape)
 
     def run(self, x: LevelTensor) -> np.ndarray:
         y = empty((*x.map_size, x.shape[1]), np.float32)
-        do(self._unpack, x, y)
-        return y[:, 0, 0] if len(x.shape) == 2 else y
-
-    def _unpack(self, x: LevelTensor, y: np.ndarray) -> None:
-        codes = x.codes() if isinstance(x, LevelBytes) else unpack_codes(x)
         values = self.values
         if self.scale is not None:
             values = level_of_code(x.multipliers, x.signed).astype(np.float32) * self.scale
         assert values is not None
-        np.take(values, codes, out=y)
+        if isinstance(x, LevelBytes):
+            table = np.ascontiguousarray(np.broadcast_to(values[..., codes_of_bytes(x)], (x.shape[1], 256)))
+            arguments = (x.data, table.reshape(-1), y.reshape(-1), x.shape[1])
+            run_rows(_values_of_bytes, y.size // x.shape[1], y.size, *arguments)
+        else:
+            do(self._unpack, x, values, y)
+        return y[:, 0, 0] if len(x.shape) == 2 else y
+
+    @staticmethod
+    def _unpack(x: BitTensor, values: np.ndarray, y: np.ndarray) -> None:
+        codes = unpack_codes(x)
+        if values.ndim == 1:
+            np.take(values, codes, out=y)
+        else:
+            y[...] = values[np.arange(len(values)), codes]

@@ -4,7 +4,8 @@ A product of two 8-bit levels is 64 population counts but one byte product. Lane
 four neighbouring bytes of a position (two 16-bit numbers) with those of 16 or 8 filters. No im2col: a table says how
 far from a window's first element each step begins. With u for the input's levels, see `levels`,
     dot = sum level_x level_w = factor * sum u level_w  +  shift * sum of the weights under the filter
-and what lies outside the map is u = `outside` there, taken back where it should count as nothing.
+and what lies outside the map is u = `outside` there, taken back where it should count as nothing. Levels with zero
+points count as f level - z_c: f is one more factor, and the shift of channel c is f shift - z_c.
 """
 
 import functools
@@ -129,6 +130,17 @@ def product_kernel(kind: type, form: Form) -> Any:
     return jit(multiply)
 
 
+def _factor_and_shifts(weights: Weights, maps: Maps) -> tuple[int, np.ndarray]:
+    """Return the factor of u, and int64 (G, filters of a group, kh, kw): what the shifts add under each tap."""
+    code, zero = input_code(maps), maps.zero
+    if zero is None:
+        return code.factor, code.shift * weights.tap_levels
+    channels, kernel = weights.channels, weights.shape[2:]
+    shifts = np.broadcast_to(zero.factor * code.shift - np.array(zero.points, np.int64), weights.groups * channels)
+    levels = weights.levels().reshape(weights.groups, weights.filters, channels, *kernel)
+    return code.factor * zero.factor, np.einsum("gfckl,gc->gfkl", levels, shifts.reshape(weights.groups, channels))
+
+
 class ProductPath:
     """Products of levels, see `ops.conv_path.ConvPath`."""
 
@@ -140,10 +152,9 @@ class ProductPath:
             raise ValueError(f"pad_value {geometry.pad_value} is not a level of the input ({maps.multipliers})")
         # Where nothing stands for 0, what is outside is 0 as a number and taken back.
         outside = 0 if found is None else found
-        levels = weights.tap_levels
-        border = border_of(geometry, maps, code.shift * levels, -code.factor * outside * levels)
+        self.factor, inside = _factor_and_shifts(weights, maps)
+        border = border_of(geometry, maps, inside, -self.factor * outside * weights.tap_levels)
         lanes = -(-weights.filters // LANES) * LANES
-        self.factor = code.factor
         self.sums_fit = code.largest * weights.largest * weights.products <= LARGEST_SUM
         self.offsets = np.zeros((*border.table.shape[:2], lanes), np.int64)
         self.offsets[..., : weights.filters] = border.table

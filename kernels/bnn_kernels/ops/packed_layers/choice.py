@@ -71,8 +71,12 @@ def choose(filters: Filters, maps: Maps) -> Choice:
     work on 32 filters and four positions at a time.
     """
     pairs = len(filters.multipliers) * len(maps.multipliers)
-    form = form_for(filters, maps) if pairs > 1 and filters.channels >= 4 else None
+    form = form_for(filters, maps) if pairs > 1 and (filters.channels >= 4 or maps.zero is not None) else None
     why = f"{pairs} pair{'s' * (pairs > 1)} of planes"
+    if maps.zero is not None:
+        if form is None:
+            raise ValueError("inputs with zero points need levels of several planes that 16 bits hold")
+        return Choice(partial(ProductPath, form=form), PRODUCTS[form.product], "zero points", form)
     if form is not None:
         fewest, measured = fewest_pairs(filters, maps, form.product)
         forced = _forced.get() or _from_environment()

@@ -11,6 +11,7 @@ from bnn_kernels.bits.planes import check_planes, encode
 from bnn_kernels.bits.sum_range import largest_level, largest_sum
 from bnn_kernels.bits.tensor import BitTensor, pack, words_for
 from bnn_kernels.bits.thresholds import Thresholds, check_thresholds
+from bnn_kernels.bits.zero_points import ZeroPoints
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.outputs import IntOutput, SignOutput
@@ -72,10 +73,20 @@ class PackedConv2d:
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         pad_value: int = 0,
+        zero: ZeroPoints | None = None,
     ) -> "PackedConv2d":
-        """Build from codes uint8 (O, C/groups, kh, kw), whose bit p is that of plane p, see `bits.planes`."""
+        """Build from codes uint8 (O, C/groups, kh, kw), whose bit p is that of plane p, see `bits.planes`.
+
+        zero: what the levels of the input count as, if not as themselves; then pad_value is 0.
+        """
         self = cls.__new__(cls)
         self._build(codes, multipliers, signed, stride, padding, dilation, groups, pad_value)
+        if zero is not None:
+            if len(zero.points) not in (1, self.in_channels):
+                raise ValueError(f"zero points of {len(zero.points)} channels do not fit {self.in_channels}")
+            if self.geometry.pads_levels:
+                raise ValueError(f"inputs with zero points are padded with 0, got pad_value {pad_value}")
+        self.zero = zero
         return self
 
     def _build(
@@ -103,6 +114,7 @@ class PackedConv2d:
         if codes.shape[0] % self.geometry.groups:
             raise ValueError(f"groups must divide the {codes.shape[0]} output channels, got {groups}")
         self.weights = Weights(codes, multipliers, signed, self.geometry.groups)
+        self.zero: ZeroPoints | None = None
         self._plans: dict[Maps, MapPlan] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -202,7 +214,7 @@ class PackedConv2d:
     def _plan(self, bits: LevelTensor) -> MapPlan:
         """Return what depends on the size of the map and on its planes only; made once for each."""
         _, h, w = bits.map_size
-        maps = Maps((h, w), self.output_size(h, w), bits.signed, bits.multipliers)
+        maps = Maps((h, w), self.output_size(h, w), bits.signed, bits.multipliers, self.zero)
         plan = self._plans.get(maps)
         if plan is None:
             self._check_range(bits)
@@ -212,7 +224,9 @@ class PackedConv2d:
         return plan
 
     def _check_range(self, bits: LevelTensor) -> None:
-        largest_sum(self.weights.products, largest_level(bits.multipliers, bits.signed), self.weights.largest)
+        planes = bits.multipliers, bits.signed
+        level = largest_level(*planes) if self.zero is None else self.zero.largest(*planes)
+        largest_sum(self.weights.products, level, self.weights.largest)
 
     def with_threshold(self, t: np.ndarray, flip: np.ndarray) -> "ThresholdConv2d":
         """Return a convolution to bits: bit = (dot < t) xor flip, with t int32 (O,) and flip bool (O,)."""
