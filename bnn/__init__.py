@@ -11,6 +11,9 @@ from bnn import layers as layers
 from bnn import models as models
 from bnn import quantizers as quantizers
 from bnn.calibrate import calibrate as calibrate
+from bnn.pixels import Pixels as Pixels
+from bnn.pixels import set_pixels as set_pixels
+from bnn.pixels import takes_pixels as takes_pixels
 from bnn.quantize import quantize as quantize
 from bnn.summary import summary as summary
 
@@ -22,6 +25,7 @@ _OF_CONVERTER = ("ConversionError", "check_parity", "convert")
 
 __all__ = [
     "ConversionError",
+    "Pixels",
     "calibrate",
     "check_parity",
     "convert",
@@ -34,7 +38,9 @@ __all__ = [
     "optimizers",
     "quantize",
     "quantizers",
+    "set_pixels",
     "summary",
+    "takes_pixels",
     "training",
 ]
 

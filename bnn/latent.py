@@ -8,12 +8,22 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from bnn.layers.base import QuantLayer
+from bnn.quantizers.pixel_levels import PixelLevels
+
+# Weights of more bits on pixels are no latent weights: the layer stands for a method's FP32 stem.
+_BITS_ON_PIXELS = 2
+
+
+def _has_latent(layer: QuantLayer) -> bool:
+    quantizer = layer.weight_quantizer
+    stem = isinstance(getattr(layer, "input_quantizer", None), PixelLevels)
+    return quantizer.packable and not (stem and quantizer.bits > _BITS_ON_PIXELS)
 
 
 def _latents(model: nn.Module) -> Iterator[tuple[str, QuantLayer, Tensor]]:
-    """Yield (dotted name, layer, parameter) of every weight behind a weight quantizer that has bit planes."""
+    """Yield (dotted name, layer, parameter) of every latent weight, see `latent_weights`."""
     for path, layer in model.named_modules():
-        if isinstance(layer, QuantLayer) and layer.weight_quantizer.packable:
+        if isinstance(layer, QuantLayer) and _has_latent(layer):
             name, parameter = _latent_of(path, layer)
             yield f"{path}.{name}" if path else name, layer, parameter
 
@@ -39,7 +49,9 @@ def _latent_of(path: str, layer: Any) -> tuple[str, Tensor]:
 def latent_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield (dotted name, parameter) of every weight behind a weight quantizer that has bit planes.
 
-    Of a weight that is pruned or parametrized (torch.nn.utils) it is the original parameter, which is trained.
+    A first layer of pixels with weights of more than two bits is left out: it stands for the stem that the methods keep
+    in FP32, which they neither clip nor center, and which Bop does not flip. Of a weight that is pruned or parametrized
+    (torch.nn.utils) it is the original parameter, which is trained.
     ValueError, with the layer's path, where there is not one such parameter.
     """
     yield from ((name, parameter) for name, _, parameter in _latents(model))

@@ -60,9 +60,8 @@ def compare(name: str, packed: Any, reference: Any, images: Any, threads: int, s
 
 def networks(config: DictConfig, folder: Path | None = None) -> Iterable[Row]:
     """Yield rows for each batch size and thread count of a run's network, or of an untrained one."""
-    import torch
-
     import bnn
+    from experiments.images import random_images
     from experiments.runs import fp32_twin, load_run
 
     if not config.batch_sizes:
@@ -76,8 +75,7 @@ def networks(config: DictConfig, folder: Path | None = None) -> Iterable[Row]:
         model_config = run_config.model
         name = f"{type(network).__name__} {run_config.quantizer.name}"
         shape = tuple(instantiate(run_config.data).input_shape)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(max(config.batch_sizes), *shape, generator=generator)
+    images = random_images(network, max(config.batch_sizes), shape)
     packed = bnn.convert(network, images)
     report = bnn.check_parity(network, packed, images)
     if report.first_difference is not None:
@@ -98,7 +96,7 @@ def own_layers(name: str, packed: Any, twin: Any, images: Any, threads: int, sec
     """Yield one row for each convolution and linear layer of a network, alone: packed step against FP32 module."""
     import torch
 
-    values: dict[str, Any] = {"x": images.numpy().transpose(0, 2, 3, 1).copy() if images.ndim == 4 else images.numpy()}
+    values: dict[str, Any] = packed.enter(images.numpy())
 
     def keep(register: str, value: Any) -> Any:
         values[register] = value

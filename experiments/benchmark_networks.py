@@ -30,8 +30,9 @@ CHECKED = 8  # images that the parity report runs
 
 
 def _compose(entry: str) -> DictConfig:
-    name, _, quantizer = entry.partition("/")
-    return compose("benchmark", [f"model={name}", f"quantizer={quantizer or 'xnor'}"])
+    name, quantizer, stem, *_ = [*entry.split("/"), "", ""]
+    stems = [f"model.stem={stem}"] if stem else []
+    return compose("benchmark", [f"model={name}", f"quantizer={quantizer or 'xnor'}", *stems])
 
 
 class Network:
@@ -42,12 +43,13 @@ class Network:
         import torch
 
         import bnn
+        from experiments.images import random_images
         from experiments.runs import fp32_twin
 
         config = _compose(entry)
         torch.manual_seed(0)
         model = instantiate(config.model, _convert_="object")
-        self.images = torch.randn(max(batch, CHECKED), *model.input_shape)
+        self.images = random_images(model, max(batch, CHECKED), model.input_shape)
         bnn.models.trained_like(bnn.calibrate(model, self.images[:CHECKED]), self.images[:CHECKED])
         packed = bnn.convert(model, self.images)
         report = bnn.check_parity(model, packed, self.images[:CHECKED])
@@ -61,7 +63,7 @@ class Network:
         self.twin = bnn.models.trained_like(fp32_twin(config.model), self.images[:CHECKED])
         tensors = [t for t in self.twin.state_dict().values() if t.is_floating_point()]
         self.facts: Row = {
-            "name": f"{type(model).__name__} {config.quantizer.name}",
+            "name": f"{type(model).__name__} {config.quantizer.name}{', int8 stem' * bnn.takes_pixels(model)}",
             "input_shape": list(model.input_shape),
             "same_predictions": report.agreement,
             "file_bytes": self.file.stat().st_size,
@@ -82,7 +84,9 @@ class Network:
         shape = tuple(self.images.shape[1:])
         scripted = self.file.with_suffix(".pt")
         frozen(self.twin, self.images[:batch], scripted)
-        sides = {"packed": measure("packed", self.file, batch, shape), "fp32": measure("fp32", scripted, batch, shape)}
+        pixels = self.packed.input_dtypes == ["uint8"]
+        files = {"packed": self.file, "fp32": scripted}
+        sides = {kind: measure(kind, file, batch, shape, pixels) for kind, file in files.items()}
         scripted.unlink()
         return {"batch": batch, **sides}
 

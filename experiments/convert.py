@@ -46,7 +46,8 @@ def _convert_run(
     if data_root is not None:
         OmegaConf.update(config, "data.root", data_root, force_add=True)
     data = instantiate(config.data)
-    images = data.normalizer()(data.test.images)
+    pixels = bnn.takes_pixels(network)
+    images = data.test.images if pixels else data.normalizer()(data.test.images)
     packed = bnn.convert(network, images[:1])
     packed.info |= {
         "name": config.name,

@@ -58,7 +58,20 @@ def comparable(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
     run_dir = root.get("run_dir")
     result = _plain(root, "", None if run_dir is None else str(run_dir))
     assert isinstance(result, dict)
+    if isinstance(result.get("model"), dict):
+        result["model"] = _as_before(result["model"])
     return result
+
+
+def _as_before(model: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's options without those that stand for what models did before they had them.
+
+    So runs of before are the same experiments: stem was the name of the layout, and there were no int8 stems.
+    """
+    if model.get("stem", "fp32") != "fp32" or model.get("pixels", False) is not False:
+        return model
+    rest = {key: value for key, value in model.items() if key not in ("stem", "pixels", "layout")}
+    return rest | ({"stem": model["layout"]} if "layout" in model else {})
 
 
 def _plain(value: Any, key: str, run_dir: str | None) -> Any:

@@ -1,4 +1,6 @@
-"""Peak memory of one network in a process of its own: python -m experiments.peak_memory packed|fp32 FILE BATCH C H W.
+"""Peak memory of one network in a process of its own.
+
+python -m experiments.peak_memory packed|fp32 FILE BATCH C H W [--pixels]
 
 Prints, in bytes, the memory of the process after the imports and its peak after one run on random images.
 packed: a packed file, without torch. fp32: a frozen TorchScript file.
@@ -39,9 +41,13 @@ def _run_fp32(file: str, images: np.ndarray) -> int:
     return before
 
 
-def measure(kind: str, file: Path, batch: int, shape: tuple[int, ...]) -> dict[str, int]:
-    """Return {"imports_bytes", "peak_bytes"} of a new process; RuntimeError with its output if it fails."""
+def measure(kind: str, file: Path, batch: int, shape: tuple[int, ...], pixels: bool = False) -> dict[str, int]:
+    """Return {"imports_bytes", "peak_bytes"} of a new process; RuntimeError with its output if it fails.
+
+    pixels: whether the network takes uint8.
+    """
     command = [sys.executable, "-m", "experiments.peak_memory", kind, str(file), *map(str, (batch, *shape))]
+    command += ["--pixels"] * pixels
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
     if done.returncode:
         raise RuntimeError(f"measuring memory failed: {done.stderr.strip()[-500:]}")
@@ -55,9 +61,12 @@ def main() -> None:
     parser.add_argument("kind", choices=("packed", "fp32"))
     parser.add_argument("file", help="packed file, or frozen TorchScript file")
     parser.add_argument("shape", type=int, nargs="+", metavar="N", help="BATCH C H W of the images")
+    parser.add_argument("--pixels", action="store_true", help="the network takes uint8 pixels")
     options = parser.parse_args()
     run: Any = {"packed": _run_packed, "fp32": _run_fp32}[options.kind]
-    images = np.random.default_rng(0).standard_normal(options.shape, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, options.shape, np.uint8)
+    images = pixels if options.pixels else rng.standard_normal(options.shape, dtype=np.float32)
     before = run(options.file, images)
     print(before, peak_bytes())
 

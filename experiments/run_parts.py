@@ -71,6 +71,11 @@ def build_parts(config: DictConfig) -> Parts:
     data = build(config, "data")
     seed_everything(config.seed)
     network = build(config, "model")
+    if bnn.takes_pixels(network):
+        try:
+            bnn.set_pixels(network, bnn.Pixels(data.mean.tolist(), data.std.tolist(), data.max_value))
+        except ValueError as error:
+            raise ConfigError(f"{config.model._target_} does not take {data.name}'s pixels: {error}") from error
     try:
         costs = bnn.summary(network, data.input_shape)
     except RuntimeError as error:

@@ -72,4 +72,6 @@ def fp32_twin(model: DictConfig) -> Any:
     twin = OmegaConf.merge(model, {"input_scale": False})
     twin.weight_quantizer = plain
     twin.input_quantizer = plain
+    if OmegaConf.select(twin, "stem") == "int8":
+        twin.stem, twin.pixels = "fp32", True  # it takes the same images
     return instantiate(twin, _convert_="object").eval()

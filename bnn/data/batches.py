@@ -17,6 +17,7 @@ class Batches:
 
     normalize: uint8 images -> floats. augment: floats -> floats, such as RandomCropFlip, or None. What it draws from
     PyTorch's generators depends on (seed, epoch, batch) only, and nothing else that draws from them notices.
+    finish: what is done last to the floats, or None; `Normalize.pixels` for networks that take pixels.
     """
 
     def __init__(
@@ -28,12 +29,14 @@ class Batches:
         seed: int,
         drop_last: bool = False,
         augment: Callable[[Tensor], Tensor] | None = None,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._images, self._labels = split.images, split.labels
         self._normalize = normalize
         self._augment = augment
+        self._finish = finish
         self._batch_size = batch_size
         self._shuffle = shuffle
         self._seed = seed
@@ -65,7 +68,8 @@ class Batches:
         order = order.to(self._labels.device)
         for batch in range(len(self)):
             index = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            yield self._augmented(self._normalize(self._images[index]), epoch, batch), self._labels[index]
+            images = self._augmented(self._normalize(self._images[index]), epoch, batch)
+            yield images if self._finish is None else self._finish(images), self._labels[index]
 
     def _augmented(self, images: Tensor, epoch: int, batch: int) -> Tensor:
         if self._augment is None:

@@ -63,12 +63,21 @@ class ImageData:
 
 @dataclass(frozen=True)
 class Normalize:
-    """uint8 (N, C, H, W) -> float32: (x / max_value - mean) / std by channel."""
+    """uint8 (N, C, H, W) -> float32: (x / max_value - mean) / std by channel; `pixels` leads back."""
 
     mean: Tensor
     std: Tensor
     max_value: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        mean, std = (t.to(images.device).reshape(-1, 1, 1) for t in (self.mean, self.std))
+        mean, std = self._statistics(images)
         return (images.float() / self.max_value - mean) / std
+
+    def pixels(self, normalized: Tensor) -> Tensor:
+        """Return the pixels, float32 whole numbers 0 .. 255, that are nearest to normalized floats (N, C, H, W)."""
+        mean, std = self._statistics(normalized)
+        return ((normalized * std + mean) * self.max_value).round().clamp(0, 255)
+
+    def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (t.to(images.device).reshape(-1, 1, 1) for t in (self.mean, self.std))
+        return mean, std

@@ -1,6 +1,13 @@
 """Networks whose quantizers are arguments: each is its own FP32 twin with FullPrecision.
 
-Each has an attribute `input_shape`, the (channels, height, width) that its table is for.
+Each has an attribute `input_shape`, the (channels, height, width) that its table is for. The first layer of each has
+the options
+
+- stem: "fp32"; or "int8": 8-bit weights with a learned step for each filter (LSQ) on the 256 levels of pixels, an exact
+  integer layer when packed.
+- pixels: whether, or with which statistics (`bnn.Pixels`), the model takes pixels, uint8 or floats of the same values,
+  and normalizes them itself; without it the input is normalized images. With the stem "int8" it always takes pixels.
+  `bnn.set_pixels` gives a model its statistics later.
 """
 
 from bnn.models.alexnet import AlexNet as AlexNet

@@ -6,7 +6,9 @@ from typing import Unpack
 from torch import nn
 
 from bnn.layers import QuantConv2d
+from bnn.models.first_layer import StemKind, first_layers
 from bnn.models.options import LayerOptions, rectifier, scaled
+from bnn.pixels import Pixels
 
 
 class AlexNet(nn.Sequential):
@@ -29,22 +31,26 @@ class AlexNet(nn.Sequential):
     ReLU stands in the quantizer's place.
 
     Input (N, in_channels, 224, 224) (up to 227 the maps are the same), output (N, num_classes).
+    stem, pixels: see `bnn.models`.
     width: factor on all inner numbers of channels. options: see LayerOptions.
     """
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0, **options: Unpack[LayerOptions]
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        *,
+        stem: StemKind = "fp32",
+        pixels: Pixels | bool = False,
+        width: float = 1.0,
+        **options: Unpack[LayerOptions],
     ):
         # channels, kernel, padding, pooled
         blocks = [(256, 5, 2, True), (384, 3, 1, False), (384, 3, 1, False), (256, 3, 1, True), (4096, 6, 0, False),
                   (4096, 1, 0, False)]  # fmt: skip
         before = scaled(96, width)
-        layers: OrderedDict[str, nn.Module] = OrderedDict(
-            conv1=nn.Conv2d(in_channels, before, 11, stride=4, padding=2),
-            norm1=nn.BatchNorm2d(before, eps=1e-5),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(3, 2),
-        )
+        layers = first_layers("conv1", in_channels, before, 11, stem, pixels, stride=4, padding=2)
+        layers |= OrderedDict(norm1=nn.BatchNorm2d(before, eps=1e-5), relu1=nn.ReLU(), pool1=nn.MaxPool2d(3, 2))
         for index, (channels, kernel, padding, pooled) in enumerate(blocks, start=2):
             after = scaled(channels, width)
             conv = QuantConv2d(before, after, kernel, padding=padding, **options)

@@ -6,9 +6,10 @@ from typing import Unpack
 from torch import Tensor, nn
 
 from bnn.layers import QuantConv2d
+from bnn.models.first_layer import StemKind
 from bnn.models.options import LayerOptions, rectifier, scaled
-from bnn.models.stem import Stem, head, input_shape
-from bnn.models.stem import stem as _stem
+from bnn.models.stem import Layout, head, input_shape, layout_and_stem, stem_layers
+from bnn.pixels import Pixels
 
 
 class BiRealBlock(nn.Module):
@@ -51,7 +52,8 @@ class BiRealNet18(nn.Module):
     Where the input is not quantized (the FP32 twin, BWN) a ReLU stands in the quantizer's place.
 
     Input (N, in_channels, H, W) with even maps before each stage, output (N, num_classes).
-    stem: "imagenet" or "cifar". width: factor on all inner numbers of channels. options: see LayerOptions.
+    layout: "imagenet" or "cifar". stem, pixels: see `bnn.models`.
+    width: factor on all inner numbers of channels. options: see LayerOptions.
     """
 
     def __init__(
@@ -59,14 +61,17 @@ class BiRealNet18(nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
         *,
-        stem: Stem = "imagenet",
+        layout: Layout = "imagenet",
+        stem: StemKind | Layout = "fp32",
+        pixels: Pixels | bool = False,
         width: float = 1.0,
         **options: Unpack[LayerOptions],
     ):
         super().__init__()
-        self.input_shape = input_shape(stem, in_channels)
+        layout, stem = layout_and_stem(layout, stem)
+        self.input_shape = input_shape(layout, in_channels)
         before = scaled(64, width)
-        self.stem = _stem(stem, in_channels, before, relu=False)
+        self.stem = stem_layers(layout, in_channels, before, False, stem, pixels)
         stages: OrderedDict[str, nn.Module] = OrderedDict()
         for stage, channels in enumerate((64, 128, 256, 512), start=1):
             after = scaled(channels, width)

@@ -1,12 +1,13 @@
 """The VGG-like network of BinaryConnect and BinaryNet for 32x32 images."""
 
-from collections import OrderedDict
 from typing import Unpack
 
 from torch import nn
 
 from bnn.layers import QuantConv2d, QuantLinear
+from bnn.models.first_layer import StemKind, as_pixels, eight_bits, normalization, pixel_levels
 from bnn.models.options import LayerOptions, for_linear, scaled
+from bnn.pixels import Pixels
 from bnn.quantizers import FullPrecision
 
 # BinaryNet's code, CIFAR-10.
@@ -29,8 +30,9 @@ class BNNVGG(nn.Sequential):
     Networks", 2016, section 3.3 and the authors' code. 14.03 M parameters.
 
     Input (N, in_channels, 32, 32), output (N, num_classes).
-    quantize_ends: quantize the first layer's weights (its input stays float) and the last layer as well, as BinaryNet
-        does; without it both stay FP32, as in XNOR-Net and after it.
+    quantize_ends: quantize the first layer's weights (its input stays float, or pixels with the stem "int8") and the
+        last layer as well, as BinaryNet does; without it both stay FP32, as in XNOR-Net and after it.
+    stem, pixels: see `bnn.models`.
     width: factor on all inner numbers of channels. options: see LayerOptions.
     """
 
@@ -39,18 +41,24 @@ class BNNVGG(nn.Sequential):
         num_classes: int = 10,
         in_channels: int = 3,
         *,
+        stem: StemKind = "fp32",
+        pixels: Pixels | bool = False,
         quantize_ends: bool = False,
         width: float = 1.0,
         **options: Unpack[LayerOptions],
     ):
-        first: LayerOptions = {"weight_quantizer": options.get("weight_quantizer", FullPrecision)}
+        found = as_pixels(stem, pixels)
+        first: LayerOptions = {}
+        if stem == "int8" and found is not None:
+            first = {"weight_quantizer": eight_bits(), "input_quantizer": pixel_levels(found)}
+        if quantize_ends:
+            first["weight_quantizer"] = options.get("weight_quantizer", FullPrecision)
         plain: LayerOptions = {}
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers = normalization(in_channels, stem, pixels)
         before = in_channels
         for index, channels in enumerate((128, 128, 256, 256, 512, 512), start=1):
             after = scaled(channels, width)
-            own = options if index > 1 else first if quantize_ends else plain
-            layers[f"conv{index}"] = QuantConv2d(before, after, 3, padding=1, **own)
+            layers[f"conv{index}"] = QuantConv2d(before, after, 3, padding=1, **(options if index > 1 else first))
             if index % 2 == 0:
                 layers[f"pool{index}"] = nn.MaxPool2d(2)
             layers[f"norm{index}"] = nn.BatchNorm2d(after, eps=BN_EPS)

@@ -7,6 +7,8 @@ from torch import nn
 
 from bnn.layers import QuantConv2d, QuantLinear
 from bnn.layers.base import QuantizerFactory
+from bnn.models.first_layer import StemKind, first_layers
+from bnn.pixels import Pixels
 from bnn.quantizers import FullPrecision
 
 
@@ -17,6 +19,7 @@ class DigitsCNN(nn.Sequential):
     is its own FP32 twin.
 
     Input (N, in_channels, 8, 8), output (N, num_classes). width: channels of the first convolution.
+    stem, pixels: see `bnn.models`.
     """
 
     def __init__(
@@ -25,6 +28,8 @@ class DigitsCNN(nn.Sequential):
         in_channels: int = 1,
         width: int = 32,
         *,
+        stem: StemKind = "fp32",
+        pixels: Pixels | bool = False,
         weight_quantizer: QuantizerFactory = FullPrecision,
         input_quantizer: QuantizerFactory = FullPrecision,
         input_scale: bool = False,
@@ -34,9 +39,10 @@ class DigitsCNN(nn.Sequential):
             "input_quantizer": input_quantizer,
             "input_scale": input_scale,
         }
+        first = first_layers("conv1", in_channels, width, 3, stem, pixels, padding=1, bias=False)
         super().__init__(
-            OrderedDict(
-                conv1=nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
+            first
+            | OrderedDict(
                 norm1=nn.BatchNorm2d(width),
                 conv2=QuantConv2d(width, 2 * width, 3, padding=1, **quantizers),
                 relu2=nn.ReLU(),

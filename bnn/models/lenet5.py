@@ -7,6 +7,8 @@ from torch import nn
 
 from bnn.layers import QuantConv2d, QuantLinear
 from bnn.layers.base import QuantizerFactory
+from bnn.models.first_layer import StemKind, first_layers
+from bnn.pixels import Pixels
 from bnn.quantizers import FullPrecision
 
 # jiecaoyu/XNOR-Net-PyTorch, MNIST.
@@ -19,7 +21,7 @@ class LeNet5(nn.Sequential):
     Blocks are BN - quantize - layer - ReLU - pool (XNOR-Net, section 3.2, figure 3); the first convolution and the
     last linear layer stay in FP32. With FullPrecision quantizers it is its own FP32 twin.
 
-    Input (N, in_channels, 28, 28), output (N, num_classes).
+    Input (N, in_channels, 28, 28), output (N, num_classes). stem, pixels: see `bnn.models`.
     """
 
     def __init__(
@@ -27,6 +29,8 @@ class LeNet5(nn.Sequential):
         num_classes: int = 10,
         in_channels: int = 1,
         *,
+        stem: StemKind = "fp32",
+        pixels: Pixels | bool = False,
         weight_quantizer: QuantizerFactory = FullPrecision,
         input_quantizer: QuantizerFactory = FullPrecision,
         input_scale: bool = False,
@@ -36,9 +40,10 @@ class LeNet5(nn.Sequential):
             "input_quantizer": input_quantizer,
             "input_scale": input_scale,
         }
+        first = first_layers("conv1", in_channels, 20, 5, stem, pixels)
         super().__init__(
-            OrderedDict(
-                conv1=nn.Conv2d(in_channels, 20, 5),
+            first
+            | OrderedDict(
                 norm1=nn.BatchNorm2d(20, eps=BN_EPS),
                 relu1=nn.ReLU(),
                 pool1=nn.MaxPool2d(2),

@@ -7,7 +7,9 @@ from typing import Unpack
 from torch import nn
 
 from bnn.layers import DroppedInput, QuantConv2d
+from bnn.models.first_layer import StemKind, first_layers
 from bnn.models.options import LayerOptions, scaled
+from bnn.pixels import Pixels
 from bnn.quantizers import FullPrecision
 
 # jiecaoyu/XNOR-Net-PyTorch, CIFAR_10.
@@ -29,6 +31,7 @@ class NIN(nn.Sequential):
     eps and the place of dropout from jiecaoyu/XNOR-Net-PyTorch. 966,986 weights and biases of convolutions.
 
     Input (N, in_channels, H, W) with H and W from 16, 32 meant; output (N, num_classes).
+    stem, pixels: see `bnn.models`.
     dropout: share of quantized inputs dropped before the second and the third spatial convolution.
     width: factor on all inner numbers of channels. options: see LayerOptions.
     """
@@ -38,17 +41,16 @@ class NIN(nn.Sequential):
         num_classes: int = 10,
         in_channels: int = 3,
         *,
+        stem: StemKind = "fp32",
+        pixels: Pixels | bool = False,
         dropout: float = 0.5,
         width: float = 1.0,
         **options: Unpack[LayerOptions],
     ):
         c96, c160, c192 = (scaled(c, width) for c in (96, 160, 192))
         dropped = partial(DroppedInput, options.get("input_quantizer", FullPrecision), p=dropout)
-        layers: OrderedDict[str, nn.Module] = OrderedDict(
-            conv1=nn.Conv2d(in_channels, c192, 5, padding=2),
-            norm1=nn.BatchNorm2d(c192, eps=BN_EPS, affine=False),
-            relu1=nn.ReLU(),
-        )
+        layers = first_layers("conv1", in_channels, c192, 5, stem, pixels, padding=2)
+        layers |= OrderedDict(norm1=nn.BatchNorm2d(c192, eps=BN_EPS, affine=False), relu1=nn.ReLU())
 
         def block(index: int, before: int, after: int, kernel: int, drops: bool = False) -> None:
             own: LayerOptions = {**options, "input_quantizer": dropped} if drops else options

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from bnn.layers import QuantConv2d, RPReLU
+from bnn.models.first_layer import StemKind, first_layers
 from bnn.models.options import LayerOptions, scaled
 from bnn.models.stem import head
+from bnn.pixels import Pixels
 
 # Output channels of the blocks; a block whose number differs from the one before has stride 2, but for the first.
 CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -60,18 +62,25 @@ class ReActNetA(nn.Module):
     the training's.
 
     Input (N, in_channels, H, W), H and W multiples of 32; output (N, num_classes).
+    stem, pixels: see `bnn.models`.
     width: factor on all inner numbers of channels. options: see LayerOptions.
     """
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0, **options: Unpack[LayerOptions]
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        *,
+        stem: StemKind = "fp32",
+        pixels: Pixels | bool = False,
+        width: float = 1.0,
+        **options: Unpack[LayerOptions],
     ):
         super().__init__()
         self.input_shape = (in_channels, 224, 224)
         first = before = scaled(32, width)
-        self.stem = nn.Sequential(
-            OrderedDict(conv=nn.Conv2d(in_channels, before, 3, 2, 1, bias=False), norm=nn.BatchNorm2d(before))
-        )
+        layers = first_layers("conv", in_channels, before, 3, stem, pixels, stride=2, padding=1, bias=False)
+        self.stem = nn.Sequential(layers | OrderedDict(norm=nn.BatchNorm2d(before)))
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
         for index, channels in enumerate(CHANNELS, start=1):
             after = first * (channels // 32)

@@ -6,9 +6,10 @@ from typing import Unpack
 from torch import Tensor, nn
 
 from bnn.layers import QuantConv2d
+from bnn.models.first_layer import StemKind
 from bnn.models.options import LayerOptions, rectifier, scaled
-from bnn.models.stem import Stem, head, input_shape
-from bnn.models.stem import stem as _stem
+from bnn.models.stem import Layout, head, input_shape, layout_and_stem, stem_layers
+from bnn.pixels import Pixels
 
 
 class _Unit(nn.Sequential):
@@ -49,7 +50,7 @@ class XnorBlock(nn.Module):
 class ResNet18(nn.Module):
     """XNOR-Net's ResNet-18: pre-activation blocks BN - quantize - conv; the first and the last layer in FP32.
 
-    | layer                        | output for 224x224 (stem "imagenet") | for 32x32 ("cifar") | quantized |
+    | layer                        | output for 224x224 (layout "imagenet") | for 32x32 ("cifar") | quantized |
     |------------------------------|--------------------------------------|---------------------|-----------|
     | 64C7/2 - BN - ReLU - MP3/2, or 64C3 | 64x56x56                      | 64x32x32            |           |
     | 2 blocks of 2 x 64C3         | 64x56x56                             | 64x32x32            | yes       |
@@ -64,8 +65,9 @@ class ResNet18(nn.Module):
     Where the input is not quantized (the FP32 twin, BWN) a ReLU stands in the quantizer's place.
 
     Input (N, in_channels, H, W), output (N, num_classes).
-    stem: "imagenet" or "cifar". quantize_shortcuts: also the three 1x1 convolutions of shortcuts (the paper excepts
-        only the first and the last layer); False keeps them FP32, as later work does.
+    layout: "imagenet" or "cifar". stem, pixels: see `bnn.models`.
+    quantize_shortcuts: also the three 1x1 convolutions of shortcuts (the paper excepts only the first and the last
+        layer); False keeps them FP32, as later work does.
     width: factor on all inner numbers of channels. options: see LayerOptions.
     """
 
@@ -74,15 +76,18 @@ class ResNet18(nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
         *,
-        stem: Stem = "imagenet",
+        layout: Layout = "imagenet",
+        stem: StemKind | Layout = "fp32",
+        pixels: Pixels | bool = False,
         quantize_shortcuts: bool = True,
         width: float = 1.0,
         **options: Unpack[LayerOptions],
     ):
         super().__init__()
-        self.input_shape = input_shape(stem, in_channels)
+        layout, stem = layout_and_stem(layout, stem)
+        self.input_shape = input_shape(layout, in_channels)
         before = scaled(64, width)
-        self.stem = _stem(stem, in_channels, before, relu=True)
+        self.stem = stem_layers(layout, in_channels, before, True, stem, pixels)
         stages: OrderedDict[str, nn.Module] = OrderedDict()
         for stage, channels in enumerate((64, 128, 256, 512), start=1):
             after = scaled(channels, width)

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn.layers import QuantConv2d
+from bnn.models.first_layer import StemKind, first_layers
 from bnn.models.options import LayerOptions, scaled
+from bnn.pixels import Pixels
 
 
 class ShortcutA(nn.Module):
@@ -72,6 +74,7 @@ class ResNet20(nn.Module):
     Hardtanh behind each sum, batch norm before the linear layer. 0.27 M parameters: 269,850.
 
     Input (N, in_channels, H, W), 32x32 meant; output (N, num_classes).
+    stem, pixels: see `bnn.models`.
     activation: factory of what follows each sum. width: factor on all inner numbers of channels. options: see
     LayerOptions.
     """
@@ -81,6 +84,8 @@ class ResNet20(nn.Module):
         num_classes: int = 10,
         in_channels: int = 3,
         *,
+        stem: StemKind = "fp32",
+        pixels: Pixels | bool = False,
         activation: Callable[[], nn.Module] = nn.Hardtanh,
         width: float = 1.0,
         **options: Unpack[LayerOptions],
@@ -88,7 +93,9 @@ class ResNet20(nn.Module):
         super().__init__()
         self.input_shape = (in_channels, 32, 32)
         before = scaled(16, width)
-        self.conv1 = nn.Conv2d(in_channels, before, 3, padding=1, bias=False)
+        first = first_layers("conv1", in_channels, before, 3, stem, pixels, padding=1, bias=False)
+        self.pixels = first.get("pixels", nn.Identity())
+        self.conv1 = first["conv1"]
         self.norm1 = nn.BatchNorm2d(before)
         self.activation1 = activation()
         stages: OrderedDict[str, nn.Module] = OrderedDict()
@@ -106,6 +113,6 @@ class ResNet20(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores."""
-        x = self.activation1(self.norm1(self.conv1(x)))
+        x = self.activation1(self.norm1(self.conv1(self.pixels(x))))
         x = self.pool(self.stages(x))
         return self.linear(self.norm2(self.flatten(x)))

@@ -1,26 +1,38 @@
-"""The float layers at both ends of the residual networks."""
+"""The layers at both ends of the residual networks, which are no binary ones."""
 
 from collections import OrderedDict
 from typing import Literal
 
 from torch import nn
 
-Stem = Literal["imagenet", "cifar"]
+from bnn.models.first_layer import StemKind, first_layers
+from bnn.pixels import Pixels
+
+Layout = Literal["imagenet", "cifar"]
 
 
-def stem(kind: Stem, in_channels: int, channels: int, relu: bool) -> nn.Sequential:
-    """Return the first layers in FP32, each with BN and, where `relu`, a ReLU behind; ValueError on an unknown kind.
+def layout_and_stem(layout: Layout, stem: StemKind | Layout) -> tuple[Layout, StemKind]:
+    """Return both; ValueError on an unknown layout. `stem` was the name of the layout once, and may still say it."""
+    if stem == "imagenet" or stem == "cifar":
+        layout, stem = stem, "fp32"
+    if layout not in ("imagenet", "cifar"):
+        raise ValueError(f"layout must be 'imagenet' or 'cifar', got {layout!r}")
+    return layout, stem
+
+
+def stem_layers(
+    layout: Layout, in_channels: int, channels: int, relu: bool, stem: StemKind, pixels: Pixels | bool
+) -> nn.Sequential:
+    """Return the first layers: a convolution with BN and, where `relu`, a ReLU behind.
 
     "imagenet": 7x7 convolution of stride 2, 3x3 max pooling of stride 2: a quarter of the size. "cifar": 3x3
-    convolution, the size stays.
+    convolution, the size stays. stem, pixels: of the convolution, see `first_layers`.
     """
-    if kind not in ("imagenet", "cifar"):
-        raise ValueError(f"stem must be 'imagenet' or 'cifar', got {kind!r}")
-    large = kind == "imagenet"
+    large = layout == "imagenet"
     kernel, stride, padding = (7, 2, 3) if large else (3, 1, 1)
-    layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv=nn.Conv2d(in_channels, channels, kernel, stride, padding, bias=False), norm=nn.BatchNorm2d(channels)
-    )
+    sides = {"stride": stride, "padding": padding, "bias": False}
+    layers = first_layers("conv", in_channels, channels, kernel, stem, pixels, **sides)
+    layers["norm"] = nn.BatchNorm2d(channels)
     if relu:
         layers["relu"] = nn.ReLU()
     if large:
@@ -28,9 +40,9 @@ def stem(kind: Stem, in_channels: int, channels: int, relu: bool) -> nn.Sequenti
     return nn.Sequential(layers)
 
 
-def input_shape(kind: Stem, in_channels: int) -> tuple[int, int, int]:
-    """Return the shape of the images that a stem is meant for."""
-    size = 224 if kind == "imagenet" else 32
+def input_shape(layout: Layout, in_channels: int) -> tuple[int, int, int]:
+    """Return the shape of the images that a layout is meant for."""
+    size = 224 if layout == "imagenet" else 32
     return in_channels, size, size
 
 

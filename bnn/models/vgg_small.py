@@ -7,7 +7,9 @@ from typing import Unpack
 from torch import nn
 
 from bnn.layers import QuantConv2d
+from bnn.models.first_layer import StemKind, first_layers
 from bnn.models.options import LayerOptions, scaled
+from bnn.pixels import Pixels
 
 
 class VGGSmall(nn.Sequential):
@@ -26,6 +28,7 @@ class VGGSmall(nn.Sequential):
     4,656,522 weights and biases of convolutions and linear layer.
 
     Input (N, in_channels, 32, 32), output (N, num_classes).
+    stem, pixels: see `bnn.models`.
     activation: factory of what follows batch norm: nn.Hardtanh (IR-Net's code) or nn.ReLU (DoReFa-like activations).
     width: factor on all inner numbers of channels. options: see LayerOptions.
     """
@@ -35,6 +38,8 @@ class VGGSmall(nn.Sequential):
         num_classes: int = 10,
         in_channels: int = 3,
         *,
+        stem: StemKind = "fp32",
+        pixels: Pixels | bool = False,
         activation: Callable[[], nn.Module] = nn.Hardtanh,
         width: float = 1.0,
         **options: Unpack[LayerOptions],
@@ -44,7 +49,7 @@ class VGGSmall(nn.Sequential):
         for index, channels in enumerate((128, 128, 256, 256, 512, 512), start=1):
             after = scaled(channels, width)
             if index == 1:
-                layers["conv1"] = nn.Conv2d(before, after, 3, padding=1, bias=False)
+                layers |= first_layers("conv1", before, after, 3, stem, pixels, padding=1, bias=False)
             else:
                 layers[f"conv{index}"] = QuantConv2d(before, after, 3, padding=1, bias=False, **options)
             if index % 2 == 0:

@@ -18,7 +18,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 def parameter_roles(model: nn.Module) -> dict[str, str]:
     """Return {dotted name: role} of every parameter that is trained.
 
-    - "latent": a weight behind a weight quantizer that has bit planes;
+    - "latent": a weight behind a weight quantizer that has bit planes, see `bnn.latent.latent_weights`;
     - "quantizer": what a quantizer learns (scales, thresholds, shifts);
     - "norm": weight and bias of a normalization;
     - "bias": any other parameter of at most one axis;

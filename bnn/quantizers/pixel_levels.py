@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bnn.planes import Planes, Term, code_bits
 from bnn.quantizers.base import Quantizer, Uniform
+from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.straight_through import straight_through
 
 # Means are kept in 64ths of a pixel value: within 1/128, which is 0.00014 of a usual deviation, so that sums of a
@@ -34,6 +35,23 @@ class PixelLevels(Quantizer):
     >>> quantizer(torch.tensor([[0, 128, 255]], dtype=torch.uint8)).tolist()
     [[-2.0, 0.007843137718737125, 2.0]]
     """
+
+    description = Description(
+        group=FEW_BITS,
+        method="normalized pixels",
+        year=None,
+        forward="(u - 255 mean) / (255 std), u = round(clip(x, 0, 255)), for first layers",
+        gradient="1 / (255 std) if 0 <= x <= 255",
+        storage="{0,1}, one scale, a zero point a channel",
+        panel=Panel(options={"mean": 0.5, "std": 1.0, "max_value": 1}, note="1 stands for 1.0, mean 0.5"),
+        examples=(
+            Example(
+                (-0.5, -0.5, -0.5, -0.5, -0.5, -0.5, 0.5, 1.5),
+                (0, 0, 0, 1, 1, 1, 1, 1),
+                options={"mean": 0.5, "std": 1.0, "max_value": 1},
+            ),
+        ),
+    )
 
     elementwise = True
     _bits = 8

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Tim
 from torch import Tensor, nn
 
 from bnn.data import Batches, ImageData
+from bnn.pixels import takes_pixels
 from bnn.training.classifier import Classifier
 from bnn.training.files import whole_path
 from bnn.training.learning_curve import LearningCurve, epochs_in, last_value
@@ -161,7 +162,8 @@ def train(
     """Train a network, or go on from the checkpoint in `folder`, and measure it on validation and test data.
 
     The weights of the last epoch are measured: nothing is chosen by the validation set, nothing ever by the test set.
-    augment: changes normalized training images (B, C, H, W), such as bnn.data.RandomCropFlip. trainer: more arguments
+    augment: changes normalized training images (B, C, H, W), such as bnn.data.RandomCropFlip; a network that takes
+    pixels (`bnn.takes_pixels`) is given the nearest pixels of what it makes, as floats. trainer: more arguments
     of Lightning's Trainer, loggers and callbacks among them. callbacks: more callbacks, such as Scheduling.
     The network holds the trained weights afterwards. One in evaluation mode is set to training mode; parts of a network
     in training mode that are in evaluation mode stay so, frozen statistics of batch norm for instance.
@@ -182,9 +184,10 @@ def train(
     lightning_trainer = make_trainer(arguments, epochs, folder, before, after)
     device = lightning_trainer.strategy.root_device
     normalize = data.normalizer()
-    train_batches = Batches(data.train, normalize, batch_size, shuffle=True, seed=seed, augment=augment).to(device)
+    finish = normalize.pixels if takes_pixels(network) else None
+    train_batches = Batches(data.train, normalize, batch_size, True, seed, augment=augment, finish=finish).to(device)
     validation, test = (
-        Batches(split, normalize, EVALUATION_BATCH, shuffle=False, seed=0).to(device)
+        Batches(split, normalize, EVALUATION_BATCH, shuffle=False, seed=0, finish=finish).to(device)
         for split in (data.validation, data.test)
     )
     if not network.training:  # as load_network leaves it; Lightning would train it so

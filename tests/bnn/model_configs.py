@@ -15,15 +15,15 @@ _PAIRS = [entry.split("/") for entry in OmegaConf.load(cli.CONFIGS / "suite" / "
 METHODS = dict.fromkeys(NAMES, "xnor") | dict(pair for pair in _PAIRS if len(pair) == 2)
 
 
-def build(name, quantizer, narrow=None):
-    """A config's model; narrow: the share of its channels, where the model has the option `width`."""
+def build(name, quantizer, narrow=None, **more):
+    """A config's model; narrow: the share of its channels, where the model has the option `width`; more: options."""
     with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
         config = compose("train", [f"model={name}", f"quantizer={quantizer}"]).model
         width = inspect.signature(get_class(config._target_)).parameters.get("width")
         options = {}
         if narrow is not None and width is not None:  # a factor, or the channels themselves
             options["width"] = narrow if isinstance(width.default, float) else int(narrow * width.default)
-        return instantiate(config, **options, _convert_="object")
+        return instantiate(config, **options, **more, _convert_="object")
 
 
 def small_shape(model):

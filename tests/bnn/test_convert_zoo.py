@@ -29,6 +29,26 @@ def test_small_models(name):
     assert report.agreement >= 0.9, str(report)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "_cifar" not in name])
+def test_stems_of_pixels(name):
+    """8-bit stems are exact layers on bytes, whatever the model; alternately, float stems with the table of pixels."""
+    torch.manual_seed(0)
+    shape = small_shape(build(name, METHODS[name], narrow=0.2))
+    network = build(name, METHODS[name], narrow=0.2 if shape[1] <= 64 else 0.05, stem="int8")
+    bnn.set_pixels(network, bnn.Pixels([0.48, 0.45, 0.4][: shape[0]], [0.23, 0.22, 0.22][: shape[0]]))
+    x = torch.randint(0, 256, (12, *shape), dtype=torch.uint8)
+    network.train()(x)
+    trained_like(network, x)
+    packed = bnn.convert(network, x)
+    assert (packed.steps[0].op, packed.steps[0].inputs[0]) == ("binary_conv", "x")
+    assert packed.costs()[0].precision == "W8A8"
+    report = bnn.check_parity(network, packed, x)
+    assert report.first_difference is None, str(report)
+    # Nothing before the first signs is a float of another order: all levels are PyTorch's, also when both run freely.
+    assert report.free.different_levels == 0 or name == "resnet20", str(report)
+    assert report.agreement == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_whole_models(name):

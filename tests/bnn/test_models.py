@@ -112,7 +112,7 @@ def test_numbers_of_parameters(make, count, counted):
 def test_numbers_of_parameters_as_they_are_published_for_cifar_stems():
     with torch.device("meta"):
         for kind in (ResNet18, BiRealNet18):
-            assert round(parameters(kind(10, stem="cifar")) / 1e6, 2) == 11.17
+            assert round(parameters(kind(10, layout="cifar")) / 1e6, 2) == 11.17
 
 
 def test_operations_as_they_are_published():
@@ -197,16 +197,58 @@ def test_dropped_input_passes_on_the_channels():
 
 def test_options_reach_every_layer():
     few = {"weight_quantizer": partial(DoReFaWeight, 2), "input_quantizer": partial(DoReFaActivation, 3)}
-    model = ResNet18(10, stem="cifar", width=0.125, pad_value=1, **few)
+    model = ResNet18(10, layout="cifar", width=0.125, pad_value=1, **few)
     convs = [m for m in model.modules() if isinstance(m, QuantConv2d)]
     assert len(convs) == 16 + 3
     assert {(m.weight_quantizer.bits, m.input_quantizer.bits, m.pad_value) for m in convs} == {(2, 3, 1.0)}
     with pytest.raises(TypeError, match="unexpected keyword"):
         ResNet18(wieght_quantizer=SteSign)
-    with pytest.raises(ValueError, match="stem must be"):
-        ResNet18(stem="mnist")
+    with pytest.raises(ValueError, match="layout must be"):
+        ResNet18(layout="mnist")
     with pytest.raises(ValueError, match="width"):
         VGGSmall(width=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pixels_and_stems(name):
+    """A float stem of pixels is the same model behind its normalization; of an int8 stem the first layer differs."""
+    plain, of_pixels, int8 = (build(name, "xnor", NARROW, **o) for o in ({}, {"pixels": True}, {"stem": "int8"}))
+    assert [bnn.takes_pixels(model) for model in (plain, of_pixels, int8)] == [False, True, True]
+    added = set(of_pixels.state_dict()) - set(plain.state_dict())
+    assert {key.rpartition(".")[2] for key in added} == {"mean", "std", "max_value"}
+    first = next(m for m in int8.modules() if isinstance(m, QuantConv2d))
+    assert (first.weight_quantizer.bits, first.weight_quantizer.per_channel, first.input_quantizer.bits) == (8, True, 8)
+    old = {key: value for key, value in int8.state_dict().items() if key.rpartition(".")[2] not in OF_PIXELS}
+    assert {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    channels = plain.input_shape[0]
+    pixels = bnn.Pixels([0.1, 0.5, 0.9][:channels], [0.2, 0.3, 0.4][:channels], 100)
+    for model in (of_pixels, int8):
+        bnn.set_pixels(model, pixels)
+    if channels == 3:
+        assert first.input_quantizer.zero_points.tolist() == [640, 3200, 5760]
+        with pytest.raises(ValueError, match="channels"):
+            bnn.set_pixels(int8, bnn.Pixels((0.1, 0.2), (0.1, 0.2)))
+    x = torch.randint(0, 256, (1, *plain.input_shape), dtype=torch.uint8)
+    of_pixels.load_state_dict(plain.state_dict(), strict=False)
+    mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (pixels.mean, pixels.std))
+    normalized = (x.float() / 100 - mean) / std
+    torch.testing.assert_close(of_pixels.eval()(x), plain.eval()(normalized), rtol=0, atol=0)
+
+
+OF_PIXELS = ("step", "zero_points", "initialized")
+
+
+def test_options_of_the_first_layer_that_are_none():
+    with pytest.raises(ValueError, match="stem must be 'fp32' or 'int8', got 'int4'"):
+        LeNet5(stem="int4")
+    with pytest.raises(ValueError, match=r"pixels must be bnn\.Pixels"):
+        NIN(pixels=(0.5, 0.5))
+    with pytest.raises(ValueError, match="takes no pixels"):
+        bnn.set_pixels(LeNet5(), bnn.Pixels())
+    assert ResNet18(10, stem="cifar", width=0.1).input_shape == (3, 32, 32)  # what the layout was called once
+    ends = BNNVGG(width=0.1, quantize_ends=True, stem="int8", **BINARY)
+    assert type(ends.conv1.weight_quantizer) is XnorWeight
+    assert ends.conv1.input_quantizer.bits == 8
 
 
 def test_trained_like_state():

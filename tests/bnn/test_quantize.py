@@ -224,7 +224,7 @@ def test_quantizers_get_the_layers_channels_and_dtype():
 
 
 def test_layers_that_are_quantized_already_stay():
-    model = ResNet18(10, stem="cifar", width=0.125, **BINARY)
+    model = ResNet18(10, layout="cifar", width=0.125, **BINARY)
     ours = bnn.quantize(model, weight_quantizer=SteSign, skip=())
     bits = {type(m.weight_quantizer) for m in ours.modules() if isinstance(m, QuantLayer)}
     assert bits == {XnorWeight, SteSign}

@@ -10,6 +10,9 @@ import pytest
 from conftest import TINY
 from omegaconf import OmegaConf
 
+from bnn.data.digits import digits
+
+FAST = ("batch_sizes=[1]", "threads=[1]", "seconds=0.02", "own_layers=true", "layers=[]")
 # The command in a result leaves out what only says how loudly it ran.
 REPEATED = [text for text in TINY if "progress" not in text]
 
@@ -30,6 +33,25 @@ def runs(trained, tmp_path, monkeypatch):
     shutil.copytree(trained / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs" / "default"
+
+
+def test_an_int8_stem_is_trained_on_pixels_of_the_data_and_packed_for_them(tmp_path, monkeypatch, command):
+    """model.stem=int8 alone: statistics of the data in the network, crops as pixels, a file that takes uint8."""
+    monkeypatch.chdir(tmp_path)
+    done = command("experiments.train", "model.stem=int8", "quantizer=xnor", "augment=crop", *TINY)
+    assert done.status == 0, done.err
+    (folder,) = (tmp_path / "runs").glob("default/xnor/*/seed0")
+    done = command("experiments.convert", f"run={folder}", "parity=50")
+    assert done.status == 0, done.out + done.err
+    packed = bk.load(folder / "packed.safetensors")
+    images, labels = digits().test.images.numpy(), digits().test.labels.numpy()
+    assert packed.input_dtypes == ["uint8"]
+    found = read(folder / "conversion.json")
+    assert found["same_predictions"] == 400
+    assert (packed(images).argmax(1) == labels).mean() == pytest.approx(found["test_accuracy_packed"], abs=1e-6)
+    assert packed.steps[0].attrs["zero_points"] == [round(64 * 16 * float(digits().mean))]
+    done = command("experiments.benchmark", "suite=network", f"run={folder}", *FAST)
+    assert done.status == 0, done.err
 
 
 # -- train ------------------------------------------------------------------------------------------------------------

@@ -37,6 +37,21 @@ def test_what_makes_an_experiment(change, same):
     assert (experiment_id(CONFIG | change) == experiment_id(CONFIG)) == same
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [
+        ({}, {"stem": "fp32", "pixels": False}, True),
+        ({"stem": "cifar"}, {"layout": "cifar", "stem": "fp32", "pixels": False}, True),
+        ({"stem": "imagenet"}, {"layout": "cifar", "stem": "fp32", "pixels": False}, False),
+        ({}, {"stem": "int8", "pixels": False}, False),
+        ({}, {"stem": "fp32", "pixels": True}, False),
+    ],
+)
+def test_runs_from_before_models_had_stems_are_the_same_experiments(before, now, same):
+    old, new = ({**CONFIG, "model": {"_target_": "M", **model}} for model in (before, now))
+    assert (experiment_id(old) == experiment_id(new)) == same
+
+
 def test_equal_numbers_are_one_experiment_whatever_their_order():
     other = {"optimizer": {"lr": 1.0}, "seed": 3, "a": float("inf")}
     assert experiment_id(other) == experiment_id({"a": float("inf"), "seed": 0, "optimizer": {"lr": 1}})
