@@ -74,7 +74,7 @@ def test_a_measured_file_decides(setting, tmp_path):
         setting(BNN_KERNELS_COSTS=file)
         assert costs.measured() == costs.Costs.parse(file.read_text(), file)
         found = chosen()
-        assert (found.form is not None) == taken
+        assert found.multiplies == taken
         assert "measured on this CPU" in found.why
     assert list(tmp_path.iterdir()) == [file]
 
@@ -84,7 +84,7 @@ def test_costs_of_other_products_do_not_count(setting, tmp_path):
     before = chosen()
     tune.write(here(product="another"), file)
     setting(BNN_KERNELS_COSTS=file)
-    assert (chosen().why, chosen().form) == (before.why, before.form)
+    assert (chosen().why, chosen().multiplies) == (before.why, before.multiplies)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_sums_can_be_asked_for(setting, planes):
         layer = PackedConv2d.from_levels(weights, planes, False, padding=1)
         found.append(layer(bits))
         one = choice.choose(layer.weights, Maps((9, 9), (9, 9), False, TWO_BITS))
-        assert (one.form is not None) == (sums == "products")
+        assert one.multiplies == (sums == "products")
         assert "as asked for" in one.why
     np.testing.assert_array_equal(*found)
     setting(BNN_KERNELS_SUMS="both")

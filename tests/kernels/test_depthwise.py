@@ -4,9 +4,20 @@ import bnn_kernels as bk
 import numpy as np
 import pytest
 from bnn_kernels import reference
+from bnn_kernels.bits.level_bytes import SLACK, as_planes, bytes_of_codes, fit_bytes, new_level_bytes
+from bnn_kernels.bits.planes import level_of_code
+from bnn_kernels.bits.quantize import in_order
+from bnn_kernels.bits.sum_range import LARGEST_SUM
+from bnn_kernels.bits.tensor import unpack_codes
+from bnn_kernels.bits.zero_points import ZeroPoints
+from bnn_kernels.compile.isa import has
 from bnn_kernels.ops import float_conv
+from bnn_kernels.ops.depthwise.levels import DepthwisePath, channel_form, room_for
 from bnn_kernels.ops.depthwise.windows import Filter, suits, windows_of
+from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.float_conv import FloatConv2d
+from bnn_kernels.ops.geometry import Maps
+from bnn_kernels.ops.packed_layers import choice
 
 # (groups, channels and filters of a group): around vector edges, with several filters to a channel and the reverse.
 GROUPS = [(1 + c, 1, 1) for c in (1, 6, 7, 8, 15, 16, 23, 24, 31, 63)] + [(5, 1, 3), (8, 1, 2), (6, 2, 2), (11, 3, 7)]
@@ -80,3 +91,168 @@ def test_threads_do_not_change_floats(monkeypatch):
 def test_no_images_give_no_output():
     conv = FloatConv2d(np.ones((8, 1, 3, 3), np.float32), None, (3, 3, 1, 1, 1, 1, 1, 1), 8)
     assert conv(np.zeros((0, 5, 5, 8), np.float32), (5, 5)).shape == (0, 5, 5, 8)
+
+
+def planes(bits, signed=False):
+    """Unsigned codes, or numbers in two's complement."""
+    return (*(1 << p for p in range(bits - 1)), -(1 << (bits - 1)) if signed else 1 << (bits - 1)), False
+
+
+SIGNS, TERNARY, UNEVEN = ((1,), True), ((1, -1), False), ((3, -600, 1), False)
+# (input, weight): small sums, bytes by bytes at their ends, odd levels of eight bits, levels beyond a byte.
+OPERANDS = [
+    (SIGNS, SIGNS),
+    (SIGNS, TERNARY),
+    (planes(2), planes(2, True)),
+    (planes(4, True), planes(4, True)),
+    (planes(8), TERNARY),
+    (planes(8), planes(4, True)),
+    (planes(8, True), planes(8, True)),
+    (planes(8), planes(8)),
+    (((1, 2, 4, 8, 16, 32, 64, 128), True), ((1, 2, 4, 8, 16, 32, 64, 128), True)),
+    (UNEVEN, planes(3)),
+    (planes(3), UNEVEN),
+]
+# Instructions of two 16-bit products that this CPU has, and none.
+WIDTHS = [0, *(width for width, feature in ((256, "avx2"), (512, "avx512bw")) if has(feature))]
+
+
+def draw(rng, operand, shape):
+    """Levels of all kinds, and half the time those at the ends alone."""
+    values = level_of_code(*operand)
+    return rng.choice(values if rng.integers(2) else [values.min(), values.max()], shape)
+
+
+def sums_of(operands):
+    """Bits of the sums in which such levels are added."""
+    (x, x_signed), (w, w_signed) = operands
+    return channel_form(Filters((32, 1, 3, 3), w, w_signed, 32), Maps((9, 9), (9, 9), x_signed, x)).sums
+
+
+def forced(monkeypatch, width):
+    """Let layers take the form that is chosen for their levels, with this instruction."""
+
+    def path(weights, geometry, maps):
+        form = channel_form(weights, maps)
+        return DepthwisePath(weights, geometry, maps, form._replace(width=width if form.sums == 32 else 0))
+
+    monkeypatch.setattr(choice, "path_for", path)
+
+
+def check_levels(rng, operands, sizes, filter_, pad_value, ways):
+    """A layer of these (groups, channels, filters) gives the plain reference's integers, and in all `ways` out."""
+    (groups, channels, filters), (x_planes, w_planes) = sizes, operands
+    o = groups * filters
+    x = draw(rng, x_planes, (2, groups * channels, 9, 11))
+    w = draw(rng, w_planes, (o, channels, *filter_[0]))
+    geometry = dict(zip(("stride", "padding", "dilation"), filter_[1:], strict=True)) | {"groups": groups}
+    expected = reference.conv2d(x, w, **geometry, pad_value=pad_value)
+    conv = bk.PackedConv2d.from_levels(w, *w_planes, **geometry, pad_value=pad_value)
+    bits = bk.pack_levels(x, *x_planes)
+    given = [bits]
+    if len(x_planes[0]) > 1 and fit_bytes(*x_planes):
+        given.append(new_level_bytes(bits.shape, bits.signed, bits.multipliers))
+        given[1].u[...] = bytes_of_codes(*x_planes)[unpack_codes(bits)]
+        given[1].data[len(given[1].data) - SLACK :] = 255
+    last = np.ascontiguousarray(expected.transpose(0, 2, 3, 1)).astype(np.int32)
+    t, flip = rng.choice(last.reshape(-1), (3, o)).astype(np.int32), rng.random(o) < 0.5
+    scale, rest = rng.standard_normal(o).astype(np.float32), rng.random(last.shape, np.float32)
+    signs = bk.Epilogue(o, scale=scale, residual="after", low=0.0, bounds=scale / 2, flip=flip)
+    made = bk.UniformLevels(0.5, False, 0, 15, 4)
+    for levels in given:
+        np.testing.assert_array_equal(conv(levels), expected)
+        if not ways:
+            continue
+        found = conv.with_threshold(t[0], flip)(levels).words[0]
+        np.testing.assert_array_equal(found, reference.pack_words(reference.threshold(expected, t[0], flip)))
+        ordered = in_order(t, flip)
+        several = conv.with_thresholds(ordered, flip, np.arange(4, dtype=np.uint8), False, (1, 2))(levels)
+        np.testing.assert_array_equal(bk.unpack(several), reference.thresholds(expected, ordered, flip))
+        (floats, bits), (plain, plain_bits) = conv.finish(levels, signs, rest), signs.apply_reference(last, rest)
+        np.testing.assert_array_equal(floats, plain)
+        np.testing.assert_array_equal(bits.words, plain_bits.words)
+        _, wanted = bk.Epilogue(o, scale=scale, levels=made).apply_reference(last)
+        for as_bytes in (False, True):
+            _, found = conv.finish(levels, bk.Epilogue(o, scale=scale, levels=made, as_bytes=as_bytes), keep=False)
+            np.testing.assert_array_equal(bk.unpack(as_planes(found)), bk.unpack(wanted))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("operands", OPERANDS)
+def test_levels_are_exact(operands, width, monkeypatch):
+    if width and sums_of(operands) == 16:
+        pytest.skip("sums of 16 bits have one way")
+    forced(monkeypatch, width)
+    # The portable instruction is for integers alone where there is another: each kind of output is a kernel to compile.
+    ways = width == WIDTHS[-1] or sums_of(operands) == 16
+    rng = np.random.default_rng(0)
+    pad_values = [0, *(int(level_of_code(*operands[0])[code]) for code in (0, -1))]
+    for i, sizes in enumerate(GROUPS[1::2] if width else GROUPS):
+        check_levels(rng, operands, sizes, GEOMETRIES[i % len(GEOMETRIES)], pad_values[i % 3], ways)
+    for filter_ in GEOMETRIES:
+        check_levels(rng, operands, (24, 1, 1), filter_, pad_values[1], ways)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("most", [1 << 14, (1 << 15) - 1])
+def test_sums_near_the_end_of_int32(most, width, monkeypatch):
+    """Two products of the largest levels are just below 2^31, or eight of levels half as large."""
+    forced(monkeypatch, width)
+    taps = (1, 2) if most > 1 << 14 else (2, 4)
+    for sign_x, sign_w in ((1, 1), (1, -1), (-1, -1)):
+        x, w = np.full((1, 8, 4, 5), sign_x * most), np.full((8, 1, *taps), sign_w * most)
+        w[1::2, :, 0, 0] *= -1
+        if most * most * w[0].size > LARGEST_SUM:
+            w = w // 2
+        conv = bk.PackedConv2d.from_levels(w, (int(np.abs(w).max()),), True, groups=8)
+        levels = bk.pack_levels(x, (most,), True)
+        expected = reference.conv2d(x, w, groups=8)
+        assert np.abs(expected).max() > 0.98 * LARGEST_SUM / (1 if taps == (1, 2) else 2)
+        np.testing.assert_array_equal(conv(levels), expected)
+        found = conv.with_threshold(np.zeros(8, np.int32), np.zeros(8, bool))(levels)
+        np.testing.assert_array_equal(bk.unpack(found) < 0, expected < 0)
+
+
+@pytest.mark.parametrize("w_bits", [2, 4, 5, 6])
+def test_sums_of_16_bits_are_emptied_before_they_overflow(w_bits, monkeypatch):
+    """Every product has the largest magnitude, so that one more of them would not fit."""
+    forced(monkeypatch, 0)
+    largest = 1 << (w_bits - 1)
+    assert 255 * largest * room_for(255, largest) <= 32_767 < 255 * largest * (room_for(255, largest) + 1)
+    x, w = np.full((1, 20, 9, 11), 255), np.full((20, 1, 7, 7), -largest)
+    conv = bk.PackedConv2d.from_levels(w, *planes(w_bits, True), groups=20, padding=3)
+    np.testing.assert_array_equal(conv(bk.pack_levels(x, *planes(8))), reference.conv2d(x, w, groups=20, padding=3))
+
+
+def test_which_layers_take_them():
+    """Few channels and filters to a group, whatever the number of planes; not where 16 bits do not hold a level."""
+    maps = Maps((9, 9), (9, 9), *planes(8)[::-1])
+    for sizes, taken in (
+        ((32, 1, 1), True),
+        ((8, 3, 7), True),
+        ((8, 4, 4), False),
+        ((8, 1, 8), False),
+        ((1, 1, 1), False),
+    ):
+        groups, channels, filters = sizes
+        chosen = choice.choose(Filters((groups * filters, channels, 3, 3), *planes(4, True), groups), maps)
+        assert chosen.name.startswith("depthwise") == taken
+        assert "groups of" in chosen.why or not taken
+    large = Filters((32, 1, 3, 3), (1 << 15,), True, 32)
+    assert choice.choose(large, maps).name == "population counts"
+    with pytest.raises(ValueError, match="pad_value 7"):
+        conv = bk.PackedConv2d(np.ones((8, 1, 3, 3)), groups=8, padding=1, pad_value=7)
+        conv(np.ones((1, 8, 5, 5)))
+
+
+def test_zero_points_of_channels(monkeypatch):
+    forced(monkeypatch, WIDTHS[-1])
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(0, 256, (2, 20, 9, 11)), rng.integers(-64, 64, (20, 1, 3, 3))
+    zero = ZeroPoints(64, tuple(int(z) for z in rng.integers(-100, 64 * 255, 20)))
+    codes = (w & 127).astype(np.uint8)
+    conv = bk.PackedConv2d.from_codes(codes, *planes(7, True), padding=1, groups=20, zero=zero)
+    real = 64 * x - np.array(zero.points)[:, None, None]
+    np.testing.assert_array_equal(conv(bk.pack_levels(x, *planes(8))), reference.conv2d(real, w, padding=1, groups=20))
+    with choice.force("counts"):
+        assert choice.choose(conv.weights, Maps((9, 11), (9, 11), *planes(8)[::-1])).name == "population counts"

@@ -100,7 +100,7 @@ def _both_ways(kind: str, planes: tuple[int, int], generator: np.random.Generato
     seen = Filters((*filters.shape, 1, 1)[:4], _multipliers(weights), False, 1)
     maps = Maps(extent, extent, False, _multipliers(inputs))
     with choice.force("products"):
-        if choice.choose(seen, maps).form is None:
+        if not choice.choose(seen, maps).multiplies:
             return None
         products, levels = _layer(kind, filters, weights), _as_bytes(bits)
         found = products(levels)

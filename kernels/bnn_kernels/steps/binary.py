@@ -179,7 +179,7 @@ class BinaryLayer(Step):
     def reads_bytes(self, inputs: list[Spec]) -> bool:
         if self.given.terms is not None or self.fields.weight_offset:
             return False
-        return all(choice.form is not None for choice in self.chosen(inputs))
+        return all(choice.multiplies for choice in self.chosen(inputs))
 
     @property
     def level_writer(self) -> LevelWriter | None:

@@ -12,20 +12,20 @@ import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, float32x16
-from bnn_kernels.ops.depthwise.windows import BLOCK, Filter, Windows, by_block, gathered, windows_of
+from bnn_kernels.ops.depthwise.windows import BLOCK, Filter, Windows, by_block, gathered, moved, six_of, windows_of
 from bnn_kernels.ops.finishing import KEEP, EpilogueOutput, addresses, finisher
 from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
 
 
 class Sizes(NamedTuple):
-    """image: numbers of an image; positions and tiles: of an image; filters: in all; taps: of a filter."""
+    """image: numbers of one; positions and tiles: of an image; filters: in all; rows: of weights, see `by_block`."""
 
     image: int
     positions: int
     tiles: int
     filters: int
-    taps: int
+    rows: int
 
 
 def _tile(simd: Any) -> tuple[Any, Any]:
@@ -66,23 +66,6 @@ _six_by_sixteen, _one_by_sixteen = _tile(float32x16)
 _six_by_eight, _one_by_eight = _tile(float32x8)
 
 
-@inline
-def _six(array, tile):
-    """The six numbers of a tile."""
-    t = np.uint64(6 * tile)
-    one = np.uint64(1)
-    a, b, c = array[t], array[t + one], array[t + one + one]
-    t += np.uint64(3)
-    return a, b, c, array[t], array[t + one], array[t + one + one]
-
-
-@inline
-def _moved(at, c):
-    """Six offsets, each c further."""
-    a0, a1, a2, a3, a4, a5 = at
-    return a0 + c, a1 + c, a2 + c, a3 + c, a4 + c, a5 + c
-
-
 @functools.cache
 def depthwise_kernel(kind: type) -> Any:
     """Return the kernel for a kind of output, see `ops.finishing`."""
@@ -115,14 +98,14 @@ def depthwise_kernel(kind: type) -> Any:
             kind = windows.kinds[tile]
             begin, end = np.uint64(windows.first_taps[kind]), np.uint64(windows.first_taps[kind + 1])
             lowest, highest = windows.ends[2 * tile], windows.ends[2 * tile + 1]
-            at = _moved(_six(windows.starts, tile), np.uint64(n * size.image))
+            at = moved(six_of(windows.starts, tile), np.uint64(n * size.image))
             to = scratch
             if straight:
-                p0, p1, p2, p3, p4, p5 = _moved(_six(windows.places, tile), np.uint64(n * size.positions))
+                p0, p1, p2, p3, p4, p5 = moved(six_of(windows.places, tile), np.uint64(n * size.positions))
                 to = p0 * every, p1 * every, p2 * every, p3 * every, p4 * every, p5 * every
             for c in range(0, filters, 16):
-                j = np.uint64(c * size.taps)
-                a, t = _moved(at, np.uint64(c)), _moved(to, np.uint64(c))
+                j = np.uint64(c * size.rows)
+                a, t = moved(at, np.uint64(c)), moved(to, np.uint64(c))
                 if filters - c > 8:
                     if highest > 1:
                         _six_by_sixteen(x, a, taps, rows, begin, end, weights, j, target, t)
@@ -160,6 +143,6 @@ class FloatDepthwise:
         pixel = self._channels * self._lanes
         windows = windows_of((h, w), out, filter_, pixel, self._channels, self._lanes)
         tiles, positions = len(windows.kinds), out[0] * out[1]
-        size = (h * w * pixel, positions, tiles, self._filters, self._taps)
+        size = (h * w * pixel, positions, tiles, self._filters, self._taps + 1)
         work = n * positions * self._taps * self._lanes // 4
         run_rows(depthwise_kernel(kind), n * tiles, work, flat, self._weights, tuple(windows), size, tuple(output))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnn_kernels.compile.jit import jit
+from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.ops.geometry import taps_inside
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.threads import run_rows
@@ -72,12 +72,19 @@ def _tiles(positions: np.ndarray) -> list[tuple[np.ndarray, int, int]]:
 
 @functools.lru_cache(maxsize=256)
 def windows_of(
-    extent: tuple[int, int], out: tuple[int, int], filter_: Filter, pixel: int, channels: int, apart: int
+    extent: tuple[int, int],
+    out: tuple[int, int],
+    filter_: Filter,
+    pixel: int,
+    channels: int,
+    apart: int,
+    together: int = 1,
 ) -> Windows:
     """Return the windows over maps of this size.
 
     pixel: elements of a pixel. channels: of a group, the same channel of all groups being `apart` elements behind the
-    one before. Kinds are numbered as `geometry.border_of` does.
+    one before. together: taps that a kernel takes at a time; a kind's last ones are made up with zeros. Kinds are
+    numbered as `geometry.border_of` does.
     """
     (kh, kw), (sy, sx), (py, px), (dy, dx) = filter_
     y_masks, y_kind = taps_inside(kh, sy, py, dy, extent[0], out[0])
@@ -92,24 +99,48 @@ def windows_of(
     tap_y, tap_x, c = (side.reshape(-1) for side in np.mgrid[:kh, :kw, :channels])
     offset = (tap_y * dy * extent[1] + tap_x * dx) * pixel + c * apart
     inside = [np.flatnonzero(rows[tap_y] & columns[tap_x]) for rows in y_masks for columns in x_masks]
-    taps = np.concatenate(inside)
+    # What makes up a last step is read inside the map, and multiplied by the row of zeros.
+    more = [-len(part) % together for part in inside]
+    taps = np.concatenate([np.append(part, np.repeat(part[-1:], n)) for part, n in zip(inside, more, strict=True)])
+    rows = np.concatenate([np.append(part, np.full(n, len(offset))) for part, n in zip(inside, more, strict=True)])
+    counts = [len(part) + n for part, n in zip(inside, more, strict=True)]
     return Windows(
         starts[places].astype(np.uint64),
         places.astype(np.uint64),
         np.array([tile[2:] for tile in tiles]).reshape(-1),
         np.array([tile[0] for tile in tiles]),
-        np.concatenate([[0], np.cumsum([len(part) for part in inside])]),
+        np.concatenate([[0], np.cumsum(counts)]),
         offset[taps].astype(np.uint64),
-        taps.astype(np.uint64),
+        rows.astype(np.uint64),
     )
 
 
 def by_block(weights: np.ndarray, lanes: int) -> np.ndarray:
-    """Return (blocks, taps * channels, 16) of (O, channels, kh, kw), zeros in lanes from O on; lanes: blocks * 16."""
+    """Return (blocks, taps * channels + 1, 16) of (O, channels, kh, kw): the last row and lanes from O on are zeros.
+
+    lanes: blocks * 16.
+    """
     o, channels, kh, kw = weights.shape
-    rows = np.zeros((kh * kw * channels, lanes), weights.dtype)
-    rows[:, :o] = weights.transpose(2, 3, 1, 0).reshape(-1, o)
+    rows = np.zeros((kh * kw * channels + 1, lanes), weights.dtype)
+    rows[:-1, :o] = weights.transpose(2, 3, 1, 0).reshape(-1, o)
     return np.ascontiguousarray(rows.reshape(len(rows), -1, BLOCK).transpose(1, 0, 2))
+
+
+@inline
+def six_of(array, tile):
+    """The six numbers of a tile."""
+    t = np.uint64(6 * tile)
+    one = np.uint64(1)
+    a, b, c = array[t], array[t + one], array[t + one + one]
+    t += np.uint64(3)
+    return a, b, c, array[t], array[t + one], array[t + one + one]
+
+
+@inline
+def moved(at, c):
+    """Six offsets, each c further."""
+    a0, a1, a2, a3, a4, a5 = at
+    return a0 + c, a1 + c, a2 + c, a3 + c, a4 + c, a5 + c
 
 
 @functools.lru_cache(maxsize=256)

@@ -130,7 +130,7 @@ def product_kernel(kind: type, form: Form) -> Any:
     return jit(multiply)
 
 
-def _factor_and_shifts(weights: Weights, maps: Maps) -> tuple[int, np.ndarray]:
+def factor_and_shifts(weights: Weights, maps: Maps) -> tuple[int, np.ndarray]:
     """Return the factor of u, and int64 (G, filters of a group, kh, kw): what the shifts add under each tap."""
     code, zero = input_code(maps), maps.zero
     if zero is None:
@@ -152,7 +152,7 @@ class ProductPath:
             raise ValueError(f"pad_value {geometry.pad_value} is not a level of the input ({maps.multipliers})")
         # Where nothing stands for 0, what is outside is 0 as a number and taken back.
         outside = 0 if found is None else found
-        self.factor, inside = _factor_and_shifts(weights, maps)
+        self.factor, inside = factor_and_shifts(weights, maps)
         border = border_of(geometry, maps, inside, -self.factor * outside * weights.tap_levels)
         lanes = -(-weights.filters // LANES) * LANES
         self.sums_fit = code.largest * weights.largest * weights.products <= LARGEST_SUM

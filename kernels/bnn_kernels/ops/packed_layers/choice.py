@@ -13,9 +13,11 @@ from bnn_kernels.ops.binary_conv.level_lookup import LevelLookupPath
 from bnn_kernels.ops.binary_conv.lookup import LookupPath
 from bnn_kernels.ops.binary_conv.popcount import PopcountPath
 from bnn_kernels.ops.conv_path import ConvPath
+from bnn_kernels.ops.depthwise.levels import DepthwisePath, channel_form
+from bnn_kernels.ops.depthwise.windows import suits
 from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Geometry, Maps
-from bnn_kernels.ops.integer_conv.form import Form, form_for
+from bnn_kernels.ops.integer_conv.form import form_for
 from bnn_kernels.ops.integer_conv.products import ProductPath
 from bnn_kernels.ops.packed_layers.costs import fewest_pairs
 from bnn_kernels.ops.weights import Weights
@@ -47,13 +49,13 @@ def force(sums: str) -> Iterator[None]:
 class Choice(NamedTuple):
     """The kernels of a layer: what makes their path, their name and why it is they, in a few words.
 
-    form: of products, None for counts of bits.
+    multiplies: whether levels are multiplied, which takes them as bytes too, rather than their bits counted.
     """
 
     make: Callable[[Weights, Geometry, Maps], ConvPath]
     name: str
     why: str
-    form: Form | None = None
+    multiplies: bool = False
 
 
 # What `summary` calls products in each form.
@@ -67,19 +69,25 @@ PRODUCTS = {
 def choose(filters: Filters, maps: Maps) -> Choice:
     """Return the fastest kernels for inputs of these maps, of which the weights need not be known.
 
-    Groups of fewer than four channels (depthwise convolutions) would leave most of a lane's products empty. Lookups
-    work on 32 filters and four positions at a time.
+    Groups of fewer than four channels would leave most of a lane's products empty; those of depthwise convolutions lie
+    side by side, whatever the number of planes. Lookups work on 32 filters and four positions at a time.
     """
     pairs = len(filters.multipliers) * len(maps.multipliers)
+    forced = _forced.get() or _from_environment()
+    if suits(filters.groups, filters.channels, filters.filters) and (forced != "counts" or maps.zero is not None):
+        channels = channel_form(filters, maps)
+        if channels is not None:
+            name = f"depthwise products, sums of {channels.sums} bits"
+            why = f"{filters.groups} groups of {filters.channels} to {filters.filters} channels"
+            return Choice(partial(DepthwisePath, form=channels), name, why, True)
     form = form_for(filters, maps) if pairs > 1 and (filters.channels >= 4 or maps.zero is not None) else None
     why = f"{pairs} pair{'s' * (pairs > 1)} of planes"
     if maps.zero is not None:
         if form is None:
             raise ValueError("inputs with zero points need levels of several planes that 16 bits hold")
-        return Choice(partial(ProductPath, form=form), PRODUCTS[form.product], "zero points", form)
+        return Choice(partial(ProductPath, form=form), PRODUCTS[form.product], "zero points", True)
     if form is not None:
         fewest, measured = fewest_pairs(filters, maps, form.product)
-        forced = _forced.get() or _from_environment()
         takes = forced == "products" if forced else pairs >= fewest
         if forced:
             why += ", as asked for"
@@ -87,7 +95,7 @@ def choose(filters: Filters, maps: Maps) -> Choice:
             why += f", {fewest} or more" if takes else f", fewer than {fewest}"
             why += " (measured on this CPU)" * measured
         if takes:
-            return Choice(partial(ProductPath, form=form), PRODUCTS[form.product], why, form)
+            return Choice(partial(ProductPath, form=form), PRODUCTS[form.product], why, True)
     if isa() == "avx2" and filters.filters >= 24 and maps.out[0] * maps.out[1] >= 4:
         if len(maps.multipliers) > 1 and LevelLookupPath.fits(filters, maps.multipliers):
             return Choice(LevelLookupPath, "lookups of levels", why)

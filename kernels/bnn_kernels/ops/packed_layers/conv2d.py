@@ -16,7 +16,7 @@ from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.outputs import IntOutput, SignOutput
 from bnn_kernels.ops.packed_layers.plan import MapPlan
-from bnn_kernels.ops.weights import LANES, Weights
+from bnn_kernels.ops.weights import Weights
 from bnn_kernels.runtime.arrays import new_array
 
 # Map sizes that one layer keeps its tables for.
@@ -168,21 +168,17 @@ class PackedConv2d:
     def _finished(
         self, bits: LevelTensor, epilogue: Epilogue, residual: np.ndarray | None, keep: bool
     ) -> tuple[np.ndarray | None, LevelTensor | None]:
-        if not self._whole_bytes:
-            return epilogue(self._dots(bits), residual, keep)
         plan = self._plan(bits)
+        if not plan.whole_bytes:
+            return epilogue(self._dots(bits), residual, keep)
         output, results = epilogue.output((bits.map_size[0], *plan.out, self.shape[0]), residual, keep)
         plan.run(bits, output)
         return results()
 
-    @property
-    def _whole_bytes(self) -> bool:
-        """Whether each byte of output bits belongs to one group."""
-        return self.weights.groups == 1 or self.weights.filters % LANES == 0
-
     def _levels(self, bits: LevelTensor, thresholds: Thresholds) -> LevelTensor:
+        plan = self._plan(bits)
         # Sums before their offset is added may leave int32 though the dot products do not; those are compared then.
-        if thresholds.is_sign and not thresholds.as_bytes and self._whole_bytes and self._plan(bits).path.sums_fit:
+        if thresholds.is_sign and not thresholds.as_bytes and plan.whole_bytes and plan.path.sums_fit:
             return self._signs(bits, thresholds)
         return thresholds(self._dots(bits))
 

@@ -8,16 +8,20 @@ from bnn_kernels.bits.thresholds import Thresholds
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.outputs import Output
 from bnn_kernels.ops.packed_layers import choice
-from bnn_kernels.ops.weights import Weights
+from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.workspace import contiguous
 
 
 class MapPlan:
-    """out: (Ho, Wo). path: the kernels, see `ops.conv_path`."""
+    """out: (Ho, Wo). path: the kernels, see `ops.conv_path`.
+
+    whole_bytes: whether eight neighbours of its lanes are eight neighbouring filters of all, a byte of signs.
+    """
 
     def __init__(self, weights: Weights, geometry: Geometry, maps: Maps):
         self.out = maps.out
         self.path = choice.path_for(weights, geometry, maps)
+        self.whole_bytes = self.path.offsets.shape[1] == 1 or weights.filters % LANES == 0
         self._bounds: tuple[Thresholds, np.ndarray, np.ndarray] | None = None
 
     def bounds(self, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray]:

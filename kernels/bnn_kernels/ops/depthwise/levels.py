@@ -1,0 +1,259 @@
+"""Depthwise convolution of levels: exact sums with channels as lanes, whatever the widths.
+
+With u for the input's levels as unsigned numbers, see `bits.level_bytes`, a position's sum over the taps inside the map
+is
+    dot = factor * sum u level_w  +  shift * sum of the weights inside  +  pad_value * sum of the weights outside
+(with zero points one shift a channel, see `integer_conv.products`).
+Levels are read as bytes where they lie, if they are bytes; no map gets a border.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bnn_kernels.bits.level_bytes import SLACK, LevelBytes
+from bnn_kernels.bits.sum_range import LARGEST_SUM, wrapped
+from bnn_kernels.compile.isa import has, isa
+from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.compile.simd import int32x8
+from bnn_kernels.compile.simd.channel_products import ChannelForm, channel_products
+from bnn_kernels.ops.depthwise.windows import BLOCK, Filter, Windows, by_block, gathered, moved, six_of, windows_of
+from bnn_kernels.ops.filters import Filters
+from bnn_kernels.ops.geometry import Geometry, Maps, border_of
+from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
+from bnn_kernels.ops.integer_conv.products import factor_and_shifts
+from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
+from bnn_kernels.ops.weights import LANES, Weights
+from bnn_kernels.runtime.arrays import aligned
+from bnn_kernels.runtime.threads import run_rows
+
+SHORT = np.iinfo(np.int16).max
+# With fewer steps between them, adding sums of 16 bits to those of 32 costs more than it saves.
+FEWEST_STEPS = 4
+
+
+class Sizes(NamedTuple):
+    """image: elements of an image; positions and tiles: of an image; filters: in all; rows: of weights, see `by_block`.
+
+    room: taps whose sums of 16 bits cannot overflow.
+    """
+
+    image: int
+    positions: int
+    tiles: int
+    filters: int
+    rows: int
+    room: int
+
+
+def channel_form(filters: Filters, maps: Maps) -> ChannelForm | None:
+    """Return the form in which such levels are multiplied; None if 16 bits do not hold them."""
+    largest, values = input_code(maps).largest, filters.level_values
+    if max(largest, filters.largest) > SHORT:
+        return None
+    weights = 8 if values.min() >= -128 and values.max() <= 127 else 16
+    inputs = 8 if largest <= 255 else 16
+    if room_for(largest, filters.largest) >= min(FEWEST_STEPS, filters.products):
+        return ChannelForm(inputs, weights, 16, 0)
+    path = isa()
+    return ChannelForm(inputs, weights, 32, 512 if path == "avx512" and has("avx512bw") else 256 if has("avx2") else 0)
+
+
+def room_for(largest: int, weight: int) -> int:
+    """Return how many products of such levels have sums that 16 bits hold."""
+    return SHORT // max(1, largest * weight)
+
+
+def _tiles(form: ChannelForm) -> tuple[Any, Any]:
+    """Return what writes the sums of six positions, and of one, each with sixteen filters, to int32 (6, lanes)."""
+    simd = channel_products(form)
+    zero, inputs, weights, dot, store, add_to = (
+        simd.zero, simd.inputs, simd.weights, simd.dot, simd.store, simd.add_to,
+    )  # fmt: skip
+    one_row = np.uint64(BLOCK)
+
+    @inline
+    def six_pairs(x, at, taps, rows, begin, end, w, j, room, out, to):
+        a0, a1, a2, a3, a4, a5 = at
+        s0 = s1 = s2 = s3 = s4 = s5 = zero()
+        for k in range(begin, end, np.uint64(2)):
+            o, p = taps[k], taps[k + np.uint64(1)]
+            v = weights(w, j + rows[k] * one_row, j + rows[k + np.uint64(1)] * one_row)
+            s0 = dot(s0, inputs(x, a0 + o, a0 + p), v)
+            s1 = dot(s1, inputs(x, a1 + o, a1 + p), v)
+            s2 = dot(s2, inputs(x, a2 + o, a2 + p), v)
+            s3 = dot(s3, inputs(x, a3 + o, a3 + p), v)
+            s4 = dot(s4, inputs(x, a4 + o, a4 + p), v)
+            s5 = dot(s5, inputs(x, a5 + o, a5 + p), v)
+        store(out, to[0], s0)
+        store(out, to[1], s1)
+        store(out, to[2], s2)
+        store(out, to[3], s3)
+        store(out, to[4], s4)
+        store(out, to[5], s5)
+
+    @inline
+    def one_pairs(x, at, taps, rows, begin, end, w, j, room, out, to):
+        total = zero()
+        for k in range(begin, end, np.uint64(2)):
+            v = weights(w, j + rows[k] * one_row, j + rows[k + np.uint64(1)] * one_row)
+            total = dot(total, inputs(x, at[0] + taps[k], at[0] + taps[k + np.uint64(1)]), v)
+        store(out, to[0], total)
+
+    @inline
+    def six_singles(x, at, taps, rows, begin, end, w, j, room, out, to):
+        a0, a1, a2, a3, a4, a5 = at
+        k, is_first = begin, True
+        while True:
+            s0 = s1 = s2 = s3 = s4 = s5 = zero()
+            until = min(end, k + room)
+            while k < until:
+                o = taps[k]
+                v = weights(w, j + rows[k] * one_row)
+                s0 = dot(s0, inputs(x, a0 + o), v)
+                s1 = dot(s1, inputs(x, a1 + o), v)
+                s2 = dot(s2, inputs(x, a2 + o), v)
+                s3 = dot(s3, inputs(x, a3 + o), v)
+                s4 = dot(s4, inputs(x, a4 + o), v)
+                s5 = dot(s5, inputs(x, a5 + o), v)
+                k += np.uint64(1)
+            if is_first:
+                store(out, to[0], s0)
+                store(out, to[1], s1)
+                store(out, to[2], s2)
+                store(out, to[3], s3)
+                store(out, to[4], s4)
+                store(out, to[5], s5)
+            else:
+                add_to(out, to[0], s0)
+                add_to(out, to[1], s1)
+                add_to(out, to[2], s2)
+                add_to(out, to[3], s3)
+                add_to(out, to[4], s4)
+                add_to(out, to[5], s5)
+            is_first = False
+            if k == end:
+                break
+
+    @inline
+    def one_singles(x, at, taps, rows, begin, end, w, j, room, out, to):
+        k, is_first = begin, True
+        while True:
+            total = zero()
+            until = min(end, k + room)
+            while k < until:
+                total = dot(total, inputs(x, at[0] + taps[k]), weights(w, j + rows[k] * one_row))
+                k += np.uint64(1)
+            if is_first:
+                store(out, to[0], total)
+            else:
+                add_to(out, to[0], total)
+            is_first = False
+            if k == end:
+                break
+
+    return (six_singles, one_singles) if form.sums == 16 else (six_pairs, one_pairs)
+
+
+@functools.cache
+def depthwise_kernel(kind: type, form: ChannelForm) -> Any:
+    """Return the kernel for a kind of output, see `ops.outputs`, and a form of products."""
+    write, prepare, name = writer(kind)
+    six, one = _tiles(form)
+
+    def depthwise(x, weights, windows, size, constants, output, first, last):
+        """Tiles first..last of all images; x int8 or int16 flat (N, H, W, lanes) and some behind; weights flat."""
+        size, windows, constants = Sizes(*size), Windows(*windows), Constants(*constants)
+        ready = prepare(output)
+        taps, rows, filters, room = windows.offsets, windows.rows, size.filters, np.uint64(size.room)
+        padded = (filters + 7) // 8 * 8
+        every = np.uint64((filters + 15) // 16 * 16)
+        to = (
+            np.uint64(0),
+            every,
+            np.uint64(2) * every,
+            np.uint64(3) * every,
+            np.uint64(4) * every,
+            np.uint64(5) * every,
+        )
+        sums, scratch = np.empty(6 * every, np.int32), np.empty(8, np.int32)
+        for share in range(first, last):
+            n = share // size.tiles
+            tile = share - n * size.tiles
+            kind = windows.kinds[tile]
+            begin, end = np.uint64(windows.first_taps[kind]), np.uint64(windows.first_taps[kind + 1])
+            lowest, highest = windows.ends[2 * tile], windows.ends[2 * tile + 1]
+            at = moved(six_of(windows.starts, tile), np.uint64(n * size.image))
+            for c in range(0, filters, 16):
+                j = np.uint64(c * size.rows)
+                a, t = moved(at, np.uint64(c)), moved(to, np.uint64(c))
+                if highest > 1:
+                    six(x, a, taps, rows, begin, end, weights, j, room, sums, t)
+                else:
+                    one(x, a, taps, rows, begin, end, weights, j, room, sums, t)
+            for k in range(lowest, highest):
+                position = n * size.positions + np.int64(windows.places[6 * tile + k])
+                for c in range(0, filters, 8):
+                    value = int32x8.load(sums, np.uint64(k) * every + np.uint64(c))
+                    write(value, kind * padded + c, position, c, filters - c, constants, ready, scratch)
+
+    depthwise.__name__ = depthwise.__qualname__ = f"depthwise_{'_'.join(map(str, form))}_{name}"
+    return jit(depthwise)
+
+
+class DepthwisePath:
+    """Products of levels with channels as lanes, see `ops.conv_path.ConvPath`."""
+
+    def __init__(self, weights: Weights, geometry: Geometry, maps: Maps, form: ChannelForm):
+        code = input_code(maps)
+        if geometry.pads_levels and code.of(geometry.pad_value) is None:
+            raise ValueError(f"pad_value {geometry.pad_value} is not a level of the input ({maps.multipliers})")
+        o, channels = weights.shape[:2]
+        self.factor, inside = factor_and_shifts(weights, maps)
+        outside = geometry.pad_value * weights.tap_levels
+        border = border_of(geometry._replace(pad_value=0), maps, inside, outside)
+        self.sums_fit = code.largest * weights.largest * weights.products <= LARGEST_SUM
+        # One group of all filters: they lie side by side.
+        self.offsets = np.zeros((len(border.table), 1, -(-o // LANES) * LANES), np.int64)
+        self.offsets[:, 0, :o] = border.table.reshape(len(border.table), o)
+        self._constants = tuple(Constants(np.int32(self.factor), wrapped(self.offsets).reshape(-1)))
+        dtype = np.int8 if form.weights == 8 else np.int16
+
+        def lay_out() -> np.ndarray:
+            return aligned(by_block(weights.levels().astype(dtype), -(-o // BLOCK) * BLOCK)).reshape(-1)
+
+        (h, w), pixel = maps.extent, channels * o
+        filter_ = Filter(geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
+        windows = windows_of(maps.extent, maps.out, filter_, pixel, channels, o, 1 if form.sums == 16 else 2)
+        self._pixels, self._lanes = h * w, (weights.groups, channels, weights.filters, o)
+        self._tiles, self._positions, self._products = len(windows.kinds), maps.out[0] * maps.out[1], weights.products
+        room = room_for(code.largest, weights.largest)
+        self._size = (h * w * pixel, self._positions, self._tiles, o, weights.products + 1, room)
+        self._head = (weights.layout((form.weights, BLOCK), lay_out), tuple(windows))
+        self._form = form
+        element = np.int8 if form.inputs == 8 else np.int16
+        channels_in = weights.groups * channels
+        self._input = (channels_in, (0, 0), element, np.array(maps.multipliers, np.int32), code.base, 0)
+
+    def _by_lane(self, u: np.ndarray, images: int) -> tuple[Any, ...]:
+        _, channels, filters, _ = self._lanes
+        if channels == 1 and filters == 1:
+            return (u,)
+        return (gathered(u, images * self._pixels, self._lanes, SLACK),)
+
+    def take(self, words: np.ndarray) -> tuple[Any, ...]:
+        """Return the levels, a lane's channels where the lane reads them."""
+        return self._by_lane(elements_of(words, *self._input), words.shape[1])
+
+    def take_bytes(self, x: LevelBytes) -> tuple[Any, ...]:
+        """Return the same of levels that are bytes."""
+        _, padding, element, _, _, outside = self._input
+        return self._by_lane(elements_of_bytes(x, padding, element, outside), x.map_size[0])
+
+    def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
+        """Compute all positions into an output."""
+        tiles = positions // self._positions * self._tiles
+        work = positions * self._products * self._lanes[3] // 4
+        kernel = depthwise_kernel(kind_of(output), self._form)
+        run_rows(kernel, tiles, work, *taken, *self._head, self._size, self._constants, tuple(output))
