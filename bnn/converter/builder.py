@@ -75,26 +75,24 @@ def _bias(bias: Tensor | None) -> np.ndarray | None:
 class Builder:
     """Makes the values that a rule returns. place: the dotted path that the rule is called for, for messages."""
 
-    def __init__(self, place: str = ""):
+    def __init__(self, place: str = "", part: Callable[[nn.Module, Sequence[Value], str], Any] | None = None):
         self.place = place
+        self._part = part  # makes values of a module without a rule
 
     def fail(self, reason: str) -> NoReturn:
         """Raise ConversionError with the dotted path of what is being converted."""
         raise ConversionError(f"{self.place}: {reason}")
 
     def lower(self, module: nn.Module, *values: Value) -> Any:
-        """Return what another module makes of the values: the rule for a module may be told by known modules."""
-        if isinstance(module, nn.Sequential):
-            result: Any = values[0]
-            for part in module:
-                result = self.lower(part, result)
-            return result
+        """Return what another module, in evaluation mode, makes of the values: a rule may be told by known modules."""
         rule = rule_of_module(module)
-        if rule is None and isinstance(module, Quantizer):
+        if rule is not None:
+            return rule(self, module, *values)
+        if isinstance(module, Quantizer):
             return self.quantize(values[0], module)
-        if rule is None:
+        if self._part is None:
             self.fail(f"{type(module).__name__} has no conversion rule")
-        return rule(self, module, *values)
+        return self._part(module, values, self.place)
 
     def quantize(self, x: Value, quantizer: Quantizer, source: str = "") -> Value:
         """Return what a quantizer makes of x; a binary layer behind it reads its bits.
@@ -157,6 +155,8 @@ class Builder:
         """Return a constant of the network with as many axes as x with its batch, as sums and products align them."""
         tensor = torch.as_tensor(constant, dtype=torch.float64).detach().cpu()
         sides = (1,) * (len(x.shape) + 1 - tensor.ndim) + tuple(tensor.shape)
+        if len(sides) == len(x.shape) + 1 and sides[0] > 1 and bool((tensor == tensor[:1]).all()):
+            tensor, sides = tensor[:1], (1, *sides[1:])  # made for the batch, and the same for all images
         fits = len(sides) == len(x.shape) + 1 and sides[0] == 1
         if not fits or any(a not in (1, b) for a, b in zip(sides[1:], x.shape, strict=True)):
             self.fail(f"a constant of shape {tuple(tensor.shape)} does not fit {('N', *x.shape)}")

@@ -1,4 +1,4 @@
-"""The typed graph between a traced network and its packed plan: what each value is made of.
+"""The typed graph between a recorded network and its packed plan: what each value is made of.
 
 Shapes leave the batch out: (C, H, W), (C, L) or (K,). A value knows its operands, so a graph is its outputs.
 """

@@ -68,7 +68,7 @@ def foreign_code(module: nn.Module, cls: type[nn.Module], own: dict[str, Any]) -
         if name in instance or inspect.getattr_static(type(module), name, _MISSING) is not attribute:
             return name
     for name in _CALLING:
-        # By the class that has it: tracing exchanges nn.Module's own for its time.
+        # By the class that has it: others may exchange nn.Module's own for a time.
         if name in instance or _definer(type(module), name) is not _definer(cls, name):
             return name
     return ""
@@ -76,11 +76,3 @@ def foreign_code(module: nn.Module, cls: type[nn.Module], own: dict[str, Any]) -
 
 def _definer(cls: type, name: str) -> type | None:
     return next((base for base in cls.__mro__ if name in vars(base)), None)
-
-
-def is_called_otherwise(module: nn.Module) -> bool:
-    """Whether a call of a module does something else than to run the forward of its class."""
-    names = ("__call__", "_call_impl", "_wrapped_call_impl")
-    return any(name in vars(module) for name in ("forward", *names)) or any(
-        _definer(type(module), name) is not nn.Module for name in names
-    )

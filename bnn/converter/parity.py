@@ -17,19 +17,21 @@ import torch
 from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.bits.tensor import BitTensor, unpack
 from bnn_kernels.model.program import input_register
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from bnn.converter.answers import Answers, outputs_of
+from bnn.converter.capture import Node, Output, capture
 from bnn.converter.convert import as_input, check_examples
 from bnn.converter.level_source import Reader, place_of, reader
 from bnn.converter.level_table import as_one_term
 from bnn.converter.parity_report import FreeRun, ParityReport, StepParity
 from bnn.converter.planes_check import PlanesCheck
 from bnn.converter.tally import Tally
-from bnn.converter.trace import Traced, trace
 
 # A float within this share of the largest float of its map from a threshold may fall on either side of it.
 ROUNDING = 1e-5
+# Of all results of a recorded batch.
+MOST_BYTES = 2**29
 # Steps that only move numbers, or choose among them.
 MOVES = ("reshape", "permute", "select", "concat", "max_pool")
 
@@ -37,40 +39,51 @@ MOVES = ("reshape", "permute", "select", "concat", "max_pool")
 class _Recorder:
     """Keeps what PyTorch computes at the places that the plan's sources name."""
 
-    def __init__(self, traced: Traced, sources: set[str]):
-        self.traced = traced
+    def __init__(self, network: nn.Module, sources: set[str]):
+        self.network = network
         self.sources = sources
         # Of levels whose values a place computes: the source, and how levels are read from values.
         self.readers: dict[str, list[tuple[str, Reader]]] = {}
         for source in sources:
             if (read := reader(source)) is not None:
                 self.readers.setdefault(place_of(source), []).append((source, read))
-        self.modules = dict(traced.module.named_modules())
         self.values: dict[str, np.ndarray] = {}
+        # Names of the places, and bytes of all results of an input, as of the last run.
+        self.places: set[str] = set()
+        self.bytes_of_input = 0
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
         """Return the outputs, channels first; `values` holds the places'."""
-        self.values = {}
-        with torch.no_grad():
-            return outputs_of(self.traced.run(inputs, self._watch))
+        self.values, self.places = {}, set()
+        captured = capture(self.network, inputs)
+        kept = 0
+        for node in captured.nodes:
+            self.places.add(node.place)
+            kept += sum(x.numel() * x.element_size() for x in node.results)
+            for i, x in enumerate(node.results):
+                self._keep(node.place_of(i), x)
+            if isinstance(node.target, nn.Module):
+                self._keep_levels(node, node.target)
+        self.bytes_of_input = kept // len(inputs[0])
+        return outputs_of(captured.returned)
 
-    def _watch(self, node: fx.Node, args: Any, result: Any) -> None:
-        place = self.traced.places[node]
-        if place in self.sources and isinstance(result, Tensor):
-            # A copy: a later module may work in place.
-            self.values[place] = result.numpy().copy()
+    def _keep(self, place: str, result: Tensor) -> None:
+        self.places.add(place)
+        if place in self.sources:
+            self.values[place] = result.numpy()
         for source, read in self.readers.get(place, ()):
             self.values[source] = read(result.numpy())
-        if node.op == "call_module":
-            module = self.modules[str(node.target)]
-            for source, quantizer in (
-                (f"{place} input", getattr(module, "input_quantizer", None)),
-                (f"{place} levels", module),
-            ):
-                if source in self.sources and quantizer is not None:
-                    levels = as_one_term(quantizer.planes(args[0])).levels().numpy()
-                    # Tokens are converted with their features as channels.
-                    self.values[source] = np.moveaxis(levels, -1, 1) if isinstance(module, nn.Linear) else levels
+
+    def _keep_levels(self, node: Node, module: nn.Module) -> None:
+        quantizers: dict[str, Any] = {"input": getattr(module, "input_quantizer", None), "levels": module}
+        for what, quantizer in quantizers.items():
+            source = f"{node.place} {what}"
+            if source in self.sources and quantizer is not None:
+                given = node.args[0]
+                x = given.node.results[given.index] if isinstance(given, Output) else given
+                levels = as_one_term(quantizer.planes(x)).levels().numpy()
+                # Tokens are converted with their features as channels.
+                self.values[source] = np.moveaxis(levels, -1, 1) if isinstance(module, nn.Linear) else levels
 
 
 def _channels_first(value: Any, shape: tuple[int, ...], source: str) -> np.ndarray:
@@ -216,17 +229,14 @@ def _inputs_of(inputs: Tensor | Sequence[Tensor], packed: bk.PackedModel) -> lis
     return [as_input(x) for x in given]
 
 
-def _check_places(packed: bk.PackedModel, traced: Traced) -> set[str]:
-    """Return the sources that the packed network names; ValueError if it is no form of the traced one."""
-    places = set(traced.places.values())
-    sources = {source for spec in packed.steps for source in spec.sources if source}
+def _check_places(sources: set[str], places: set[str]) -> None:
+    """ValueError if the packed network names places that are none of the network's."""
     for source in sources:
         place = place_of(source).removesuffix(" input").removesuffix(" levels")
         if place not in places:
             raise ValueError(
                 f"the packed network was made of another model: it has a step of {place!r}, which this one has not"
             )
-    return sources
 
 
 def check_parity(
@@ -248,11 +258,14 @@ def check_parity(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     given = _inputs_of(inputs, packed)
     twin = copy.deepcopy(model).to("cpu", torch.float32)
-    traced = trace(twin)
-    sources = _check_places(packed, traced)
-    recorder = _Recorder(traced, sources)
+    sources = {source for spec in packed.steps for source in spec.sources if source}
+    recorder = _Recorder(twin, sources)
+    with torch.no_grad():
+        recorder.run([x[:2] for x in given])
+    _check_places(sources, recorder.places)
+    batch_size = max(1, min(batch_size, MOST_BYTES // max(1, recorder.bytes_of_input)))
     quantizers = PlanesCheck(twin)
-    graph = Tally("graph", "the traced graph against the model", exact=True)
+    graph = Tally("graph", "the recorded run against the model", exact=True)
     comparison: _Comparison | None = None
     answers = Answers()
     for start in range(0, len(given[0]), batch_size):

@@ -70,7 +70,7 @@ class ParityReport:
     """Parity of a network on `inputs` inputs.
 
     steps: each fed with PyTorch's values. free: the same steps when both run freely. network: PyTorch against itself,
-    the planes of each quantizer against its forward and the traced graph against the model.
+    the planes of each quantizer against its forward and the recorded run against the model.
 
     agreement: share of equal predictions (argmax over axis 1 of the first output) when both run freely; None where
     there are no classes to choose from. undecided: share of others, for which both networks have both classes within

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bnn.converter.capture import BATCH
 from bnn.converter.errors import ConversionError
 from bnn.converter.parity_report import StepParity
 from bnn.converter.tally import Tally
-from bnn.converter.trace import BATCH
 from bnn.planes import Planes
 from bnn.quantizers.base import Quantizer
 

@@ -7,11 +7,13 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from bnn.converter.own_code import code_of, foreign_code
+from bnn.converter.recording import current
 
 Rule = Callable[..., Any]
+_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class _OfClass:
     code: dict[str, Any]
 
 
+# What the recorder itself makes of writes in place.
+_OF_RECORDER: set[Any] = set()
 _MODULES: dict[type[nn.Module], _OfClass] = {}
 _FUNCTIONS: dict[Any, Rule] = {}
 
@@ -30,7 +34,7 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Decorate a function as the conversion rule of modules, functions or tensor methods.
 
     targets: classes of modules, classes derived from torch.autograd.Function, functions such as torch.cat or one's own,
-        or names of tensor methods such as "flatten".
+        names of tensor methods such as "flatten", or operators such as torch.ops.aten.round.
     The rule of a module is called as rule(build, module, *arguments), that of a function as rule(build, *arguments),
     with a bnn.converter.Value for every tensor that depends on the network's input, and all else as it is. It returns
     the Value (or a tuple of them) that stands for the result, made by the methods of `build`, a
@@ -53,14 +57,16 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
             elif callable(target) or isinstance(target, str):
                 _FUNCTIONS[target] = rule
             else:
-                raise TypeError(f"a rule is for a module class, a function or a method's name, got {target!r}")
+                raise TypeError(
+                    f"a rule is for a module class, a function, an operator or a method's name, got {target!r}"
+                )
         return rule
 
     return add
 
 
 def _announce(cls: Any) -> None:
-    """Let an autograd function's forward, when it is traced, be one node of the graph.
+    """Let an autograd function be one operation where a network is recorded.
 
     Its `apply` may have been given other names before; forward is what all of them call.
     """
@@ -71,34 +77,20 @@ def _announce(cls: Any) -> None:
 
     @functools.wraps(forward)
     def announced(*args: Any, **kwargs: Any) -> Any:
-        proxy = proxy_among(args, kwargs)
-        if proxy is None or cls not in _FUNCTIONS:
+        recorder = current()
+        context, given = (args[:1], args[1:]) if takes_context else ((), args)
+        if recorder is None or cls not in _FUNCTIONS:
             return forward(*args, **kwargs)
-        given = args[1:] if takes_context else args
-        return proxy.tracer.create_proxy("call_function", standing_for(cls), given, kwargs)
+        return recorder.whole(cls, functools.partial(forward, *context), given, kwargs)
 
     announced.rule_for = cls  # type: ignore[attr-defined]
     cls.forward = staticmethod(announced)
 
 
-def proxy_among(args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Proxy | None:
-    """Return the first argument that stands for a value of a network that is being traced."""
-    found: list[fx.Proxy] = []
-    fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, fx.Proxy) else None)
-    return found[0] if found else None
-
-
-@functools.cache
-def standing_for(target: Any) -> Any:
-    """Return a function that does what a target does and has its name; its attribute `rule_for` is the target."""
-    function = getattr(target, "apply", target) if isinstance(target, type) else target
-
-    def apply(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    apply.__name__ = apply.__qualname__ = target.__name__
-    apply.rule_for = target  # type: ignore[attr-defined]
-    return apply
+def rule_of_recorder(target: Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Decorate a function as the rule of what the recorder makes of writes in place."""
+    _OF_RECORDER.add(target)
+    return register_rule(target)
 
 
 def rule_of_module(module: nn.Module) -> Rule | None:
@@ -120,17 +112,31 @@ def why_no_rule(module: nn.Module) -> str:
 
 
 def rule_of_function(target: Any) -> Rule | None:
-    """Return the rule of a function or of a method's name."""
+    """Return the rule of a function, of a method's name, or of an ATen operator in any of its overloads."""
+    if isinstance(target, torch._ops.OpOverload):
+        return _FUNCTIONS.get(target) or _FUNCTIONS.get(target.overloadpacket)
     return _FUNCTIONS.get(target)
 
 
 def functions_of_python() -> list[FunctionType]:
-    """Return the functions with a rule that tracing would look into: those that know nothing of PyTorch's dispatch."""
-    return [
+    """Return the functions with a rule that PyTorch knows nothing of."""
+    return [target for target in list(_FUNCTIONS) if isinstance(target, FunctionType) and not _is_known(target)]
+
+
+def functions_of_torch() -> set[Any]:
+    """Return the functions of PyTorch, and names of methods, with a rule; without ATen operators."""
+    return {
         target
         for target in list(_FUNCTIONS)
-        if isinstance(target, FunctionType) and not target.__module__.startswith("torch.")
-    ]
+        if not isinstance(target, (type, *_OPERATORS)) and _is_known(target) and target not in _OF_RECORDER
+    }
+
+
+def _is_known(target: Any) -> bool:
+    if target in _OF_RECORDER:
+        return True
+    module = getattr(target, "__module__", None)
+    return not isinstance(target, FunctionType) or str(module).startswith("torch.")
 
 
 def supported_modules() -> list[str]:

@@ -1,11 +1,9 @@
 """Rules of products of two values, and of attention."""
 
 import math
-import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from bnn_kernels.steps.matmul import Matmul
 from torch import Tensor, nn
 
@@ -22,7 +20,7 @@ def _swapped(build: Builder, x: Value) -> Value:
     return moved
 
 
-@register_rule(operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm")
+@register_rule(torch.ops.aten.matmul, torch.ops.aten.bmm)
 def product(build: Builder, a: Any, b: Any) -> Value:
     """Matrix product over the last axes of two values, or of a value and a constant matrix."""
     if isinstance(a, Value) and isinstance(b, Value):
@@ -64,7 +62,7 @@ def _attention(build: Builder, q: Value, k: Value, v: Value, mask: Any, causal: 
     return _product(build, softmax_of(build, scores, -1, False), v)
 
 
-@register_rule(F.scaled_dot_product_attention)
+@register_rule(torch.ops.aten.scaled_dot_product_attention)
 def attention(
     build: Builder, query: Value, key: Value, value: Value, attn_mask: Any = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,

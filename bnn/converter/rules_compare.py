@@ -1,11 +1,9 @@
 """Rules of comparisons with numbers: signs as many networks write them, such as torch.where(x >= 0, 1.0, -1.0)."""
 
-import operator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bnn.converter.builder import Builder
 from bnn.converter.graph import Comparison, Value
@@ -33,14 +31,14 @@ def _register(name: str) -> None:
         return build.compare(Comparison(x, _number(build, constant), strict, low, high))
 
     compare.__doc__ = f"1 where {name} holds, else 0."
-    register_rule(getattr(operator, name), getattr(torch, name), name)(compare)
+    register_rule(getattr(torch.ops.aten, name))(compare)
 
 
 for _name in _COMPARISONS:
     _register(_name)
 
 
-@register_rule(torch.where)
+@register_rule(torch.ops.aten.where)
 def where(build: Builder, condition: Any, yes: Any, no: Any) -> Value:
     """One of two numbers, as a comparison says."""
     comparison = condition.comparison if isinstance(condition, Value) else None
@@ -50,15 +48,3 @@ def where(build: Builder, condition: Any, yes: Any, no: Any) -> Value:
         build.fail("where needs a comparison as its condition")
     high, low = (_number(build, side) for side in ((yes, no) if comparison.high else (no, yes)))
     return build.compare(replace(comparison, low=low, high=high))
-
-
-@register_rule(torch.ones_like)
-def ones(build: Builder, x: Value, **options: Any) -> Tensor:
-    """1 everywhere."""
-    return torch.ones(1, *x.shape)
-
-
-@register_rule(torch.zeros_like)
-def zeros(build: Builder, x: Value, **options: Any) -> Tensor:
-    """0 everywhere."""
-    return torch.zeros(1, *x.shape)

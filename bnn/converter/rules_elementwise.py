@@ -1,45 +1,40 @@
 """Rules of what treats every number by itself: batch norm, activations, sums and products, what does nothing."""
 
 import math
-import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnn.converter.builder import Builder
-from bnn.converter.graph import Add, Affine, Channelwise, Unpacked, Value
+from bnn.converter.graph import Add, Affine, Channelwise, Curve, Unpacked, Value
 from bnn.converter.registry import register_rule
 from bnn.layers.rprelu import RPReLU
+
+aten = torch.ops.aten
 
 # -- nothing to do in evaluation --------------------------------------------------------------------------------------
 
 
-@register_rule(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-def nothing(build: Builder, module: nn.Module, x: Value) -> Value:
-    """What evaluation leaves out."""
-    return x
-
-
-@register_rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
-def functional_dropout(build: Builder, x: Value, p: float = 0.5, training: Any = None, inplace: bool = False) -> Value:
+@register_rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
+def dropout(build: Builder, x: Value, p: float, train: bool) -> Value:
     """Dropout that knows that this is evaluation."""
-    if training is not False:
+    if train:
         build.fail("dropout that drops in evaluation too: call it with training=self.training")
     return x
 
 
-@register_rule("contiguous", "clone", "detach", "float", torch.clone)
-def copied(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
-    """The same numbers; packed networks compute in float32."""
+@register_rule(aten.clone, aten.detach, aten.lift_fresh, aten.contiguous)
+def copied(build: Builder, x: Value, **options: Any) -> Value:
+    """The same numbers."""
     return x
 
 
-@register_rule("to", "type", "type_as")
-def cast(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
-    """A cast to a float type (or a device), of a network that was made float32."""
-    if any(isinstance(a, torch.dtype) and not a.is_floating_point for a in (*args, *kwargs.values())):
+@register_rule(aten._to_copy)
+def cast(build: Builder, x: Value, dtype: Any = None, **options: Any) -> Value:
+    """A cast to a float type, of a network that was made float32."""
+    if dtype is not None and not dtype.is_floating_point:
         build.fail("a cast to integers cannot be converted")
     return x  # the converter refuses results of other types than float32 and float64
 
@@ -47,21 +42,28 @@ def cast(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
 # -- batch norm -------------------------------------------------------------------------------------------------------
 
 
-@register_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
-def batch_norm(build: Builder, module: Any, x: Value) -> Value:
+@register_rule(aten.batch_norm)
+def batch_norm(
+    build: Builder, x: Value, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float,
+    cudnn: bool = False,
+) -> Value:  # fmt: skip
     """Batch norm in evaluation: one scale and shift a channel."""
-    if module.running_mean is None:
+    if training or not all(isinstance(part, Tensor) for part in (mean, var)):
         build.fail("batch norm without running statistics depends on the batch; track them")
+    if any(isinstance(part, Value) for part in (weight, bias)):
+        build.fail("batch norm whose scale depends on the input cannot be converted")
     # PyTorch's own float32 numbers, to the bit: the sum is rounded once.
-    scale = (module.running_var + module.eps).rsqrt()
-    if module.weight is not None:
-        scale = scale * module.weight
-    shift = -module.running_mean.double() * scale.double()
-    if module.bias is not None:
-        shift = shift + module.bias.double()
+    scale = (var + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean.double() * scale.double()
+    if bias is not None:
+        shift = shift + bias.double()
+    sides = (None,) * (len(x.shape) - 1) if len(x.shape) > 2 else ()
 
     def function(y: Tensor) -> Tensor:
-        return module(y[..., None, None])[..., 0, 0] if isinstance(module, nn.BatchNorm2d) else module(y)
+        made = F.batch_norm(y[(..., *sides)], mean, var, weight, bias, False, 0.0, eps)
+        return made.reshape(y.shape)
 
     return build.affine(x, scale, shift.float(), function, is_norm=True)
 
@@ -69,66 +71,40 @@ def batch_norm(build: Builder, module: Any, x: Value) -> Value:
 # -- activations ------------------------------------------------------------------------------------------------------
 
 
-@register_rule(nn.ReLU)
-def relu(build: Builder, module: Any, x: Value) -> Value:
+@register_rule(aten.relu)
+def relu(build: Builder, x: Value) -> Value:
     """max(x, 0)."""
     return build.clamp(x, 0.0)
 
 
-@register_rule(nn.ReLU6, nn.Hardtanh)
-def hardtanh(build: Builder, module: Any, x: Value) -> Value:
+@register_rule(aten.hardtanh)
+def hardtanh(build: Builder, x: Value, low: float = -1.0, high: float = 1.0) -> Value:
     """min(max(x, low), high)."""
-    return build.clamp(x, module.min_val, module.max_val)
+    return build.clamp(x, low, high)
 
 
-@register_rule(F.relu, torch.relu, "relu", "relu_", F.relu_, torch.relu_)
-def functional_relu(build: Builder, x: Value, inplace: bool = False) -> Value:
-    """max(x, 0)."""
-    return build.clamp(x, 0.0)
-
-
-@register_rule(F.relu6)
-def functional_relu6(build: Builder, x: Value, inplace: bool = False) -> Value:
-    """min(max(x, 0), 6)."""
-    return build.clamp(x, 0.0, 6.0)
-
-
-@register_rule(F.hardtanh)
-def functional_hardtanh(
-    build: Builder, x: Value, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> Value:
-    """min(max(x, low), high)."""
-    return build.clamp(x, min_val, max_val)
-
-
-@register_rule(torch.clamp, torch.clip, "clamp", "clip", "clamp_")
-def functional_clamp(build: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
-    """min(max(x, low), high) with numbers."""
-    if any(isinstance(end, Value | Tensor) for end in (min, max)):
+@register_rule(aten.clamp, aten.clamp_min)
+def clamp(build: Builder, x: Any, min: Any = None, max: Any = None) -> Value:
+    """min(max(x, low), high) with numbers, or tensors of one number."""
+    if any(isinstance(end, Value) or (isinstance(end, Tensor) and end.numel() != 1) for end in (min, max)):
         build.fail("clamp can be converted with numbers for ends, not with tensors")
-    return build.clamp(x, -math.inf if min is None else min, math.inf if max is None else max)
+    return build.clamp(x, -math.inf if min is None else float(min), math.inf if max is None else float(max))
 
 
-@register_rule(nn.LeakyReLU)
-def leaky_relu(build: Builder, module: Any, x: Value) -> Value:
-    """x, or slope * x below 0."""
-    return build.bend(x, module.negative_slope)
+@register_rule(aten.clamp_max)
+def clamp_max(build: Builder, x: Value, max: Any) -> Value:
+    """min(x, high)."""
+    return clamp(build, x, None, max)
 
 
-@register_rule(F.leaky_relu)
-def functional_leaky_relu(build: Builder, x: Value, negative_slope: float = 0.01, inplace: bool = False) -> Value:
+@register_rule(aten.leaky_relu)
+def leaky_relu(build: Builder, x: Value, negative_slope: float = 0.01) -> Value:
     """x, or slope * x below 0."""
     return build.bend(x, negative_slope)
 
 
-@register_rule(nn.PReLU)
-def prelu(build: Builder, module: Any, x: Value) -> Value:
-    """x, or a learned slope times x below 0."""
-    return build.bend(x, module.weight)
-
-
-@register_rule(F.prelu, torch.prelu)
-def functional_prelu(build: Builder, x: Value, weight: Tensor) -> Value:
+@register_rule(aten.prelu)
+def prelu(build: Builder, x: Value, weight: Tensor) -> Value:
     """x, or a learned slope times x below 0."""
     return build.bend(x, weight)
 
@@ -139,31 +115,23 @@ def rprelu(build: Builder, module: Any, x: Value) -> Value:
     return build.bend(x, module.beta, module.gamma, module.zeta, module)
 
 
-_CURVES = (
-    ("sigmoid", nn.Sigmoid, (torch.sigmoid, F.sigmoid, "sigmoid"), torch.sigmoid, True),
-    ("tanh", nn.Tanh, (torch.tanh, F.tanh, "tanh"), torch.tanh, True),
-    ("hard_sigmoid", nn.Hardsigmoid, (F.hardsigmoid,), F.hardsigmoid, True),
-    ("silu", nn.SiLU, (F.silu,), F.silu, False),
-    ("hard_swish", nn.Hardswish, (F.hardswish,), F.hardswish, False),
-    ("log_sigmoid", nn.LogSigmoid, (F.logsigmoid,), F.logsigmoid, True),
-    ("mish", nn.Mish, (F.mish,), F.mish, False),
-    ("softsign", nn.Softsign, (F.softsign,), F.softsign, True),
-    ("abs", None, (torch.abs, "abs", operator.abs), torch.abs, False),
-    ("exp", None, (torch.exp, "exp"), torch.exp, False),
-    ("square", None, (torch.square, "square"), torch.square, False),
+_CURVES: tuple[tuple[str, Any, Any, bool], ...] = (
+    ("sigmoid", aten.sigmoid, torch.sigmoid, True),
+    ("tanh", aten.tanh, torch.tanh, True),
+    ("hard_sigmoid", aten.hardsigmoid, F.hardsigmoid, True),
+    ("silu", aten.silu, F.silu, False),
+    ("hard_swish", aten.hardswish, F.hardswish, False),
+    ("log_sigmoid", aten.log_sigmoid, F.logsigmoid, True),
+    ("mish", aten.mish, F.mish, False),
+    ("abs", aten.abs, torch.abs, False),
+    ("exp", aten.exp, torch.exp, False),
 )
 
 
-def _register_curve(kind: str, cls: Any, functions: tuple[Any, ...], function: Any, monotone: bool) -> None:
-    def of_module(build: Builder, module: Any, x: Value) -> Value:
+def _register_curve(kind: str, operator: Any, function: Any, monotone: bool) -> None:
+    @register_rule(operator)
+    def curve(build: Builder, x: Value) -> Value:
         return build.curve(x, kind, function, monotone)
-
-    def of_function(build: Builder, x: Value, inplace: bool = False) -> Value:
-        return build.curve(x, kind, function, monotone)
-
-    if cls is not None:
-        register_rule(cls)(of_module)
-    register_rule(*functions)(of_function)
 
 
 for _curve in _CURVES:
@@ -184,41 +152,23 @@ def _estimated(a: Value, b: Value) -> Value | None:
     return a.inputs[0] if bool((form.scale == -1).all()) else None
 
 
-@register_rule(nn.GELU)
-def gelu(build: Builder, module: Any, x: Value) -> Value:
-    """x times the normal distribution function of x."""
-    return functional_gelu(build, x, module.approximate)
-
-
-@register_rule(F.gelu)
-def functional_gelu(build: Builder, x: Value, approximate: str = "none") -> Value:
+@register_rule(aten.gelu)
+def gelu(build: Builder, x: Value, approximate: str = "none") -> Value:
     """x times the normal distribution function of x."""
     kind = "gelu" if approximate == "none" else "gelu_tanh"
     return build.curve(x, kind, lambda y: F.gelu(y, approximate=approximate), monotone=False)
 
 
-@register_rule(nn.ELU)
-def elu(build: Builder, module: Any, x: Value) -> Value:
+@register_rule(aten.elu)
+def elu(build: Builder, x: Value, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Value:
     """x, or exp(x) - 1 below 0."""
-    return functional_elu(build, x, module.alpha)
-
-
-@register_rule(F.elu)
-def functional_elu(build: Builder, x: Value, alpha: float = 1.0, inplace: bool = False) -> Value:
-    """x, or exp(x) - 1 below 0."""
-    if alpha != 1:
+    if (alpha, scale, input_scale) != (1, 1, 1):
         build.fail(f"ELU can be converted with alpha 1, got {alpha}")
     return build.curve(x, "elu", F.elu, monotone=True)
 
 
-@register_rule(nn.Softplus)
-def softplus(build: Builder, module: Any, x: Value) -> Value:
-    """log(1 + exp(x))."""
-    return functional_softplus(build, x, module.beta, module.threshold)
-
-
-@register_rule(F.softplus)
-def functional_softplus(build: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+@register_rule(aten.softplus)
+def softplus(build: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     """log(1 + exp(x))."""
     if beta != 1 or threshold < 20:
         build.fail(f"softplus can be converted with beta 1 and a threshold of at least 20, got {beta} and {threshold}")
@@ -228,7 +178,7 @@ def functional_softplus(build: Builder, x: Value, beta: float = 1, threshold: fl
 # -- sums and products ------------------------------------------------------------------------------------------------
 
 
-@register_rule(operator.add, operator.iadd, torch.add, "add", "add_")
+@register_rule(aten.add)
 def add(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
     """a + alpha * b of two values, or of one and a constant."""
     if isinstance(a, Value) and isinstance(b, Value):
@@ -239,7 +189,7 @@ def add(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
     return build.affine(b if alpha == 1 else build.affine(b, scale=alpha), shift=build.aligned(b, a))
 
 
-@register_rule(operator.sub, operator.isub, torch.sub, "sub", "sub_")
+@register_rule(aten.sub)
 def subtract(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
     """a - alpha * b."""
     if not isinstance(b, Value):
@@ -252,19 +202,31 @@ def subtract(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
     return build.add(a, negative) if isinstance(a, Value) else build.affine(negative, shift=build.aligned(b, a))
 
 
-@register_rule(operator.mul, operator.imul, torch.mul, "mul", "mul_")
+@register_rule(aten.rsub)
+def subtract_from(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
+    """b - alpha * a."""
+    return subtract(build, b, a, alpha)
+
+
+@register_rule(aten.mul)
 def multiply(build: Builder, a: Any, b: Any) -> Value:
     """a * b of two values, or of one and a constant."""
     if isinstance(a, Value) and isinstance(b, Value):
+        if a is b:
+            return build.curve(a, "square", torch.square, monotone=False)
         return build.multiply(a, b)
     value, constant = (a, b) if isinstance(a, Value) else (b, a)
     return build.affine(value, scale=build.aligned(value, constant))
 
 
-@register_rule(operator.truediv, operator.itruediv, torch.div, "div", "div_")
-def divide(build: Builder, a: Any, b: Any) -> Value:
+@register_rule(aten.div)
+def divide(build: Builder, a: Any, b: Any, rounding_mode: str | None = None) -> Value:
     """a / b of two values, or of one by a constant."""
+    if rounding_mode is not None:
+        build.fail("a division that rounds cannot be converted")
     if isinstance(a, Value) and isinstance(b, Value):
+        if _is_one_and_size(b, a):
+            return build.curve(a, "softsign", F.softsign, monotone=True)
         return build.divide(a, b)
     if isinstance(b, Value):
         build.fail("a constant divided by something that depends on the input cannot be converted")
@@ -277,25 +239,49 @@ def divide(build: Builder, a: Any, b: Any) -> Value:
     return build.affine(a, scale=1 / divisor, function=lambda y: y / by)
 
 
-@register_rule(torch.maximum, "maximum")
+def _is_one_and_size(b: Value, a: Value) -> bool:
+    """Whether b is 1 + |a|, by which softsign divides."""
+    form = b.form if isinstance(b, Channelwise) else None
+    if (
+        not isinstance(form, Affine)
+        or form.scale is not None
+        or form.shift is None
+        or not bool((form.shift == 1).all())
+    ):
+        return False
+    size = b.inputs[0]
+    return isinstance(size, Channelwise) and size.form == Curve("abs") and size.inputs == (a,)
+
+
+@register_rule(aten.reciprocal)
+def reciprocal(build: Builder, x: Value) -> Value:
+    """1 / x."""
+    build.fail("a constant divided by something that depends on the input cannot be converted")
+
+
+@register_rule(aten.maximum)
 def maximum(build: Builder, a: Any, b: Any) -> Value:
     """The larger of two values."""
     return _extreme(build, a, b, "maximum")
 
 
-@register_rule(torch.minimum, "minimum")
+@register_rule(aten.minimum)
 def minimum(build: Builder, a: Any, b: Any) -> Value:
     """The smaller of two values."""
     return _extreme(build, a, b, "minimum")
 
 
 def _extreme(build: Builder, a: Any, b: Any, kind: str) -> Value:
-    if not (isinstance(a, Value) and isinstance(b, Value)):
-        build.fail(f"{kind} with a constant cannot be converted; use clamp")
-    return build.extreme(a, b, kind)
+    if isinstance(a, Value) and isinstance(b, Value):
+        return build.extreme(a, b, kind)
+    value, constant = (a, b) if isinstance(a, Value) else (b, a)
+    if constant.numel() != 1:
+        build.fail(f"{kind} with a constant that is not one number cannot be converted")
+    end = float(constant)
+    return build.clamp(value, end) if kind == "maximum" else build.clamp(value, high=end)
 
 
-@register_rule(operator.pow, torch.pow, "pow")
+@register_rule(aten.pow)
 def power(build: Builder, x: Any, exponent: Any) -> Value:
     """x * x."""
     if not isinstance(x, Value) or not isinstance(exponent, int | float) or exponent != 2:
@@ -303,28 +289,13 @@ def power(build: Builder, x: Any, exponent: Any) -> Value:
     return build.curve(x, "square", torch.square, monotone=False)
 
 
-@register_rule(operator.neg, torch.neg, "neg")
+@register_rule(aten.neg)
 def negate(build: Builder, x: Value) -> Value:
     """-x."""
     return build.affine(x, scale=-1.0)
 
 
-@register_rule("expand_as", "view_as")
-def like_another(build: Builder, x: Any, other: Any) -> Any:
-    """A value, or a constant, in the shape of a value."""
-    shape = (2, *(other.shape if isinstance(other, Value) else other.shape[1:]))
-    if not isinstance(x, Value):  # sums and products spread it by themselves
-        return x
-    return build.move(x, lambda p: p.reshape(shape) if p.numel() == math.prod(shape) else p.expand(shape))
-
-
-@register_rule("expand")
-def expanded(build: Builder, x: Any, *shape: Any) -> Any:
-    """A value spread over sides of 1; a constant is spread by sums and products by themselves."""
-    return build.move(x, lambda p: p.expand(*shape)) if isinstance(x, Value) else x
-
-
-@register_rule(torch.cat, torch.concat)
+@register_rule(aten.cat)
 def concat(build: Builder, tensors: Any, dim: int = 0) -> Value:
     """Values, and constants among them, one after the other along any axis but the batch's."""
     first = next(value for value in tensors if isinstance(value, Value))
@@ -337,6 +308,19 @@ def concat(build: Builder, tensors: Any, dim: int = 0) -> Value:
         y = _with_constants(build, y, tensors, axis)
     moved: Value = build.move(y, lambda p: p.movedim(1, axis))
     return moved
+
+
+@register_rule(aten.stack)
+def stack(build: Builder, tensors: Any, dim: int = 0) -> Value:
+    """Values, and constants among them, one after the other along a new axis."""
+    first = next(value for value in tensors if isinstance(value, Value))
+    axis = dim % (len(first.shape) + 2)
+    if axis == 0:
+        build.fail("a stack along the batch cannot be converted")
+    spread = [
+        build.move(v, lambda p: p.unsqueeze(axis)) if isinstance(v, Value) else v.unsqueeze(axis) for v in tensors
+    ]
+    return concat(build, spread, axis)
 
 
 def _with_constants(build: Builder, y: Value, tensors: Any, axis: int) -> Value:

@@ -1,11 +1,11 @@
 """Rules of layers with float weights, among them those whose weights the network has binarized itself."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from bnn_kernels.steps.embedding import Embedding
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnn.converter.builder import Builder
 from bnn.converter.few_values import few_values
@@ -15,41 +15,35 @@ from bnn.converter.rules_quantized import Weight, binary_layer, float_layer, sto
 from bnn.layers import QuantEmbedding
 
 
-@register_rule(nn.Conv1d, nn.Conv2d)
-def conv(build: Builder, module: Any, x: Value) -> Value:
-    """Convolution in float."""
-    padding = same_padding(build, module) if module.padding == "same" else module.padding
-    padding = 0 if padding == "valid" else padding
-    if module.padding_mode != "zeros":
-        around = module._reversed_padding_repeated_twice
-        x, padding = build.move(x, lambda p: F.pad(p, around, mode=module.padding_mode)), 0
-    return _conv(build, x, module.weight, module.bias, module.stride, padding, module.dilation, module.groups)
+@register_rule(torch.ops.aten.conv1d, torch.ops.aten.conv2d)
+def conv(
+    build: Builder, x: Value, weight: Any, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> Value:  # fmt: skip
+    """Convolution with a weight that the network computes from its parameters alone."""
+    if not isinstance(weight, Tensor):
+        build.fail("a convolution whose weight depends on the input cannot be converted")
+    if isinstance(padding, str):
+        padding = same_padding(build, weight.shape[2:], dilation) if padding == "same" else 0
+    return _conv(build, x, weight, bias, stride, padding, dilation, groups)
 
 
-@register_rule(nn.Linear)
-def linear(build: Builder, module: Any, x: Value) -> Value:
-    """Matrix product in float."""
-    return linear_of(build, x, module.weight, module.bias)
+@register_rule(torch.ops.aten.linear)
+def linear(build: Builder, x: Value, weight: Any, bias: Tensor | None = None) -> Value:
+    """Matrix product with a weight that the network computes from its parameters alone."""
+    if not isinstance(weight, Tensor):
+        build.fail("a linear layer whose weight depends on the input cannot be converted")
+    return linear_of(build, x, weight, bias)
 
 
-@register_rule(nn.Embedding)
-def embedding(build: Builder, module: Any, x: Value) -> Value:
+@register_rule(torch.ops.aten.embedding)
+def embedding(build: Builder, weight: Any, x: Any, *options: Any) -> Value:
     """Rows of a table."""
-    if module.max_norm is not None:
-        build.fail("an embedding with max_norm changes its table; renormalize it before")
-    found = few_values(module.weight)
-    weight: Weight = (found.term,) if found is not None and found.same else module.weight.detach()
-    return rows_of(build, x, weight, tuple(module.weight.shape))
-
-
-@register_rule(F.embedding)
-def functional_embedding(
-    build: Builder, x: Value, weight: Any, padding_idx: Any = None, max_norm: Any = None, *more: Any, **options: Any
-) -> Value:
-    """Rows of a table."""
-    if not isinstance(weight, Tensor) or max_norm is not None:
+    if not isinstance(weight, Tensor):
         build.fail("an embedding needs a constant table, and no max_norm")
-    return rows_of(build, x, weight.detach(), tuple(weight.shape))
+    found = few_values(weight)
+    table: Weight = (found.term,) if found is not None and found.same else weight.detach()
+    return rows_of(build, x, table, tuple(weight.shape))
 
 
 @register_rule(QuantEmbedding)
@@ -67,25 +61,6 @@ def rows_of(build: Builder, x: Value, weight: Weight, shape: tuple[int, ...]) ->
     table = Embedding.Fields(shape=list(shape), **stored_weight(weight, shape))
     rows = build.step(x, (shape[1], x.shape[0]), table)
     return build.channels_last(rows)
-
-
-@register_rule(F.conv1d, F.conv2d, torch.conv1d, torch.conv2d)
-def functional_conv(
-    build: Builder, x: Value, weight: Any, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1,
-) -> Value:  # fmt: skip
-    """Convolution with a weight that the network computes from its parameters alone."""
-    if not isinstance(weight, Tensor):
-        build.fail("a convolution whose weight depends on the input cannot be converted")
-    return _conv(build, x, weight, bias, stride, padding, dilation, groups)
-
-
-@register_rule(F.linear)
-def functionallinear_of(build: Builder, x: Value, weight: Any, bias: Tensor | None = None) -> Value:
-    """Matrix product with a weight that the network computes from its parameters alone."""
-    if not isinstance(weight, Tensor):
-        build.fail("a linear layer whose weight depends on the input cannot be converted")
-    return linear_of(build, x, weight, bias)
 
 
 def _conv(
@@ -115,9 +90,10 @@ def linear_of(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> 
     return build.float_linear(x, weight, bias)
 
 
-def same_padding(build: Builder, module: Any) -> list[int]:
+def same_padding(build: Builder, kernel: Sequence[int], dilation: Any) -> list[int]:
     """Return the numbers of padding="same"."""
-    reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    spread = [dilation] * len(kernel) if isinstance(dilation, int) else dilation
+    reach = [d * (k - 1) for d, k in zip(spread, kernel, strict=True)]
     if any(r % 2 for r in reach):
         build.fail("padding='same' of an even filter is lopsided; pad explicitly")
     return [r // 2 for r in reach]

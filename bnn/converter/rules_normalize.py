@@ -4,14 +4,16 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from bnn_kernels.steps.normalize import Normalize, Softmax
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnn.converter.builder import Builder
 from bnn.converter.graph import Value
 from bnn.converter.registry import register_rule
+from bnn.converter.rules_elementwise import batch_norm
 from bnn.layers import PixelNormalize
+
+aten = torch.ops.aten
 
 
 def _normalize(build: Builder, x: Value, eps: float, center: bool = True) -> Value:
@@ -36,55 +38,48 @@ def _layer_norm(build: Builder, x: Value, shape: Any, weight: Any, bias: Any, ep
     return y if bias is None else build.affine(y, shift=build.aligned(y, bias))
 
 
-@register_rule(nn.LayerNorm)
-def layer_norm(build: Builder, module: Any, x: Value) -> Value:
-    """(x - mean) / sqrt(var + eps) over the last axes."""
-    return _layer_norm(build, x, module.normalized_shape, module.weight, module.bias, module.eps)
-
-
-@register_rule(F.layer_norm)
-def functional_layer_norm(
-    build: Builder, x: Value, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+@register_rule(aten.layer_norm)
+def layer_norm(
+    build: Builder, x: Value, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = False
 ) -> Value:
     """(x - mean) / sqrt(var + eps) over the last axes."""
-    return _layer_norm(build, x, normalized_shape, weight, bias, eps)
+    return _layer_norm(build, x, shape, weight, bias, eps)
 
 
-@register_rule(nn.RMSNorm)
-def rms_norm(build: Builder, module: Any, x: Value) -> Value:
+@register_rule(aten.rms_norm)
+def rms_norm(build: Builder, x: Value, shape: Any, weight: Any = None, eps: float | None = None) -> Value:
     """x / sqrt(mean x^2 + eps) over the last axes."""
-    eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
-    return _layer_norm(build, x, module.normalized_shape, module.weight, None, eps, center=False)
+    eps = torch.finfo(torch.float32).eps if eps is None else eps
+    return _layer_norm(build, x, shape, weight, None, eps, center=False)
 
 
-def _group_norm(build: Builder, x: Value, groups: int, weight: Any, bias: Any, eps: float) -> Value:
+@register_rule(aten.group_norm)
+def group_norm(
+    build: Builder, x: Value, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = False
+) -> Value:
+    """(x - mean) / sqrt(var + eps) over each group of channels, then a scale and shift a channel."""
     flat = build.move(x, lambda p: p.reshape(2, groups, -1))
     normal = build.channels_last(_normalize(build, build.channels_first(flat), eps))
     y = build.move(normal, lambda p: p.reshape(2, *x.shape))
     return y if weight is None else build.affine(y, weight, bias)
 
 
-@register_rule(nn.GroupNorm)
-def group_norm(build: Builder, module: Any, x: Value) -> Value:
-    """(x - mean) / sqrt(var + eps) over each group of channels, then a scale and shift a channel."""
-    return _group_norm(build, x, module.num_groups, module.weight, module.bias, module.eps)
-
-
-@register_rule(nn.InstanceNorm1d, nn.InstanceNorm2d)
-def instance_norm(build: Builder, module: Any, x: Value) -> Value:
+@register_rule(aten.instance_norm)
+def instance_norm(
+    build: Builder, x: Value, weight: Any, bias: Any, mean: Any, var: Any, use_input_stats: bool, momentum: float,
+    eps: float, cudnn: bool = False,
+) -> Value:  # fmt: skip
     """(x - mean) / sqrt(var + eps) over each channel, then a scale and shift a channel."""
-    if module.track_running_stats:
-        build.fail("instance norm with running statistics is batch norm in evaluation: use that")
-    return _group_norm(build, x, x.shape[0], module.weight, module.bias, module.eps)
+    if not use_input_stats:
+        return batch_norm(build, x, weight, bias, mean, var, False, momentum, eps)
+    return group_norm(build, x, x.shape[0], weight, bias, eps)
 
 
 # -- softmax ----------------------------------------------------------------------------------------------------------
 
 
-def softmax_of(build: Builder, x: Value, dim: Any, log: bool) -> Value:
+def softmax_of(build: Builder, x: Value, dim: int, log: bool) -> Value:
     """Return exp(x) over its sum along an axis, or the logarithm of that."""
-    if dim is None:
-        build.fail("softmax needs its axis: give dim=1")
     axis = dim % (len(x.shape) + 1)
     if axis == 0:
         build.fail("softmax over the batch cannot be converted")
@@ -94,26 +89,16 @@ def softmax_of(build: Builder, x: Value, dim: Any, log: bool) -> Value:
     return moved
 
 
-@register_rule(nn.Softmax, nn.LogSoftmax)
-def softmax(build: Builder, module: Any, x: Value) -> Value:
-    """exp(x) over its sum along an axis, or the logarithm of that."""
-    return softmax_of(build, x, module.dim, isinstance(module, nn.LogSoftmax))
+@register_rule(aten.softmax)
+def softmax(build: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
+    """exp(x) over its sum along an axis."""
+    return softmax_of(build, x, dim, False)
 
 
-@register_rule(nn.Softmax2d)
-def softmax_2d(build: Builder, module: Any, x: Value) -> Value:
-    """exp(x) over its sum along the channels."""
-    return softmax_of(build, x, 1, False)
-
-
-def _register(log: bool, *targets: Any) -> None:
-    @register_rule(*targets)
-    def of_function(build: Builder, x: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Value:
-        return softmax_of(build, x, dim, log)
-
-
-_register(False, F.softmax, torch.softmax, "softmax")
-_register(True, F.log_softmax, torch.log_softmax, "log_softmax")
+@register_rule(aten.log_softmax)
+def log_softmax(build: Builder, x: Value, dim: int, dtype: Any = None) -> Value:
+    """The logarithm of exp(x) over its sum along an axis."""
+    return softmax_of(build, x, dim, True)
 
 
 @register_rule(PixelNormalize)

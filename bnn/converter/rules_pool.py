@@ -5,14 +5,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from bnn_kernels.steps.windows import WindowPool
-from torch import nn
 
 from bnn.converter.builder import Builder
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph import Refused, Value
 from bnn.converter.registry import register_rule
+
+aten = torch.ops.aten
 
 
 class _Side:
@@ -62,7 +62,7 @@ def _windows(
 
 
 def _max(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Value:
-    if dilation not in (1, (1, 1), (1,), [1, 1]):
+    if set(build.sides(x, dilation, 1)) != {1}:
         build.fail("max pooling with dilation cannot be converted")
     sides = _sides(build, x, kernel, stride, padding, ceil)
     if all(side.is_plain for side in sides):
@@ -70,25 +70,26 @@ def _max(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, dilat
     return _windows(build, x, "max", [side.inside for side in sides], [])
 
 
-@register_rule(nn.MaxPool1d, nn.MaxPool2d)
-def max_pool(build: Builder, module: Any, x: Value) -> Value:
+@register_rule(aten.max_pool1d, aten.max_pool2d)
+def max_pool(
+    build: Builder, x: Value, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil: bool = False
+) -> Value:
     """Maximum over windows."""
-    if module.return_indices:
-        build.fail("max pooling that returns indices cannot be converted")
-    return _max(build, x, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
+    return _max(build, x, kernel, stride, padding, dilation, ceil)
 
 
-def functional_max_pool(
-    build: Builder, x: Value, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-    ceil_mode: bool = False, return_indices: bool = False,
-) -> Value:  # fmt: skip
-    """Maximum over windows."""
-    if return_indices:
-        build.fail("max pooling that returns indices cannot be converted")
-    return _max(build, x, kernel_size, stride, padding, dilation, ceil_mode)
+@register_rule(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices)
+def max_pool_with_places(build: Builder, x: Value, *args: Any) -> Any:
+    """Maximum over windows, of which the places cannot be converted."""
+    return _and_places(build, _max(build, x, *(*args, *_MAX_DEFAULTS[len(args) - 1 :])))
 
 
-register_rule(F.max_pool1d, F.max_pool2d, torch.max_pool1d, torch.max_pool2d)(functional_max_pool)
+_MAX_DEFAULTS = (None, 0, 1, False)
+
+
+def _and_places(build: Builder, y: Value) -> tuple[Value, Value]:
+    error = ConversionError(f"{build.place}: the places (indices) of a maximum cannot be converted")
+    return y, Refused(y.shape, error=error)
 
 
 def _avg(
@@ -104,22 +105,13 @@ def _avg(
     return _windows(build, x, "avg", [side.inside for side in sides], sizes)
 
 
-@register_rule(nn.AvgPool1d, nn.AvgPool2d)
-def avg_pool(build: Builder, module: Any, x: Value) -> Value:
-    """Mean over windows."""
-    divisor = getattr(module, "divisor_override", None)
-    return _avg(
-        build, x, module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad, divisor
-    )
-
-
-@register_rule(F.avg_pool1d, F.avg_pool2d)
-def functional_avg_pool(
-    build: Builder, x: Value, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-    count_include_pad: bool = True, divisor_override: Any = None,
+@register_rule(aten.avg_pool1d, aten.avg_pool2d)
+def avg_pool(
+    build: Builder, x: Value, kernel: Any, stride: Any = None, padding: Any = 0, ceil: bool = False,
+    counts: bool = True, divisor: Any = None,
 ) -> Value:  # fmt: skip
     """Mean over windows."""
-    return _avg(build, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _avg(build, x, kernel, stride, padding, ceil, counts, divisor)
 
 
 def _adaptive(build: Builder, x: Value, size: Any, kind: Literal["max", "avg"]) -> Value:
@@ -138,30 +130,16 @@ def _adaptive(build: Builder, x: Value, size: Any, kind: Literal["max", "avg"]) 
     return _windows(build, x, kind, windows, [side[:, 1] - side[:, 0] for side in windows])
 
 
-@register_rule(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-def adaptive_avg_pool(build: Builder, module: Any, x: Value) -> Value:
+@register_rule(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d)
+def adaptive_avg_pool(build: Builder, x: Value, size: Any) -> Value:
     """Mean over parts of the map that are as equal as can be."""
-    return _adaptive(build, x, module.output_size, "avg")
+    return _adaptive(build, x, size, "avg")
 
 
-@register_rule(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
-def adaptive_max_pool(build: Builder, module: Any, x: Value) -> Value:
+@register_rule(aten.adaptive_max_pool1d, aten.adaptive_max_pool2d)
+def adaptive_max_pool(build: Builder, x: Value, size: Any) -> Any:
     """Maximum over parts of the map that are as equal as can be."""
-    if module.return_indices:
-        build.fail("max pooling that returns indices cannot be converted")
-    return _adaptive(build, x, module.output_size, "max")
-
-
-@register_rule(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d)
-def functional_adaptive_avg_pool(build: Builder, x: Value, output_size: Any) -> Value:
-    """Mean over parts of the map that are as equal as can be."""
-    return _adaptive(build, x, output_size, "avg")
-
-
-@register_rule(F.adaptive_max_pool1d, F.adaptive_max_pool2d)
-def functional_adaptive_max_pool(build: Builder, x: Value, output_size: Any, return_indices: bool = False) -> Value:
-    """Maximum over parts of the map that are as equal as can be."""
-    return _adaptive(build, x, output_size, "max")
+    return _and_places(build, _adaptive(build, x, size, "max"))
 
 
 def _over_axes(build: Builder, x: Value, kind: str, dim: Any, keepdim: bool) -> Value:
@@ -185,30 +163,25 @@ def _over_axes(build: Builder, x: Value, kind: str, dim: Any, keepdim: bool) -> 
     return build.move(pooled, lambda p: p.reshape(2, *shape))
 
 
-@register_rule("sum", torch.sum)
-def total(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+@register_rule(aten.sum)
+def total(build: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """Sum over any axes but the batch's."""
     return _over_axes(build, x, "sum", dim, keepdim)
 
 
-@register_rule("max", torch.max)
-def maximum(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Any:
-    """Maximum over an axis, of which the places cannot be converted, or the larger of two values."""
-    if isinstance(dim, Value):
-        return build.extreme(x, dim, "maximum")
-    if not isinstance(dim, int):
-        build.fail("a maximum over everything cannot be converted; give it an axis")
-    y = _over_axes(build, x, "max", dim, keepdim)
-    return y, Refused(y.shape, error=ConversionError(f"{build.place}: the places of a maximum cannot be converted"))
+@register_rule(aten.max.dim)
+def maximum(build: Builder, x: Value, dim: int, keepdim: bool = False) -> Any:
+    """Maximum over an axis, of which the places cannot be converted."""
+    return _and_places(build, _over_axes(build, x, "max", dim, keepdim))
 
 
-@register_rule("mean", torch.mean)
-def mean(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+@register_rule(aten.mean)
+def mean(build: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """Mean over any axes but the batch's."""
     return _over_axes(build, x, "avg", dim, keepdim)
 
 
-@register_rule("amax", torch.amax)
+@register_rule(aten.amax)
 def amax(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     """Maximum over any axes but the batch's."""
     return _over_axes(build, x, "max", dim, keepdim)

@@ -38,7 +38,7 @@ class _TorchSign(Quantizer):
         return Planes((Term(ternary_bits(x.sign()), False, (1, -1), torch.tensor(1.0)),))
 
 
-@register_rule(torch.sign, "sign", "sign_")
+@register_rule(torch.ops.aten.sign)
 def sign(build: Builder, x: Value) -> Value:
     """-1, 0 or +1: three levels."""
     return build.quantize(x, _TorchSign())

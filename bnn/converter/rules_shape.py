@@ -1,72 +1,135 @@
 """Rules of everything that moves numbers without computing: views, slices, shuffles, padding; and of resizing."""
 
-import operator
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from bnn_kernels.steps.windows import Resample
-from torch import nn
+from torch import Tensor
 
 from bnn.converter.builder import Builder, to_numpy
+from bnn.converter.capture import part_of, written
 from bnn.converter.graph import Value
-from bnn.converter.registry import register_rule
+from bnn.converter.registry import register_rule, rule_of_recorder
+
+aten = torch.ops.aten
 
 # -- moving -----------------------------------------------------------------------------------------------------------
 
-_MODULES = (
-    nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad1d, nn.ZeroPad2d,
-    nn.ConstantPad1d, nn.ConstantPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d,
-    nn.ReplicationPad2d, nn.CircularPad1d, nn.CircularPad2d,
+_MOVES = (
+    aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.transpose, aten.t, aten.permute, aten.squeeze,
+    aten.unsqueeze, aten.slice, aten.select, aten.chunk, aten.split, aten.split_with_sizes, aten.unbind, aten.expand,
+    aten.repeat, aten.repeat_interleave, aten.index_select, aten.flip, aten.roll, aten.as_strided, aten.unfold,
+    aten.channel_shuffle, aten.native_channel_shuffle, aten.pixel_shuffle, aten.pixel_unshuffle, aten.im2col,
 )  # fmt: skip
 
 
-@register_rule(*_MODULES)
-def moving_module(build: Builder, module: Any, x: Value) -> Any:
-    """Modules that only move numbers: called on the places of the numbers, they show where each goes."""
-    return build.move(x, module)
+def _register_move(operator: Any) -> None:
+    @register_rule(operator)
+    def move(build: Builder, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(part, Value) for part in (*args, *kwargs.values())):
+            build.fail("places that depend on the input cannot be converted")
+        return build.move(x, lambda places: operator(places, *args, **kwargs))
 
 
-def _method(name: str) -> Any:
-    return lambda build, x, *args, **kwargs: build.move(x, lambda places: getattr(places, name)(*args, **kwargs))
+for _operator in _MOVES:
+    _register_move(_operator)
 
 
-def _function(function: Any) -> Any:
-    return lambda build, x, *args, **kwargs: build.move(x, lambda places: function(places, *args, **kwargs))
+@register_rule(aten.pad)
+def pad(build: Builder, x: Value, around: Any, mode: str = "constant", value: float | None = None) -> Any:
+    """Zeros, or numbers of the value's own, around a value."""
+    return build.move(x, lambda places: aten.pad(places, around, mode, value))
 
 
-_METHODS = (
-    "view", "reshape", "flatten", "unflatten", "transpose", "permute", "squeeze", "unsqueeze", "chunk", "split",
-    "narrow", "flip", "roll", "swapaxes", "movedim", "moveaxis", "unbind", "repeat", "repeat_interleave",
-    "index_select", "select", "tensor_split",
-)  # fmt: skip
-for _name in _METHODS:
-    register_rule(_name)(_method(_name))
-    if hasattr(torch, _name):
-        register_rule(getattr(torch, _name))(_function(getattr(torch, _name)))
-for _target in (F.pad, F.channel_shuffle, torch.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, torch.tile):
-    register_rule(_target)(_function(_target))
+@register_rule(aten.index)
+def index(build: Builder, x: Any, indices: Any) -> Any:
+    """Places that a constant tells."""
+    if any(isinstance(part, Value) for part in indices):
+        build.fail("places that depend on the input cannot be converted")
+    return build.move(x, lambda places: aten.index(places, indices))
 
 
-@register_rule(operator.getitem)
-def item(build: Builder, x: Any, index: Any) -> Any:
-    """One of several values, or a slice of a value."""
-    return x[index] if isinstance(x, tuple) else build.move(x, lambda places: places[index])
+# -- writing in place -------------------------------------------------------------------------------------------------
+
+
+@rule_of_recorder(part_of)
+def part(build: Builder, base: Any, *view: Any) -> Any:
+    """The numbers that a view reads."""
+    return build.move(base, lambda places: part_of(places, *view))
+
+
+@rule_of_recorder(written)
+def overwritten(build: Builder, base: Any, new: Any, *view: Any) -> Any:
+    """A tensor with the numbers that a view reads exchanged for others."""
+    shape = base.shape if isinstance(base, Value) else base.shape[1:]
+    if not isinstance(new, Value):  # zeros in their place, to which the constant is added
+        zeros = torch.zeros(new.shape, dtype=torch.float64)
+        left = build.move(base, lambda p: written(p, zeros, *view), compose=False)
+        return build.affine(left, shift=build.aligned(left, written(torch.zeros(2, *shape), new.float(), *view)))
+    if not isinstance(base, Value):
+        mask = written(torch.ones(2, *shape, dtype=torch.bool), torch.zeros(1, dtype=torch.bool), *view)
+        constant = torch.where(mask, base, 0)
+        places = build.move(new, lambda p: written(torch.zeros(2, *shape, dtype=p.dtype), p, *view), compose=False)
+        return build.affine(places, shift=build.aligned(places, constant)) if constant.any() else places
+    counts = math.prod(shape), math.prod(new.shape)
+    flat = [build.move(x, lambda p: p.reshape(2, -1)) for x in (base, new)]
+
+    def choose(places: Tensor) -> Tensor:
+        before, after = places.split(counts, 1)
+        return written(before.reshape(2, *shape), after.reshape(2, *new.shape), *view)
+
+    return build.move(build.concat(flat), choose)
+
+
+@register_rule(aten.copy)
+def copy(build: Builder, x: Any, source: Any, non_blocking: bool = False) -> Any:
+    """Numbers written over others."""
+    shape = (2, *x.shape) if isinstance(x, Value) else x.shape
+    if not isinstance(source, Value):
+        return source.expand(shape)
+    return build.move(source, lambda p: p.expand(shape))
+
+
+@register_rule(aten.fill)
+def fill(build: Builder, x: Value, value: Any) -> Any:
+    """One number written over others."""
+    if isinstance(value, Value):
+        build.fail("a number that depends on the input is written over others")
+    return torch.full((2, *x.shape), float(value))
+
+
+@register_rule(aten.zero)
+def zero(build: Builder, x: Value) -> Any:
+    """Zeros written over others."""
+    return torch.zeros(2, *x.shape)
 
 
 # -- resizing ---------------------------------------------------------------------------------------------------------
 
-_NEAREST = ("nearest", "nearest-exact")
-_LINEAR = ("linear", "bilinear", "bicubic", "area")
+
+def _register_nearest(operator: Any) -> None:
+    @register_rule(operator)
+    def nearest(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Any:
+        return build.move(x, lambda places: operator(places, *args, **kwargs))
 
 
-def _resize(build: Builder, x: Value, function: Any, mode: str) -> Value:
+def _register_weighted(operator: Any) -> None:
+    @register_rule(operator)
+    def weighted(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
+        return _resize(build, x, lambda maps: operator(maps, *args, **kwargs))
+
+
+for _operator in (
+    aten.upsample_nearest1d, aten.upsample_nearest2d, aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d,
+):  # fmt: skip
+    _register_nearest(_operator)
+for _operator in (aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_bicubic2d):
+    _register_weighted(_operator)
+
+
+def _resize(build: Builder, x: Value, function: Any) -> Value:
     """Return what a resizing function makes of x, found out by calling it on maps that show where each number goes."""
-    if mode in _NEAREST:
-        moved: Value = build.move(x, function)
-        return moved
-    if mode not in _LINEAR:
-        build.fail(f"resizing with mode {mode!r} cannot be converted; known are {', '.join(_NEAREST + _LINEAR)}")
     maps = x.shape if len(x.shape) == 3 else (x.shape[0], 1, x.shape[1])
     weights = []
     for axis in (1, 2):
@@ -82,17 +145,3 @@ def _resize(build: Builder, x: Value, function: Any, mode: str) -> Value:
     rows, columns = weights
     size = (len(rows), len(columns)) if len(x.shape) == 3 else (len(columns),)
     return build.step(x, (x.shape[0], *size), Resample.Fields(rows=to_numpy(rows), columns=to_numpy(columns)))
-
-
-@register_rule(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-def upsample(build: Builder, module: Any, x: Value) -> Value:
-    """A larger map, of the nearest numbers or of weighted ones."""
-    return _resize(build, x, module, module.mode)
-
-
-@register_rule(F.interpolate)
-def interpolate(
-    build: Builder, x: Value, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **options: Any
-) -> Value:
-    """A larger or smaller map, of the nearest numbers or of weighted ones."""
-    return _resize(build, x, lambda p: F.interpolate(p, size, scale_factor, mode, **options), mode)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnn.converter.builder import Builder
 from bnn.converter.graph import Levels, Value
@@ -141,22 +141,8 @@ def _filters(weight: Tensor, groups: int) -> Tensor:
     return grouped.transpose(1, 2).reshape(-1, grouped.shape[1], *weight.shape[2:])
 
 
-def _refuse_size(build: Builder, output_size: Any) -> None:
-    if output_size is not None:
-        build.fail("a transposed convolution that is told its output's size cannot be converted; use output_padding")
-
-
-@register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d)
-def conv_transpose(build: Builder, module: Any, x: Value, output_size: Any = None) -> Value:
-    """Transposed convolution in float."""
-    _refuse_size(build, output_size)
-    m = module
-    weight = _filters(m.weight.detach(), m.groups)
-    return _transposed(build, x, weight, m.bias, m.groups, m.stride, m.padding, m.dilation, m.output_padding)
-
-
-@register_rule(F.conv_transpose1d, F.conv_transpose2d, torch.conv_transpose1d, torch.conv_transpose2d)
-def functional_conv_transpose(
+@register_rule(torch.ops.aten.conv_transpose1d, torch.ops.aten.conv_transpose2d)
+def conv_transpose(
     build: Builder, x: Value, weight: Any, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
 ) -> Value:  # fmt: skip
@@ -170,7 +156,8 @@ def functional_conv_transpose(
 @register_rule(QuantConvTranspose1d, QuantConvTranspose2d)
 def quantized_conv_transpose(build: Builder, layer: Any, x: Value, output_size: Any = None) -> Value:
     """Transposed convolution of bits where both sides have them, of floats elsewhere."""
-    _refuse_size(build, output_size)
+    if output_size is not None:
+        build.fail("a transposed convolution that is told its output's size cannot be converted; use output_padding")
     given, weight, scale = operands(build, layer, x)
     bias, m = (layer.bias if scale is None else None), layer
     y = _transposed(build, given, weight, bias, m.groups, m.stride, m.padding, m.dilation, m.output_padding)

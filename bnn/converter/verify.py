@@ -7,46 +7,55 @@ number of images of a batch is tried with other numbers of them.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, nn
 
+from bnn.converter.capture import BATCH, Captured, Node, Output, RunError, capture, leaves, mapped, random_inputs
 from bnn.converter.errors import ConversionError
 from bnn.converter.evaluate import Evaluation
 from bnn.converter.graph import Input, Moved, OffBatch, Refused, Value, live_values
-from bnn.converter.trace import BATCH, Traced
+from bnn.converter.lowering import Lowered
 
 # Largest difference that is rounding, as a share of the largest number computed or, times CANCELLED, read.
 ROUNDING = 1e-4
 CANCELLED = 1e-2
 # Mean difference, as a share of the mean, of values behind levels: some lie within rounding of a threshold.
 FEW_LEVELS = 0.02
-# Numbers of images with which is tried what a network does with the number of images.
-OTHER_BATCHES = (1, 5)
+# Numbers of images with which is tried what a network does with the number of images: the first of each with which it
+# runs at all.
+OTHER_BATCHES = ((1, 3), (5,))
 
 
-@dataclass(frozen=True)
-class Lowered:
-    """What a node of the graph was made into, and what it computes for a batch of BATCH images: both as they were then.
-
-    made, found: a Value and a tensor, or tuples of such, or anything else that does not depend on the images.
-    written: nodes of which the result is this one's from then on, as it works in place.
-    """
-
-    node: fx.Node
-    made: Any
-    found: Any
-    written: Sequence[fx.Node] = ()
+def check_recording(network: nn.Module, captured: Captured) -> None:
+    """ConversionError if the network computes something else when it runs again: it is no function of its input."""
+    with torch.no_grad():
+        again = network(*[node.results[0].clone() for node in captured.inputs])
+    if not _alike(captured.returned, again):
+        raise ConversionError(
+            f"{type(network).__name__} computes something else than when it was recorded: look for random numbers, for "
+            "what counts its calls, and for what asks whether gradients are recorded"
+        )
 
 
-def check_values(traced: Traced, lowered: Sequence[Lowered], outputs: list[Value]) -> None:
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        same = a.shape == b.shape and a.dtype == b.dtype
+        return same and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+    return a is b or type(a) is type(b)
+
+
+def check_values(lowered: Sequence[Lowered], outputs: list[Value]) -> None:
     """ConversionError at the first place where a value is something else than what PyTorch computes."""
     live = set(live_values(outputs))
     known: dict[Value, Tensor] = {}
     for item in lowered:
-        for value, real in _pairs(item.made, item.found):
+        for value, real in _pairs(item):
             if not isinstance(value, Input | Refused) and (value in live or value in known):
                 evaluation = Evaluation(known)
                 with torch._C.DisableTorchFunction():  # modes are for the network, not for what it is compared with
@@ -55,7 +64,7 @@ def check_values(traced: Traced, lowered: Sequence[Lowered], outputs: list[Value
                 if not _same(made, expected, evaluation):
                     difference, largest = float((made - expected).abs().max()), float(expected.abs().max())
                     raise ConversionError(
-                        f"{traced.places[item.node]}: its rule gives other numbers than the network computes "
+                        f"{item.node.place}: its rule gives other numbers than the network computes "
                         f"(difference {difference:.2g}, largest number {largest:.2g}). The rule is wrong, the planes "
                         "of a quantizer are not the numbers of its forward, or something changes what the place does, "
                         "such as an exchanged function, a mode or a tensor subclass"
@@ -68,12 +77,9 @@ def _plain(x: Tensor) -> Tensor:
     return x if x.is_floating_point() and x.dtype == torch.float32 else x.to(torch.float32)
 
 
-def _pairs(made: Any, found: Any) -> list[tuple[Value, Tensor]]:
-    if isinstance(made, Value) and isinstance(found, Tensor):
-        return [(made, found)]
-    if isinstance(made, tuple | list) and isinstance(found, tuple | list):
-        return [pair for a, b in zip(made, found, strict=True) for pair in _pairs(a, b)]
-    return []
+def _pairs(item: Lowered) -> list[tuple[Value, Tensor]]:
+    """Return each value that a node was made into, and its numbers."""
+    return [pair for pair in zip(item.made, item.node.results, strict=True) if isinstance(pair[0], Value)]
 
 
 def _same(made: Tensor, real: Tensor, evaluation: Evaluation) -> bool:
@@ -94,111 +100,126 @@ def _same(made: Tensor, real: Tensor, evaluation: Evaluation) -> bool:
     return evaluation.quantized and float(difference.mean()) <= FEW_LEVELS * float(sizes.mean())
 
 
-def check_batches(traced: Traced, lowered: Sequence[Lowered]) -> None:
+def check_batches(
+    network: nn.Module, examples: Sequence[Tensor], lowered: Sequence[Lowered], outputs: list[Value]
+) -> None:
     """ConversionError at the first place that treats an image in another way in a batch of another size."""
-    for count in OTHER_BATCHES:
-        _Batch(traced, count).run(lowered)
+    live = set(live_values(outputs))
+    for seed, counts in enumerate(OTHER_BATCHES, 1):
+        for count in counts:
+            try:
+                captured = capture(network, random_inputs(examples, count, seed))
+            except RunError as error:
+                if count != counts[-1]:
+                    continue
+                raise ConversionError(
+                    f"{error.place}: does not run on a batch of {count} images as it does on one of {BATCH}: "
+                    f"{error.reason}"
+                ) from None
+            _Batch(captured, count, live).run(lowered)
+            break
 
 
 class _Batch:
-    """Runs what depends on the number of images, for another number, on the images of the trial in turns."""
+    """Holds a recording of another number of images, node by node, against that of the trial.
 
-    def __init__(self, traced: Traced, count: int):
-        self.traced, self.count = traced, count
+    A node that does not treat its arguments as in the trial runs again, on the trial's own numbers for images of the
+    trial in turns: signs of other numbers may fall otherwise.
+    """
+
+    def __init__(self, captured: Captured, count: int, live: set[Value]):
+        self.nodes, self.count, self.live = captured.nodes, count, live
         self.images = torch.arange(count) % BATCH
-        self.modules = dict(traced.module.named_modules())
-        # What nodes computed for the images of the trial, each by itself, and what others computed for this batch.
-        self.images_of: dict[fx.Node, Any] = {}
+        # Nodes of the trial whose results are images, each by itself; and of others, what they compute here.
+        self.of_images: dict[Node, Node] = {}
+        self.others: dict[Output, Any] = {}
         self.values_before: set[Value] = set()
-        self.values: dict[fx.Node, Any] = {}
-        # Nodes that are made of the images, and those that are made of their number alone.
-        self.of_images: set[fx.Node] = set()
-        self.by_count: set[fx.Node] = set()
 
     def run(self, lowered: Sequence[Lowered]) -> None:
-        for item in lowered:
-            self._run(item)
-            for node in item.written:
-                self.images_of[node] = item.found
+        for item, here in zip(lowered, self.nodes, strict=False):
+            if here.target is not item.node.target or len(here.results) != len(item.node.results):
+                self._fail(item.node, "does something else")
+            self._node(item, here)
+        if len(self.nodes) != len(lowered):
+            self._fail([item.node for item in lowered][-1], "is not the end, as it is of what is done")
 
-    def _run(self, item: Lowered) -> None:
-        depends = any(node in self.by_count for node in item.node.all_input_nodes)
-        pairs = _pairs(item.made, item.found)
-        if not pairs:
-            self._constant(item, depends)
-            return
-        self.of_images.add(item.node)
-        if any(isinstance(value, OffBatch) for value, _ in pairs):
-            self.values[item.node] = self._call(item)
-            return
-        self.images_of[item.node] = item.found
-        # Views of one image may be views of a batch of two alone.
-        moves = item.node.op in ("call_function", "call_method") and any(
-            isinstance(value, Moved) or value in self.values_before for value, _ in pairs
+    def _fail(self, node: Node, what: str) -> None:
+        raise ConversionError(
+            f"{node.place}: {what} in a batch of {self.count} than in one of {BATCH}: only what does not depend on the "
+            f"number of images, and on nothing else than the images, can be converted"
         )
-        self.values_before.update(value for value, _ in pairs)
-        if depends or moves:
-            self._compare(item)
 
-    def _constant(self, item: Lowered, depends: bool) -> None:
+    def _node(self, item: Lowered, here: Node) -> None:
         node = item.node
-        of_images = any(operand in self.of_images for operand in node.all_input_nodes)
-        if not depends and not of_images:
-            self.values[node] = item.found
+        pairs = _pairs(item)
+        if not pairs:  # made of constants, or of the number of images alone
+            for i, x in enumerate(here.results):
+                self.others[Output(here, i)] = x
             return
-        self.values[node] = self._call(item)
-        if not _equal(self.values[node], item.found):
-            self.by_count.add(node)
+        if node.target is None:
+            self._is_alike(item, here)
+            return
+        if any(isinstance(value, OffBatch) for value, _ in pairs):
+            for i, x in enumerate(self._call(node, here)):
+                self.others[Output(here, i)] = x
+            return
+        # Views of one image may be views of a batch of two alone.
+        moves = any(isinstance(value, Moved) or value in self.values_before for value, _ in pairs)
+        needed = any(value in self.live for value, _ in pairs)
+        if needed and (moves or not self._has_same_arguments(node, here)):
+            self._compare(item, here)
+        self._is_alike(item, here)
 
-    def _spread(self, found: Any) -> Any:
-        """Return what each of the images gave, in the batch."""
-        if isinstance(found, Tensor):
-            return found[self.images]
-        if isinstance(found, tuple | list):
-            return tuple(map(self._spread, found))
-        return found
+    def _is_alike(self, item: Lowered, here: Node) -> None:
+        self.of_images[here] = item.node
+        self.values_before.update(value for value, _ in _pairs(item))
 
-    def _call(self, item: Lowered) -> Any:
-        node = item.node
+    def _has_same_arguments(self, node: Node, here: Node) -> bool:
+        mine, theirs = leaves((here.args, here.kwargs)), leaves((node.args, node.kwargs))
+        return len(mine) == len(theirs) and all(map(self._is_same, mine, theirs))
 
-        def argument(operand: fx.Node) -> Any:
-            if operand in self.images_of:
-                return self._spread(self.images_of[operand])
-            value = self.values[operand]
-            return value.clone() if isinstance(value, Tensor) else value
+    def _is_same(self, mine: Any, theirs: Any) -> bool:
+        if isinstance(mine, Output) and isinstance(theirs, Output):
+            if self.of_images.get(mine.node) is theirs.node:
+                return mine.index == theirs.index
+            found = self.others.get(mine)
+            return isinstance(found, Tensor) and _is_equal(found, theirs.node.results[theirs.index])
+        if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+            return mine is theirs or _is_equal(mine, theirs)
+        return type(mine) is type(theirs) and bool(mine == theirs)
 
-        args: Any = fx.map_arg(node.args, argument)
-        kwargs: Any = fx.map_arg(node.kwargs, argument)
+    def _argument(self, part: Any) -> Any:
+        if not isinstance(part, Output):
+            return part
+        node = self.of_images.get(part.node)
+        if node is not None:
+            return node.results[part.index][self.images]
+        return self.others[part].clone()
+
+    def _call(self, node: Node, here: Node) -> list[Tensor]:
+        args, kwargs = mapped((here.args, here.kwargs), self._argument)
+        assert here.run is not None
         try:
-            if node.op == "call_module":
-                return self.modules[str(node.target)](*args, **kwargs)
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            assert callable(node.target)
-            return node.target(*args, **kwargs)
+            with torch.inference_mode():
+                return [x for x in leaves(here.run(*args, **kwargs)) if isinstance(x, Tensor)]
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ConversionError(
-                f"{self.traced.places[node]}: does not run on a batch of {self.count} images as it does on one of "
-                f"{BATCH}: {error}"
+                f"{node.place}: does not run on a batch of {self.count} images as it does on one of {BATCH}: {error}"
             ) from None
 
-    def _compare(self, item: Lowered) -> None:
-        expected = [real[self.images] for _, real in _pairs(item.made, item.found)]
-        found = [real for _, real in _pairs(item.made, self._call(item))]
-        for a, b in zip(expected, found, strict=True):
+    def _compare(self, item: Lowered, here: Node) -> None:
+        for (_, real), b in zip(_pairs(item), self._of_values(item, self._call(item.node, here)), strict=True):
+            a = real[self.images]
             # A squeeze takes the axis of the batch off too where there is one image.
             if self.count == 1 and a.numel() == b.numel():
                 b = b.reshape(a.shape)
             if a.shape != b.shape or not torch.allclose(a.float(), b.float(), rtol=1e-5, atol=1e-6, equal_nan=True):
-                raise ConversionError(
-                    f"{self.traced.places[item.node]}: gives an image other numbers in a batch of {self.count} than in "
-                    f"one of {BATCH}: only what does not depend on the number of images can be converted"
-                )
+                self._fail(item.node, "gives an image other numbers")
+
+    @staticmethod
+    def _of_values(item: Lowered, found: list[Tensor]) -> list[Tensor]:
+        return [x for value, x in zip(item.made, found, strict=True) if isinstance(value, Value)]
 
 
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return bool(a == b) if type(a) is type(b) else False
+def _is_equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)

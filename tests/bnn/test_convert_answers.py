@@ -203,11 +203,11 @@ def test_forward_of_a_class(monkeypatch):
         bnn.convert(nn.Sequential(QuantConv2d(4, 6, 3, **BITS)).eval(), images(1, 4, 6, 6))
 
 
-def test_an_exchanged_function_is_refused_where_a_module_calls_it(monkeypatch):
+def test_an_exchanged_function_counts_where_a_module_calls_it(monkeypatch):
+    torch.manual_seed(0)
     linear = F.linear
     monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: 2 * linear(x, weight, bias))
-    with pytest.raises(ConversionError, match=r"^0: its rule gives other numbers"):
-        bnn.convert(chain().eval(), images(1, 12))
+    same(chain(), 12)
 
 
 class Twice(TorchFunctionMode):
@@ -229,19 +229,18 @@ class Heavy(torch.Tensor):
 
 
 def test_modes_and_tensor_subclasses():
-    with Twice(), pytest.raises(ConversionError, match=r"^0: its rule gives other numbers"):
-        bnn.convert(chain().eval(), images(1, 12))
+    torch.manual_seed(0)
+    with Twice():
+        same(chain(), 12)
 
     def inside(m, x):
         with Twice():
             return m.a(x)
 
-    with pytest.raises(ConversionError, match="computes something else than the model, first at a"):
-        bnn.convert(Network(inside).eval(), images(1, 12))
+    same(Network(inside), 12)
     model = chain()
     model[2].weight = nn.Parameter(model[2].weight.data.as_subclass(Heavy))
-    with pytest.raises(ConversionError, match=r"^2: its rule gives other numbers"):
-        bnn.convert(model.eval(), images(1, 12))
+    same(model, 12)
 
 
 class TimesTwo(nn.Module):
@@ -317,7 +316,7 @@ BY_COUNT = {
 
 @pytest.mark.parametrize("name", BY_COUNT)
 def test_what_depends_on_the_number_of_images_is_refused(name):
-    with pytest.raises(ConversionError, match=r"^\w+: "):
+    with pytest.raises(ConversionError, match=r"^[\w.]+: "):
         bnn.convert(Network(BY_COUNT[name]).eval(), images(1, 12))
 
 
@@ -369,7 +368,7 @@ def test_autocast(dtype):
             y = m.a(x)
         return m.b(y.float())
 
-    with pytest.raises(ConversionError, match=r"first at a or before.*autocast"):
+    with pytest.raises(ConversionError, match=r"^a\._to_copy: gives .*float16.*autocast"):
         bnn.convert(Network(inside).eval(), images(1, 12))
     torch.manual_seed(0)
     model = upset(nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), QuantConv2d(8, 4, 3, **BITS), nn.BatchNorm2d(4)))

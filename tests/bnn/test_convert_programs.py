@@ -1,0 +1,106 @@
+"""Python code that a network may have: what looks at shapes runs, what looks at data is refused with its line."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conversion import check, images
+from torch import nn
+
+import bnn
+from bnn.converter import ConversionError
+from bnn.layers import QuantLinear
+from bnn.quantizers import SteSign, XnorWeight
+
+
+class Program(nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+        self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 5)
+        self.bits = QuantLinear(12, 12, weight_quantizer=XnorWeight, input_quantizer=SteSign)
+
+    def forward(self, x):
+        return self.b(self.run(self, self.a(x)))
+
+
+def on_shapes(m, x):
+    assert x.shape[-1] % 4 == 0, "features"
+    parts = [x[:, i : i + 4] * (i + 1) for i in range(0, x.size(1), 4)]
+    if x.ndim == 2 and x.shape[1] > 3:
+        parts.reverse()
+    return torch.cat(parts, 1) * int(x.shape[1]) ** -0.5
+
+
+def made_here(m, x):
+    return nn.LayerNorm(12)(nn.Sequential(nn.Hardtanh(), nn.Identity())(x))
+
+
+SPELLED = {
+    "on shapes": on_shapes,
+    "made here": made_here,
+    "by keyword": lambda m, x: torch.clamp(input=m.bits(x), min=-1, max=torch.tensor(1.0)),
+    "composed": lambda m, x: F.tanhshrink(x.clip(-2, 2).swapaxes(0, 1).T.subtract(0.5).true_divide(2)),
+    "batch norm": lambda m, x: F.batch_norm(x, m.b.weight[0], m.b.weight[1].abs() + 0.5),
+    "unpacked": lambda m, x: torch.stack([*x.view(*x.shape[:-1], 3, 4).unbind(1)], 2).flatten(1),
+    "softmax without axis": lambda m, x: F.softmax(x),
+    "relu of every kind": lambda m, x: F.relu6(F.relu(x) + x.relu() + torch.relu_(x.clone()) + nn.ReLU()(x)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@pytest.mark.parametrize("name", SPELLED)
+def test_what_runs_converts(name):
+    torch.manual_seed(0)
+    check(Program(SPELLED[name]).eval(), images(5, 12))
+
+
+def by_number(m, x):
+    return x * float(x.max())
+
+
+def by_array(m, x):
+    return x * torch.from_numpy(np.sign(x.numpy()))
+
+
+def by_branch(m, x):
+    return x if (x > 0).all() else -x
+
+
+@pytest.mark.parametrize("run", [by_number, by_array, by_branch])
+def test_what_depends_on_data_is_refused_with_its_line(run):
+    line = inspect.getsourcelines(run)[1] + 1
+    with pytest.raises(ConversionError, match=rf"test_convert_programs\.py:{line}\)"):
+        bnn.convert(Program(run).eval(), images(1, 12))
+
+
+def test_a_refused_operation_is_named_with_its_line():
+    def run(m, x):
+        return torch.special.erfcx(x)
+
+    line = inspect.getsourcelines(run)[1] + 1
+    with pytest.raises(ConversionError, match=rf"^special_erfcx: .*\(test_convert_programs\.py:{line}\)$"):
+        bnn.convert(Program(run).eval(), images(1, 12))
+
+
+def test_code_that_asks_for_the_number_of_images():
+    other = {1: lambda x: x * 2, 5: torch.tanh}
+    for count, change in other.items():
+        program = Program(lambda m, x, n=count, f=change: f(x) if len(x) == n else x)
+        with pytest.raises(ConversionError, match="only what does not depend on the number of images"):
+            bnn.convert(program.eval(), images(1, 12))
+
+
+def test_a_network_that_does_not_run_on_one_image():
+    torch.manual_seed(0)
+    check(Program(lambda m, x: x.squeeze() * torch.ones(len(x), 12).unbind(1)[0][:, None]).eval(), images(5, 12))
+
+
+def test_nothing_is_left_on_the_network():
+    torch.manual_seed(0)
+    network = Program(lambda m, x: m.bits(x)).eval()
+    before = [{**vars(module)} for module in network.modules()]
+    bnn.check_parity(network, bnn.convert(network, images(1, 12)), images(3, 12))
+    assert [{**vars(module)} for module in network.modules()] == before
