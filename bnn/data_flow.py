@@ -105,6 +105,54 @@ def _executed(model: nn.Module, layers: Mapping[str, nn.Module], example: Tensor
     return DataFlow(frozenset(order[:1]), frozenset(order[-1:]), frozenset())
 
 
+def readers_of_input(
+    model: nn.Module, layers: Mapping[str, nn.Module], example: Tensor | tuple[Any, ...] | None = None
+) -> list[str]:
+    """Return what reads a model's first input: paths of layers, and names of anything else.
+
+    Where torch.fx cannot trace the model it is run on `example`, and only a layer that is handed the very input is
+    found.
+    """
+    names = {id(module): path for path, module in layers.items()}
+    if id(model) in names:
+        return [names[id(model)]]
+    try:
+        graph = _Tracer(layers.values()).trace(model)
+    except Exception:  # fx runs the model's own code on proxies: anything can be raised
+        return [] if example is None else _handed(model, layers, example)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    first = next(node for node in graph.nodes if node.op == "placeholder")
+    return [
+        names.get(id(modules[str(node.target)]), str(node.target)) if node.op == "call_module" else node.name
+        for node in first.users
+    ]
+
+
+def _handed(model: nn.Module, layers: Mapping[str, nn.Module], example: Tensor | tuple[Any, ...]) -> list[str]:
+    given = example if isinstance(example, tuple) else (example,)
+    found: list[str] = []
+
+    def watch(path: str, inputs: tuple[Any, ...]) -> None:
+        if inputs and inputs[0] is given[0]:
+            found.append(path)
+
+    handles = [
+        module.register_forward_pre_hook(lambda _module, inputs, path=path: watch(path, inputs))
+        for path, module in layers.items()
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(*given)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for handle in handles:
+            handle.remove()
+    return found
+
+
 def data_flow(
     model: nn.Module, layers: Mapping[str, nn.Module], example: Tensor | tuple[Any, ...] | None = None
 ) -> DataFlow:

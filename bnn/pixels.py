@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
+from bnn.layers.base import QuantizerFactory
 from bnn.layers.pixel_normalize import PixelNormalize
+from bnn.quantizers.lsq import LsqWeight
 from bnn.quantizers.pixel_levels import LARGEST_PIXEL, PixelLevels, check_statistics
 
 
@@ -24,6 +27,16 @@ class Pixels:
 
     def __post_init__(self) -> None:
         check_statistics(self.mean, self.std, self.max_value, None)
+
+
+def pixel_levels(pixels: Pixels) -> QuantizerFactory:
+    """Return the input quantizer of a first layer on the levels of pixels."""
+    return partial(PixelLevels, mean=pixels.mean, std=pixels.std, max_value=pixels.max_value)
+
+
+def eight_bits() -> QuantizerFactory:
+    """Return the weight quantizer of such a layer: 8 bits, a learned step for each filter."""
+    return partial(LsqWeight, bits=8, per_channel=True)
 
 
 def _readers(network: nn.Module) -> list[PixelNormalize | PixelLevels]:

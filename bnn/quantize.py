@@ -3,9 +3,10 @@
 import copy
 import glob
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from bnn import presets
 from bnn.data_flow import DataFlow, data_flow
 from bnn.layers import (
+    PixelNormalize,
     QuantConv1d,
     QuantConv2d,
     QuantConv3d,
@@ -23,6 +25,8 @@ from bnn.layers import (
     QuantLinear,
 )
 from bnn.layers.base import QuantizerFactory, QuantLayer
+from bnn.pixels import Pixels, eight_bits, pixel_levels
+from bnn.quantize_stem import check_stem, stem_path, take_deviations
 from bnn.quantizers.base import FullPrecision
 
 # A type of module, or a glob pattern of dotted paths, "first" or "last".
@@ -85,6 +89,8 @@ def quantize(
     replace: Mapping[type[nn.Module], Callable[[], nn.Module]] | None = None,
     share_parameters: bool = False,
     example_input: Tensor | tuple[Any, ...] | None = None,
+    stem: Literal["fp32", "int8"] | None = None,
+    pixels: Pixels | None = None,
 ) -> nn.Module:
     """Return a new model with every Conv and ConvTranspose (1d, 2d, 3d), Linear and Embedding quantized; `model` stays.
 
@@ -111,6 +117,11 @@ def quantize(
     share_parameters: the new model holds the very Parameter objects of `model`, so that an optimizer stays valid and
         no memory is needed twice; training one model then trains both. By default they are copies.
     example_input: a tensor or a tuple of arguments, needed only if torch.fx cannot trace the model.
+    stem, pixels: let a model of normalized images take pixels instead, uint8 or floats of the same values; pixels says
+        how its images were normalized, `bnn.Pixels(mean, std)`. "fp32": PixelNormalize comes first. "int8": the first
+        convolution, whatever skip and rules say, has 8-bit weights (LSQ, a step for each filter) on the levels of
+        pixels, an exact integer layer when packed. Where deviations differ between channels its latent weights take
+        that up, so that the model stays the same function but for the rounding of weights.
 
     Raises ValueError, with dotted paths, on what cannot be quantized or would be quantized without effect (subclasses
     of the layers above, attention, recurrent layers, padding modes, hooks), on a pattern or type that matches nothing,
@@ -119,23 +130,32 @@ def quantize(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"bnn.quantize takes a model, got {type(model).__name__}")
+    check_stem(stem, pixels)
     general = _general(preset, bits, weight_bits, activation_bits, weight_quantizer, input_quantizer)
     inputs = bits if activation_bits is None else activation_bits
     general |= {"pad_value": pad_value} | ({} if input_scale is None else {"input_scale": input_scale})
-    given = _checked_rules(rules or {})
+    rules_given = _checked_rules(rules or {})
     chosen = _checked_skip(skip)
     _check_lazy(model)
     model = _copied(model, share_parameters)
-    by_path = _as_paths([*chosen, *given], model)
+    by_path = _as_paths([*chosen, *rules_given], model)
     skipped = [path for pattern in chosen for path in by_path[pattern]]
-    ruled = {path: rule for pattern, rule in given.items() for path in by_path[pattern]}
+    ruled = {path: rule for pattern, rule in rules_given.items() for path in by_path[pattern]}
     _check_patterns([*skipped, *ruled], [name for _, names in _paths(model) for name in names])
     model = _replaced(model, replace or {}, skipped)
     paths = _paths(model)
     layers = {names[0]: module for module, names in paths if isinstance(module, _WITH_WEIGHTS)}
-    flow = _flow(model, layers, {*skipped, *ruled} & {"first", "last"}, example_input)
+    asked = {"first"} if stem == "int8" else set()
+    flow = _flow(model, layers, asked | {*skipped, *ruled} & {"first", "last"}, example_input)
     exchanged: dict[int, nn.Module] = {}
+    if stem == "int8" and pixels is not None:
+        path = stem_path(model, layers, flow, example_input)
+        given: Any = {"weight_quantizer": eight_bits(), "input_quantizer": pixel_levels(pixels)}
+        exchanged[id(layers[path])] = first = _quantized(path, layers[path], given)
+        take_deviations(path, first, pixels, share_parameters)
     for module, names in paths:
+        if id(module) in exchanged:
+            continue
         if any(_matches(pattern, names, flow, within=True) for pattern in skipped):
             continue
         options: dict[str, Any] | None = dict(general)
@@ -149,7 +169,13 @@ def quantize(
         elif options is not None and isinstance(module, _WITH_WEIGHTS) and not isinstance(module, QuantLayer):
             raise ValueError(f"{names[0]}: {_why_not(module)}; put it into skip to leave it as it is")
     _warn_of_blind_layers(flow, {names[0]: exchanged[id(m)] for m, names in paths if id(m) in exchanged})
-    return _exchange(model, exchanged)
+    model = _exchange(model, exchanged)
+    if pixels is None or stem == "int8":
+        return model
+    first = PixelNormalize(pixels.mean, pixels.std, pixels.max_value)
+    whole = nn.Sequential(OrderedDict(pixels=first, network=model))
+    whole.training = first.training = model.training  # and what is within stays as it is
+    return whole
 
 
 # -- the policy --------------------------------------------------------------------------------------------------------

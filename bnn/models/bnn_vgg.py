@@ -5,9 +5,9 @@ from typing import Unpack
 from torch import nn
 
 from bnn.layers import QuantConv2d, QuantLinear
-from bnn.models.first_layer import StemKind, as_pixels, eight_bits, normalization, pixel_levels
+from bnn.models.first_layer import StemKind, as_pixels, normalization
 from bnn.models.options import LayerOptions, for_linear, scaled
-from bnn.pixels import Pixels
+from bnn.pixels import Pixels, eight_bits, pixel_levels
 from bnn.quantizers import FullPrecision
 
 # BinaryNet's code, CIFAR-10.

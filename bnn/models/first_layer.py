@@ -1,15 +1,12 @@
 """The first convolution of a model: in FP32, or of 8-bit weights on the bytes of pixels."""
 
 from collections import OrderedDict
-from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 
 from bnn.layers import PixelNormalize, QuantConv2d
-from bnn.layers.base import QuantizerFactory
-from bnn.pixels import Pixels
-from bnn.quantizers import LsqWeight, PixelLevels
+from bnn.pixels import Pixels, eight_bits, pixel_levels
 
 StemKind = Literal["fp32", "int8"]
 
@@ -26,16 +23,6 @@ def as_pixels(stem: StemKind, pixels: Pixels | bool) -> Pixels | None:
     if not isinstance(pixels, bool):
         raise ValueError(f"pixels must be bnn.Pixels(mean, std), True or False, got {pixels!r}")
     return Pixels() if pixels or stem == "int8" else None
-
-
-def pixel_levels(pixels: Pixels) -> QuantizerFactory:
-    """Return the input quantizer of a first layer on the levels of pixels."""
-    return partial(PixelLevels, mean=pixels.mean, std=pixels.std, max_value=pixels.max_value)
-
-
-def eight_bits() -> QuantizerFactory:
-    """Return the weight quantizer of such a layer: 8 bits, a learned step for each filter."""
-    return partial(LsqWeight, bits=8, per_channel=True)
 
 
 def normalization(in_channels: int, stem: StemKind, pixels: Pixels | bool) -> OrderedDict[str, nn.Module]:

@@ -211,3 +211,87 @@ def test_gradients_reach_weights_and_steps():
     layer(pixels(2, 3, 6, 6)).square().sum().backward()
     assert float(layer.weight.grad.abs().sum()) > 0
     assert float(layer.weight_quantizer.step.grad.abs().sum()) > 0
+
+
+# -- bnn.quantize -----------------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """A float model of normalized images; `before` is what stands in its forward before the first convolution."""
+
+    def __init__(self, before=lambda x: x, groups=1):
+        super().__init__()
+        self.before = before
+        self.first = nn.Conv2d(3, 12, 3, 2, 1, groups=groups)
+        self.norm = nn.BatchNorm2d(12)
+        self.second = nn.Conv2d(12, 8, 3)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.second(torch.nn.functional.hardtanh(self.norm(self.first(self.before(x)))))
+        return self.last(x.mean((2, 3)))
+
+
+PIXELS = bnn.Pixels(MEAN, (0.1, 0.2, 0.4))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_quantize_gives_any_model_a_stem_of_pixels(groups):
+    """The same function but for 8 bits, though one deviation stands for three: the weights take the rest up."""
+    model, x = upset(Plain(groups=groups)), pixels(6, 3, 12, 12)
+    normalized = PixelNormalize(MEAN, PIXELS.std)(x)
+    ours = bnn.quantize(model, **{"weight_quantizer": XnorWeight}, skip=["*"], stem="int8", pixels=PIXELS)
+    bnn.calibrate(ours, [x.float()])
+    with torch.no_grad():
+        before, after = model.first(normalized), ours.first(x)
+    step = float(ours.first.weight_quantizer.step.detach().max())
+    assert float((before - after).abs().max()) < 0.1 * float(before.abs().max()) + 27 * step
+    torch.testing.assert_close(before.mean(), after.mean(), rtol=0.05, atol=0.02)
+    binary = bnn.quantize(model, "bnn", stem="int8", pixels=PIXELS)
+    assert type(binary.second.input_quantizer) is SteSign
+    assert type(binary.last) is nn.Linear
+    check(trained(binary, x), x)
+
+
+def test_quantize_puts_the_normalization_before_a_float_stem():
+    model, x = upset(Plain()), pixels(6, 3, 12, 12)
+    ours = bnn.quantize(model, "bnn", pixels=PIXELS)
+    assert list(dict(ours.named_children())) == ["pixels", "network"]
+    packed, _ = check(ours, x)
+    assert packed.input_dtypes == ["uint8"]
+    with torch.no_grad():
+        twin = bnn.quantize(model, "bnn")(PixelNormalize(MEAN, PIXELS.std)(x))
+        torch.testing.assert_close(ours(x), twin, rtol=0, atol=0)
+
+
+def untraceable(x):
+    return x if x.sum() > -1e9 else -x
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        (Plain(), {"stem": "int4"}, "stem must be 'fp32' or 'int8'"),
+        (Plain(), {"stem": "int8"}, r"say how images were normalized with pixels=bnn\.Pixels"),
+        (Plain(lambda x: (x - 0.5) / 0.2), {}, r"goes into sub.*Normalization in forward belongs into"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(432, 4)), {}, "here 1 comes first, a Linear"),
+        (nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 3)), {}, "goes into 0"),
+        (Plain(), {"share_parameters": True}, "first: its weights take up"),
+        (Plain(untraceable), {}, "cannot be traced"),
+    ],
+)
+def test_stems_that_quantize_refuses(model, options, words):
+    given = {"stem": "int8", "pixels": None if options.get("stem") == "int8" else PIXELS} | options
+    with pytest.raises(ValueError, match=words):
+        bnn.quantize(model, "bnn", **given)
+
+
+def test_stems_of_models_that_cannot_be_traced():
+    x = torch.randn(1, 3, 12, 12)
+    ours = bnn.quantize(Plain(untraceable), "bnn", stem="int8", pixels=PIXELS, example_input=x)
+    assert isinstance(ours.first.input_quantizer, PixelLevels)
+    model = Plain(lambda x: untraceable(x) * 2)
+    with pytest.raises(ValueError, match="goes into nothing"):
+        bnn.quantize(model, "bnn", stem="int8", pixels=PIXELS, example_input=x)
+    with pytest.raises(TypeError, match=r"pixels must be bnn\.Pixels"):
+        bnn.quantize(Plain(), "bnn", pixels=(MEAN, STD))

@@ -45,6 +45,7 @@ def as_levels(x):
         (1, 5, 5, 1, {}),
         (3, 33, 3, 1, {"padding": 2, "dilation": 2}),
         (6, 6, 3, 3, {"padding": 1}),
+        (5, 10, 3, 5, {"padding": 1}),
         (2, 9, 1, 1, {"padding": 1, "stride": 2}),
     ],
 )
@@ -64,6 +65,17 @@ def test_sums_are_those_of_pixels_less_their_zero_points(
         expected = plain_conv(real, weight, groups=groups, **how)
         np.testing.assert_array_equal(conv(as_levels(x)), expected)
         np.testing.assert_array_equal(conv(bk.pack_levels(x.astype(np.int64), BYTE, False)), expected)
+
+
+def test_depthwise_layers_take_zero_points_too():
+    """With the kernels that are chosen for them, not forced ones."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.integers(0, 256, (2, 40, 9, 9), np.uint8), rng.integers(-64, 64, (40, 1, 3, 3))
+    zero = ZeroPoints(64, tuple(range(0, 8000, 200)))
+    codes = (weight & 127).astype(np.uint8)
+    conv = bk.PackedConv2d.from_codes(codes, SEVEN_BITS, False, padding=1, groups=40, zero=zero)
+    real = 64 * x.astype(np.int64) - np.array(zero.points).reshape(-1, 1, 1)
+    np.testing.assert_array_equal(conv(as_levels(x)), plain_conv(real, weight, padding=1, groups=40))
 
 
 def test_sums_with_zero_points_that_could_overflow_are_refused():
