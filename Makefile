@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python -m
+# Processes of the test suite.
+JOBS ?= 2
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
@@ -19,10 +21,10 @@ demo: $(STAMP) ## train, convert, check, time and draw: accuracy against bits on
 	$(RUN) experiments.demo
 
 test: lint $(STAMP) ## lint, type check and the whole test suite (also: make test-fast)
-	$(RUN) pytest -q
+	$(RUN) pytest -q -n $(JOBS) --dist worksteal
 
 test-fast: $(STAMP) ## the test suite without lint and types
-	$(RUN) pytest -q
+	$(RUN) pytest -q -n $(JOBS) --dist worksteal
 
 lint: $(STAMP) ## ruff (lint, format) and mypy
 	$(RUN) ruff check .

@@ -1,6 +1,7 @@
 """What a training run is made of, built from its config: data, network, classifier, Trainer's arguments."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,22 @@ def _check_quantizer(config: DictConfig) -> None:
         check(node, f"quantizer.{key}")
 
 
+def _check_classes(network: Any, data: Any, config: DictConfig) -> None:
+    """Raise ConfigError if a network has fewer outputs than the data has classes."""
+    import torch
+
+    probe = copy.deepcopy(network).eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of quantizers that wait for training
+        outputs = probe(torch.zeros(1, *data.input_shape)).shape[-1]
+    if outputs < data.num_classes:
+        option = "model.num_classes" if "num_classes" in config.model else "+model.num_classes"
+        raise ConfigError(
+            f"{config.model._target_} has {outputs} outputs, {data.name} has {data.num_classes} classes: give "
+            f"{option}={data.num_classes}"
+        )
+
+
 def build_parts(config: DictConfig) -> Parts:
     """Build everything that a run needs; ConfigError names the key of what cannot be built.
 
@@ -82,6 +99,7 @@ def build_parts(config: DictConfig) -> Parts:
         raise ConfigError(
             f"{config.model._target_} does not take {data.name}'s {data.input_shape} images: {error}"
         ) from error
+    _check_classes(network, data, config)
     classifier = build(config, "classifier")
     try:
         classifier(copy.deepcopy(network)).configure_optimizers()

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 PROJECTS = {name: tomllib.loads((ROOT / name / "pyproject.toml").read_text()) for name in (".", "kernels")}
 # Import names that are not the distribution's.
 DISTRIBUTIONS = {
+    "PIL": "pillow",
     "hydra": "hydra-core",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",

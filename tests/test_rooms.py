@@ -16,7 +16,7 @@ ALLOWED = {
     "bitplanes": set(),  # the command starts the others by name
     "kernels/bnn_kernels": {"numpy", "numba", "llvmlite", "safetensors"},
     "bnn": {"torch", "numpy", "yaml"},  # yaml for the presets
-    "bnn/data": {"torch", "numpy", "pooch", "sklearn"},
+    "bnn/data": {"torch", "numpy", "pooch", "sklearn", "scipy", "PIL", "tqdm"},
     "bnn/training": {"torch", "numpy", "lightning"},
     "bnn/converter": {"torch", "numpy", "bnn_kernels"},
     "experiments": {
@@ -107,7 +107,7 @@ def test_nothing_else_of_bnn_imports_the_converter():
     [
         ("bnn_kernels", ("torch", "lightning", "hydra", "matplotlib", "bnn")),
         ("bnn", ("yaml", "lightning", "numba", "bnn_kernels", "hydra", "matplotlib", "sklearn", "pooch")),
-        ("bnn.data", ("lightning", "numba", "hydra", "sklearn", "pooch")),
+        ("bnn.data", ("lightning", "numba", "hydra", "sklearn", "pooch", "scipy", "PIL")),
         ("bnn.training", ("numba", "hydra", "bnn_kernels")),
         ("bnn.converter", ("lightning", "hydra", "matplotlib")),
         ("paper_figures.accuracy_vs_bits", ("torch", "lightning", "numba", "hydra")),

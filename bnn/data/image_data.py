@@ -26,7 +26,7 @@ class Split:
 class ImageData:
     """A data set with fixed splits. The test split is never used to choose anything.
 
-    max_value: the pixel value that stands for 1.0 (255, or 16 for the digits).
+    max_value: the pixel value that stands for 1.0 (255, or 16 for the digits). classes: their names, or none.
     """
 
     name: str
@@ -35,6 +35,7 @@ class ImageData:
     test: Split
     num_classes: int
     max_value: int = 255
+    classes: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -1,6 +1,10 @@
 """Fixed splits: the same for every run, whatever its seed."""
 
 import numpy as np
+import torch
+
+from bnn.data.errors import DataError
+from bnn.data.image_data import Split
 
 # The splits' own seed. Changing it makes all earlier results incomparable.
 SPLIT_SEED = 20160316
@@ -18,3 +22,19 @@ def stratified_order(labels: np.ndarray) -> np.ndarray:
         members = shuffled[labels[shuffled] == label]
         place[members] = (np.arange(len(members)) + generator.random()) / len(members)
     return np.argsort(place, kind="stable")
+
+
+def stratified_parts(split: Split, share: float, option: str, instead: str) -> tuple[Split, Split]:
+    """Return (what is left, the share) of a split, each class in about equal proportion in both.
+
+    option: the name of the share, for the DataError if it leaves one of the two empty; instead: what else helps.
+    """
+    count = len(split.labels)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        raise DataError(f"{option} must be a share between 0 and 1, got {share!r}")
+    taken = round(share * count)
+    if not 0 < taken < count:
+        raise DataError(f"{option}={share} of {count} images is {taken}; give another share, or {instead}")
+    order = torch.from_numpy(stratified_order(split.labels.numpy()))
+    part, rest = (Split(split.images[at], split.labels[at]) for at in (order[:taken], order[taken:]))
+    return rest, part

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from bnn.data import Batches, DataError, ImageData, RandomCropFlip, Split, digits, mnist
 from bnn.data import mnist as mnist_function
+from bnn.data.idx import parse_idx
 
 mnist_module = __import__("sys").modules["bnn.data.mnist"]
 
@@ -151,7 +152,7 @@ def test_missing_and_damaged_files_are_named(folder):
 @pytest.mark.parametrize("content", [b"", b"\0\0\x08\x01", b"\0\0\x0d\x01\0\0\0\1x", b"\0\0\x08\x01\0\0\0\2x"])
 def test_malformed_idx_files_are_refused(content):
     with pytest.raises(DataError, match="labels"):
-        mnist_module.parse_idx(content, "labels")
+        parse_idx(content, "labels")
 
 
 def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch):

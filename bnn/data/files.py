@@ -1,0 +1,61 @@
+"""Finding a data set's files: in a folder of the user's, or downloaded once into the cache, and checked."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bnn.data.errors import DataError
+
+
+def folder_of(root: str, what: str) -> Path:
+    """Return the folder that data.root names; DataError if it is none. what: the files that it should hold."""
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"data.root={root} is no folder; give the folder with {what}, or leave it out to download")
+    return folder
+
+
+def find(root: Path, names: Sequence[str], within: Iterable[str] = ()) -> Path | None:
+    """Return the first file of one of these names in a folder or in the subfolders `within` it, None if none is."""
+    for folder in (root, *(root / sub for sub in within)):
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    return None
+
+
+def check_md5(path: Path, expected: str, what: str, content: bytes | None = None) -> None:
+    """Raise DataError unless a file, or the content that it holds, has this MD5. what: whose MD5 it is."""
+    if content is None:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        subject = f"its MD5 is {found}"
+    else:
+        found = hashlib.md5(content).hexdigest()
+        subject = f"the MD5 of its content is {found}"
+    if found != expected:
+        raise DataError(f"{path} is damaged: {subject}, {what}'s is {expected}. Remove it and fetch it again")
+
+
+def downloaded(title: str, file: str, md5: str, mirrors: Sequence[str], folder: str, allowed: bool) -> Path:
+    """Return a file of the cache, downloaded from the first mirror that has it and checked by its MD5.
+
+    title: of the data set, for messages. mirrors: what stands before the file's name. folder: of the cache.
+    """
+    import pooch
+
+    cache = Path(pooch.os_cache("bitplanes")) / folder
+    if (cache / file).is_file():
+        return cache / file
+    if not allowed:
+        raise DataError(f"{file} is not in the cache and data.download is false; allow it or give data.root=FOLDER")
+    problem: Exception | None = None
+    for mirror in mirrors:
+        try:
+            return Path(pooch.retrieve(mirror + file, f"md5:{md5}", fname=file, path=cache, progressbar=True))
+        except Exception as error:  # requests, urllib3, OSError and pooch's ValueError: all mean "not from here"
+            problem = error
+    raise DataError(
+        f"{title} could not be downloaded from {' or '.join(mirrors)} ({problem}). Check the network, or put {file} "
+        "into a folder and give data.root=FOLDER"
+    ) from problem

@@ -1,0 +1,70 @@
+"""Fetch a data set, check it, and show what it holds: python -m experiments.data data=NAME (or name=NAME).
+
+Prints the splits, the shape and the statistics of the images and how many there are of each class, and writes a
+contact sheet: some training images of each class.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.table import Table
+
+from experiments import cli
+from experiments.targets import build
+
+# Rows of the table; more classes are summed up in one.
+MOST_CLASSES = 50
+
+
+def numbers(values: Sequence[float]) -> str:
+    """Return numbers of channels as text."""
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def task(config: DictConfig) -> None:
+    """Load the data set that the config names, print what it holds and draw the contact sheet."""
+    data = build(config, "data")
+    splits = {"training": data.train, "validation": data.validation, "test": data.test}
+    channels, height, width = data.input_shape
+    print(f"{data.name}: {data.num_classes} classes, images {channels} x {height} x {width} (channels, rows, columns)")
+    mean, deviation = numbers(data.mean.tolist()), numbers(data.std.tolist())
+    print(f"training images, where 1 is white: mean {mean}, deviation {deviation}")
+    counts = {name: np.bincount(split.labels, minlength=data.num_classes) for name, split in splits.items()}
+    table = Table(title="images")
+    for column in ("class", *splits):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    shown = data.num_classes if data.num_classes <= MOST_CLASSES else 0
+    for label in range(shown):
+        name = data.classes[label] if data.classes else str(label)
+        table.add_row(name, *(f"{count[label]:,}" for count in counts.values()), end_section=label == shown - 1)
+    if not shown:
+        spread = (f"{count.min():,} .. {count.max():,}" for count in counts.values())
+        table.add_row(f"each of {data.num_classes}", *spread, end_section=True)
+    table.add_row("all", *(f"{count.sum():,}" for count in counts.values()))
+    cli.console().print(table)
+    empty = [name for name, count in counts.items() if count.min() == 0]
+    if empty:
+        print(f"note: some class has no image for {' and '.join(empty)}")
+    if config.sheet is not None:
+        from paper_figures.contact_sheet import draw
+        from paper_figures.save import save
+
+        path = Path(str(config.sheet).replace("NAME", data.name))
+        images, labels = data.train.images.numpy(), data.train.labels.numpy()
+        save(draw(images, labels, data.max_value, data.classes, config.columns), path)
+        print(f"written: {path}")
+
+
+def main() -> None:
+    """Entry point; name=NAME stands for data=NAME."""
+    from bnn.data import DataError
+
+    sys.argv[1:] = [f"data={word[5:]}" if word.startswith("name=") else word for word in sys.argv[1:]]
+    cli.run(task, "data", expected=(DataError, OSError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The command that shows a data set, the contact sheet it draws, and training on one's own data."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bnn.data import digits
+from paper_figures.contact_sheet import GAP, draw, sheet
+
+
+def run(*words, cwd):
+    command = [sys.executable, "-W", "ignore", "-m", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_a_sheet_shows_the_first_images_of_each_class():
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 4, 5), np.uint8)
+    labels = np.array([1, 0, 1, 1, 0, 2])
+    out = sheet(images, labels, [0, 1, 2], 2, 99)
+    assert out.shape == (3 * 4 + 2 * GAP, 2 * 5 + GAP, 3)
+    corners = out[:: 4 + GAP, :: 5 + GAP, 0]
+    assert corners.tolist() == [[1, 4], [0, 2], [5, 99]]
+    assert (out[4 : 4 + GAP] == 99).all()
+
+
+def test_the_figure_names_the_classes():
+    data = digits()
+    axes = draw(data.train.images.numpy(), data.train.labels.numpy(), 16).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [str(i) for i in range(10)]
+    shown = np.asarray(axes.images[0].get_array())
+    first = int(np.flatnonzero(data.train.labels == 0)[0])
+    np.testing.assert_array_equal(shown[:8, :8], data.train.images[first, 0])
+
+
+@pytest.mark.parametrize("word", ["name=digits", "data=digits"])
+def test_the_command_prints_and_draws(tmp_path, word):
+    done = run("experiments.data", word, "sheet=sheets/NAME.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "digits: 10 classes, images 1 x 8 x 8",
+        "training images, where 1 is white: mean",
+        "1,197",
+        "written:",
+    ):
+        assert text in done.stdout
+    with Image.open(tmp_path / "sheets" / "digits.png") as image:
+        assert image.width > 1000
+
+
+def test_training_on_a_folder_of_ones_own(tmp_path):
+    generator = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("bright", 180)):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in range(24):
+            Image.fromarray(generator.integers(low, low + 70, (9, 11), np.uint8)).save(
+                tmp_path / "mine" / name / f"{i}.png"
+            )
+    own = ("data=folder", "data.root=mine", "data.size=8", "data.channels=1", "epochs=8", "batch_size=8")
+    quiet = ("trainer.enable_progress_bar=false", "doctor.every=null", "quantizer=xnor")
+    done = run("experiments.train", *own, *quiet, "+model.num_classes=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy 100.00%" in done.stdout
+    few = run("experiments.train", *own, *quiet, "+model.num_classes=1", "seed=1", cwd=tmp_path)
+    assert few.returncode == 2
+    assert "has 1 outputs, mine has 2 classes: give model.num_classes=2" in few.stderr
+    assert not list((tmp_path / "runs").rglob("seed1"))
