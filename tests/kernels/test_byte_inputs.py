@@ -123,6 +123,22 @@ def test_a_plan_takes_bytes_as_they_are(tmp_path):
     np.testing.assert_array_equal(packed.trace(x, replace=lambda _, value: value)[0], sums)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_every_number_of_channels_gets_into_order(channels, dtype):
+    """Over blocks of pixels and their ends, and images after the first; three channels have kernels of their own."""
+    x = np.random.default_rng(channels).integers(0, 256, (3, channels, 23, 29)).astype(dtype)
+    values = np.arange(channels * 256, dtype=np.float32).reshape(channels, 256)
+    if dtype == "uint8":
+        step = bk.StepSpec("unpack", ["x"], ["y"], {}, {"values": values})
+        expected = x + 256 * np.arange(channels).reshape(-1, 1, 1)
+    else:
+        step, expected = bk.StepSpec("activation", ["x"], ["y"], {"kind": "hard_swish"}), x * np.minimum(x + 3, 6) / 6
+    packed = bk.PackedModel((channels, 23, 29), [step], input_dtypes=[dtype])
+    for _ in range(3):
+        np.testing.assert_allclose(packed(x), expected, rtol=1e-6)
+
+
 def test_parts_of_a_large_batch_of_bytes(monkeypatch):
     packed, _ = model()
     x = np.random.default_rng(2).integers(0, 256, (7, 3, 6, 6), np.uint8)

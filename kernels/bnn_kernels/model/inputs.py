@@ -33,6 +33,23 @@ def _interleave(x, out, size, first, last):
                 out[to + pixel * channels] = x[at + pixel]
 
 
+@jit
+def _interleave3(x, out, size, first, last):
+    """The same of three channels: LLVM stores three whole vectors interleaved, which it does not with steps unknown."""
+    _, pixels, blocks = size
+    for row in range(first, last):
+        n = row // blocks
+        start = (row - n * blocks) * BLOCK
+        count = min(BLOCK, pixels - start)
+        at = 3 * n * pixels + start
+        red, green, blue = x[at : at + count], x[at + pixels :][:count], x[at + 2 * pixels :][:count]
+        to = out[3 * (n * pixels + start) :]
+        for i in range(len(red)):
+            to[3 * i] = red[i]
+            to[3 * i + 1] = green[i]
+            to[3 * i + 2] = blue[i]
+
+
 def fill_inputs(given: Sequence[np.ndarray], inputs: Sequence[np.ndarray]) -> None:
     """Copy inputs into contiguous arrays of float32 or uint8, channels last."""
     for to, x in zip(given, inputs, strict=True):
@@ -41,6 +58,6 @@ def fill_inputs(given: Sequence[np.ndarray], inputs: Sequence[np.ndarray]) -> No
             n, channels, pixels = len(x), x.shape[1], x.shape[2] * x.shape[3]
             blocks = -(-pixels // BLOCK)
             arguments = (x.reshape(-1), to.reshape(-1), (channels, pixels, blocks))
-            run_rows(_interleave, n * blocks, x.size // 4, *arguments)
+            run_rows(_interleave3 if channels == 3 else _interleave, n * blocks, x.size // 4, *arguments)
         else:
             np.copyto(to, as_channels_last(x).reshape(to.shape), casting="same_kind")

@@ -115,6 +115,17 @@ def _values_of_bytes(u, values, out, channels, first, last):
             out[at + c] = values[(c << 8) + u[at + c]]
 
 
+@jit
+def _values_of_rgb(u, values, out, channels, first, last):
+    """The same of three channels: a third of the time."""
+    red, green, blue = values[:256], values[256:512], values[512:]
+    given, to = u[3 * first : 3 * last], out[3 * first : 3 * last]
+    for i in range(last - first):
+        to[3 * i] = red[given[3 * i]]
+        to[3 * i + 1] = green[given[3 * i + 1]]
+        to[3 * i + 2] = blue[given[3 * i + 2]]
+
+
 @step
 class Unpack(Step):
     """Bits -> float, for float weights after a quantized input: level * scale, or the value of every code.
@@ -154,8 +165,9 @@ class Unpack(Step):
         assert values is not None
         if isinstance(x, LevelBytes):
             table = np.ascontiguousarray(np.broadcast_to(values[..., codes_of_bytes(x)], (x.shape[1], 256)))
+            kernel = _values_of_rgb if x.shape[1] == 3 else _values_of_bytes
             arguments = (x.data, table.reshape(-1), y.reshape(-1), x.shape[1])
-            run_rows(_values_of_bytes, y.size // x.shape[1], y.size, *arguments)
+            run_rows(kernel, y.size // x.shape[1], y.size, *arguments)
         else:
             do(self._unpack, x, values, y)
         return y[:, 0, 0] if len(x.shape) == 2 else y
