@@ -17,9 +17,15 @@ FORMS = {
     "pairs": (Form("pairs", 8, 4), "avx2"),
     "shorts16": (Form("shorts", 16, 2, 16), ""),
     "shorts": (Form("shorts", 8, 2, 16), ""),
+    "usdot": (Form("usdot", 8, 4), "i8mm"),
+    "sdot": (Form("sdot", 8, 4), "dotprod"),
+    "sdot128": (Form("sdot", 8, 4, shift=128), "dotprod"),
+    "smull": (Form("smull", 8, 4), "neon"),
+    "smull128": (Form("smull", 8, 4, shift=128), "neon"),
 }
+NEON = ("usdot", "sdot", "sdot128", "smull", "smull128")
 # The other widths of the same products are for the slow tests, and what takes long to compile in portable instructions.
-SLOW = ("vnni8", "shorts16") if has(FORMS["vnni16"][1]) else ("vnni16", "vnni8", "shorts16")
+SLOW = ("vnni8", "shorts16", *NEON) if has(FORMS["vnni16"][1]) else ("vnni16", "vnni8", "shorts16", *NEON)
 FORM_NAMES = tuple(pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FORMS)
 KERNELS = ("popcount", "lookup", "levels", *FORM_NAMES)
 
@@ -32,7 +38,11 @@ def holds(form, weights, maps):
     levels = weights.level_values
     if largest > 255 or levels.min() < -128 or levels.max() > 127:
         return False
-    return form.product != "pairs" or 2 * largest * weights.largest <= 32_767
+    if form.product in ("sdot", "smull") and largest - form.shift > 127:
+        return False
+    # Two products of what is multiplied, u or u - 128, in 16 bits.
+    most = max(form.shift, largest - form.shift)
+    return form.product not in ("pairs", "smull") or 2 * most * weights.largest <= 32_767
 
 
 def form_here(kernel):

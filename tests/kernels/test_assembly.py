@@ -99,6 +99,73 @@ PRODUCT_CPUS = {
     ),
 }
 
+# The inner loops for ARM, whose instructions Numba cannot compile here: LLVM's text before machine code is made, which
+# LLVM then compiles for another CPU.
+NEON = """
+import re, sys
+import numpy as np, llvmlite.binding as llvm
+from numba import int64, typeof
+from numba.core import codegen, cpu
+from numba.core.caching import NullCache
+from bnn_kernels.ops.geometry import Geometry, Maps
+from bnn_kernels.ops.integer_conv import levels, products
+from bnn_kernels.ops.integer_conv.form import Form
+from bnn_kernels.ops.outputs import IntOutput
+from bnn_kernels.ops.weights import Weights
+texts, is_showing = [], False
+finalize, executable = codegen.CPUCodeLibrary._finalize_final_module, cpu.CPUContext.get_executable
+def keep(library):
+    if not is_showing:
+        return finalize(library)
+    texts.append(str(library._final_module))
+    library._finalized = True
+codegen.CPUCodeLibrary._finalize_final_module = keep
+cpu.CPUContext.get_executable = lambda *given: len if is_showing else executable(*given)
+def show(kernel, rows, work, *args):
+    global is_showing
+    kernel._cache, is_showing = NullCache(), True
+    try:
+        kernel.compile((*map(typeof, args), int64, int64))
+    finally:
+        is_showing = False
+levels.run_rows, products.run_rows = lambda *given: None, show
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+planes = tuple(1 << p for p in range(8))
+geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1, 0)
+maps = Maps((6, 6), (6, 6), False, planes)
+for machine in sys.argv[1:]:
+    product, shift, features, *bits = machine.split(":")
+    texts.clear()
+    for count in map(int, bits):
+        weights = Weights((np.arange(64 * 64 * 9) % (1 << count)).astype(np.uint8).reshape(64, 64, 3, 3),
+            (*planes[:count - 1], -planes[count - 1]), False, 1)
+        path = products.ProductPath(weights, geometry, maps, Form(product, 8, 4, shift=int(shift)))
+        taken = path.take(np.zeros((8, 1, 6, 6, 1), np.uint64))
+        path.run(taken, 36, IntOutput(np.zeros(36 * 64, np.int32), 64))
+    triple = "aarch64-unknown-linux-gnu"
+    try:
+        target = llvm.Target.from_triple(triple).create_target_machine(features=features, opt=3)
+    except RuntimeError:
+        print("no such target\\n=====")
+        continue
+    for text in texts:
+        text = re.sub(r'"target-(cpu|features)"="[^"]*"', "", text)
+        text = re.sub(r"(?m)^target (triple|datalayout) = .*$", "", text)
+        text = re.sub(r"= (tail )?call i8 @llvm\\.x86\\.atomic[^\\n]*", "= add i8 0, 0", text)
+        head = f'target triple = "{triple}"\\ntarget datalayout = "{target.target_data}"\\n'
+        print(target.emit_assembly(llvm.parse_assembly(head + text)))
+    print("=====")
+"""
+
+# Product, what is taken from inputs, features, and bits of the weights: what the machine code must have, and how often
+# at least. Six positions by sixteen filters are 24 registers of sums.
+NEON_CPUS = {
+    "usdot:0:+neon,+i8mm:8": {r"\busdot\s+v": 24},
+    "sdot:128:+neon,+dotprod:8:2": {r"\bsdot\s+v": 24, r"\btbl\s+v": 16},
+    "smull:128:+neon:2": {r"\bsmull2?\s+v": 48, r"\bsadalp\s+v": 24, r"\baddp\s+v": 24, r"\btbl\s+v": 16},
+}
+
 # Path: machine, and instructions that xor and the count must become.
 MACHINES = {
     "neon": ("aarch64-unknown-linux-gnu:cortex-a72", [r"\bcnt\s+v\d+\.16b", r"\beor\s+v\d+\.16b", r"\buadalp\s+v"]),
@@ -150,3 +217,13 @@ def test_products_are_vector_instructions(cpu, tmp_path):
         assert name == kernel
         for instruction in instructions:
             assert re.search(instruction, code), f"{cpu}: no {instruction} in the machine code of {name}"
+
+
+def test_products_are_neon_instructions():
+    done = subprocess.run([sys.executable, "-c", NEON, *NEON_CPUS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for (machine, instructions), code in zip(NEON_CPUS.items(), done.stdout.split("=====\n"), strict=False):
+        if code.startswith("no such target"):
+            pytest.skip("this LLVM does not compile for ARM")
+        for instruction, fewest in instructions.items():
+            assert len(re.findall(instruction, code)) >= fewest, f"{machine}: no {instruction} in the machine code"

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import types
 
 import bnn_kernels as bk
+import llvmlite.binding as llvm
 import pytest
 from bnn_kernels.compile import isa
 from bnn_kernels.compile.isa import has
@@ -106,3 +108,33 @@ def test_the_path_is_what_runs(path):
             wanted.append("vpopcnt")
         assert all(instruction in instructions for instruction in wanted)
         assert path == "avx512" or "vpopcnt" not in instructions or path == "generic"
+
+
+@pytest.mark.parametrize(("cpu", "named"), [(None, False), ("cortex-a72", True)])
+def test_arm_features_that_llvm_does_not_look_for(cpu, named, monkeypatch):
+    """Of an ARM CPU with dotprod and without i8mm, unless the user names a CPU or there is a compiler already."""
+    entries = {16: 1 << 1 | 1 << 20, 26: 0}
+    for place, name, value in (
+        (isa.platform, "machine", lambda: "aarch64"),
+        (isa.ctypes, "CDLL", lambda name: types.SimpleNamespace(getauxval=Getauxval(entries.get))),
+        (isa.llvm, "get_host_cpu_features", lambda: llvm.FeatureMap({"crc": True, "sve": False})),
+        (isa.config, "CPU_NAME", cpu),
+        (isa.config, "CPU_FEATURES", None),
+        (isa, "cpu_target", types.SimpleNamespace()),
+    ):
+        monkeypatch.setattr(place, name, value)
+    isa.complete_features_on_arm()
+    expected = None if named else "+crc,-sve,+neon,+dotprod"
+    assert expected == isa.config.CPU_FEATURES
+    monkeypatch.setattr(isa.config, "CPU_FEATURES", None)
+    isa.cpu_target._toplevel_target_context = object()
+    isa.complete_features_on_arm()
+    assert isa.config.CPU_FEATURES is None
+
+
+class Getauxval:
+    def __init__(self, read):
+        self.read = read
+
+    def __call__(self, entry):
+        return self.read(entry)

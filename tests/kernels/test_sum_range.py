@@ -7,9 +7,12 @@ import sys
 import bnn_kernels as bk
 import numpy as np
 import pytest
+from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.bits.storage import to_dense_bits
 from bnn_kernels.bits.sum_range import LARGEST_SUM, largest_sum
-from forced_kernels import KERNELS, force
+from bnn_kernels.ops.filters import Filters
+from bnn_kernels.ops.geometry import Maps
+from forced_kernels import FORM_NAMES, FORMS, KERNELS, force, holds
 
 EIGHT = tuple(1 << p for p in range(8))
 KINDS = {"signed": (EIGHT, True), "unsigned": (EIGHT, False)}
@@ -89,6 +92,44 @@ def test_linear_layers(a_kind, w_kind, features, kernel):
 @pytest.mark.parametrize("w_kind", KINDS)
 def test_convolutions(a_kind, w_kind, kernel):
     check_conv(a_kind, w_kind, MOST // 9)
+
+
+def codes(bits, last=1):
+    """Planes {0,1} of so many bits, of which the last counts `last` times."""
+    return (*(1 << p for p in range(bits - 1)), last << (bits - 1)), False
+
+
+# The widest levels of inputs and weights that a form holds. Two products of pairs and smull must fit 16 bits.
+WIDEST = {
+    **dict.fromkeys(("vnni16", "vnni8", "usdot", "sdot128"), (codes(8), codes(8, -1))),
+    **dict.fromkeys(("pairs", "smull128"), (codes(8), codes(7, -1))),
+    **dict.fromkeys(("sdot", "smull"), (codes(7), codes(8, -1))),
+    **dict.fromkeys(("shorts", "shorts16"), (((1 << 12, 1 << 11, 3), False), ((1 << 12, 1 << 11, -5), True))),
+}
+
+
+@pytest.mark.parametrize("kernel", FORM_NAMES)
+@pytest.mark.parametrize("end", [1 << 15, LARGEST_SUM])
+def test_products_near_an_end(kernel, end, monkeypatch):
+    """Sums just below and beyond 2^15, and the largest that a layer may have, of levels at their ends and of others."""
+    force(kernel, monkeypatch)
+    x_planes, w_planes = WIDEST[kernel]
+    assert holds(FORMS[kernel][0], Filters((1, 1, 1, 1), *w_planes, 1), Maps((1, 1), (1, 1), *x_planes[::-1]))
+    x_levels, w_levels = level_of_code(*x_planes), level_of_code(*w_planes)
+    ends = [[levels.min(), levels.max()] for levels in (x_levels, w_levels)]
+    most = end // int(np.abs(x_levels).max() * np.abs(w_levels).max())
+    rng = np.random.default_rng(0)
+    for features in [most] if end == LARGEST_SUM else range(most, most + 4):
+        features = max(1, features)
+        x, w = rng.choice(x_levels, (6, features)), rng.choice(w_levels, (17, features))
+        for rows, levels in zip((x, w), ends, strict=True):
+            rows[0], rows[1], rows[2] = *levels, rng.choice(levels, features)
+        layer = bk.PackedLinear.from_levels(w, *w_planes)
+        dot = x @ w.T
+        check(layer, bk.pack_levels(x, *x_planes), dot, rng)
+        for row in range(3):
+            np.testing.assert_array_equal(layer(bk.pack_levels(x[row : row + 1], *x_planes)), dot[row : row + 1])
+    assert np.abs(dot).max() > 0.98 * end
 
 
 @pytest.mark.parametrize("isa", bk.cpu_features()["possible"])

@@ -1,13 +1,36 @@
 """Which kernel this CPU gets: chosen once, from what the compiler may use; BNN_KERNELS_ISA forces another."""
 
+import ctypes
 import functools
 import os
+import platform
+import sys
 
 import llvmlite.binding as llvm
 from numba import config
+from numba.core.registry import cpu_target
 
 # In order of preference, with the CPU features that each needs.
 PATHS = {"avx512": ("avx512vpopcntdq", "avx512f"), "avx2": ("avx2",), "neon": ("neon",), "generic": ()}
+
+
+# What Linux says of an ARM CPU: (entry of getauxval, bit) of LLVM's names.
+_AUXILIARY = {"neon": (16, 1), "dotprod": (16, 20), "i8mm": (26, 13)}
+
+
+def complete_features_on_arm() -> None:
+    """Tell Numba's compiler which products of bytes a CPU with Linux on ARM has: LLVM does not look for them.
+
+    Does nothing elsewhere, where the user has named a CPU or features, or once Numba has made its compiler.
+    """
+    is_linux_on_arm = sys.platform.startswith("linux") and platform.machine() == "aarch64"
+    named = config.CPU_NAME is not None or config.CPU_FEATURES is not None
+    if not is_linux_on_arm or named or "_toplevel_target_context" in vars(cpu_target):
+        return
+    read = ctypes.CDLL(None).getauxval
+    read.argtypes, read.restype = [ctypes.c_ulong], ctypes.c_ulong
+    found = [f"+{name}" for name, (entry, bit) in _AUXILIARY.items() if read(entry) >> bit & 1]
+    config.CPU_FEATURES = ",".join([*llvm.get_host_cpu_features().flatten().split(","), *found]).strip(",")
 
 
 @functools.cache

@@ -6,6 +6,9 @@ from typing import Any
 import numba
 
 from bnn_kernels.compile.cache import KernelCache
+from bnn_kernels.compile.isa import complete_features_on_arm
+
+complete_features_on_arm()
 
 
 def jit(function: Callable) -> Any:

@@ -8,6 +8,11 @@ lane of an operand is 32 bits wide: four unsigned bytes against four signed ones
 | "vnni"   | vpdpbusd: four byte products a lane, exact         | AVX-512 VNNI, or AVX-VNNI    |
 | "pairs"  | vpmaddubsw into sums of int16, `widened` before they can overflow | AVX2           |
 | "shorts" | two int16 products a lane, exact (vpmaddwd)        | nothing                      |
+| "usdot"  | usdot: four byte products a lane, exact            | NEON with i8mm               |
+| "sdot"   | sdot: the same of signed bytes by signed ones      | NEON with dotprod            |
+| "smull"  | smull, addp, sadalp: the same where two products fit 16 bits | NEON               |
+
+The last two read unsigned bytes below 128, or take 128 from every one: `broadcast` does, by one bit.
 
 Portable operations need nothing either: the same results by way of `portable_products`, for tests.
 """
@@ -21,7 +26,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from bnn_kernels.compile.simd import portable_products
+from bnn_kernels.compile.simd import neon_products, portable_products
 from bnn_kernels.compile.simd.vectors import I8, I16, I32, I64, element, in_all_lanes, loaded, vector_type
 
 _VECTORS = {lanes: ir.VectorType(I32, lanes) for lanes in (8, 16)}
@@ -78,22 +83,43 @@ def _shorts(builder, lanes, portable, total, a, b):
     return builder.add(total, builder.add(even, odd))
 
 
-def _look_up(builder, lanes, portable, table, places):
+def _look_up(builder, lanes, product, portable, table, places):
     if portable:
         return portable_products.look_up(builder, lanes, table, places)
+    if product in NEON:
+        return neon_products.look_up(builder, table, places)
     if lanes == 16:
         return _call(builder, "llvm.x86.avx512.pshuf.b.512", table.type, table, places)
     return _call(builder, "llvm.x86.avx2.pshuf.b", table.type, table, places)
 
 
-_PRODUCTS = {"vnni": _vnni, "pairs": _pairs, "shorts": _shorts}
+def _neon(instruction, portable_twin):
+    """Return what emits a product of bytes, given what does so with its own instruction, and for any CPU."""
+
+    def emit(builder, lanes, portable, total, a, b):
+        operands = [builder.bitcast(v, ir.VectorType(I8, 4 * lanes)) for v in (a, b)]
+        return (portable_twin if portable else instruction)(builder, lanes, total, *operands)
+
+    return emit
+
+
+_PRODUCTS = {
+    "vnni": _vnni,
+    "pairs": _pairs,
+    "shorts": _shorts,
+    "usdot": _neon(neon_products.usdot, portable_products.vnni),
+    "sdot": _neon(neon_products.sdot, portable_products.sdot),
+    "smull": _neon(neon_products.smull, portable_products.smull),
+}
+NEON = ("usdot", "sdot", "smull")
 
 
 @functools.cache
-def dots(lanes: int, product: str, portable: bool = False) -> SimpleNamespace:
+def dots(lanes: int, product: str, portable: bool = False, shift: int = 0) -> SimpleNamespace:
     """Return zero, load, broadcast, dot, add and store for sums of this width and this kind of product.
 
-    portable: in instructions that every CPU has, whatever the product needs.
+    portable: in instructions that every CPU has, whatever the product needs. shift: 0, or 128 to take that from every
+    byte that is broadcast, so that what was unsigned is signed.
     """
     kind, vector, emit_product = _KINDS[lanes], _VECTORS[lanes], _PRODUCTS[product]
 
@@ -117,6 +143,8 @@ def dots(lanes: int, product: str, portable: bool = False) -> SimpleNamespace:
 
         def emit(context, builder, signature, args):
             value = loaded(builder, element(context, builder, signature.args[0], *args, I32), 1)
+            if shift:
+                value = builder.xor(value, ir.Constant(I32, 0x80808080))
             return in_all_lanes(builder, value, vector)
 
         return kind(array, types.uint64), emit
@@ -144,12 +172,12 @@ def dots(lanes: int, product: str, portable: bool = False) -> SimpleNamespace:
 
     @intrinsic
     def look_up(typing, table, places):
-        """The bytes of a table at places 0 .. 15 (vpshufb)."""
+        """The bytes of a table at places 0 .. 15 (vpshufb, tbl)."""
 
         def emit(context, builder, signature, args):
             bytes_ = ir.VectorType(I8, 4 * lanes)
             return builder.bitcast(
-                _look_up(builder, lanes, portable, *(builder.bitcast(v, bytes_) for v in args)), vector
+                _look_up(builder, lanes, product, portable, *(builder.bitcast(v, bytes_) for v in args)), vector
             )
 
         return kind(kind, kind), emit

@@ -26,12 +26,32 @@ def _products(builder, lanes, unsigned, signed):
     return builder.mul(builder.zext(unsigned, wide), builder.sext(signed, wide))
 
 
-def vnni(builder, lanes, total, unsigned, signed):
-    """vpdpbusd: total int32 + four products of bytes a lane, modulo 2**32."""
-    products = _products(builder, lanes, unsigned, signed)
+def _signed_products(builder, lanes, a, b):
+    wide = ir.VectorType(I32, 4 * lanes)
+    return builder.mul(builder.sext(a, wide), builder.sext(b, wide))
+
+
+def _fours(builder, total, products):
     for first in range(4):
         total = builder.add(total, _every(builder, products, first, 4))
     return total
+
+
+def vnni(builder, lanes, total, unsigned, signed):
+    """vpdpbusd, usdot: total int32 + four products of bytes a lane, modulo 2**32."""
+    return _fours(builder, total, _products(builder, lanes, unsigned, signed))
+
+
+def sdot(builder, lanes, total, a, b):
+    """sdot: total int32 + four products of signed bytes a lane, modulo 2**32."""
+    return _fours(builder, total, _signed_products(builder, lanes, a, b))
+
+
+def smull(builder, lanes, total, a, b):
+    """smull, addp, sadalp: the same by way of sums of two products modulo 2**16."""
+    products = _signed_products(builder, lanes, a, b)
+    sums = builder.add(_every(builder, products, 0, 2), _every(builder, products, 1, 2))
+    return builder.add(total, widened(builder, lanes, builder.trunc(sums, ir.VectorType(I16, 2 * lanes))))
 
 
 def pairs(builder, lanes, unsigned, signed):
@@ -51,7 +71,10 @@ def widened(builder, lanes, shorts):
 
 
 def look_up(builder, lanes, table, places):
-    """vpshufb: byte i of the result is table[i // 16 * 16 + places[i] % 16], or 0 where places[i] >= 128."""
+    """vpshufb: byte i of the result is table[i // 16 * 16 + places[i] % 16], or 0 where places[i] >= 128.
+
+    tbl gives the same for places below 16.
+    """
     count = 4 * lanes
     nothing = _constant(I8, count, 0)
     low, found = builder.and_(places, _constant(I8, count, 15)), nothing

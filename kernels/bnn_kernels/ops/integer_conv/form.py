@@ -9,6 +9,8 @@ from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Maps
 from bnn_kernels.ops.integer_conv.levels import input_code
 
+SHORT = np.iinfo(np.int16).max
+
 
 class Form(NamedTuple):
     """How levels are held and multiplied.
@@ -16,7 +18,8 @@ class Form(NamedTuple):
     product: the instruction, see `compile.simd.int32_products`. lanes: 32-bit sums of a vector, 8 or 16. elements:
     that a lane multiplies in a step, 4 bytes or 2 of 16 bits. packed: bits that a weight takes in memory: 8 or 16, or
     1, 2 or 4 where a byte holds the codes of 8, 4 or 2 steps. portable: in instructions that every CPU has, for tests
-    of forms that the CPU at hand lacks.
+    of forms that the CPU at hand lacks. shift: what is taken from the input's levels on their way, for instructions
+    that multiply signed bytes by signed ones; 0 or 128.
     """
 
     product: str
@@ -24,6 +27,7 @@ class Form(NamedTuple):
     elements: int
     packed: int = 8
     portable: bool = False
+    shift: int = 0
 
     @property
     def fields(self) -> int:
@@ -50,8 +54,16 @@ def form_for(weights: Filters, maps: Maps) -> Form | None:
             return Form("vnni", 16, 4)
         if path == "avx2" and has("avxvnni"):
             return Form("vnni", 8, 4)
-        if path == "avx2" and 2 * code.largest * weights.largest <= np.iinfo(np.int16).max:
+        if path == "avx2" and 2 * code.largest * weights.largest <= SHORT:
             return Form("pairs", 8, 4)
-    if max(code.largest, weights.largest) > np.iinfo(np.int16).max:
+        if path == "neon":
+            shift = 0 if code.largest <= 127 else 128
+            if has("i8mm"):
+                return Form("usdot", 8, 4)
+            if has("dotprod"):
+                return Form("sdot", 8, 4, shift=shift)
+            if 2 * max(shift, code.largest - shift) * weights.largest <= SHORT:
+                return Form("smull", 8, 4, shift=shift)
+    if max(code.largest, weights.largest) > SHORT:
         return None
     return Form("shorts", 16 if path == "avx512" and has("avx512bw") else 8, 2, 16)

@@ -46,7 +46,7 @@ def packed_bits(weights: Weights, geometry: Geometry, form: Form) -> int:
     one more level.
     """
     runs = runs_of(geometry, weights.channels, form)
-    looks_up = form.portable or isa() in ("avx512", "avx2")
+    looks_up = form.portable or isa() in ("avx512", "avx2", "neon")
     if form.elements != 4 or form.product == "pairs" or not looks_up:
         return form.packed
     distinct = np.unique(weights.level_values)

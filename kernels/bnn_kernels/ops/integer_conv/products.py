@@ -5,7 +5,8 @@ four neighbouring bytes of a position (two 16-bit numbers) with those of 16 or 8
 far from a window's first element each step begins. With u for the input's levels, see `levels`,
     dot = sum level_x level_w = factor * sum u level_w  +  shift * sum of the weights under the filter
 and what lies outside the map is u = `outside` there, taken back where it should count as nothing. Levels with zero
-points count as f level - z_c: f is one more factor, and the shift of channel c is f shift - z_c.
+points count as f level - z_c: f is one more factor, and the shift of channel c is f shift - z_c. A form that multiplies
+u - 128 instead gets as much back.
 """
 
 import functools
@@ -125,7 +126,7 @@ def product_kernel(kind: type, form: Form) -> Any:
                         write(value, kinds[tile + k] + v, start + tile + k, channel, left, constants, ready, scratch)
                 i = tile + here
 
-    product = f"portable_{form.product}" if form.portable else form.product
+    product = f"{'portable_' * form.portable}{form.product}{f'_less_{form.shift}' * (form.shift > 0)}"
     multiply.__name__ = multiply.__qualname__ = f"multiply_{product}{form.lanes}_{form.packed}_{name}"
     return jit(multiply)
 
@@ -153,9 +154,10 @@ class ProductPath:
         # Where nothing stands for 0, what is outside is 0 as a number and taken back.
         outside = 0 if found is None else found
         self.factor, inside = factor_and_shifts(weights, maps)
-        border = border_of(geometry, maps, inside, -self.factor * outside * weights.tap_levels)
+        taps = self.factor * weights.tap_levels
+        border = border_of(geometry, maps, inside + form.shift * taps, (form.shift - outside) * taps)
         lanes = -(-weights.filters // LANES) * LANES
-        self.sums_fit = code.largest * weights.largest * weights.products <= LARGEST_SUM
+        self.sums_fit = max(code.largest, form.shift) * weights.largest * weights.products <= LARGEST_SUM
         self.offsets = np.zeros((*border.table.shape[:2], lanes), np.int64)
         self.offsets[..., : weights.filters] = border.table
         self._constants = tuple(Constants(np.int32(self.factor), wrapped(self.offsets).reshape(-1)))

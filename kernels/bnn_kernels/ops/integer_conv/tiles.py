@@ -257,7 +257,7 @@ def loops(form: Form) -> tuple[Any, Any, Any, Any]:
     in memory or expanded into `to`. six and one read them there, see `tiles`. alone is `one` for a layer of one
     position, which reads each weight once: from memory, and expands it in registers.
     """
-    simd = dots(form.lanes, form.product, form.portable)
+    simd = dots(form.lanes, form.product, form.portable, form.shift)
     six, one = (tiles_of_pairs if form.product == "pairs" else tiles)(simd, form.elements)
     if form.fields > 1:
         spread_block, one_packed = expanders(simd, form.packed)

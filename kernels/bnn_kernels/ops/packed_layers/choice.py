@@ -63,6 +63,9 @@ PRODUCTS = {
     "vnni": "products of bytes (vpdpbusd)",
     "pairs": "products of bytes (vpmaddubsw)",
     "shorts": "products of 16 bits",
+    "usdot": "products of bytes (usdot)",
+    "sdot": "products of bytes (sdot)",
+    "smull": "products of bytes (smull)",
 }
 
 
