@@ -16,7 +16,7 @@ from torch import Tensor
 from bnn.converter.errors import ConversionError
 from bnn.converter.level_table import LevelTable
 from bnn.planes import Planes, Term
-from bnn.quantizers.base import Uniform
+from bnn.quantizers.base import Quantizer, Uniform
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Levels(Value):
     levels: maps floats (T, C) to integer levels, the quantizer itself; see `level_table` for those of several terms.
     uniform: it is the same for all channels. planes: of some input, for terms, scales and offset. table: the levels in
     order. spacing: how they follow from the input if they are evenly spaced, as the quantizer says.
+    quantizer: whose levels they are.
     """
 
     levels: Callable[[Tensor], Tensor] = field(kw_only=True)
@@ -86,6 +87,7 @@ class Levels(Value):
     planes: Planes = field(kw_only=True)
     table: LevelTable = field(kw_only=True)
     spacing: Uniform | None = field(kw_only=True, default=None)
+    quantizer: Quantizer = field(kw_only=True)
 
 
 @dataclass(eq=False)

@@ -38,7 +38,10 @@ def levels_of(quantizer: Quantizer, x: Value, place: str, source: str, channels_
     at = edges(levels, table, 1 if uniform else x.shape[0])
     check_same(quantizer, spread(at), place, " around the thresholds between its levels")
     spacing = None if quantizer.channelwise else quantizer.uniform
-    return Levels(x.shape, (x,), source, levels=levels, uniform=uniform, planes=planes, table=table, spacing=spacing)
+    return Levels(
+        x.shape, (x,), source, levels=levels, uniform=uniform, planes=planes, table=table, spacing=spacing,
+        quantizer=quantizer,
+    )  # fmt: skip
 
 
 def _takes(quantizer: Quantizer, x: Tensor) -> bool:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from bnn.converter.builder import Builder
 from bnn.converter.capture import Captured, Node, Output, capture, leaves, mapped, random_inputs
 from bnn.converter.errors import ConversionError
-from bnn.converter.graph import Input, Levels, Moved, OwnStep, Refused, Unpacked, Value, live_values, refused
+from bnn.converter.graph import Input, Levels, Moved, OffBatch, OwnStep, Refused, Unpacked, Value, live_values, refused
 from bnn.converter.level_source import levels_at
+from bnn.converter.recognize.pointwise import Pointwise
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules, why_no_rule
 from bnn.quantizers.base import Quantizer
 
@@ -49,6 +50,7 @@ class Lowering:
         self.is_part = given is not None
         self.values: dict[Output, Any] = {}
         self.lowered: list[Lowered] = []
+        self.pointwise = Pointwise()
         for i, node in enumerate(captured.inputs):
             found = node.results[0]
             pixels = found.dtype == torch.uint8
@@ -103,6 +105,25 @@ class Lowering:
         if not given:
             return node.results  # depends on nothing but parameters
         build = Builder(self.place or node.place, self._part)
+        made = self._by_rule(node, build, args, kwargs)
+        return self._recognized(node, build, args, kwargs, made) or made
+
+    def _recognized(self, node: Node, build: Builder, args: Any, kwargs: Any, made: Sequence[Any]) -> Sequence[Any]:
+        """Return the levels that an operation is, if it is such; else nothing."""
+        if len(made) != 1 or not isinstance(made[0], Value) or isinstance(made[0], OffBatch):
+            return []
+        found = self.pointwise.levels(node, args, kwargs, made[0])
+        if found is None:
+            return []
+        try:
+            levels = [build.quantize(*found)]
+            self._check(build, node, levels)
+        except ConversionError:
+            return []
+        return levels
+
+    def _by_rule(self, node: Node, build: Builder, args: Any, kwargs: Any) -> Sequence[Any]:
+        given = [a for a in leaves((args, kwargs)) if isinstance(a, Value)]
         try:
             value = self._made(node, build, args, kwargs)
             made = [part for part in leaves(value) if isinstance(part, Value | Tensor)]

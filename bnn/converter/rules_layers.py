@@ -10,6 +10,7 @@ from torch import Tensor
 from bnn.converter.builder import Builder
 from bnn.converter.few_values import few_values
 from bnn.converter.graph import Input, Unpacked, Value
+from bnn.converter.recognize.moved_levels import bits_of
 from bnn.converter.registry import register_rule
 from bnn.converter.rules_quantized import Weight, binary_layer, float_layer, stored_weight, weight_terms
 from bnn.layers import QuantEmbedding
@@ -42,7 +43,7 @@ def embedding(build: Builder, weight: Any, x: Any, *options: Any) -> Value:
     if not isinstance(weight, Tensor):
         build.fail("an embedding needs a constant table, and no max_norm")
     found = few_values(weight)
-    table: Weight = (found.term,) if found is not None and found.same else weight.detach()
+    table: Weight = weight.detach() if found is None else found.terms
     return rows_of(build, x, table, tuple(weight.shape))
 
 
@@ -67,13 +68,14 @@ def _conv(
     build: Builder, x: Value, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Value:
     found = few_values(weight)
+    x = x if found is None else bits_of(build, x)
     bits = found is not None and isinstance(x, Unpacked)
-    if found is None or not (bits or found.same):
+    if found is None:
         return build.float_conv(x, weight, bias, stride, padding, dilation, groups)
     sides, shape = build.conv_sides(x, weight.shape, stride, padding, dilation, groups)
     if not bits:
-        return float_layer(x, (found.term,), bias, sides, shape)
-    return binary_layer(build, x.inputs[0], (found.term,), bias, sides, shape, in_floats=True)
+        return float_layer(x, found.terms, bias, sides, shape)
+    return binary_layer(build, x.inputs[0], found.terms, bias, sides, shape, in_floats=True)
 
 
 def linear_of(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
@@ -82,11 +84,12 @@ def linear_of(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> 
         filters = weight.reshape(*weight.shape, *[1] * (len(x.shape) - 1))
         return build.channels_last(_conv(build, build.channels_first(x), filters, bias, 1, 0, 1, 1))
     found = few_values(weight)
+    x = x if found is None else bits_of(build, x)
     shape = (len(weight),)
     if found is not None and isinstance(x, Unpacked):
-        return binary_layer(build, x.inputs[0], (found.term,), bias, None, shape, in_floats=True)
-    if found is not None and found.same:
-        return float_layer(x, (found.term,), bias, None, shape)
+        return binary_layer(build, x.inputs[0], found.terms, bias, None, shape, in_floats=True)
+    if found is not None:
+        return float_layer(x, found.terms, bias, None, shape)
     return build.float_linear(x, weight, bias)
 
 

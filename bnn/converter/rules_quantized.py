@@ -19,6 +19,7 @@ from bnn.converter.builder import Builder, ConvSides
 from bnn.converter.few_values import multiplies_exactly
 from bnn.converter.graph import BinaryLayer, FloatLayer, Levels, Unpacked, Value
 from bnn.converter.input_levels import levels_of
+from bnn.converter.recognize.moved_levels import bits_of
 from bnn.converter.registry import register_rule
 from bnn.layers import QuantConv1d, QuantConv2d, QuantLinear
 from bnn.layers.base import QuantLayer, output_scale, weight_planes
@@ -170,8 +171,8 @@ def operands(build: Builder, layer: Any, x: Value) -> tuple[Value, Weight, Value
             scale = _absmax(build, x, quantizer.absmax, over_all=not linear)
             x, quantizer = build.divide(x, scale), quantizer.absmax.at_one
         levels = levels_of(quantizer, x, build.place, f"{build.place} input", channels_last=linear)
-    elif isinstance(x, Unpacked) and layer.weight_quantizer.packable:
-        (levels,) = x.inputs
+    elif layer.weight_quantizer.packable and isinstance(moved := bits_of(build, x), Unpacked):
+        (levels,) = moved.inputs
     if levels is None or layer.weight_quantizer.packable:
         return (x if levels is None else levels), weight, scale
     return Unpacked(x.shape, (levels,)), weight, scale

@@ -145,10 +145,10 @@ def test_a_rule_for_an_autograd_function_or_for_the_module_around_it():
 def test_a_rule_may_use_any_quantizer():
     class Steps(nn.Module):
         def forward(self, x):
-            return torch.round(x.clamp(0, 1) * 3) / 3
+            return torch.round(x.clamp(0, 1) * 3) / 3 if x.max() < 1e6 else x
 
     net = nn.Sequential(nn.Conv2d(3, 8, 3), Steps(), Conv("mean")).eval()
-    with pytest.raises(ConversionError, match=r"1\.round.*function 'round'"):
+    with pytest.raises(ConversionError, match=r"^1 cannot be recorded"):
         bnn.convert(net, images(1, 3, 8, 8))
 
     @bnn.converter.register_rule(Steps)

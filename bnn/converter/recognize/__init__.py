@@ -1,0 +1,1 @@
+"""Recognition of quantization in plain operations: signs, comparisons and roundings in any spelling become levels."""

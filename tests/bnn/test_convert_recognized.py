@@ -1,0 +1,122 @@
+"""Quantization in plain operations is found whatever its spelling, and becomes bits."""
+
+import pytest
+import torch
+from conversion import check, images, upset
+from torch import nn
+
+import bnn
+from bnn.converter.few_values import few_values
+from bnn.converter.recognize.staircase import quantizer_of, staircase
+
+
+class Written(nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def forward(self, x):
+        return self.run(x)
+
+
+class SignWeights(nn.Conv2d):
+    def forward(self, x):
+        weight = torch.sign(self.weight) * self.weight.abs().mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def masked(x):
+    s = torch.sign(x)
+    s[s == 0] = 1
+    return s
+
+
+def through(x):
+    return (x.round() - x).detach() + x
+
+
+# What a network writes, and the planes that it takes.
+SPELLED = {
+    "masked": (masked, 1),
+    "where": (lambda x: torch.where(torch.sign(x) == 0, 1.0, torch.sign(x)), 1),
+    "one added": (lambda x: x.sign() + (x.sign() == 0).float(), 1),
+    "two comparisons": (lambda x: (x > 0.5).float() - (x < -0.5).float(), 2),
+    "both": (lambda x: ((x > -0.5) & (x <= 1)).float() + 2 * (x > 1).float(), 2),
+    "scaled and shifted": (lambda x: 0.7 * (torch.sign((x - 0.2) / 0.7) + 0.2), 2),
+    "rounded": (lambda x: torch.round(x.clamp(0, 1) * 3) / 3, 2),
+    "clamped later": (lambda x: (x / 0.3).round().clamp(-4, 3) * 0.3, 3),
+    "straight through": (lambda x: through(torch.clamp(x / 0.4, 0, 3)) * 0.4, 2),
+    "floored": (lambda x: torch.floor(x.clamp(-1, 0.99) * 2 + 0.5), 3),
+    "polynomial": (lambda x: torch.sign(x) - (y := (x * x + 2 * x) * (x < 0) * (x.abs() < 1)) + y, 2),
+    "viewed": (lambda x: masked(x).permute(0, 2, 3, 1).reshape(len(x), -1, 8).transpose(1, 2).reshape(x.shape), 1),
+    "pooled": (lambda x: nn.functional.max_pool2d(masked(x), 3, 1, 1), 1),
+}
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_inputs_of_few_values_become_bits(name):
+    torch.manual_seed(0)
+    run, planes = SPELLED[name]
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), Written(run), SignWeights(8, 8, 3), nn.Flatten()
+    )
+    packed, _ = check(upset(network), images(4, 3, 8, 8))
+    assert f"W1A{planes}" in repr(packed)
+    assert "binary_conv" in [step.op for step in packed.steps]
+
+
+def test_values_that_do_not_rise_stay_floats():
+    torch.manual_seed(0)
+    for run in (lambda x: x.sign().abs() * 2 - x.sign(), lambda x: x.sign() * x, lambda x: x - x.round()):
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), Written(run), SignWeights(8, 8, 3)).eval()
+        try:
+            packed = bnn.convert(network, images(1, 3, 8, 8))
+        except bnn.converter.ConversionError:
+            continue
+        assert "binary_conv" not in [step.op for step in packed.steps]
+
+
+def test_staircases_begin_where_their_function_says():
+    for function in (
+        lambda x: torch.round(x.clamp(-1, 1) * 7.3) / 7.3,
+        lambda x: (x > 0.1).to(x.dtype) + (x >= 0.7).to(x.dtype),
+        lambda x: torch.floor((x / 0.37).clamp(-3.5, 9.9)),
+    ):
+        quantizer = quantizer_of(staircase(function))
+        x = torch.cat([torch.linspace(-3, 3, 20_001), quantizer.starts, quantizer.starts.nextafter(torch.tensor(-9.0))])
+        torch.testing.assert_close(quantizer(x), function(x), rtol=1e-5, atol=1e-6)
+    for function in (torch.relu, torch.sin, torch.round, lambda x: x * 0, lambda x: -x.sign()):
+        assert staircase(function) is None
+
+
+GRIDS = {
+    "two's complement": (torch.arange(-4, 4) * 0.3, 3, 1),
+    "from zero": (torch.arange(16) * 0.2, 4, 1),
+    "as far below zero as above": ((torch.arange(4) - 1.5) * 0.5, 2, 1),
+    "shifted": (torch.arange(4) * 0.5 + 0.2, 2, 2),
+    "some levels alone": (torch.tensor([0.0, 0.25, 0.5, 1.75]), 3, 1),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("by_filter", [False, True])
+def test_weights_of_evenly_spaced_values(name, by_filter):
+    values, bits, terms = GRIDS[name]
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(len(values), (6, 64), generator=generator)
+    levels[:, : len(values)] = torch.arange(len(values))
+    weight = values[levels] * ((torch.arange(6)[:, None] + 1) / 3 if by_filter else 1)
+    found = few_values(weight)
+    assert len(found.terms) == terms
+    assert len(found.term.multipliers) == bits
+    made = sum(term.levels() * term.scale[:, None] for term in found.terms)
+    torch.testing.assert_close(made, weight, rtol=0, atol=2e-5 * float(weight.abs().max()))
+    assert few_values(weight + torch.randn(6, 64, generator=generator) * 0.02) is None
+
+
+def test_few_bit_weights_take_few_bits_in_the_file():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 32, 3)
+    layer.weight.data = (layer.weight.data * 20).round().clamp(-4, 3) / 20
+    packed, _ = check(nn.Sequential(nn.ReLU(), layer).eval(), images(3, 16, 8, 8))
+    assert packed.nbytes < layer.weight.numel() * 3 / 8 + 1000
