@@ -1,5 +1,7 @@
 """Whole networks beside FP32: python -m experiments.benchmark suite=networks [networks=[lenet5,vgg_small]].
 
+An entry is MODEL, MODEL/QUANTIZER or MODEL/QUANTIZER/int8, with a stem of 8-bit weights on pixels; all sides take uint8
+then, and normalize.
 For each network: its file, the time to load it, peak memory, and for each batch size and number of threads the latency
 of the packed network, of PyTorch FP32 (eager and frozen, each in both memory layouts) and of OpenVINO FP32. Weights
 and statistics are as of a trained network (bnn.models.trained_like). The answers are checked first; then all sides are
@@ -63,7 +65,8 @@ class Network:
         self.twin = bnn.models.trained_like(fp32_twin(config.model), self.images[:CHECKED])
         tensors = [t for t in self.twin.state_dict().values() if t.is_floating_point()]
         self.facts: Row = {
-            "name": f"{type(model).__name__} {config.quantizer.name}{', int8 stem' * bnn.takes_pixels(model)}",
+            # Tables and figures call a network by what is before the blank.
+            "name": f"{type(model).__name__}{'/int8' * bnn.takes_pixels(model)} {config.quantizer.name}",
             "input_shape": list(model.input_shape),
             "same_predictions": report.agreement,
             "file_bytes": self.file.stat().st_size,

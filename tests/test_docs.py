@@ -2,9 +2,11 @@
 
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -229,3 +231,14 @@ def test_the_site_needs_nothing_from_elsewhere():
 
 def teardown_module():
     sys.modules.pop("docs_hooks", None)
+
+
+def test_accuracies_of_stems_are_those_of_the_result_file():
+    rows = json.loads((ROOT / "results" / "digits_stems.json").read_text())["rows"]
+    for stem in ("int8", "fp32"):
+        found = [row for row in rows if (row.get("model.stem") or "fp32") == stem]
+        assert len(found) == 5
+        accuracies = [100 * row["test_accuracy"] for row in found]
+        mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+        assert f"{mean:.2f} % (+- {deviation:.2f})" in PAGES["guides/pixels.md"].replace("\n", " ")
+        assert all(row["same_predictions"] == row["test_images"] == 400 and row["parity_ok"] for row in found)

@@ -14,12 +14,12 @@ TINY = ("suite=networks", "batch_sizes=[1,2]", "threads=[1,99]", "seconds=0.05",
 def test_a_network_is_timed_beside_its_peers(command, tmp_path, monkeypatch):
     monkeypatch.setattr(network_peers, "has_openvino", lambda: False)
     file = tmp_path / "networks.json"
-    done = command("experiments.benchmark", *TINY, "networks=[digits_cnn/lsq4_8]", f"output={file}")
+    done = command("experiments.benchmark", *TINY, "networks=[digits_cnn/lsq4_8/int8]", f"output={file}")
     assert done.status == 0, done.err
     assert "OpenVINO is not installed" in done.out
     assert "99 threads are left out" in done.out
     found = json.loads(file.read_text())
-    assert [row["name"] for row in found["networks"]] == ["DigitsCNN lsq4_8"]
+    assert [row["name"] for row in found["networks"]] == ["DigitsCNN/int8 lsq4_8"]
     for network in found["networks"]:
         assert network["file_bytes"] < network["fp32_bytes"]
         for side in ("packed", "fp32"):

@@ -125,8 +125,9 @@ def test_the_networks_suite_names_models_and_quantizers():
     config = compose("benchmark", ["suite=networks"])
     names = {(group, name) for group, name in CHOICES}
     for entry in config.networks:
-        model, _, quantizer = entry.partition("/")
-        assert {("model", model), ("quantizer", quantizer or "xnor")} <= names
+        model, *more = entry.split("/")
+        assert {("model", model), ("quantizer", more[0] if more else "xnor")} <= names
+        assert more[1:] in ([], ["int8"])
 
 
 def test_the_two_mnist_runs_differ_in_nothing_but_precision_and_optimizer():
