@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # SyncBatchNorm is one too
 
 from bnn.layers.base import QuantLayer, shapes_only, weight_planes
+from bnn.pixels import takes_pixels
 from bnn.quantizers.base import Quantizer
 
 FLOAT_BITS = 32
@@ -172,13 +173,14 @@ def _example(model: nn.Module, inputs: Sequence[int] | Tensor) -> Tensor:
     if not inputs or any(int(n) < 1 for n in inputs):
         raise ValueError(f"input_shape must be like (channels, height, width), batch left out; got {inputs}")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return torch.zeros(1, *inputs, dtype=like.dtype, device=like.device)
+    return torch.zeros(1, *inputs, dtype=torch.uint8 if takes_pixels(model) else like.dtype, device=like.device)
 
 
 def summary(model: nn.Module, input_shape: Sequence[int] | Tensor) -> Summary:
     """Return the costs of a network for one input; print it for a table.
 
-    input_shape: (C, H, W) or (K,), batch left out; or an example batch, as for indices of an embedding.
+    input_shape: (C, H, W) or (K,), batch left out; or an example batch, as for indices of an embedding. A network that
+        takes pixels (`bnn.takes_pixels`) is given uint8, as its packed file will be.
 
     The model is run once, in evaluation, and left as it was. A module that is used twice has its parameters counted
     once and its multiply-accumulates each time. Modules with parameters that did not run are listed without

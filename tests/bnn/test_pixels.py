@@ -133,6 +133,7 @@ def test_packed_networks_take_bytes(name, tmp_path):
     if not floats:
         np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(packed(x.numpy().astype(np.float64)), found)
+    assert bnn.summary(network, (3, 12, 15)).bytes == packed.nbytes
     of_floats, _ = check(network, x.float())
     assert of_floats.input_dtypes == ["float32"]
     np.testing.assert_allclose(of_floats(x.float().numpy()), found, rtol=0, atol=1e-5 if floats else 0)

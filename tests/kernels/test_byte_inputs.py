@@ -5,11 +5,12 @@ import pickle
 import bnn_kernels as bk
 import numpy as np
 import pytest
-from bnn_kernels import PlanError
+from bnn_kernels import PackedFileError, PlanError
 from bnn_kernels.__main__ import main
 from bnn_kernels.bits.level_bytes import new_level_bytes
 from bnn_kernels.bits.storage import to_dense_bits
 from bnn_kernels.bits.zero_points import ZeroPoints
+from bnn_kernels.model import file_format
 from forced_kernels import FORM_NAMES, force
 
 BYTE = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -189,6 +190,26 @@ def test_bytes_for_a_network_of_floats():
 def test_plans_of_bytes_that_do_not_fit(changes, words):
     with pytest.raises(PlanError, match=words):
         model(**changes)
+
+
+@pytest.mark.parametrize("dtypes", ["uint8", [8], ["uint8", "uint8"], ["float32"], ["int8"], None, {}, []])
+def test_files_whose_dtypes_are_none(dtypes, tmp_path):
+    packed, _ = model()
+    packed.save(tmp_path / "model.safetensors")
+    header, tensors = file_format.read(tmp_path / "model.safetensors")
+    assert header["dtypes"] == ["uint8"]
+    file_format.write(tmp_path / "model.safetensors", header | {"dtypes": dtypes}, tensors)
+    with pytest.raises((PackedFileError, PlanError)):
+        bk.load(tmp_path / "model.safetensors")
+
+
+def test_files_of_floats_say_nothing_of_dtypes(tmp_path):
+    """So they are what they were, byte for byte, and other versions read them."""
+    steps = [bk.StepSpec("elementwise", ["x"], ["y"], {"channels": 3, "low": 0.0})]
+    bk.PackedModel((3, 4, 4), steps).save(tmp_path / "model.safetensors")
+    header, _ = file_format.read(tmp_path / "model.safetensors")
+    assert "dtypes" not in header
+    assert bk.load(tmp_path / "model.safetensors").input_dtypes == ["float32"]
 
 
 def test_commands_run_a_model_on_bytes(tmp_path, capsys):
