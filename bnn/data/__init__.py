@@ -14,5 +14,8 @@ from bnn.data.gtsrb import gtsrb as gtsrb
 from bnn.data.image_data import ImageData as ImageData
 from bnn.data.image_data import Normalize as Normalize
 from bnn.data.image_data import Split as Split
+from bnn.data.mixing import Cutout as Cutout
+from bnn.data.mixing import InTurn as InTurn
+from bnn.data.mixing import RandomResizedCrop as RandomResizedCrop
 from bnn.data.mnist import mnist as mnist
 from bnn.data.svhn import svhn as svhn

@@ -11,6 +11,7 @@ from bnn.training.curves import Linear as Linear
 from bnn.training.curves import Step as Step
 from bnn.training.curves import curve_lr as curve_lr
 from bnn.training.files import whole_file as whole_file
+from bnn.training.losses import SquaredHingeLoss as SquaredHingeLoss
 from bnn.training.provenance import provenance as provenance
 from bnn.training.run import CHECKPOINT as CHECKPOINT
 from bnn.training.run import Outcome as Outcome

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -14,7 +15,7 @@ from experiments import cli
 from experiments.benchmark_kernels import KINDS
 from experiments.widths import Width
 
-GROUPS = ("data", "model", "quantizer", "optimizer", "scheduler", "experiment")
+GROUPS = ("data", "model", "quantizer", "optimizer", "scheduler", "loss", "experiment")
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((cli.CONFIGS / group).glob("*.yaml"))]
 
 # What a choice cannot do without.
@@ -42,7 +43,16 @@ def test_every_choice_builds(group, name):
     rate = configured["optimizer"].param_groups[0]["lr"]
     assert configured["lr_scheduler"].base_lrs[0] == config.optimizer.lr
     assert 0 < rate <= config.optimizer.lr
+    assert callable(instantiate(config.loss))
     Scheduling(instantiate(config.schedules, _convert_="object") or [])
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted((cli.CONFIGS / "augment").glob("*.yaml"))])
+def test_every_augmentation_changes_images(name):
+    images = torch.rand(8, 3, 32, 32)
+    changed = instantiate(composed(f"augment={name}").augment, _convert_="object")(images)
+    assert changed.shape == images.shape
+    assert not torch.equal(changed, images)
 
 
 @pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "quantizer"])
