@@ -110,8 +110,19 @@ def check_input(quantizer: Quantizer, planes: Planes, path: str) -> None:
         )
     if not all(bool(scale.isfinite()) for scale in scales):
         raise ConversionError(f"{path}: {quantizer} has a scale of NaN or infinity; its training diverged")
+    if any(part.zero_points is not None for part in planes.parts) and not _has_plain_codes(planes):
+        raise ConversionError(
+            f"{path}: {quantizer} has zero points beside several terms, an offset, or other multipliers than "
+            "(f, 2 f, 4 f, ...): with zero points a packed network takes one term of those"
+        )
     if planes.bits > MAX_PLANES:
         raise ConversionError(f"{path}: {quantizer} has {planes.bits} bit planes; up to {MAX_PLANES} can be packed")
+
+
+def _has_plain_codes(planes: Planes) -> bool:
+    """Whether planes are one term whose levels are their codes times a factor, so that zero points may follow."""
+    multipliers = planes.terms[0].multipliers
+    return len(planes.parts) == 1 and multipliers == tuple(multipliers[0] << p for p in range(len(multipliers)))
 
 
 def probes() -> Tensor:

@@ -269,9 +269,7 @@ def _zero_points(planes: Planes) -> ZeroPointFields:
     term = planes.terms[0]
     if term.zero_points is None:
         return {"zero_points": None, "input_factor": 1}
-    factor = term.multipliers[0]
-    assert term.multipliers == tuple(factor << p for p in range(len(term.multipliers)))
-    return {"zero_points": term.zero_points.tolist(), "input_factor": factor}
+    return {"zero_points": term.zero_points.tolist(), "input_factor": term.multipliers[0]}
 
 
 def _pad_level(build: Builder, layer: Any, parts: tuple[Term, ...]) -> int:

@@ -1,5 +1,6 @@
 """Networks that take pixels: normalization inside, and first layers of 8-bit weights as exact integer layers."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ import bnn
 from bnn.converter import ConversionError
 from bnn.data import Normalize
 from bnn.layers import PixelNormalize, QuantConv1d, QuantConv2d, QuantLinear
-from bnn.planes import PlanesError, Term
+from bnn.planes import Planes, PlanesError, Term
 from bnn.quantizers import LsqWeight, PixelLevels, SteSign, TernaryWeight, XnorWeight
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -205,6 +206,25 @@ def test_what_cannot_be_converted():
     network = trained(nn.Sequential(stem(3, 4, 3)), x)
     with pytest.raises(TypeError, match=r"input 0 is torch\.float32, .* made for uint8 examples"):
         bnn.check_parity(network, bnn.convert(network, x), x.float())
+
+
+@pytest.mark.parametrize("change", ["offset", "multipliers"])
+def test_zero_points_of_other_quantizers(change):
+    """One term of codes times a factor converts, whoever makes it; with an offset or other planes it is refused."""
+
+    class Own(PixelLevels):
+        def planes(self, x):
+            (term,) = super().planes(x).terms
+            if change == "multipliers":
+                multipliers = (*term.multipliers[1:], term.multipliers[0])
+                return Planes((replace(term, multipliers=multipliers, bits=term.bits.roll(-1, 0)),))
+            return Planes((term,), torch.tensor(0.0))
+
+    x = pixels(2, 3, 6, 6)
+    own = partial(Own, mean=MEAN, std=STD)
+    network = trained(nn.Sequential(QuantConv2d(3, 4, 3, weight_quantizer=eight_bits, input_quantizer=own)), x)
+    with pytest.raises(ConversionError, match=r"0: Own.* has zero points beside several terms, an offset, or other"):
+        bnn.convert(network, x)
 
 
 def test_gradients_reach_weights_and_steps():
