@@ -116,17 +116,17 @@ def _ready(model: Any, images: Any) -> Any:
 def layer_subject(spec: dict[str, Any]) -> Subject:
     """Return a layer between two batch norms.
 
-    spec: in, out, size (0: a linear layer), kernel, and optionally stride and batch, a number or several.
+    spec: in, out, size (0: a linear layer), kernel, and optionally stride, groups and batch, a number or several.
     """
     from torch import nn
 
     from bnn.layers import QuantConv2d, QuantLinear
 
     channels, filters, size, kernel = (int(spec[key]) for key in ("in", "out", "size", "kernel"))
-    stride, batch = int(spec.get("stride", 1)), spec.get("batch", 1)
+    stride, groups, batch = int(spec.get("stride", 1)), int(spec.get("groups", 1)), spec.get("batch", 1)
     batches = [int(batch)] if isinstance(batch, int | str) else [int(count) for count in batch]
     norm: Any = nn.BatchNorm2d if size else nn.BatchNorm1d
-    sizes = (channels, filters, kernel, stride, kernel // 2) if size else (channels, filters)
+    sizes = (channels, filters, kernel, stride, kernel // 2, 1, groups) if size else (channels, filters)
     kinds: tuple[Any, Any] = (QuantConv2d, nn.Conv2d) if size else (QuantLinear, nn.Linear)
 
     def make(kind: Any = kinds[0], **quantizers: Any) -> Any:
@@ -134,6 +134,7 @@ def layer_subject(spec: dict[str, Any]) -> Subject:
 
     if size:
         name = f"conv {channels}->{filters} {size}x{size} {kernel}x{kernel}" + (f" stride {stride}" * (stride > 1))
+        name += f" {groups} groups" * (groups > 1)
     else:
         name = f"linear {channels}->{filters}"
     return Subject(name, batches, (channels, size, size) if size else (channels,), make, make(kinds[1]))

@@ -40,13 +40,16 @@ def measured(command, file, *arguments):
 
 @pytest.mark.usefixtures("_no_peers")
 def test_layers_at_all_widths(command, tmp_path):
-    variants = "variants=[{in: 16, out: 8, size: 0, kernel: 1, batch: [3, 2]}]"
+    depthwise = "{in: 8, out: 8, size: 5, kernel: 3, groups: 8}"
+    variants = f"variants=[{{in: 16, out: 8, size: 0, kernel: 1, batch: [3, 2]}},{depthwise}]"
     rows, said = measured(command, tmp_path / "widths.json", "suite=widths", "layers=[[8,8,5,3]]", variants)
     assert [(row["name"], row["batch"]) for row in rows] == [
         ("conv 8->8 5x5 3x3", 1),
         ("linear 16->8", 3),
         ("linear 16->8", 2),
+        ("conv 8->8 5x5 3x3 8 groups", 1),
     ]
+    assert rows[3]["widths"][0]["kernels"] == ["Depthwise"]
     # Weights of 8 bits take eight times those of one, of four bits behind floats half of that.
     one, eight, four = (rows[0]["widths"][i]["nbytes"] for i in (0, 2, 3))
     assert eight - one == pytest.approx(7 * 8 * 8 * 9 / 8, abs=200)

@@ -231,7 +231,7 @@ class DepthwisePath:
         room = room_for(code.largest, weights.largest)
         self._size = (h * w * pixel, self._positions, self._tiles, o, weights.products + 1, room)
         self._head = (weights.layout((form.weights, BLOCK), lay_out), tuple(windows))
-        self._form = form
+        self._channel_form = form
         element = np.int8 if form.inputs == 8 else np.int16
         channels_in = weights.groups * channels
         self._input = (channels_in, (0, 0), element, np.array(maps.multipliers, np.int32), code.base, 0)
@@ -255,5 +255,5 @@ class DepthwisePath:
         """Compute all positions into an output."""
         tiles = positions // self._positions * self._tiles
         work = positions * self._products * self._lanes[3] // 4
-        kernel = depthwise_kernel(kind_of(output), self._form)
+        kernel = depthwise_kernel(kind_of(output), self._channel_form)
         run_rows(kernel, tiles, work, *taken, *self._head, self._size, self._constants, tuple(output))
