@@ -2,7 +2,9 @@
 
 from bnn.converter.builder import Builder as Builder
 from bnn.converter.convert import convert as convert
+from bnn.converter.convert import explain as explain
 from bnn.converter.errors import ConversionError as ConversionError
+from bnn.converter.explain import Explanation as Explanation
 from bnn.converter.graph import Value as Value
 from bnn.converter.parity import ParityReport as ParityReport
 from bnn.converter.parity import check_parity as check_parity

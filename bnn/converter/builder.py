@@ -415,9 +415,11 @@ class Builder:
         if by_image and not np.array_equal(numbers[1], second_image(first, count)):
             self.fail("does more than move the numbers of each image, or pads with something else than zeros")
         if not by_image:
-            error = ConversionError(
-                f"{self.place}: changes the batch; only views of each image by itself can be converted"
-            )
-            return OffBatch(tuple(result.shape[1:]), error=error, base=base, places=result)
+            return self.off_batch(base, result)
         same = first.shape == base.shape and np.array_equal(first.reshape(-1), np.arange(1, first.size + 1))
         return base if same else Moved(first.shape, (base,), index=first)
+
+    def off_batch(self, base: Value, places: Tensor) -> OffBatch:
+        """Return a view whose first axis is not the batch; places: float64, 1 + where the numbers of two images lie."""
+        error = ConversionError(f"{self.place}: changes the batch; only views of each image by itself can be converted")
+        return OffBatch(tuple(places.shape[1:]), error=error, base=base, places=places)

@@ -38,6 +38,8 @@ _NUMBERS = ("item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "r
 _OF_SHAPE = (
     "ones_like", "zeros_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty",
 )  # fmt: skip
+# Operations that give their argument, perhaps in other memory.
+_COPIES = ("clone", "contiguous", "detach", "alias", "lift_fresh")
 _OWN_FILES = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 
 Region = tuple[Any, ...]
@@ -252,6 +254,8 @@ class _Recorder(TorchDispatchMode):
             )
         if base in _OF_SHAPE:  # a constant
             return self._constant(func(*args, **kwargs))
+        if base in _COPIES:
+            return self._know_as(func(*args, **kwargs), self.find(args[0]))
         self.failing = base
         if rule_of_function(func) is None and not func._schema.is_mutable:
             with self:  # in the operations that it is composed of, if it is
@@ -264,6 +268,12 @@ class _Recorder(TorchDispatchMode):
             result = func(*args, **kwargs)
             self._record(func, func, args, kwargs, result, base)
         self.failing = ""
+        return result
+
+    def _know_as(self, result: Any, output: Output | None) -> Any:
+        """Let a copy be what it is a copy of: for contiguous tensors PyTorch makes none, which depends on the batch."""
+        if output is not None:
+            self._know(result, output)
         return result
 
     def _constant(self, result: Any) -> Any:

@@ -26,6 +26,7 @@ from bnn.converter import rules_transposed as rules_transposed
 from bnn.converter.capture import capture, random_inputs
 from bnn.converter.emitter import Emitted, emit
 from bnn.converter.errors import ConversionError
+from bnn.converter.explain import Explanation, explanation
 from bnn.converter.graph import Value
 from bnn.converter.lowering import Lowering
 from bnn.converter.planes_check import check_planes
@@ -109,7 +110,7 @@ def as_input(x: Tensor) -> Tensor:
     return x.detach().to("cpu", torch.float32 if x.is_floating_point() else torch.int64)
 
 
-def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.PackedModel:
+def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor], require_bits: bool = False) -> bk.PackedModel:
     """Convert a trained network into bits.
 
     model: in evaluation mode. It is run on a few inputs, and the ATen operations that PyTorch runs are recorded, so any
@@ -117,6 +118,8 @@ def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.Pa
     example_input: float (N, C, H, W), (N, C, L) or (N, K), of which only the shape counts; a tuple for several inputs.
         Integers (N, T), int32 or int64, are for embeddings. With uint8 pixels the packed network takes uint8; its
         model normalizes them itself (`bnn.layers.PixelNormalize`, `bnn.quantizers.PixelLevels`).
+    require_bits: refuse a network in which a layer whose weights and inputs take few values would run in floats, as
+        its inputs are not recognized as levels (`bnn.converter.explain` lists all layers).
 
     Returns a PackedModel that answers like `model(x)` in evaluation: exactly where integers are fed in, within float
     rounding elsewhere; `bnn.check_parity` shows it layer by layer. Raises ConversionError, with the dotted path of the
@@ -127,7 +130,12 @@ def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> bk.Pa
     warn_of_uninitialized(model, f"{type(model).__name__} is converted")
     examples = check_examples(example_input)
     # Thresholds are those of the float32 network on a CPU, where the packed model runs.
-    outputs, (steps, registers, _) = plan(_copied(model).to("cpu", torch.float32), examples)
+    network = _copied(model).to("cpu", torch.float32)
+    lowering, outputs = _lowered(network, examples)
+    missed = explanation(outputs, lowering.lowered).missed if require_bits else ()
+    if missed:
+        raise ConversionError(f"{missed[0].place}: would run in floats, as {missed[0].reason}")
+    steps, registers, _ = _emitted(outputs)
     shapes = [tuple(x.shape[1:]) for x in examples]
     dtypes = ["uint8" if x.dtype == torch.uint8 else "float32" for x in examples]
     ends = [(register, value.shape) for register, value in zip(registers, outputs, strict=True)]
@@ -141,11 +149,28 @@ def _copied(model: nn.Module) -> nn.Module:
         raise ConversionError(f"{type(model).__name__} cannot be copied by copy.deepcopy: {error}") from error
 
 
-def plan(network: nn.Module, examples: Sequence[Tensor], checked: bool = True) -> tuple[list[Value], Emitted]:
-    """Return the outputs of a network in evaluation mode, float32 on a CPU, and the steps that compute them.
+def explain(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> Explanation:
+    """Return which layers of a network become bits in `bnn.convert`, and why others stay floats; print it for a table.
 
-    checked: hold them against what the network computes. Without it the shapes alone are sure to be the network's.
+    model, example_input: as for `bnn.convert`. ConversionError if the network cannot be converted at all.
     """
+    check_model(model)
+    network = _copied(model).to("cpu", torch.float32)
+    lowering, outputs = _lowered(network, check_examples(example_input))
+    return explanation(outputs, lowering.lowered)
+
+
+def plan(network: nn.Module, examples: Sequence[Tensor]) -> Emitted:
+    """Return the steps that compute a network, in evaluation mode, float32 on a CPU.
+
+    It is not held against what the network computes: the shapes alone are sure to be the network's.
+    """
+    with torch.no_grad():
+        return _emitted(_lowered(network, examples, checked=False)[1])
+
+
+def _lowered(network: nn.Module, examples: Sequence[Tensor], checked: bool = True) -> tuple[Lowering, list[Value]]:
+    """Return what became of a network's operations, and its outputs. checked: against what the network computes."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         with contextlib.nullcontext() if checked else shapes_only(network):
             captured = capture(network, random_inputs(examples))
@@ -157,7 +182,12 @@ def plan(network: nn.Module, examples: Sequence[Tensor], checked: bool = True) -
             check_recording(network, captured)
             check_values(lowering.lowered, outputs)
             check_batches(network, examples, lowering.lowered, outputs)
+    return lowering, outputs
+
+
+def _emitted(outputs: list[Value]) -> Emitted:
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         emitted = emit(outputs)
     if not emitted.steps:
         raise ConversionError("nothing is left of the model: it has only layers that do nothing in evaluation")
-    return outputs, emitted
+    return emitted

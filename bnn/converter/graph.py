@@ -30,18 +30,29 @@ class Comparison:
     high: float
 
 
+@dataclass(frozen=True)
+class Padding:
+    """x with rows of a number before and behind each axis; around: (before, behind) of each, the last axis first."""
+
+    x: "Value"
+    around: tuple[tuple[int, int], ...]
+    number: float
+
+
 @dataclass(eq=False)
 class Value:
     """A float tensor that the network computes.
 
     shape: without the batch. inputs: what it is computed from. source: where the network computes the same numbers, ""
-    if nowhere. comparison: what else it is, if it has two values. owner: the place whose rule made it.
+    if nowhere. comparison: what else it is, if it has two values; padded: if it has numbers around it. owner: the place
+    whose rule made it.
     """
 
     shape: tuple[int, ...]
     inputs: tuple["Value", ...] = ()
     source: str = ""
     comparison: Comparison | None = None
+    padded: Padding | None = field(default=None, kw_only=True)
     owner: str = field(default="", kw_only=True)
 
 

@@ -15,6 +15,7 @@ from bnn.converter.capture import Captured, Node, Output, capture, leaves, mappe
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph import Input, Levels, Moved, OffBatch, OwnStep, Refused, Unpacked, Value, live_values, refused
 from bnn.converter.level_source import levels_at
+from bnn.converter.off_batch import by_parts
 from bnn.converter.recognize.pointwise import Pointwise
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules, why_no_rule
 from bnn.quantizers.base import Quantizer
@@ -138,6 +139,10 @@ class Lowering:
     def _made(self, node: Node, build: Builder, args: Any, kwargs: Any) -> Any:
         rule = self._rule(node, build)
         try:
+            if any(isinstance(a, OffBatch) for a in leaves((args, kwargs))):
+                found = by_parts(node, build, args, kwargs, rule)
+                if found is not None:
+                    return found
             return rule(build, *args, **kwargs)
         except ConversionError:
             raise

@@ -26,6 +26,8 @@ def product(build: Builder, a: Any, b: Any) -> Value:
     if isinstance(a, Value) and isinstance(b, Value):
         return _product(build, a, b)
     constant = b if isinstance(a, Value) else a
+    if constant.ndim > 2 and math.prod(constant.shape[:-2]) == 1:
+        constant = constant.reshape(constant.shape[-2:])
     if constant.ndim != 2:
         build.fail(
             f"a product with a constant of shape {tuple(constant.shape)} cannot be converted, only with a matrix"

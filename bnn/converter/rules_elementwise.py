@@ -25,12 +25,6 @@ def dropout(build: Builder, x: Value, p: float, train: bool) -> Value:
     return x
 
 
-@register_rule(aten.clone, aten.detach, aten.lift_fresh, aten.contiguous)
-def copied(build: Builder, x: Value, **options: Any) -> Value:
-    """The same numbers."""
-    return x
-
-
 @register_rule(aten._to_copy)
 def cast(build: Builder, x: Value, dtype: Any = None, **options: Any) -> Value:
     """A cast to a float type, of a network that was made float32."""

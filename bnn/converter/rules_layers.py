@@ -9,11 +9,12 @@ from torch import Tensor
 
 from bnn.converter.builder import Builder
 from bnn.converter.few_values import few_values
-from bnn.converter.graph import Input, Unpacked, Value
+from bnn.converter.graph import Input, Padding, Unpacked, Value
 from bnn.converter.recognize.moved_levels import bits_of
 from bnn.converter.registry import register_rule
 from bnn.converter.rules_quantized import Weight, binary_layer, float_layer, stored_weight, weight_terms
 from bnn.layers import QuantEmbedding
+from bnn.planes import Term
 
 
 @register_rule(torch.ops.aten.conv1d, torch.ops.aten.conv2d)
@@ -68,6 +69,10 @@ def _conv(
     build: Builder, x: Value, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Value:
     found = few_values(weight)
+    if found is not None and x.padded is not None and not any(build.sides(x, padding, 0)):
+        y = _padded_conv(build, x.padded, found.terms, weight, bias, stride, dilation, groups)
+        if y is not None:
+            return y
     x = x if found is None else bits_of(build, x)
     bits = found is not None and isinstance(x, Unpacked)
     if found is None:
@@ -76,6 +81,25 @@ def _conv(
     if not bits:
         return float_layer(x, found.terms, bias, sides, shape)
     return binary_layer(build, x.inputs[0], found.terms, bias, sides, shape, in_floats=True)
+
+
+def _padded_conv(
+    build: Builder, padding: Padding, terms: tuple[Term, ...], weight: Tensor, bias: Tensor | None, stride: Any,
+    dilation: Any, groups: int,
+) -> Value | None:  # fmt: skip
+    """Return the convolution of bits around which there is one of their levels; None if it is none."""
+    bits = bits_of(build, padding.x)
+    if not isinstance(bits, Unpacked) or any(before != behind for before, behind in padding.around):
+        return None
+    levels = bits.inputs[0]
+    (part, *others) = bits.planes.parts
+    level = padding.number / float(part.scale)
+    axes = len(bits.shape) - 1
+    if others or level != round(level) or len(padding.around) != axes:
+        return None
+    around = [before for before, _ in reversed(padding.around)]
+    sides, shape = build.conv_sides(bits, weight.shape, stride, around, dilation, groups)
+    return binary_layer(build, levels, terms, bias, sides, shape, in_floats=True, pad_level=round(level))
 
 
 def linear_of(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> Value:

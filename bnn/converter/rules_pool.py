@@ -149,8 +149,6 @@ def _over_axes(build: Builder, x: Value, kind: str, dim: Any, keepdim: bool) -> 
         build.fail(f"a reduction over axes {dim} cannot be converted: it goes over the batch")
     kept = [axis for axis in range(1, rank) if axis not in axes]
     shape = [1 if axis in axes else side for axis, side in enumerate(x.shape, 1) if keepdim or axis not in axes]
-    if not shape:
-        build.fail("a reduction to one number an image must keep its axes: give keepdim=True")
     if axes != list(range(2, rank)):
         # What is left become the channels of a sequence, along which goes what is reduced.
         x = build.move(x, lambda p: p.permute(0, *kept, *axes).reshape(2, -1, math.prod(p.shape[a] for a in axes)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bnn.converter.builder import Builder, to_numpy
 from bnn.converter.capture import part_of, written
-from bnn.converter.graph import Value
+from bnn.converter.graph import Padding, Value
 from bnn.converter.registry import register_rule, rule_of_recorder
 
 aten = torch.ops.aten
@@ -38,8 +38,14 @@ for _operator in _MOVES:
 
 @register_rule(aten.pad)
 def pad(build: Builder, x: Value, around: Any, mode: str = "constant", value: float | None = None) -> Any:
-    """Zeros, or numbers of the value's own, around a value."""
-    return build.move(x, lambda places: aten.pad(places, around, mode, value))
+    """Numbers of the value's own, or one number, around a value."""
+    if mode != "constant" or not value:
+        return build.move(x, lambda places: aten.pad(places, around, mode, value))
+    zeros: Value = build.move(x, lambda places: aten.pad(places, around))
+    inside = build.aligned(zeros, aten.pad(torch.zeros(1, *x.shape), around, mode, value))
+    y = build.affine(zeros, shift=inside)
+    y.padded = Padding(x, tuple(zip(around[::2], around[1::2], strict=True)), float(value))
+    return y
 
 
 @register_rule(aten.index)

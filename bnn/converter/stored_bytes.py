@@ -23,7 +23,7 @@ def stored_bytes(model: nn.Module, example: Tensor) -> dict[str, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of quantizers that wait for training: sizes do not depend on it
         check_model(twin)
-        _, emitted = plan(twin, check_examples(example), checked=False)
+        emitted = plan(twin, check_examples(example))
     modules = dict(twin.named_modules(remove_duplicate=False))
     found: dict[str, int] = {}
     for step, owner in zip(emitted.steps, emitted.owners, strict=True):

@@ -193,8 +193,8 @@ class _Batch:
             return part
         node = self.of_images.get(part.node)
         if node is not None:
-            return node.results[part.index][self.images]
-        return self.others[part].clone()
+            return node.results[part.index][self.images].contiguous()
+        return self.others[part].clone(memory_format=torch.contiguous_format)
 
     def _call(self, node: Node, here: Node) -> list[Tensor]:
         args, kwargs = mapped((here.args, here.kwargs), self._argument)

@@ -49,6 +49,7 @@ SPELLED = {
     "floored": (lambda x: torch.floor(x.clamp(-1, 0.99) * 2 + 0.5), 3),
     "polynomial": (lambda x: torch.sign(x) - (y := (x * x + 2 * x) * (x < 0) * (x.abs() < 1)) + y, 2),
     "viewed": (lambda x: masked(x).permute(0, 2, 3, 1).reshape(len(x), -1, 8).transpose(1, 2).reshape(x.shape), 1),
+    "padded": (lambda x: nn.functional.pad(masked(x), (1, 1, 1, 1), value=-1), 1),
     "pooled": (lambda x: nn.functional.max_pool2d(masked(x), 3, 1, 1), 1),
 }
 
@@ -120,3 +121,28 @@ def test_few_bit_weights_take_few_bits_in_the_file():
     layer.weight.data = (layer.weight.data * 20).round().clamp(-4, 3) / 20
     packed, _ = check(nn.Sequential(nn.ReLU(), layer).eval(), images(3, 16, 8, 8))
     assert packed.nbytes < layer.weight.numel() * 3 / 8 + 1000
+
+
+def test_what_becomes_bits_is_explained():
+    torch.manual_seed(0)
+    # Values that fall: few, and no levels of the input.
+    falling = Written(lambda x: x.sign().abs() - x.sign())
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), Written(masked), SignWeights(8, 8, 3), falling, SignWeights(8, 8, 3), nn.Tanh(),
+        SignWeights(8, 4, 1),
+    ).eval()  # fmt: skip
+    x = images(1, 3, 12, 12)
+    found = bnn.converter.explain(network, x)
+    assert [layer.on_bits for layer in found.layers] == [False, True, False, False]
+    assert [(layer.weight_bits, layer.input_bits) for layer in found.layers] == [
+        (None, None),
+        (1, 1),
+        (1, None),
+        (1, None),
+    ]
+    assert [layer.place for layer in found.missed] == ["4.conv2d_1"]
+    assert "4.conv2d_1" in str(found)
+    bnn.convert(network, x)
+    bnn.convert(network[:3].eval(), x, require_bits=True)
+    with pytest.raises(bnn.converter.ConversionError, match=r"^4\.conv2d_1: would run in floats, as its inputs take"):
+        bnn.convert(network, x, require_bits=True)

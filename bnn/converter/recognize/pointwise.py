@@ -26,8 +26,8 @@ _JUMPS = {
 }  # fmt: skip
 _OTHERS = {
     aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.neg, aten.abs, aten.clamp, aten.clamp_min, aten.clamp_max,
-    aten.where, aten.relu, aten.hardtanh, aten.maximum, aten.minimum, aten.pow, aten.tanh, aten._to_copy, aten.clone,
-    aten.detach, aten.masked_fill, aten.logical_and, aten.logical_or, aten.logical_not, aten.bitwise_and,
+    aten.where, aten.relu, aten.hardtanh, aten.maximum, aten.minimum, aten.pow, aten.tanh, aten._to_copy,
+    aten.masked_fill, aten.logical_and, aten.logical_or, aten.logical_not, aten.bitwise_and,
     aten.bitwise_or, aten.bitwise_not, aten.exp, aten.sigmoid, aten.copy, aten.fill,
 }  # fmt: skip
 # Operands of masked writes: x[mask] = y.
@@ -83,7 +83,7 @@ class Pointwise:
         if view is None:
             return None
         self.views[made] = view
-        if isinstance(made, Unpacked) or packet in (aten.clone, aten.detach, aten._to_copy):
+        if isinstance(made, Unpacked) or packet is aten._to_copy:
             return None
         base: Value = view[0]
         function = view[1]
