@@ -27,6 +27,7 @@ from bnn.converter.capture import capture, random_inputs
 from bnn.converter.emitter import Emitted, emit
 from bnn.converter.errors import ConversionError
 from bnn.converter.explain import Explanation, explanation
+from bnn.converter.exported import Model, as_module
 from bnn.converter.graph import Value
 from bnn.converter.lowering import Lowering
 from bnn.converter.planes_check import check_planes
@@ -110,11 +111,12 @@ def as_input(x: Tensor) -> Tensor:
     return x.detach().to("cpu", torch.float32 if x.is_floating_point() else torch.int64)
 
 
-def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor], require_bits: bool = False) -> bk.PackedModel:
+def convert(model: Model, example_input: Tensor | Sequence[Tensor], require_bits: bool = False) -> bk.PackedModel:
     """Convert a trained network into bits.
 
     model: in evaluation mode. It is run on a few inputs, and the ATen operations that PyTorch runs are recorded, so any
-        Python code is welcome; control flow that depends on data is not. It is not changed.
+        Python code is welcome; control flow that depends on data is not. It is not changed. Or an ExportedProgram of
+        torch.export, exported in evaluation mode and with a dynamic batch.
     example_input: float (N, C, H, W), (N, C, L) or (N, K), of which only the shape counts; a tuple for several inputs.
         Integers (N, T), int32 or int64, are for embeddings. With uint8 pixels the packed network takes uint8; its
         model normalizes them itself (`bnn.layers.PixelNormalize`, `bnn.quantizers.PixelLevels`).
@@ -126,11 +128,12 @@ def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor], require_
     module, on what it cannot convert; `bnn.converter.register_rule` teaches it a module of your own. Warns of
     quantizers that have never seen data (`bnn.calibrate`).
     """
+    model = as_module(model)
     check_model(model)
     warn_of_uninitialized(model, f"{type(model).__name__} is converted")
     examples = check_examples(example_input)
     # Thresholds are those of the float32 network on a CPU, where the packed model runs.
-    network = _copied(model).to("cpu", torch.float32)
+    network = own_copy(model).to("cpu", torch.float32)
     lowering, outputs = _lowered(network, examples)
     missed = explanation(outputs, lowering.lowered).missed if require_bits else ()
     if missed:
@@ -142,20 +145,24 @@ def convert(model: nn.Module, example_input: Tensor | Sequence[Tensor], require_
     return bk.PackedModel(shapes, steps, {"model": type(model).__name__}, _versions(), ends, dtypes)
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def own_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model; what was made of an exported program is one's own already."""
+    if type(model).__module__.startswith("torch.export."):
+        return model
     try:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise ConversionError(f"{type(model).__name__} cannot be copied by copy.deepcopy: {error}") from error
 
 
-def explain(model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> Explanation:
+def explain(model: Model, example_input: Tensor | Sequence[Tensor]) -> Explanation:
     """Return which layers of a network become bits in `bnn.convert`, and why others stay floats; print it for a table.
 
     model, example_input: as for `bnn.convert`. ConversionError if the network cannot be converted at all.
     """
+    model = as_module(model)
     check_model(model)
-    network = _copied(model).to("cpu", torch.float32)
+    network = own_copy(model).to("cpu", torch.float32)
     lowering, outputs = _lowered(network, check_examples(example_input))
     return explanation(outputs, lowering.lowered)
 

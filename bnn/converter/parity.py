@@ -6,7 +6,6 @@ steps may differ by rounding, and so may levels of floats, where a float lies wi
 two of them. PyTorch itself is held to what it was trained with: each quantizer's planes to its forward.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 
 from bnn.converter.answers import Answers, outputs_of
 from bnn.converter.capture import Node, Output, capture
-from bnn.converter.convert import as_input, check_examples
+from bnn.converter.convert import as_input, check_examples, own_copy
+from bnn.converter.exported import Model, as_module
 from bnn.converter.level_source import Reader, place_of, reader
 from bnn.converter.level_table import as_one_term
 from bnn.converter.parity_report import FreeRun, ParityReport, StepParity
@@ -240,7 +240,7 @@ def _check_places(sources: set[str], places: set[str]) -> None:
 
 
 def check_parity(
-    model: nn.Module, packed: bk.PackedModel, inputs: Tensor | Sequence[Tensor], batch_size: int = 256
+    model: Model, packed: bk.PackedModel, inputs: Tensor | Sequence[Tensor], batch_size: int = 256
 ) -> ParityReport:
     """Run inputs through both networks and compare; the model is in evaluation mode, and is not changed.
 
@@ -251,13 +251,14 @@ def check_parity(
     ValueError if some module is in train mode, if there are no inputs, or if the packed network was made of a model of
     other modules; of one with other weights, the report shows it.
     """
+    model = as_module(model)
     for path, module in model.named_modules():
         if module.training:
             raise ValueError(f"{path or 'the model'} is in train mode: call model.eval() first")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     given = _inputs_of(inputs, packed)
-    twin = copy.deepcopy(model).to("cpu", torch.float32)
+    twin = own_copy(model).to("cpu", torch.float32)
     sources = {source for spec in packed.steps for source in spec.sources if source}
     recorder = _Recorder(twin, sources)
     with torch.no_grad():

@@ -20,7 +20,9 @@ from bnn.converter.few_values import multiplies_exactly
 from bnn.converter.graph import BinaryLayer, FloatLayer, Levels, Unpacked, Value
 from bnn.converter.input_levels import levels_of
 from bnn.converter.recognize.moved_levels import bits_of
+from bnn.converter.recognize.zeros import meets_no_zero
 from bnn.converter.registry import register_rule
+from bnn.converter.two_values import TwoValues
 from bnn.layers import QuantConv1d, QuantConv2d, QuantLinear
 from bnn.layers.base import QuantLayer, output_scale, weight_planes
 from bnn.planes import Planes, Term, ternary_bits
@@ -41,8 +43,8 @@ class _TorchSign(Quantizer):
 
 @register_rule(torch.ops.aten.sign)
 def sign(build: Builder, x: Value) -> Value:
-    """-1, 0 or +1: three levels."""
-    return build.quantize(x, _TorchSign())
+    """-1, 0 or +1: three levels, or two where no 0 is to be expected."""
+    return build.quantize(x, TwoValues(0.0, False, -1.0, 1.0) if meets_no_zero(x) else _TorchSign())
 
 
 def weight_terms(build: Builder, layer: QuantLayer) -> tuple[Term, ...]:

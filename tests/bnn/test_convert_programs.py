@@ -124,3 +124,24 @@ def test_nothing_is_left_on_the_network():
     before = [{**vars(module)} for module in network.modules()]
     bnn.check_parity(network, bnn.convert(network, images(1, 12)), images(3, 12))
     assert [{**vars(module)} for module in network.modules()] == before
+
+
+def test_exported_programs():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    ).eval()  # fmt: skip
+    x = images(4, 3, 8, 8)
+    program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    packed, report = check_program(program, x)
+    np.testing.assert_array_equal(packed(x.numpy()), bnn.convert(network, x)(x.numpy()))
+    assert [row.source for row in report.steps] == ["2.0.relu", "2.1.flatten", "2.2.linear"]
+    with pytest.raises(ConversionError, match="exported for batches of 4 alone"):
+        bnn.convert(torch.export.export(network, (x,)), x)
+
+
+def check_program(program, x):
+    packed = bnn.convert(program, x)
+    report = bnn.check_parity(program, packed, x)
+    assert report.ok, str(report)
+    return packed, report

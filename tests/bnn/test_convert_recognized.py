@@ -146,3 +146,19 @@ def test_what_becomes_bits_is_explained():
     bnn.convert(network[:3].eval(), x, require_bits=True)
     with pytest.raises(bnn.converter.ConversionError, match=r"^4\.conv2d_1: would run in floats, as its inputs take"):
         bnn.convert(network, x, require_bits=True)
+
+
+@pytest.mark.parametrize(("shift", "planes"), [(0.0, 2), (0.3, 1)])
+def test_signs_that_meet_no_zero_take_one_plane(shift, planes):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8)
+    norm.bias.data[:] = shift
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), norm, nn.MaxPool2d(2), Written(torch.sign), SignWeights(8, 8, 3)
+    )
+    packed, _ = check(network.eval(), images(4, 3, 10, 10))
+    assert f"W1A{planes}" in repr(packed)
+    # A sum of signs is 0 in one place in ten.
+    network = nn.Sequential(*list(network)[:-1], SignWeights(8, 8, 1), Written(torch.sign), SignWeights(8, 4, 1))
+    network[4].bias = None
+    assert "W1A2" in repr(bnn.convert(network.eval(), images(4, 3, 10, 10)))
