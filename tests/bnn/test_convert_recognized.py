@@ -47,7 +47,7 @@ SPELLED = {
     "clamped later": (lambda x: (x / 0.3).round().clamp(-4, 3) * 0.3, 3),
     "straight through": (lambda x: through(torch.clamp(x / 0.4, 0, 3)) * 0.4, 2),
     "floored": (lambda x: torch.floor(x.clamp(-1, 0.99) * 2 + 0.5), 3),
-    "polynomial": (lambda x: torch.sign(x) - (y := (x * x + 2 * x) * (x < 0) * (x.abs() < 1)) + y, 2),
+    "polynomial": (lambda x: torch.sign(x) - (y := (x * x + 2 * x) * (x < 0) * (x.abs() < 1)) + y, 1),
     "viewed": (lambda x: masked(x).permute(0, 2, 3, 1).reshape(len(x), -1, 8).transpose(1, 2).reshape(x.shape), 1),
     "padded": (lambda x: nn.functional.pad(masked(x), (1, 1, 1, 1), value=-1), 1),
     "pooled": (lambda x: nn.functional.max_pool2d(masked(x), 3, 1, 1), 1),
