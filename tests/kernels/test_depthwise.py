@@ -7,6 +7,7 @@ from bnn_kernels import reference
 from bnn_kernels.bits.level_bytes import SLACK, as_planes, bytes_of_codes, fit_bytes, new_level_bytes
 from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.bits.quantize import in_order
+from bnn_kernels.bits.storage import to_dense_bits
 from bnn_kernels.bits.sum_range import LARGEST_SUM
 from bnn_kernels.bits.tensor import unpack_codes
 from bnn_kernels.bits.zero_points import ZeroPoints
@@ -256,3 +257,37 @@ def test_zero_points_of_channels(monkeypatch):
     np.testing.assert_array_equal(conv(bk.pack_levels(x, *planes(8))), reference.conv2d(real, w, padding=1, groups=20))
     with choice.force("counts"):
         assert choice.choose(conv.weights, Maps((9, 11), (9, 11), *planes(8)[::-1])).name == "population counts"
+
+
+def test_a_plan_runs_them_and_says_so():
+    """Ternary weights behind floats are the float32 weights that they stand for, to the last bit."""
+    rng = np.random.default_rng(0)
+    codes, scale = rng.integers(0, 3, (16, 1, 3, 3)).astype(np.uint8), rng.random(16, np.float32)
+    sides = {"shape": [16, 1, 3, 3], "stride": [2, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 16}
+    weight = level_of_code(*TERNARY)[codes].astype(np.float32) * scale[:, None, None, None]
+    terms = [{"signed": False, "multipliers": [1, -1]}]
+    of_bits = {"bits.0": to_dense_bits(codes, 2), "scale.0": scale}
+    convs = (sides, {"weight": weight}), (sides | {"terms": terms}, of_bits)
+    x = rng.standard_normal((2, 16, 9, 11)).astype(np.float32)
+    found = []
+    for attrs, tensors in convs:
+        model = bk.PackedModel(
+            (16, 9, 11), [bk.StepSpec("float_conv", ["x"], ["y"], attrs | {"pad_value": 0.0}, tensors)]
+        )
+        assert "float32, depthwise" in model.summary()
+        found.append(model(x))
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(found[0], reference.conv2d(x, weight, (2, 1), 1, 1, 16), rtol=0, atol=1e-5)
+    signs = {
+        "thresholds": np.zeros((1, 16), np.float32),
+        "flip": np.zeros(16, bool),
+        "codes": np.array([1, 0], np.uint8),
+    }
+    pack = bk.StepSpec("pack", ["x"], ["a"], {"signed": True, "multipliers": [1]}, signs)
+    attrs = sides | {"terms": terms, "pad_level": 0, "output": "int"}
+    conv = bk.StepSpec("binary_conv", ["a"], ["y"], attrs, {"bits.0": of_bits["bits.0"]})
+    model = bk.PackedModel((16, 9, 11), [pack, conv])
+    assert "depthwise products, sums of 16 bits: 16 groups of 1 to 1 channels" in model.summary()
+    levels = level_of_code(*TERNARY)[codes]
+    for _ in range(3):  # step by step, recorded, and played back
+        np.testing.assert_array_equal(model(x), reference.conv2d(reference.sign(x), levels, (2, 1), 1, 1, 16))

@@ -13,7 +13,6 @@ from numba.core.registry import cpu_target
 # In order of preference, with the CPU features that each needs.
 PATHS = {"avx512": ("avx512vpopcntdq", "avx512f"), "avx2": ("avx2",), "neon": ("neon",), "generic": ()}
 
-
 # What Linux says of an ARM CPU: (entry of getauxval, bit) of LLVM's names.
 _AUXILIARY = {"neon": (16, 1), "dotprod": (16, 20), "i8mm": (26, 13)}
 

@@ -26,7 +26,7 @@ _sums32 = vector_type("pairs_int16x32", _INTS)
 
 
 class ChannelForm(NamedTuple):
-    """inputs, weights: bits of an element in memory, 8 (unsigned, signed) or 16 (signed both).
+    """inputs, weights: bits of an element in memory, 8 (inputs unsigned, weights signed) or 16 (both signed).
 
     sums: 16 or 32 bits. width: bits of the instruction that multiplies pairs, 512 or 256, or 0 for what every CPU has.
     """
@@ -64,7 +64,7 @@ def _multiply_pairs(builder, width, a, b):
 
 @functools.cache
 def channel_products(form: ChannelForm) -> SimpleNamespace:
-    """Return zero, inputs, weights, dot, and what writes sums: store (of 32 bits), or widen (of 16 bits)."""
+    """Return zero, inputs and weights, which load, dot, and store and add_to, which write sums as int32."""
     kind, vector = (_sums16, _SHORTS) if form.sums == 16 else (_sums32, _INTS)
 
     def read(context, builder, array_type, array, offset, bits):

@@ -74,8 +74,8 @@ def depthwise_kernel(kind: type) -> Any:
     def depthwise(x, weights, windows, size, output, first, last):
         """Tiles first..last of all images; x float32 flat (N, H, W, lanes); weights flat, see `windows.by_block`.
 
-        Sums that nothing follows go straight to where they belong; else all those of a tile are finished together, when
-        none is on its way from a register any more.
+        Sums that nothing follows go straight to where they belong, those of positions that the tile before had too once
+        more; else all those of a tile are finished together, when none is on its way from a register any more.
         """
         size, windows = Sizes(*size), Windows(*windows)
         ready, floats = addresses(output), EpilogueOutput(*output).out
