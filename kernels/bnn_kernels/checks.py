@@ -22,8 +22,8 @@ def plain(array: np.ndarray) -> np.ndarray:
     return array if array.flags.writeable else array.copy()
 
 
-def array(value: Any, name: str, lists: bool = True) -> np.ndarray:
-    """Return a value as a plain array; lists: whether lists of numbers are welcome too.
+def array(value: Any, name: str, lists: bool = True, writable: bool = True) -> np.ndarray:
+    """Return a value as a plain array; lists: whether lists of numbers are welcome too; writable: whether it must be.
 
     TypeError on what is no array of numbers, on masks (they would be ignored) and on unknown kinds of numbers.
     """
@@ -42,7 +42,7 @@ def array(value: Any, name: str, lists: bool = True) -> np.ndarray:
         raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
     if found.dtype.kind not in "fiub" or found.dtype.itemsize > 8:
         raise TypeError(f"{name} must be an array of numbers of at most 64 bits, got dtype {found.dtype}")
-    return plain(found)
+    return plain(found) if writable or not found.dtype.isnative else found
 
 
 def floats(value: Any, name: str, shapes: str, ranks: Sequence[int], lists: bool = True, hint: str = "") -> np.ndarray:

@@ -20,7 +20,7 @@ from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.products import ProductPath, product_kernel
 from bnn_kernels.ops.packed_layers import choice
 conv = bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32), padding=1)
-shorts = Form("shorts", 8, 2, 16)
+shorts = Form("shorts", 8, 2, 8)
 kernels = popcount_kernel(outputs.IntOutput, True, True), product_kernel(outputs.IntOutput, shorts)
 for kernel in kernels:
     kernel._cache = NullCache()
@@ -70,7 +70,7 @@ planes = tuple(1 << p for p in range(8))
 geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1, 0)
 maps = Maps((6, 6), (6, 6), False, planes)
 for bits in (8, 2):
-    weights = Weights((np.arange(64 * 64 * 9) % (1 << bits)).astype(np.uint8).reshape(64, 64, 3, 3),
+    weights = Weights.of_codes((np.arange(64 * 64 * 9) % (1 << bits)).astype(np.uint8).reshape(64, 64, 3, 3),
         (*planes[:bits - 1], -planes[bits - 1]), False, 1)
     path = products.ProductPath(weights, geometry, maps, form_for(weights, maps))
     taken = path.take(np.zeros((8, 1, 6, 6, 1), np.uint64))
@@ -94,8 +94,8 @@ PRODUCT_CPUS = {
     # Sums of two products of 8 bits by 8 do not fit 16 bits, those of 8 bits by 2 do.
     "haswell": (
         "+avx2,+fma",
-        ("multiply_shorts8_16_to_ints", [r"vpmaddwd\s.*%ymm"]),
-        ("multiply_pairs8_8_to_ints", [r"vpmaddubsw\s.*%ymm"]),
+        ("multiply_shorts8_8_to_ints", [r"vpmaddwd\s.*%ymm", r"vpmovsxbw\s.*%ymm"]),
+        ("multiply_pairs8_2_to_ints", [r"vpmaddubsw\s.*%ymm", r"vpshufb\s.*%ymm"]),
     ),
 }
 
@@ -138,7 +138,7 @@ for machine in sys.argv[1:]:
     product, shift, features, *bits = machine.split(":")
     texts.clear()
     for count in map(int, bits):
-        weights = Weights((np.arange(64 * 64 * 9) % (1 << count)).astype(np.uint8).reshape(64, 64, 3, 3),
+        weights = Weights.of_codes((np.arange(64 * 64 * 9) % (1 << count)).astype(np.uint8).reshape(64, 64, 3, 3),
             (*planes[:count - 1], -planes[count - 1]), False, 1)
         path = products.ProductPath(weights, geometry, maps, Form(product, 8, 4, shift=int(shift)))
         taken = path.take(np.zeros((8, 1, 6, 6, 1), np.uint64))

@@ -90,7 +90,7 @@ def test_layers(name, calls, way):
 
 def test_the_copys_weights_are_aligned():
     conv = pickle.loads(pickle.dumps(bk.PackedConv2d(np.ones((16, 64, 3, 3)))))
-    assert conv.weights.words.ctypes.data % 64 == 0
+    assert conv.weights.words().ctypes.data % 64 == 0
 
 
 def test_bits(way):

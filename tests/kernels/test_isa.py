@@ -75,14 +75,14 @@ for kernel in ran:
     found = [name for name in ("vpopcnt", "pshufb", "vpdpbusd", "vpmaddubsw") if re.search(rf"\\b{name}|v{name}", code)]
     print(kernel.__name__, ",".join(found))
 """
-PRODUCTS = "multiply_vnni16_1_to_ints" if has("avx512vnni") else "multiply_shorts16_16_to_ints"
-NARROW_PRODUCTS = "multiply_vnni8_1_to_ints" if has("avxvnni") else "multiply_pairs8_8_to_ints"
+PRODUCTS = "multiply_vnni16_1_to_ints" if has("avx512vnni") else "multiply_shorts16_8_to_ints"
+NARROW_PRODUCTS = "multiply_vnni8_1_to_ints" if has("avxvnni") else "multiply_pairs8_1_to_ints"
 KERNELS = {
     "avx512": ["popcount_xor_one_to_ints", "popcount_xor_many_to_ints", PRODUCTS],
     "avx2": [
         "lookup_to_ints",
         "level_lookup_to_ints",
-        f"multiply_{'vnni8_1' if has('avxvnni') else 'pairs8_8'}_to_ints",
+        f"multiply_{'vnni8_1' if has('avxvnni') else 'pairs8_1'}_to_ints",
     ],
     "generic": ["popcount_xor_one_to_ints", "popcount_xor_many_to_ints", "popcount_xor_many_to_ints"],
 }

@@ -72,6 +72,11 @@ def level_bits(x, t, flip, codes, compares, words, nan, first, last):
 
 
 def in_order(t: np.ndarray, flip: np.ndarray) -> np.ndarray:
-    """Return thresholds (L-1, C) in the order that `level_bits` takes; the order does not change their count."""
+    """Return thresholds (L-1, C) in the order that `level_bits` takes; the order does not change their count.
+
+    They are the ones given, if those are in order, and else a copy; both can be written to.
+    """
     ascending = np.sort(t, axis=0)
-    return np.ascontiguousarray(np.where(flip, ascending[::-1], ascending))
+    ordered = np.where(flip, ascending[::-1], ascending)
+    whole = t.flags.writeable and t.flags.c_contiguous and np.array_equal(t, ordered)
+    return t if whole else np.ascontiguousarray(ordered)

@@ -5,8 +5,11 @@ and are never stored.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+
+from bnn_kernels import checks
 
 
 def to_dense_bits(codes: np.ndarray, planes: int) -> np.ndarray:
@@ -25,10 +28,29 @@ def check_dense_bits(dense: np.ndarray, shape: tuple[int, ...]) -> int:
     return count
 
 
+def checked_dense_bits(dense: np.ndarray, shape: Sequence[int], planes: int, sides: str) -> tuple[int, ...]:
+    """Return the shape of a weight; ValueError or TypeError if its bits do not fit.
+
+    planes: that there must be; sides: the names of the sides, such as "(O, K)".
+    """
+    dense = checks.array(dense, "the dense bits", writable=False)
+    found = tuple(checks.integer(side, "each side of the weight's shape", 1) for side in shape)
+    if len(found) != sides.count(",") + 1 or len(dense) != planes:
+        raise ValueError(f"weight must have shape {sides} and a plane for each multiplier, got {found}, {len(dense)}")
+    check_dense_bits(dense, found)
+    return found
+
+
 def from_dense_bits(dense: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return uint8 codes of the given shape; ValueError if the bytes do not fit it or a tail bit is set."""
-    count = check_dense_bits(dense, shape)
-    codes = np.unpackbits(dense[0], count=count, bitorder="little")
-    for p in range(1, len(dense)):
-        codes |= np.unpackbits(dense[p], count=count, bitorder="little") << np.uint8(p)
-    return codes.reshape(shape)
+    return codes_between(dense, 0, check_dense_bits(dense, shape)).reshape(shape)
+
+
+def codes_between(dense: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Return uint8 (last - first,): the codes of some of the weights."""
+    begin = first % 8
+    part = dense[:, first // 8 : -(-last // 8)]
+    codes = np.unpackbits(part[0], bitorder="little")[begin : begin + last - first]
+    for p in range(1, len(part)):
+        codes |= np.unpackbits(part[p], bitorder="little")[begin : begin + last - first] << np.uint8(p)
+    return codes

@@ -6,6 +6,7 @@ constant one (gamma = 0) has thresholds at the ends of int32.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -52,10 +53,19 @@ class Thresholds:
             raise ValueError(f"code {codes.max()} does not fit {len(self.multipliers)} planes")
         self.t, self.flip, self.codes = t, flip, codes
         self.channels = t.shape[1]
-        self._ordered = in_order(t, flip)
+        self._ordered: np.ndarray | None = None
         # Two levels, lower one stored as 1: the plain sign, one comparison a bit.
         self.is_sign = len(codes) == 2 and tuple(codes) == (1, 0)
         self._flip = flip.astype(np.uint8)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ordered": None}
+
+    def _in_order(self) -> np.ndarray:
+        """Return the thresholds as the kernels take them, made at the first use."""
+        if self._ordered is None:
+            self._ordered = in_order(self.t, self.flip)
+        return self._ordered
 
     @classmethod
     def sign(cls, t: np.ndarray, flip: np.ndarray) -> "Thresholds":
@@ -76,16 +86,24 @@ class Thresholds:
         shape = (n, o, h, w)
         if self.as_bytes:
             made = (self.codes, self.signed, self.multipliers)
-            return quantize_to_bytes(dot, shape, self._ordered, self._flip, *made)
+            return quantize_to_bytes(dot, shape, self._in_order(), self._flip, *made)
         flat = dot.reshape(-1, o)
         if self.is_sign:
             words = empty((1, n, h, w, words_for(o)), np.uint64)
-            run_rows(_sign_bits, n * h * w, dot.size, flat, self.t[0], self._flip, words.reshape(-1, words.shape[-1]))
+            run_rows(
+                _sign_bits,
+                n * h * w,
+                dot.size,
+                flat,
+                self._in_order()[0],
+                self._flip,
+                words.reshape(-1, words.shape[-1]),
+            )
         else:
             words = zeros((planes, n, h, w, words_for(o)), np.uint64)
             out = words.reshape(planes, -1, words.shape[-1])
             compares = len(self.codes) <= MOST_COMPARED
-            tables = (self._ordered, self._flip, self.codes, compares, out, np.zeros(1, np.uint8))
+            tables = (self._in_order(), self._flip, self.codes, compares, out, np.zeros(1, np.uint8))
             run_rows(level_bits, n * h * w, 2 * dot.size, flat, *tables)
         return BitTensor(words, shape, self.signed, self.multipliers)
 

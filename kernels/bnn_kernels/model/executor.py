@@ -14,6 +14,7 @@ from bnn_kernels.checks import plain
 from bnn_kernels.model.inputs import as_channels_last, fill_inputs
 from bnn_kernels.model.program import OF_A_BYTE, Program, input_register
 from bnn_kernels.runtime.arrays import new_array
+from bnn_kernels.runtime.mapped import release_files
 from bnn_kernels.runtime.recording import Recording
 from bnn_kernels.runtime.threads import play_kernels
 from bnn_kernels.runtime.workspace import Workspace, Workspaces, contiguous, empty, in_use
@@ -109,10 +110,12 @@ class Executor:
             recorded = workspace.recorded.get(count)
             if recorded is not None:
                 return self._play(recorded, inputs)
-            if workspace.last == count:
-                return self._record(workspace, count, inputs)
+            again = workspace.last == count
             workspace.last = count
-            return self._run_once(workspace, inputs)
+            results = self._record(workspace, count, inputs) if again else self._run_once(workspace, inputs)
+            # Steps have laid out what they need of the file.
+            release_files(tensor for placed in self._program.placed for tensor in placed.step.tensors.values())
+            return results
         finally:
             self._workspaces.give_back(workspace)
 

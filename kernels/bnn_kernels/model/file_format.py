@@ -28,6 +28,7 @@ import numpy as np
 import safetensors.numpy
 
 from bnn_kernels.errors import PackedFileError
+from bnn_kernels.runtime.mapped import release
 
 FORMAT = "bitplanes"
 VERSION = "2"
@@ -36,13 +37,18 @@ VERSION = "2"
 DTYPES = {"F32": np.float32, "I32": np.int32, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
 # A header beyond this is no model's (safetensors has the same limit).
 LARGEST_HEADER = 100_000_000
+HASHED_AT_A_TIME = 1 << 20
 
 
 def digest_of(header: str, table: dict[str, Any], payload: memoryview | bytes) -> str:
     """Return the SHA-256 over header, table of tensors and payload, as hex digits."""
     digest = hashlib.sha256(header.encode())
     digest.update(json.dumps(table, sort_keys=True).encode())
-    digest.update(payload)
+    # Of a mapped file, only a block at a time stays in memory.
+    for first in range(0, len(payload), HASHED_AT_A_TIME):
+        block = payload[first : first + HASHED_AT_A_TIME]
+        digest.update(block)
+        release(np.frombuffer(block, np.uint8))
     return digest.hexdigest()
 
 
@@ -106,12 +112,12 @@ def _parse(text: str | bytes) -> Any:
 
 
 def _map(path: str | os.PathLike[str]) -> memoryview:
-    """Return the bytes of a file, mapped: pages are read when they are used, and writing to them changes no file."""
+    """Return the bytes of a file, mapped: pages are read when they are used, and cannot be written to."""
     with open(os.fspath(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8:
             raise PackedFileError(f"{path}: {size} bytes, too short for a packed model; it was cut off. Convert again")
-        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY))
+        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
 
 
 def _tensors(path: str | os.PathLike[str], table: dict[str, Any], payload: memoryview) -> dict[str, np.ndarray]:
@@ -145,7 +151,7 @@ def _tensors(path: str | os.PathLike[str], table: dict[str, Any], payload: memor
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return (header, tensors). FileNotFoundError, or PackedFileError that says what is wrong with the file.
 
-    The tensors are views of the mapped file.
+    The tensors are views of the mapped file and cannot be written to.
     """
     blob = _map(path)
     size = int.from_bytes(blob[:8], "little")

@@ -11,6 +11,7 @@ from bnn_kernels.model import saving, table
 from bnn_kernels.model.executor import Executor, shown
 from bnn_kernels.model.profile import step_times
 from bnn_kernels.model.program import Program
+from bnn_kernels.runtime.mapped import release_files
 from bnn_kernels.steps.base import Spec, check_shape, need
 from bnn_kernels.steps.fields import StepSpec
 
@@ -165,8 +166,10 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
     """Map a packed file into memory.
 
     FileNotFoundError; PackedFileError if it is damaged; PlanError if its plan does not fit. Tensors stay in the file
-    until a step needs them, so the file must not be changed in place while the model lives; saving over it is safe,
-    because that writes a new file under the same name.
+    until a step needs them, and cannot be written to; so the file must not be changed in place while the model lives;
+    saving over it is safe, because that writes a new file under the same name.
     """
     saved = saving.read(path)
-    return PackedModel(saved.inputs, saved.steps, saved.info, saved.versions, saved.outputs, saved.dtypes)
+    model = PackedModel(saved.inputs, saved.steps, saved.info, saved.versions, saved.outputs, saved.dtypes)
+    release_files(tensor for step in model.steps for tensor in step.tensors.values())
+    return model

@@ -18,7 +18,8 @@ from bnn_kernels.compile.simd import float32x8, float32x16
 from bnn_kernels.compile.simd.float_tables import codes, load_words
 from bnn_kernels.ops.few_bit_weight import BLOCK, ScaledTerm
 from bnn_kernels.ops.finishing import EpilogueOutput, addresses, finisher
-from bnn_kernels.runtime.arrays import aligned
+from bnn_kernels.runtime.arrays import aligned_zeros
+from bnn_kernels.runtime.mapped import release
 from bnn_kernels.runtime.threads import run_rows
 
 FEWEST_PLANES = 4
@@ -133,16 +134,17 @@ class CodedWeight:
         self.length, self.per_word = math.prod(shape[1:]), 32 // self.bits
         filters = shape[0] // groups
         blocks = -(-filters // BLOCK)
-        words = np.zeros((groups, blocks, -(-self.length // self.per_word), BLOCK), np.uint32)
+        words = aligned_zeros((groups, blocks, -(-self.length // self.per_word), BLOCK), np.uint32)
         base = -sum(m for m in term.multipliers if m < 0)
         for o in range(shape[0]):
             group, f = divmod(o, filters)
             words[group, f // BLOCK, :, f % BLOCK] = self._words(term, o, base)
+        release(term.dense)
         scales = np.zeros((groups, blocks * BLOCK), np.float32)
         scales[:, :filters] = term.scale.reshape(groups, filters)
         factor, shift = (-2, sum(term.multipliers) + 2 * base) if term.signed else (1, -base)
         same = functools.partial(np.full, BLOCK, dtype=np.float32)
-        self.packed = Coded(aligned(words).reshape(-1), same(factor), same(shift), scales.reshape(-1))
+        self.packed = Coded(words.reshape(-1), same(factor), same(shift), scales.reshape(-1))
         self.expand = expander(self.bits)
 
     def _words(self, term: ScaledTerm, o: int, base: int) -> np.ndarray:

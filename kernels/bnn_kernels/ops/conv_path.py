@@ -16,13 +16,17 @@ class ConvPath(Protocol):
     """Made once for the weights, geometry and `Maps` of a layer.
 
     dot = sum * factor + offsets[kind of border, filter]: `sum` is what the kernel hands to its output (`ops.outputs`),
-    offsets int64 (kinds, G, filters of a group rounded up to eights). sums_fit: whether the kernel's sums stay within
-    int32 before an offset is added; if not they have wrapped around, and only the dot product may be compared.
+    offsets int64 (kinds, G, filters of a group rounded up to eights), computed when they are read; groups: this G, 1
+    where all filters lie side by side. sums_fit: whether the kernel's sums stay within int32 before an offset is added;
+    if not they have wrapped around, and only the dot product may be compared.
     """
 
     factor: int
-    offsets: np.ndarray
+    groups: int
     sums_fit: bool
+
+    @property
+    def offsets(self) -> np.ndarray: ...
 
     def take(self, words: np.ndarray) -> tuple[Any, ...]:
         """Return the input as the kernel reads it, of contiguous words uint64 (P, N, H, W, V)."""

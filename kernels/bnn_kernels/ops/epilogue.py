@@ -36,12 +36,13 @@ from bnn_kernels.ops.finishing import (
     DIVIDES,
     KEEP,
     NORM,
-    ROWS,
+    SAME,
     BytesOutput,
     EpilogueOutput,
     PlanesOutput,
     addresses,
     finisher,
+    lanes_of,
 )
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.recording import new_flag
@@ -115,17 +116,9 @@ class Epilogue:
         self.channels = checks.integer(channels, "channels", 1)
         self.residual = residual
         self.low, self.high = np.float32(low), np.float32(high)
-        self.scale = self._vector("scale", scale, 1)
-        self.shift = self._vector("shift", shift, 0)
-        self.norm_scale = self._vector("norm_scale", norm_scale, 1)
-        self.norm_shift = self._vector("norm_shift", norm_shift, 0)
-        self.pre = self._vector("pre", pre, 0)
-        self.slope = self._vector("slope", slope, 1)
-        self.post = self._vector("post", post, 0)
-        self.bounds = None if bounds is None else self._vector("bounds", bounds, 0)
-        self.flip = np.zeros(self.channels, bool)
+        directions = np.zeros(self.channels, bool)
         if flip is not None:
-            self.flip = checks.exactly(flip, "flip", np.bool_, (self.channels,))
+            directions = checks.exactly(flip, "flip", np.bool_, (self.channels,))
         if flip is not None and bounds is None:
             raise ValueError("flip needs bounds")
         if levels is not None:
@@ -146,20 +139,38 @@ class Epilogue:
             | (BITS if bounds is not None else 0)
             | (DIVIDES if levels is not None and levels.divides else 0)
         )
-        # Eight lanes more than there are: a block of filters need not begin at a multiple of eight.
-        lanes = -(-self.channels // LANES) * LANES + LANES
-        self.table = np.zeros((ROWS, lanes), np.float32)
-        norm = (self.norm_scale, self.norm_shift)
-        rounding = (None, None, None) if levels is None else (levels.factor, levels.low, levels.high)
-        bend = (self.pre, self.slope, self.post)
-        rows = (self.scale, self.shift, *norm, *bend, self.low, self.high, self.bounds, *rounding)
-        for row, value in zip(self.table, rows, strict=True):
-            row[: self.channels] = 0 if value is None else value
-        self.packed_flip = np.packbits(self.flip, bitorder="little")
+        # The vectors that there are, in the order of the kernels: nothing is held twice.
+        self._rows: dict[str, int] = {}
+        given = {
+            AFFINE: {"scale": (scale, 1), "shift": (shift, 0)},
+            NORM: {"norm_scale": (norm_scale, 1), "norm_shift": (norm_shift, 0)},
+            ACTIVATION: {"pre": (pre, 0), "slope": (slope, 1), "post": (post, 0)},
+            BITS: {"bounds": (bounds, 0)},
+        }
+        rows = {name: row for part, named in given.items() if self.parts & part for name, row in named.items()}
+        rounding = (0, 0, 0) if levels is None else (levels.factor, levels.low, levels.high)
+        self._lanes = lanes_of(self.channels)
+        self.table = np.zeros(SAME + len(rows) * self._lanes, np.float32)
+        self.table[:SAME] = np.repeat(np.array((self.low, self.high, *rounding), np.float32), LANES)
+        for i, (name, (value, default)) in enumerate(rows.items()):
+            self._rows[name] = SAME + i * self._lanes
+            self._row(name)[:] = default if value is None else self._vector(name, value)
+        self.packed_flip = np.packbits(directions, bitorder="little")
 
-    def _vector(self, name: str, value: np.ndarray | None, default: float) -> np.ndarray:
-        if value is None:
-            return np.full(self.channels, default, np.float32)
+    def _row(self, name: str) -> np.ndarray:
+        return self.table[self._rows[name] :][: self.channels]
+
+    @property
+    def bounds(self) -> np.ndarray | None:
+        """Of signs, float32 (C,)."""
+        return self._row("bounds") if "bounds" in self._rows else None
+
+    @property
+    def flip(self) -> np.ndarray:
+        """Of signs, bool (C,)."""
+        return np.unpackbits(self.packed_flip, count=self.channels, bitorder="little").astype(bool)
+
+    def _vector(self, name: str, value: np.ndarray) -> np.ndarray:
         array = checks.exactly(value, name, np.float32, (self.channels,))
         if np.isnan(array).any():
             raise ValueError(f"{name} holds a NaN")
@@ -217,7 +228,7 @@ class Epilogue:
 
         out = _NO_MAP if floats is None else floats.reshape(-1)
         parts = self.parts | (KEEP if keep else 0)
-        table, flip = self.table.reshape(-1), self.packed_flip
+        table, flip = self.table, self.packed_flip
         sizes = (planes, math.prod(shape[:3]) * row_bytes, row_bytes, base)
         return self.kind(parts, channels, table, flip, rest, out, bits, *sizes, nan), results
 
@@ -243,14 +254,17 @@ class Epilogue:
         self, y: np.ndarray, residual: np.ndarray | None = None, keep: bool = True
     ) -> tuple[np.ndarray | None, BitTensor | None]:
         """Return what `__call__` returns, levels as planes, in plain NumPy."""
-        v = y.astype(np.float32) * self.scale + self.shift
+        row = self._row
+        v: Any = y.astype(np.float32)
+        if self.parts & AFFINE:
+            v = v * row("scale") + row("shift")
         if self.parts & NORM:  # the product of two float32 is exact in float64
-            v = (v.astype(np.float64) * self.norm_scale + self.norm_shift).astype(np.float32)
+            v = (v.astype(np.float64) * row("norm_scale") + row("norm_shift")).astype(np.float32)
         if self.residual == "before":
             v = v + residual
         if self.parts & ACTIVATION:
-            v = v - self.pre
-            v = np.where(v < 0, v * self.slope, v) + self.post
+            v = v - row("pre")
+            v = np.where(v < 0, v * row("slope"), v) + row("post")
         if self.parts & CLAMP:
             v = np.minimum(np.maximum(v, self.low), self.high)
         if self.residual == "after":
@@ -259,7 +273,7 @@ class Epilogue:
             return v, None
         if np.isnan(v).any():
             raise_nan()
-        codes = (v < self.bounds) ^ self.flip if self.levels is None else self.levels.codes(v)
+        codes = (v < row("bounds")) ^ self.flip if self.levels is None else self.levels.codes(v)
         words = pack_codes(codes.astype(np.uint8), len(self.multipliers))
         n, h, w, c = y.shape
         return v if keep else None, self._bits(words, (n, c, h, w))

@@ -22,7 +22,8 @@ from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, float32x16
 from bnn_kernels.compile.simd.float_tables import TABLE_BITS, chosen, load_words, look_up, shifted
 from bnn_kernels.ops.finishing import EpilogueOutput, addresses, finisher
-from bnn_kernels.runtime.arrays import aligned
+from bnn_kernels.runtime.arrays import aligned_zeros
+from bnn_kernels.runtime.mapped import release
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
 
@@ -201,10 +202,11 @@ class FewBitWeight:
         blocks = -(-filters // BLOCK)
         values = [(m, -m) if term.signed else (0, m) for term in terms for m in term.multipliers]
         self.signed = np.array([term.signed for term in terms for _ in term.multipliers], np.uint8)
-        words = np.zeros((len(values), groups * blocks, -(-self.length // self.per_word), BLOCK), np.uint32)
+        words = aligned_zeros((len(values), groups * blocks, -(-self.length // self.per_word), BLOCK), np.uint32)
         planes = (plane for term in terms for plane in term.dense)
         for to, plane in zip(words, planes, strict=True):
             self._lay_out(plane, to.reshape(groups, blocks, -1, BLOCK))
+            release(plane)
         scales = np.zeros((len(terms) + 1, groups, blocks * BLOCK), np.float32)
         last = np.zeros(shape[0], np.float32) if offset is None else offset
         for row, scale in zip(scales, (*(term.scale for term in terms), last), strict=True):
@@ -212,7 +214,7 @@ class FewBitWeight:
         ends = np.cumsum([len(term.multipliers) for term in terms])
         self.expand = expand
         self.packed = Packed(
-            aligned(words).reshape(-1),
+            words.reshape(-1),
             np.array(values, np.float32).reshape(-1),
             ends.astype(np.int64),
             scales.reshape(-1),

@@ -14,15 +14,17 @@ from bnn_kernels.compile.simd import byte, float32x8, int32x8
 # Bits of `Epilogue.parts`: which parts there are.
 BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE, DIVIDES = (1 << i for i in range(9))
 
-# Rows of `Epilogue.table`, each one number a lane.
-ROWS = 13
-SCALE, SHIFT, NORM_SCALE, NORM_SHIFT, PRE, SLOPE, POST, LOW, HIGH, BOUNDS, FACTOR, LEAST, MOST = range(ROWS)
+# `Epilogue.table` begins with numbers that are the same in all channels, eight of each.
+LOW, HIGH, FACTOR, LEAST, MOST = range(0, 40, 8)
+SAME = 40
+# Behind them lie the rows of the parts that there are, a number a channel: those of AFFINE (scale, shift), NORM (scale,
+# shift), ACTIVATION (pre, slope, post) and BITS (bounds).
 
 
 class EpilogueOutput(NamedTuple):
     """Where a kernel's sums go through an epilogue, and what it needs for that.
 
-    parts: which parts there are, `BEFORE` to `AFFINE`. table: float32 flat (ROWS, lanes), see `Epilogue.table`. flip:
+    parts: which parts there are, `BEFORE` to `AFFINE`. table: float32 flat, see `Epilogue.table`. flip:
     uint8 (lanes / 8,). residual, out: float32 flat (positions, channels). bits: uint8 flat
     (planes, positions, row_bytes), or (positions, row_bytes) of levels as bytes; plane_bytes: of one plane. base: what
     levels as bytes are shifted by. nan: uint8 (1,), set where a NaN should become a bit.
@@ -51,11 +53,15 @@ class BytesOutput(EpilogueOutput):
 
 
 class EpilogueAddresses(NamedTuple):
-    """An `EpilogueOutput` with the addresses of its arrays, for finishers; lanes: of a row of the table."""
+    """An `EpilogueOutput` with the addresses of its arrays, for finishers.
+
+    lanes: of a row of the table; bounds: where the last row begins.
+    """
 
     parts: int
     channels: int
     lanes: int
+    bounds: int
     planes: int
     plane_bytes: int
     row_bytes: int
@@ -69,13 +75,21 @@ class EpilogueAddresses(NamedTuple):
 
 
 @inline
+def lanes_of(channels):
+    """Return the lanes of a row: eight more than there need be, as a block of filters may begin between eights."""
+    return (channels + 7) // 8 * 8 + 8
+
+
+@inline
 def addresses(output):
     """Return the `EpilogueAddresses` of an `EpilogueOutput` as a tuple, whose arrays the caller keeps alive."""
     output = EpilogueOutput(*output)
+    lanes = lanes_of(output.channels)
     return EpilogueAddresses(
         output.parts,
         output.channels,
-        len(output.table) // ROWS,
+        lanes,
+        len(output.table) - lanes,
         output.planes,
         output.plane_bytes,
         output.row_bytes,
@@ -94,16 +108,15 @@ def _floats(y, position, c, count, output):
     """Return channels c .. c+7 of one position, of which there are `count`, as floats."""
     parts, lanes, table = output.parts, output.lanes, output.table
     at = position * output.channels + c
-    v = y
+    v, row = y, SAME + c
     if parts & AFFINE:
-        v = float32x8.multiply(v, float32x8.load_from(table, SCALE * lanes + c))
-        v = float32x8.add(v, float32x8.load_from(table, SHIFT * lanes + c))
+        v = float32x8.multiply(v, float32x8.load_from(table, row))
+        v = float32x8.add(v, float32x8.load_from(table, row + lanes))
+        row += 2 * lanes
     if parts & NORM:
-        gain, offset = (
-            float32x8.load_from(table, NORM_SCALE * lanes + c),
-            float32x8.load_from(table, NORM_SHIFT * lanes + c),
-        )
+        gain, offset = float32x8.load_from(table, row), float32x8.load_from(table, row + lanes)
         v = float32x8.multiply_add(v, gain, offset)
+        row += 2 * lanes
     rest = v
     if parts & (BEFORE | AFTER):
         rest = (
@@ -112,13 +125,11 @@ def _floats(y, position, c, count, output):
     if parts & BEFORE:
         v = float32x8.add(v, rest)
     if parts & ACTIVATION:
-        v = float32x8.subtract(v, float32x8.load_from(table, PRE * lanes + c))
-        v = float32x8.scale_negative(v, float32x8.load_from(table, SLOPE * lanes + c))
-        v = float32x8.add(v, float32x8.load_from(table, POST * lanes + c))
+        v = float32x8.subtract(v, float32x8.load_from(table, row))
+        v = float32x8.scale_negative(v, float32x8.load_from(table, row + lanes))
+        v = float32x8.add(v, float32x8.load_from(table, row + 2 * lanes))
     if parts & CLAMP:
-        v = float32x8.clamp(
-            v, float32x8.load_from(table, LOW * lanes + c), float32x8.load_from(table, HIGH * lanes + c)
-        )
+        v = float32x8.clamp(v, float32x8.load_from(table, LOW), float32x8.load_from(table, HIGH))
     if parts & AFTER:
         v = float32x8.add(v, rest)
     return v
@@ -136,12 +147,12 @@ def _keep(v, position, c, count, output):
 
 
 @inline
-def _level(v, c, live, output):
+def _level(v, live, output):
     """Return int32 levels of floats, in two's complement; a NaN in a live lane is noted."""
-    lanes, table = output.lanes, output.table
-    factor = float32x8.load_from(table, FACTOR * lanes + c)
+    table = output.table
+    factor = float32x8.load_from(table, FACTOR)
     scaled = float32x8.divide(v, factor) if output.parts & DIVIDES else float32x8.multiply(v, factor)
-    least, most = float32x8.load_from(table, LEAST * lanes + c), float32x8.load_from(table, MOST * lanes + c)
+    least, most = float32x8.load_from(table, LEAST), float32x8.load_from(table, MOST)
     if float32x8.unordered(scaled) & live:
         byte.store(output.nan, 0, np.uint64(1))
     return float32x8.rounded(float32x8.clamp(scaled, least, most))
@@ -163,7 +174,7 @@ def finish_signs(y, position, c, left, output):
     v = _floats(y, position, c, count, output)
     if output.parts & BITS:
         live = _live(count)
-        mask, bad = float32x8.below(v, float32x8.load_from(output.table, BOUNDS * output.lanes + c))
+        mask, bad = float32x8.below(v, float32x8.load_from(output.table, output.bounds + c))
         flip = byte.load(output.flip, c >> 3)
         byte.store(output.bits, position * output.row_bytes + (c >> 3), (mask ^ flip) & live)
         if bad & live:
@@ -177,7 +188,7 @@ def finish_planes(y, position, c, left, output):
     count = min(left, 8)
     v = _floats(y, position, c, count, output)
     live = _live(count)
-    level = _level(v, c, live, output)
+    level = _level(v, live, output)
     to = position * output.row_bytes + (c >> 3)
     for p in range(output.planes):
         byte.store(output.bits, p * output.plane_bytes + to, int32x8.bit_mask(level, p) & live)
@@ -189,7 +200,7 @@ def finish_bytes(y, position, c, left, output):
     """For a `BytesOutput`."""
     count = min(left, 8)
     v = _floats(y, position, c, count, output)
-    level = int32x8.add(_level(v, c, _live(count), output), int32x8.splat(np.int32(output.base)))
+    level = int32x8.add(_level(v, _live(count), output), int32x8.splat(np.int32(output.base)))
     to = position * output.row_bytes + c
     if count == 8:
         int32x8.store_bytes_to(output.bits, to, level)

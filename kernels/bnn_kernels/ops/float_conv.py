@@ -23,7 +23,8 @@ from bnn_kernels.ops.depthwise.windows import Filter, suits
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.few_bit_weight import FewBitWeight
 from bnn_kernels.ops.finishing import addresses, finisher
-from bnn_kernels.runtime.arrays import aligned
+from bnn_kernels.runtime.arrays import aligned_zeros
+from bnn_kernels.runtime.mapped import release
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
 
@@ -79,10 +80,12 @@ def filter_lanes(weight: np.ndarray, groups: int) -> np.ndarray:
     o, channels, kh, kw = weight.shape
     filters = o // groups
     blocks = -(-filters // BLOCK)
-    flat = np.zeros((groups, kh * kw * channels, blocks * BLOCK), np.float32)
-    by_group = weight.reshape(groups, filters, channels, kh, kw).transpose(0, 3, 4, 2, 1)
-    flat[..., :filters] = by_group.reshape(groups, -1, filters)
-    return aligned(flat.reshape(groups, -1, blocks, BLOCK).transpose(0, 2, 1, 3))
+    laid = aligned_zeros((groups, blocks, kh * kw * channels, BLOCK), np.float32)
+    for group, by_block in zip(weight.reshape(groups, filters, channels, kh * kw), laid, strict=True):
+        for first, to in zip(range(0, filters, BLOCK), by_block, strict=True):
+            part = group[first : first + BLOCK]
+            to[:, : len(part)] = part.transpose(2, 1, 0).reshape(-1, len(part))
+    return laid
 
 
 @functools.lru_cache(maxsize=256)
@@ -282,6 +285,7 @@ class FloatConv2d:
             self._depthwise = FloatDepthwise(weight, groups)
         else:
             self._weights = filter_lanes(weight, groups).reshape(-1)
+            release(weight)
         self._plain = Epilogue(weight.shape[0], shift=bias)
 
     def __call__(self, x: np.ndarray, out_size: tuple[int, int]) -> np.ndarray:

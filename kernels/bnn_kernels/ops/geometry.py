@@ -49,12 +49,22 @@ class Maps(NamedTuple):
 class Border(NamedTuple):
     """Positions with the same taps inside the map are of one kind of border: their sums need the same constant.
 
-    y_kind int32 (Ho,), x_kind int32 (Wo,): y_kind[oy] + x_kind[ox] is the row of the table for output (oy, ox).
+    y_kind int32 (Ho,), x_kind int32 (Wo,): y_kind[oy] + x_kind[ox] is the kind of output (oy, ox). y_masks, x_masks:
+    int64 (kinds of an axis, kh or kw), 1 where a tap lies inside the map, or on a border that holds a level.
     """
 
     y_kind: np.ndarray
     x_kind: np.ndarray
-    table: np.ndarray
+    y_masks: np.ndarray
+    x_masks: np.ndarray
+
+    def table(self, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+        """Return the constants int64 (kinds, G, filters of a group) of a layer.
+
+        inside, outside: int64 (G, filters of a group, kh, kw), what a tap adds where it lies inside, and outside.
+        """
+        table = np.einsum("yk,xl,gfkl->yxgf", self.y_masks, self.x_masks, inside - outside) + outside.sum((2, 3))
+        return table.reshape(-1, *table.shape[2:])
 
 
 def taps_inside(k: int, s: int, p: int, d: int, extent: int, out: int, frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -68,12 +78,8 @@ def taps_inside(k: int, s: int, p: int, d: int, extent: int, out: int, frame: in
     return masks, kind.reshape(-1)
 
 
-def border_of(geometry: Geometry, maps: Maps, inside: np.ndarray, outside: np.ndarray) -> Border:
-    """Return the constants int64 (kinds, G, filters of a group) of a layer.
-
-    inside, outside: int64 (G, filters of a group, kh, kw), what a tap adds where it lies inside the map, and outside.
-    Taps on a border that holds a level count as inside.
-    """
+def border_of(geometry: Geometry, maps: Maps) -> Border:
+    """Return the kinds of border of a layer's outputs."""
     kinds, masks = [], []
     for axis in range(2):
         k, s, p, d = (v[axis] for v in (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation))
@@ -81,6 +87,5 @@ def border_of(geometry: Geometry, maps: Maps, inside: np.ndarray, outside: np.nd
         mask, kind = taps_inside(k, s, p, d, maps.extent[axis], maps.out[axis], frame)
         masks.append(mask.astype(np.int64))
         kinds.append(kind)
-    table = np.einsum("yk,xl,gfkl->yxgf", *masks, inside - outside) + outside.sum((2, 3))
     y_kind, x_kind = kinds[0] * len(masks[1]), kinds[1]
-    return Border(y_kind.astype(np.int32), x_kind.astype(np.int32), table.reshape(-1, *table.shape[2:]))
+    return Border(y_kind.astype(np.int32), x_kind.astype(np.int32), *masks)

@@ -10,10 +10,12 @@ For signs, thresholds have that solved for the sum beforehand: bit = (sum < boun
 The type of an output says which of the functions below a kernel is made with, see `writer`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnn_kernels.bits.sum_range import wrapped
 from bnn_kernels.compile.jit import inline
 from bnn_kernels.compile.simd import float32x8, int32x8
 from bnn_kernels.ops.finishing import BytesOutput, EpilogueOutput, PlanesOutput, addresses, finisher
@@ -46,6 +48,27 @@ class SignOutput(NamedTuple):
 
 
 Output = IntOutput | SignOutput | EpilogueOutput
+
+_NO_OFFSETS = np.zeros(0, np.int32)
+
+
+class LazyConstants:
+    """The `Constants` of a layer, made when an output first needs them: signs have them in their bounds.
+
+    offsets: returns int64 (kinds of border, G, filters rounded up to eights).
+    """
+
+    def __init__(self, factor: int, offsets: Callable[[], np.ndarray]):
+        self._factor, self._offsets = np.int32(wrapped(np.array(factor))), offsets
+        self._made: np.ndarray | None = None
+
+    def of(self, output: Output) -> tuple[Any, ...]:
+        """Return them as a tuple, for an output."""
+        if isinstance(output, SignOutput):
+            return self._factor, _NO_OFFSETS
+        if self._made is None:
+            self._made = wrapped(self._offsets()).reshape(-1)
+        return self._factor, self._made
 
 
 @inline

@@ -1,1 +1,1 @@
-"""How kernels run: threads, memory that is used again, and recorded calls."""
+"""How kernels run: threads, memory that is used again or given back, and recorded calls."""

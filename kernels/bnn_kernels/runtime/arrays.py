@@ -45,10 +45,16 @@ def new_array(shape: tuple[int, ...], dtype: Any, what: str, zeros: bool = False
     return workspace.zeros(shape, dtype) if zeros else workspace.empty(shape, dtype)
 
 
+def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return contiguous zeros that begin at a multiple of 64 bytes."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    buffer = np.zeros(nbytes + LINE, np.uint8)
+    start = -buffer.ctypes.data % LINE
+    return buffer[start : start + nbytes].view(dtype).reshape(shape)
+
+
 def aligned(array: np.ndarray) -> np.ndarray:
     """Return a contiguous copy of an array that begins at a multiple of 64 bytes, same shape and dtype."""
-    buffer = np.empty(array.nbytes + LINE, np.uint8)
-    start = -buffer.ctypes.data % LINE
-    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy = aligned_zeros(array.shape, array.dtype)
     copy[...] = array
     return copy

@@ -11,6 +11,7 @@ import numpy as np
 
 from bnn_kernels.bits.level_bytes import SLACK
 from bnn_kernels.bits.tensor import words_for
+from bnn_kernels.checks import plain
 from bnn_kernels.errors import PlanError
 
 
@@ -113,7 +114,14 @@ class Step:
         return tuple(value)
 
     def tensor(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-        """Return a tensor, by its name in a file, of this shape (None: any extent)."""
+        """Return a tensor, by its name in a file, of this shape (None: any extent).
+
+        Of a mapped file it is a copy: kernels are compiled for arrays that can be written to.
+        """
+        return plain(self.stored(name, shape))
+
+    def stored(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        """Return the same where it lies: weights, of which every kernel makes a layout of its own."""
         value = self.tensors.get(name)
         if value is None:
             raise PlanError(f"tensor {name!r} is missing")

@@ -8,7 +8,7 @@ import numpy as np
 
 from bnn_kernels.bits.level_bytes import LevelTensor
 from bnn_kernels.bits.planes import level_of_code
-from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits, to_dense_bits
+from bnn_kernels.bits.storage import check_dense_bits, to_dense_bits
 from bnn_kernels.bits.sum_range import largest_level, largest_sum
 from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.bits.zero_points import ZeroPoints
@@ -115,8 +115,8 @@ class BinaryLayer(Step):
         return ZeroPoints(given.input_factor, points)
 
     def _lazy(self, index: int, multipliers: tuple[int, ...], signed: bool) -> Lazy[Any]:
-        """Return the layer of one term, expanded from its dense bits when it is first used."""
-        dense = self.tensor(f"bits.{index}", (len(multipliers), None))
+        """Return the layer of one term, made of its dense bits when it is first used."""
+        dense = self.stored(f"bits.{index}", (len(multipliers), None))
         check_dense_bits(dense, self.shape)
 
         def make() -> Any:
@@ -266,10 +266,9 @@ class BinaryConv(BinaryLayer):
     def layer(
         self, dense: np.ndarray, shape: tuple[int, ...], multipliers: tuple[int, ...], signed: bool
     ) -> PackedConv2d:
-        codes = from_dense_bits(dense, shape)
         g = self.geometry
         sides = (g[2:4], g[4:6], g[6:8], self.groups, self.pad_level)
-        return PackedConv2d.from_codes(codes, multipliers, signed, *sides, self.zero)
+        return PackedConv2d.from_dense_bits(dense, shape, multipliers, signed, *sides, self.zero)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         channels = self.shape[1] * self.groups

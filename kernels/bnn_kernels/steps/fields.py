@@ -76,7 +76,9 @@ class StepSpec:
             raise TypeError(f"attrs must be a dict with names as keys, got {self.attrs!r}")
         if not isinstance(self.tensors, dict) or not all(isinstance(key, str) for key in self.tensors):
             raise TypeError("tensors must be a dict of arrays with names as keys")
-        self.tensors = {name: checks.array(value, f"tensor {name!r}", False) for name, value in self.tensors.items()}
+        self.tensors = {
+            name: checks.array(value, f"tensor {name!r}", False, writable=False) for name, value in self.tensors.items()
+        }
 
     @property
     def output(self) -> str:
@@ -185,7 +187,7 @@ def _declared(given: dataclasses.Field[Any], kind: Any) -> Declared:
 def _checked_tensor(name: str, value: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
     if value.dtype != dtype:
         raise PlanError(f"tensor {name!r} must be {dtype}, got {value.dtype}")
-    if value.dtype.kind == "f" and np.isnan(value).any():
+    if value.dtype.kind == "f" and np.isnan(np.min(value, initial=0)):
         raise PlanError(f"tensor {name!r} holds a NaN")
     if value.dtype == np.bool_ and value.view(np.uint8).max(initial=0) > 1:
         raise PlanError(f"tensor {name!r} holds bytes that are neither false nor true")

@@ -102,7 +102,7 @@ class Pack(Step):
             thresholds = np.broadcast_to(in_order(self.thresholds, self.flip), (len(self.thresholds), channels))
             flip = np.broadcast_to(self.flip, channels)
             ready = flip_words(flip) if self.is_sign else flip.astype(np.uint8)
-            self.ready[channels] = np.ascontiguousarray(thresholds), ready
+            self.ready[channels] = np.array(thresholds), ready
         return self.ready[channels]
 
 

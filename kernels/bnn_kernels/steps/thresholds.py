@@ -36,8 +36,8 @@ def integer_thresholds(this: Step, channels: int | None) -> Thresholds:
     if given.thresholds is not None:
         t = this.tensor("thresholds", (None, channels))
     else:
-        residuals = this.tensor("threshold_residuals", (None, channels))
-        t = expand(this.tensor("threshold_ends", (2, residuals.shape[1])), residuals)
+        residuals = this.stored("threshold_residuals", (None, channels))
+        t = expand(this.stored("threshold_ends", (2, residuals.shape[1])), residuals)
     flip = this.tensor("flip", (t.shape[1],))
     codes = this.tensor("codes", (len(t) + 1,))
     signed, multipliers = given.signed, given.multipliers

@@ -53,7 +53,7 @@ def weight_bits(fields: PlaneFields) -> int:
 def float_weight(this: Step, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
     """Return what makes the float32 weights: stored as floats, or as scaled bit planes; both are checked here."""
     if this.fields.terms is None:
-        weight = this.tensor("weight", shape)
+        weight = this.stored("weight", shape)
         return lambda: weight
     terms, offset = _scaled_terms(this, shape)
     by_filter = (-1, *[1] * (len(shape) - 1))
@@ -75,7 +75,7 @@ def _scaled_terms(this: Step, shape: tuple[int, ...]) -> tuple[list[ScaledTerm],
     fields: WeightFields = this.fields
     terms = []
     for i, (multipliers, signed) in enumerate(read_terms(fields)):
-        dense = this.tensor(f"bits.{i}", (len(multipliers), None))
+        dense = this.stored(f"bits.{i}", (len(multipliers), None))
         check_dense_bits(dense, shape)
         terms.append(ScaledTerm(dense, multipliers, signed, this.tensor(f"scale.{i}", (shape[0],))))
     return terms, this.tensor(f"scale.{len(terms)}", (shape[0],)) if fields.weight_offset else None

@@ -138,6 +138,17 @@ def dots(lanes: int, product: str, portable: bool = False, shift: int = 0) -> Si
         return kind(array, types.uint64), emit
 
     @intrinsic
+    def load_widened(typing, array, offset):
+        """Neighbours of an array of signed bytes, from element `offset` on, as shorts."""
+
+        def emit(context, builder, signature, args):
+            bytes_, shorts = (ir.VectorType(kind, 2 * lanes) for kind in (I8, I16))
+            value = loaded(builder, element(context, builder, signature.args[0], *args, bytes_), 1)
+            return builder.bitcast(builder.sext(value, shorts), vector)
+
+        return kind(array, types.uint64), emit
+
+    @intrinsic
     def broadcast(typing, array, offset):
         """The 32 bits from element `offset` of an array of bytes or shorts on, in all lanes."""
 
@@ -236,6 +247,7 @@ def dots(lanes: int, product: str, portable: bool = False, shift: int = 0) -> Si
         return types.void(array, types.uint64, kind), emit
 
     return SimpleNamespace(
-        lanes=lanes, zero=zero, load=load, broadcast=broadcast, dot=dot, widened=widened, add=add, store=store,
+        lanes=lanes, zero=zero, load=load, load_widened=load_widened, broadcast=broadcast, dot=dot, widened=widened,
+        add=add, store=store,
         table=table, look_up=look_up, low_halves=low_halves, high_halves=high_halves, keep=keep,
     )  # fmt: skip

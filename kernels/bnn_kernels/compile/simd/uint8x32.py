@@ -85,6 +85,16 @@ def low_of(typing, a, high):
 
 
 @intrinsic
+def low_halves(typing, a):
+    """The low four bits of every byte."""
+
+    def emit(context, builder, signature, args):
+        return builder.and_(args[0], ir.Constant(_BYTES, [15] * LANES))
+
+    return uint8x32(uint8x32), emit
+
+
+@intrinsic
 def high_halves(typing, a):
     """The high four bits of every byte, shifted down."""
 
@@ -93,6 +103,17 @@ def high_halves(typing, a):
         return builder.and_(builder.bitcast(shifted, _BYTES), ir.Constant(_BYTES, [15] * LANES))
 
     return uint8x32(uint8x32), emit
+
+
+@intrinsic
+def store(typing, array, offset, a):
+    """Write 32 neighbours of a uint8 array, from element `offset` on."""
+
+    def emit(context, builder, signature, args):
+        builder.store(args[2], element(context, builder, signature.args[0], *args[:2], _BYTES)).align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, uint8x32), emit
 
 
 @intrinsic

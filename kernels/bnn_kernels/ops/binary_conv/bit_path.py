@@ -22,7 +22,7 @@ from bnn_kernels.bits.tensor import code_of
 from bnn_kernels.ops.binary_conv.rows import SLACK, bit_rows, row_length
 from bnn_kernels.ops.binary_conv.windows import Kinds, Sizes, Taps
 from bnn_kernels.ops.geometry import Geometry, Maps, border_of
-from bnn_kernels.ops.outputs import Constants
+from bnn_kernels.ops.outputs import LazyConstants, Output
 from bnn_kernels.ops.weights import LANES, Weights
 
 # Positions that a kernel should get at a time at least: it computes four together.
@@ -49,19 +49,24 @@ class BitPath:
         planes = len(maps.multipliers)
         code = code_of(geometry.pad_value, maps) if geometry.pads_levels else 0
         self._pad_bits = tuple(bool(code >> p & 1) for p in range(planes))
-        self._padding, self._groups, self._channels = geometry.padding, groups, own
-        self.xor = weights.signed
-        # Factor of a count, and what taps inside and outside the map add for each tap.
-        ones = weights.tap_ones
-        everywhere = np.full_like(ones, own * sum(weights.multipliers))
-        if weights.signed:
-            factor, inside, outside = (-2, everywhere, 2 * ones) if maps.signed else (1, -ones, -ones)
-        else:
-            factor, inside, outside = (-2, ones, 0 * ones) if maps.signed else (1, 0 * ones, 0 * ones)
-        border = border_of(geometry, maps, inside, outside)
-        self.offsets = np.zeros((*border.table.shape[:2], -(-filters // LANES) * LANES), np.int64)
-        self.offsets[..., :filters] = border.table * sum(maps.multipliers)
-        self.offsets[..., :filters] -= factor * excess * sum(weights.multipliers)
+        self._padding, self._channels = geometry.padding, own
+        self.groups, self.xor = groups, weights.signed
+        border, factor = border_of(geometry, maps), -2 if maps.signed else 1
+
+        def offsets() -> np.ndarray:
+            # What taps inside and outside the map add for each tap.
+            ones = weights.tap_ones()
+            if weights.signed:
+                everywhere = np.full_like(ones, own * sum(weights.multipliers))
+                inside, outside = (everywhere, 2 * ones) if maps.signed else (-ones, -ones)
+            else:
+                inside, outside = (ones, 0 * ones) if maps.signed else (0 * ones, 0 * ones)
+            table = border.table(inside, outside)
+            found = np.zeros((*table.shape[:2], -(-filters // LANES) * LANES), np.int64)
+            found[..., :filters] = table * sum(maps.multipliers) - factor * excess * sum(weights.multipliers)
+            return found
+
+        self._offsets = offsets
         pairs = [factor * a * b for a in factors or maps.multipliers for b in weights.multipliers]
         # With one pair of planes the kernel hands on the bare count.
         self.single = len(pairs) == 1
@@ -74,16 +79,26 @@ class BitPath:
         size = Sizes(*maps.out, h + 2 * geometry.padding[0], groups, own, filters, row_words, planes)
         taps = Taps(*kernel, *geometry.stride, *geometry.dilation)
         kinds = Kinds(border.y_kind, border.x_kind)
-        constants = Constants(np.int32(wrapped(np.array(self.factor))), wrapped(self.offsets).reshape(-1))
-        # The last arguments of every kernel on bits, before the output.
+        self._constants = LazyConstants(self.factor, offsets)
+        # What every kernel on bits takes before the constants and the output.
         of_pairs = wrapped(np.array(pairs, np.int64))
-        self._rest = (tuple(kinds), of_pairs, tuple(size), tuple(taps), tuple(constants))
+        self._rest = (tuple(kinds), of_pairs, tuple(size), tuple(taps))
         # Steps of the inner loop for a position.
-        self._work = weights.words.size // LANES * planes
+        blocks = groups * -(-filters // LANES)
+        self._work = len(weights.multipliers) * blocks * kernel[0] * weights.run_words * planes
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """See `ops.conv_path.ConvPath`."""
+        return self._offsets()
+
+    def _last(self, output: Output) -> tuple[Any, ...]:
+        """Return the last arguments of every kernel on bits."""
+        return *self._rest, self._constants.of(output), tuple(output)
 
     def take(self, words: np.ndarray) -> tuple[Any, ...]:
         """Return (rows, words of a plane): dense rows of bits, see `bit_rows`."""
-        rows = bit_rows(words, self._channels, self._groups, self._padding, self._pad_bits)
+        rows = bit_rows(words, self._channels, self.groups, self._padding, self._pad_bits)
         return rows, (len(rows) - SLACK) // len(words)
 
     def take_bytes(self, x: LevelBytes) -> tuple[Any, ...]:

@@ -21,8 +21,8 @@ from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.compile.simd import uint8x32 as simd
 from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
-from bnn_kernels.ops.binary_conv.lookup import place_pairs, spread_filters, weigh
-from bnn_kernels.ops.binary_conv.windows import CHUNK, Kinds, Sizes, Taps, fill_chunk, window_words
+from bnn_kernels.ops.binary_conv.lookup import CHUNK, chunk_of, filter_bytes, open_steps, place_pairs, weigh
+from bnn_kernels.ops.binary_conv.windows import Kinds, Sizes, Taps, fill_chunk, window_words
 from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
@@ -32,6 +32,8 @@ from bnn_kernels.runtime.threads import run_rows
 
 LANES = simd.LANES
 WINDOWS = 4
+# Steps whose weights are spread at a time, about: 16 kB of two vectors.
+STEPS_AT_A_TIME = 256
 
 
 class PairTables(NamedTuple):
@@ -100,12 +102,13 @@ def _place_planes(windows, planes, words, kh, run_bits, count, places, steps):
 
 
 @inline
-def _one(places, at, stride, w, j, vector, steps, room, table, base, counts, to):
+def _one(places, at, stride, w, second, steps, room, table, base, counts, to):
     """counts[to:] uint16 (4, 2 * LANES) += sums of four windows against a vector of filters.
 
     at: the first window's places, the others `stride` apart;
     room: how many lookups a byte holds.
     """
+    j = np.uint64(0)
     at1 = at + stride
     at2 = at1 + stride
     at3 = at2 + stride
@@ -132,8 +135,9 @@ def _one(places, at, stride, w, j, vector, steps, room, table, base, counts, to)
 
 
 @inline
-def _two(places, at, stride, w, j, vector, steps, room, table, base, counts, to):
-    """The same against two vectors of filters, `vector` bytes apart."""
+def _two(places, at, stride, w, second, steps, room, table, base, counts, to):
+    """The same against two vectors of filters, `second` bytes apart."""
+    j = np.uint64(0)
     at1 = at + stride
     at2 = at1 + stride
     at3 = at2 + stride
@@ -143,7 +147,7 @@ def _two(places, at, stride, w, j, vector, steps, room, table, base, counts, to)
         s00 = s01 = s10 = s11 = s20 = s21 = s30 = s31 = simd.zero()
         for _ in range(done, stop):
             x0 = simd.load(w, j)
-            x1 = simd.load(w, j + vector)
+            x1 = simd.load(w, j + second)
             t = simd.load_row(table, base + simd.load_place(places, at))
             s00 = simd.add(s00, simd.look_up(t, x0))
             s01 = simd.add(s01, simd.look_up(t, x1))
@@ -176,8 +180,8 @@ def _two(places, at, stride, w, j, vector, steps, room, table, base, counts, to)
 def level_lookup_kernel(kind: type) -> Any:
     """Return the kernel with a kind of output.
 
-    Its arguments are those of `popcount.popcount_kernel` without shares, and first..last are positions; w is uint8
-    flat, `lookup.spread_weights`, in the place of `direct` comes lookup, see `PairTables`, and pairs is int32
+    Its arguments are those of `popcount.popcount_kernel` without shares, and first..last are positions; w is
+    `lookup.filter_bytes`, in the place of `direct` comes lookup, see `PairTables`, and pairs is int32
     (plane pairs * Q,).
     """
     write, prepare, name = writer(kind)
@@ -193,22 +197,26 @@ def level_lookup_kernel(kind: type) -> Any:
         run_bits = kw * channels
         words = kh * ((run_bits + 63) >> 6)
         steps = kh * ((run_bits + 7) >> 3) * 2
-        vector_size = np.uint64(LANES * steps)
+        vector_size = np.uint64(LANES * steps // 2)
         plane_pairs = (planes + 1) // 2
         weight_planes = len(pairs) // plane_pairs
         room = 255 // lookup.most
+        # Steps whose weights are spread at a time: whole rounds of byte sums, and an even number.
+        opens = STEPS_AT_A_TIME // (2 * room) * (2 * room) if 2 * room <= STEPS_AT_A_TIME else STEPS_AT_A_TIME
+        opened, second = np.empty(2 * LANES * opens, np.uint8), np.uint64(LANES * opens)
         ready = prepare(output)
         scratch = np.empty(8, np.int32)
         kind_at = np.zeros(CHUNK, np.int64)
         counts = np.empty(2 * CHUNK * LANES, np.uint16)
         sums = np.empty(2 * CHUNK * LANES if len(pairs) > 1 else 0, np.int32)
-        windows = np.zeros(window_words(planes, words), np.uint64)
+        windows = np.zeros(window_words(planes, CHUNK, words), np.uint64)
         stride = np.uint64(steps)
         places = np.zeros(plane_pairs * CHUNK * steps, np.uint16)
-        for start in range(first, last, CHUNK):
-            count = min(CHUNK, last - start)
+        chunk = chunk_of(last - first)
+        for start in range(first, last, chunk):
+            count = min(chunk, last - start)
             for g in range(groups):
-                fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, windows, kind_at)
+                fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, CHUNK, windows, kind_at)
                 _place_planes(windows, planes, words, kh, run_bits, count, places, steps)
                 vector = 0
                 while vector < vectors:
@@ -218,17 +226,22 @@ def level_lookup_kernel(kind: type) -> Any:
                     for pair in range(len(pairs)):
                         p = pair // weight_planes
                         q = pair - p * weight_planes
-                        counts[:] = 0
+                        counts[: 2 * LANES * ((count + 3) // 4 * 4)] = 0
                         j = np.uint64((q * groups + g) * vectors + vector) * vector_size
                         base = np.uint64(p * 4096)
-                        for i in range(0, count, WINDOWS):
-                            at, to = np.uint64((p * CHUNK + i) * steps), np.uint64(2 * LANES * i)
+                        for step in range(0, steps, opens):
+                            here = min(opens, steps - step)
+                            open_steps(w, j, step, here, steps, opened, np.uint64(0))
                             if together == 2:
-                                _two(places, at, stride, w, j, vector_size, steps, room, table, base, counts, to)
-                            else:
-                                _one(places, at, stride, w, j, vector_size, steps, room, table, base, counts, to)
+                                open_steps(w, j + vector_size, step, here, steps, opened, second)
+                            for i in range(0, count, WINDOWS):
+                                at, to = np.uint64((p * CHUNK + i) * steps + step), np.uint64(2 * LANES * i)
+                                if together == 2:
+                                    _two(places, at, stride, opened, second, here, room, table, base, counts, to)
+                                else:
+                                    _one(places, at, stride, opened, second, here, room, table, base, counts, to)
                         if len(pairs) > 1:
-                            weigh(counts, sums, pairs[pair], pair == 0)
+                            weigh(counts, sums, 2 * LANES * count, pairs[pair], pair == 0)
                     for i in range(count):
                         for b in range(blocks):
                             at = np.uint64(2 * LANES * i + 8 * b)
@@ -251,7 +264,7 @@ class LevelLookupPath(BitPath):
         lookups = lookups_for(weights.shape[2], weights.shape[3] * weights.channels)
         excess, factors = lookups * int(found.factors @ found.bias), [int(m) for m in found.factors]
         super().__init__(weights, geometry, maps, factors, excess, lookups * found.most)
-        self._head = ((found.table, found.most), spread_filters(weights, (1, 1)), *self._rest)
+        self._head = ((found.table, found.most), filter_bytes(weights))
 
     @staticmethod
     def fits(weights: Filters, multipliers: tuple[int, ...]) -> bool:
@@ -261,5 +274,5 @@ class LevelLookupPath(BitPath):
 
     def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
         """Compute all positions into an output."""
-        given = (*taken, *self._head, tuple(output))
+        given = (*taken, *self._head, *self._last(output))
         run_rows(level_lookup_kernel(kind_of(output)), positions, positions * self._work, *given, multiple=POSITIONS)

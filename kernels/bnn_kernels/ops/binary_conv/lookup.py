@@ -12,8 +12,9 @@ against four bits of a weight have only 16 x 16 outcomes, popcounts 0 .. 4. So
    modulo 256 and the second gives high, so low is known as well while it is at most 255: twenty such steps
    (20 * 12 = 240). Then both are added to 16-bit sums. Nine instructions for three lookups, 85 products each.
 
-A tile is two pairs of positions by two vectors of filters: eight byte sums in registers. Weights lie spread, four bits
-a byte, as the shuffle takes them; the input's pairs are addresses of table rows.
+A tile is two pairs of positions by two vectors of filters: eight byte sums in registers. The weights of a tile are
+spread, some steps at a time, to four bits a byte as the shuffle takes them, and stay in the L1 cache for all positions
+of a chunk; the input's pairs are addresses of table rows.
 """
 
 import functools
@@ -25,16 +26,22 @@ from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.compile.simd import uint8x32 as simd
 from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
-from bnn_kernels.ops.binary_conv.windows import CHUNK, Kinds, Sizes, Taps, fill_chunk, window_words
+from bnn_kernels.ops.binary_conv.windows import Kinds, Sizes, Taps, fill_chunk, window_words
 from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
 from bnn_kernels.ops.weights import Weights
-from bnn_kernels.runtime.arrays import aligned
+from bnn_kernels.runtime.arrays import aligned, aligned_zeros
 from bnn_kernels.runtime.threads import run_rows
 
 LANES = simd.LANES
 TILE = 2 * LANES
+# Most positions of a chunk. Weights are spread once for each chunk, which takes about six of the instructions that four
+# positions take for the same weights.
+CHUNK = 96
+# Steps whose weights are spread at a time: a round of byte sums. Those of two vectors take 4 kB, the places of the
+# input's table rows 6 kB, the sums 12 kB, the table 4 kB.
+STEPS_AT_A_TIME = 60
 # 16-bit sums hold popcounts of windows up to here.
 MOST_BITS = 65_535
 
@@ -47,22 +54,51 @@ def pair_table(xor: bool) -> np.ndarray:
     return aligned((ones[rows & 15] | ones[rows >> 4] << 4).reshape(-1))
 
 
-def spread_weights(words: np.ndarray, kh: int, run_bits: int, multiple: tuple[int, int]) -> np.ndarray:
-    """Return uint8 (P, G, vectors, steps, 32): four bits of 32 filters side by side, zeros behind.
+def filter_bytes(weights: Weights) -> np.ndarray:
+    """Return uint8 flat (P, G, vectors, bytes, 32): eight bits of 32 filters side by side, zeros behind.
 
-    words: uint64 (P, G, filters, kh * run words), each filter row a run of `run_bits` bits that is made whole bytes;
-    multiple: of which vectors and steps are made multiples.
+    Each filter row is a run of bits that is made whole bytes; a byte is two steps, the first one its low half.
     """
-    planes, groups, filters = words.shape[:3]
-    runs = np.ascontiguousarray(words.reshape(planes, groups, filters, kh, -1), "<u8")
-    as_bytes = runs.view(np.uint8)[..., : -(-run_bits // 8)]
-    fours = np.stack([as_bytes & 15, as_bytes >> 4], -1).reshape(planes, groups, filters, -1)
-    count = fours.shape[-1]
-    vectors = -(-filters // (LANES * multiple[0])) * multiple[0]
-    steps = -(-count // multiple[1]) * multiple[1]
-    padded = np.zeros((planes, groups, vectors * LANES, steps), np.uint8)
-    padded[:, :, :filters, :count] = fours
-    return aligned(padded.reshape(planes, groups, vectors, LANES, steps).swapaxes(3, 4))
+    return weights.layout("bytes", lambda: _filter_bytes(weights))
+
+
+def _filter_bytes(weights: Weights) -> np.ndarray:
+    kh, run_bytes = weights.shape[2], -(-weights.shape[3] * weights.channels // 8)
+    planes, vectors = len(weights.multipliers), -(-weights.filters // LANES)
+    laid = aligned_zeros((planes, weights.groups * vectors, kh * run_bytes, LANES), np.uint8)
+    for filters, codes in weights.blocks():
+        vector, lane = weights.places(filters, LANES)
+        runs = codes.reshape(len(codes), kh, -1)
+        for p in range(planes):
+            bits = np.packbits((runs >> np.uint8(p)) & 1, axis=-1, bitorder="little")
+            laid[p, vector, :, lane] = bits.reshape(len(codes), -1)
+    return laid.reshape(-1)
+
+
+@inline
+def chunk_of(positions):
+    """Return how many positions to take at a time: in fours, and about as many in the last chunk as in the others."""
+    chunks = max(1, (positions + CHUNK - 1) // CHUNK)
+    return max(4, (positions + 4 * chunks - 1) // (4 * chunks) * 4)
+
+
+@inline
+def open_steps(w, j, first, steps, count, opened, to):
+    """Write steps first .. first + steps of a vector, four bits a byte, to opened[to:], uint8 (steps, 32).
+
+    j: where the vector's bytes begin in w, see `filter_bytes`; count: its steps, zeros behind. first is even.
+    """
+    low = np.uint64(LANES)
+    at, there = j + np.uint64(first // 2 * LANES), min(steps, count - first)
+    for _ in range(0, there, 2):
+        both = simd.load(w, at)
+        simd.store(opened, to, simd.low_halves(both))
+        simd.store(opened, to + low, simd.high_halves(both))
+        at += low
+        to += low + low
+    for _ in range(there, steps):
+        simd.store(opened, to, simd.zero())
+        to += low
 
 
 @inline
@@ -91,9 +127,12 @@ def _place_windows(windows, words, run_words, run_bytes, kh, count, places, stri
 
 
 @inline
-def _count_tile(places, at0, at1, w, j0, j1, steps, table, counts, to):
-    """counts[to:] uint16 (4, 64) += popcounts of two pairs of windows against 64 filters."""
-    three = np.uint64(96)
+def _count_tile(places, at0, at1, w, second, steps, table, counts, to):
+    """counts[to:] uint16 (4, 64) += popcounts of two pairs of windows against 64 filters, three steps at a time.
+
+    w uint8 (2, steps, 32), the second vector `second` bytes behind the first.
+    """
+    j0, j1, three = np.uint64(0), second, np.uint64(96)
     done = 0
     while done < steps:
         stop = min(done + 20, steps)
@@ -141,10 +180,10 @@ def _count_tile(places, at0, at1, w, j0, j1, steps, table, counts, to):
 
 
 @inline
-def weigh(counts, sums, factor, first):
-    """sums int32 (= or +=) counts uint16 * factor."""
+def weigh(counts, sums, length, factor, first):
+    """sums[:length] int32 (= or +=) counts uint16 * factor."""
     m = int32x8.splat(factor)
-    for v in range(0, len(counts), 8):
+    for v in range(0, length, 8):
         k = np.uint64(v)
         value = int32x8.multiply(int32x8.load_uint16(counts, k), m)
         if not first:
@@ -156,8 +195,8 @@ def weigh(counts, sums, factor, first):
 def lookup_kernel(kind: type) -> Any:
     """Return the kernel with a kind of output.
 
-    Its arguments are those of `popcount.popcount_kernel` without shares, and first..last are positions; w is uint8
-    flat, `spread_weights`, and in the place of `direct` comes a table uint8 flat, `pair_table`.
+    Its arguments are those of `popcount.popcount_kernel` without shares, and first..last are positions; w is
+    `filter_bytes`, and in the place of `direct` comes a table uint8 flat, `pair_table`.
     """
     write, prepare, name = writer(kind)
 
@@ -170,43 +209,55 @@ def lookup_kernel(kind: type) -> Any:
         run_words = (kw * channels + 63) >> 6
         run_bytes = (kw * channels + 7) >> 3
         words = kh * run_words
-        stride = (kh * run_bytes * 2 + 2) // 3 * 3
-        tile_size = TILE * stride
-        weight_plane = groups * tiles * tile_size
+        steps = kh * run_bytes * 2
+        stride = (steps + 2) // 3 * 3
+        vectors = (filters + LANES - 1) // LANES
+        vector_size = LANES * kh * run_bytes
         weight_planes = len(pairs) // planes
         ready = prepare(output)
         scratch = np.empty(8, np.int32)
         kind_at = np.zeros(CHUNK, np.int64)
         counts = np.empty(CHUNK * TILE, np.uint16)
         sums = np.empty(CHUNK * TILE if len(pairs) > 1 else 0, np.int32)
-        windows = np.zeros(window_words(planes, words), np.uint64)
+        windows = np.zeros(window_words(planes, CHUNK, words), np.uint64)
         plane_places = CHUNK // 2 * stride
         places = np.zeros(planes * plane_places, np.uint16)
-        for start in range(first, last, CHUNK):
-            count = min(CHUNK, last - start)
+        # A second vector that is none has no bits.
+        opened = np.zeros(TILE * STEPS_AT_A_TIME, np.uint8)
+        second = np.uint64(LANES * STEPS_AT_A_TIME)
+        chunk = chunk_of(last - first)
+        for start in range(first, last, chunk):
+            count = min(chunk, last - start)
             for g in range(groups):
-                fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, windows, kind_at)
+                fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, CHUNK, windows, kind_at)
                 for p in range(planes):
                     own = windows[p * CHUNK * words : (p + 1) * CHUNK * words]
                     laid = places[p * plane_places : (p + 1) * plane_places]
                     _place_windows(own, words, run_words, run_bytes, kh, count, laid, stride)
                 for tile in range(tiles):
                     f = tile * TILE
-                    vectors = min(TILE, lanes - f) // 8
+                    blocks = min(TILE, lanes - f) // 8
+                    two = 2 * tile + 1 < vectors
+                    if not two:
+                        opened[second:] = 0
                     for pair in range(len(pairs)):
                         p = pair // weight_planes
                         q = pair - p * weight_planes
-                        counts[:] = 0
-                        j = np.uint64(q * weight_plane + (g * tiles + tile) * tile_size)
-                        for i in range(0, count, 4):
-                            at = np.uint64(p * plane_places + i // 2 * stride)
-                            next_j, to = j + np.uint64(LANES * stride), np.uint64(i * TILE)
-                            steps = stride // 3
-                            _count_tile(places, at, at + np.uint64(stride), w, j, next_j, steps, table, counts, to)
+                        counts[: (count + 3) // 4 * 4 * TILE] = 0
+                        j = np.uint64(((q * groups + g) * vectors + 2 * tile) * vector_size)
+                        for step in range(0, stride, STEPS_AT_A_TIME):
+                            here = min(STEPS_AT_A_TIME, stride - step)
+                            open_steps(w, j, step, here, steps, opened, np.uint64(0))
+                            if two:
+                                open_steps(w, j + np.uint64(vector_size), step, here, steps, opened, second)
+                            for i in range(0, count, 4):
+                                at = np.uint64(p * plane_places + i // 2 * stride + step)
+                                at1, to = at + np.uint64(stride), np.uint64(i * TILE)
+                                _count_tile(places, at, at1, opened, second, here // 3, table, counts, to)
                         if len(pairs) > 1:
-                            weigh(counts, sums, pairs[pair], pair == 0)
+                            weigh(counts, sums, count * TILE, pairs[pair], pair == 0)
                     for i in range(count):
-                        for v in range(vectors):
+                        for v in range(blocks):
                             at = np.uint64(i * TILE + 8 * v)
                             only = len(pairs) == 1
                             value = int32x8.load_uint16(counts, at) if only else int32x8.load(sums, at)
@@ -218,22 +269,12 @@ def lookup_kernel(kind: type) -> Any:
     return jit(look_up)
 
 
-def spread_filters(weights: Weights, multiple: tuple[int, int]) -> np.ndarray:
-    """Return the weights of a layer as `spread_weights`, flat, made once for each multiple."""
-    run_bits = weights.shape[3] * weights.channels
-
-    def make() -> np.ndarray:
-        return spread_weights(weights.filter_words(), weights.shape[2], run_bits, multiple).reshape(-1)
-
-    return weights.layout(("spread", multiple), make)
-
-
 class LookupPath(BitPath):
     """Lookups of the counts of two positions, one pair of planes after the other; while 16-bit sums hold them."""
 
     def __init__(self, weights: Weights, geometry: Geometry, maps: Maps):
         super().__init__(weights, geometry, maps)
-        self._head = (pair_table(self.xor), spread_filters(weights, (2, 3)), *self._rest)
+        self._head = (pair_table(self.xor), filter_bytes(weights))
 
     @staticmethod
     def fits(weights: Filters) -> bool:
@@ -243,5 +284,5 @@ class LookupPath(BitPath):
 
     def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
         """Compute all positions into an output."""
-        given = (*taken, *self._head, tuple(output))
+        given = (*taken, *self._head, *self._last(output))
         run_rows(lookup_kernel(kind_of(output)), positions, positions * self._work, *given, multiple=POSITIONS)

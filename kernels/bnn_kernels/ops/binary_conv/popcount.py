@@ -20,7 +20,7 @@ import numpy as np
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, int32x8, uint64x8
 from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
-from bnn_kernels.ops.binary_conv.windows import CHUNK, Kinds, Sizes, Taps, fill_chunk, window_words
+from bnn_kernels.ops.binary_conv.windows import Kinds, Sizes, Taps, fill_chunk, window_words
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
 from bnn_kernels.ops.weights import Weights
@@ -36,6 +36,8 @@ class Shares(NamedTuple):
     splits: int
 
 
+# Positions of a chunk: windows stay in the L1 cache up to about 100 words each.
+CHUNK = 32
 # Fewer positions than this are split by their filters too.
 FEW = 16
 
@@ -149,7 +151,7 @@ def popcount_kernel(kind: type, xor: bool, single: bool) -> Any:
         ready = prepare(output)
         scratch = np.empty(8, np.int32)
         kind_at = np.zeros(CHUNK, np.int64)
-        windows = rows if direct else np.empty(window_words(planes, words), np.uint64)
+        windows = rows if direct else np.empty(window_words(planes, CHUNK, words), np.uint64)
         plane_words = plane_size if direct else CHUNK * words
         row = first
         while row < last:
@@ -159,7 +161,7 @@ def popcount_kernel(kind: type, xor: bool, single: bool) -> Any:
             row += count
             for g in range(groups):
                 if not direct:
-                    fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, windows, kind_at)
+                    fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, CHUNK, windows, kind_at)
                 at = start if direct else 0
                 for b in range(blocks * split // splits, blocks * (split + 1) // splits):
                     j = (g * blocks + b) * block_size
@@ -193,8 +195,8 @@ class PopcountPath(BitPath):
         # The input's own words are the windows of a 1x1 convolution.
         plain = (1, 1), (1, 1), (0, 0), (1, 1), 1
         self._direct = geometry._replace(dilation=(1, 1))[:5] == plain and weights.channels % 64 == 0
-        self._words = weights.words.reshape(-1)
-        self._blocks = weights.words.shape[2]
+        words = weights.words()
+        self._words, self._blocks = words.reshape(-1), words.shape[2]
 
     def take(self, words: np.ndarray) -> tuple[Any, ...]:
         """Return (rows, words of a plane)."""
@@ -206,6 +208,6 @@ class PopcountPath(BitPath):
         """Compute all positions into an output."""
         # Few positions, as in a linear layer, are shared among threads by their filters.
         splits = 1 if positions >= FEW else max(1, min(FEW, self._blocks // 2))
-        given = (*taken, self._direct, self._words, (positions, splits), *self._rest, tuple(output))
+        given = (*taken, self._direct, self._words, (positions, splits), *self._last(output))
         kernel = popcount_kernel(kind_of(output), self.xor, self.single)
         run_rows(kernel, positions * splits, positions * self._work, *given, multiple=POSITIONS if splits == 1 else 1)

@@ -49,14 +49,10 @@ class Kinds(NamedTuple):
     x_kind: np.ndarray
 
 
-# Positions of a chunk: windows stay in the L1 cache up to about 100 words each.
-CHUNK = 32
-
-
 @inline
-def window_words(planes, words):
-    """Return the words of a chunk's windows, with room for what is written past the end."""
-    return planes * CHUNK * words + 8
+def window_words(planes, chunk, words):
+    """Return the words of the windows of a chunk of positions, with room for what is written past the end."""
+    return planes * chunk * words + 8
 
 
 @inline
@@ -87,11 +83,11 @@ def _gather_run(rows, at, bit, kw, channels, tap_bits, run_words, windows, to):
 
 
 @inline
-def fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, windows, kind_at):
-    """Fill the windows of `count` positions for group g: uint64 flat (planes, CHUNK, words).
+def fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, chunk, windows, kind_at):
+    """Fill the windows of `count` positions for group g: uint64 flat (planes, chunk, words).
 
     rows uint64 flat, see `rows.bit_rows`; kinds: `Kinds`; size: `Sizes`; taps: `Taps`;
-    kind_at int64 (CHUNK,): where the table rows of a position's kind of border begin, in lanes.
+    kind_at int64 (chunk,): where the table rows of a position's kind of border begin, in lanes.
     """
     ho, wo, groups, channels, row_words = size.out_height, size.out_width, size.groups, size.channels, size.row_words
     kh, kw, sx, dx = taps.kh, taps.kw, taps.sx, taps.dx
@@ -106,7 +102,7 @@ def fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, windows, ki
         n = start // (ho * wo)
         oy = (start - n * ho * wo) // wo
         ox = start - (n * ho + oy) * wo
-        to = p * CHUNK * words
+        to = p * chunk * words
         for i in range(count):
             kind_at[i] = ((kinds.y_kind[oy] + kinds.x_kind[ox]) * groups + g) * lanes
             base = p * plane_size + ((n * size.rows + oy * taps.sy) * groups + g) * row_words

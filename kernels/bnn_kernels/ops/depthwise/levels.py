@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnn_kernels.bits.level_bytes import SLACK, LevelBytes
-from bnn_kernels.bits.sum_range import LARGEST_SUM, wrapped
+from bnn_kernels.bits.sum_range import LARGEST_SUM
 from bnn_kernels.compile.isa import has, isa
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import int32x8
@@ -22,8 +22,8 @@ from bnn_kernels.ops.depthwise.windows import BLOCK, Filter, Windows, by_block, 
 from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Geometry, Maps, border_of
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
-from bnn_kernels.ops.integer_conv.products import factor_and_shifts
-from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
+from bnn_kernels.ops.integer_conv.products import factor_of, shifts_of
+from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, writer
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
@@ -210,14 +210,19 @@ class DepthwisePath:
         if geometry.pads_levels and code.of(geometry.pad_value) is None:
             raise ValueError(f"pad_value {geometry.pad_value} is not a level of the input ({maps.multipliers})")
         o, channels = weights.shape[:2]
-        self.factor, inside = factor_and_shifts(weights, maps)
-        outside = geometry.pad_value * weights.tap_levels
-        border = border_of(geometry._replace(pad_value=0), maps, inside, outside)
+        self.factor, self.groups = factor_of(maps), 1
+        border = border_of(geometry._replace(pad_value=0), maps)
         self.sums_fit = code.largest * weights.largest * weights.products <= LARGEST_SUM
-        # One group of all filters: they lie side by side.
-        self.offsets = np.zeros((len(border.table), 1, -(-o // LANES) * LANES), np.int64)
-        self.offsets[:, 0, :o] = border.table.reshape(len(border.table), o)
-        self._constants = tuple(Constants(np.int32(self.factor), wrapped(self.offsets).reshape(-1)))
+
+        def offsets() -> np.ndarray:
+            levels = weights.tap_levels()
+            table = border.table(shifts_of(weights, maps, levels), geometry.pad_value * levels)
+            # One group of all filters: they lie side by side.
+            found = np.zeros((len(table), 1, -(-o // LANES) * LANES), np.int64)
+            found[:, 0, :o] = table.reshape(len(table), o)
+            return found
+
+        self._offsets, self._constants = offsets, LazyConstants(self.factor, offsets)
         dtype = np.int8 if form.weights == 8 else np.int16
 
         def lay_out() -> np.ndarray:
@@ -235,6 +240,11 @@ class DepthwisePath:
         element = np.int8 if form.inputs == 8 else np.int16
         channels_in = weights.groups * channels
         self._input = (channels_in, (0, 0), element, np.array(maps.multipliers, np.int32), code.base, 0)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """See `ops.conv_path.ConvPath`."""
+        return self._offsets()
 
     def _by_lane(self, u: np.ndarray, images: int) -> tuple[Any, ...]:
         _, channels, filters, _ = self._lanes
@@ -256,4 +266,4 @@ class DepthwisePath:
         tiles = positions // self._positions * self._tiles
         work = positions * self._products * self._lanes[3] // 4
         kernel = depthwise_kernel(kind_of(output), self._channel_form)
-        run_rows(kernel, tiles, work, *taken, *self._head, self._size, self._constants, tuple(output))
+        run_rows(kernel, tiles, work, *taken, *self._head, self._size, self._constants.of(output), tuple(output))

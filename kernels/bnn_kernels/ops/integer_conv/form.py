@@ -16,10 +16,10 @@ class Form(NamedTuple):
     """How levels are held and multiplied.
 
     product: the instruction, see `compile.simd.int32_products`. lanes: 32-bit sums of a vector, 8 or 16. elements:
-    that a lane multiplies in a step, 4 bytes or 2 of 16 bits. packed: bits that a weight takes in memory: 8 or 16, or
-    1, 2 or 4 where a byte holds the codes of 8, 4 or 2 steps. portable: in instructions that every CPU has, for tests
-    of forms that the CPU at hand lacks. shift: what is taken from the input's levels on their way, for instructions
-    that multiply signed bytes by signed ones; 0 or 128.
+    that a lane multiplies in a step, 4 bytes or 2 of 16 bits. packed: bits that a weight takes in memory: 8, or 16 if
+    it needs them, or 1, 2 or 4 where a byte holds the codes of 8, 4 or 2 steps. portable: in instructions that every
+    CPU has, for tests of forms that the CPU at hand lacks. shift: what is taken from the input's levels on their way,
+    for instructions that multiply signed bytes by signed ones; 0 or 128.
     """
 
     product: str
@@ -33,6 +33,21 @@ class Form(NamedTuple):
     def fields(self) -> int:
         """Steps whose codes share a byte of the weights."""
         return 8 // self.packed if self.packed < 8 else 1
+
+    @property
+    def opens(self) -> bool:
+        """Whether weights in memory are narrower than operands."""
+        return self.packed < 8 * np.dtype(self.dtype).itemsize
+
+    @property
+    def opens_alone(self) -> bool:
+        """Whether the weights of a single position are opened in registers: the loop of "pairs" has none left."""
+        return self.product != "pairs"
+
+    @property
+    def held(self) -> Any:
+        """The type of weights in memory."""
+        return np.int8 if self.packed <= 8 else np.int16
 
     @property
     def dtype(self) -> Any:

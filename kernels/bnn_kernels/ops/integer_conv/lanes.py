@@ -13,7 +13,7 @@ from bnn_kernels.compile.isa import isa
 from bnn_kernels.ops.geometry import Geometry
 from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.weights import Weights
-from bnn_kernels.runtime.arrays import aligned
+from bnn_kernels.runtime.arrays import aligned_zeros
 
 
 class LaneWeights(NamedTuple):
@@ -46,16 +46,22 @@ def packed_bits(weights: Weights, geometry: Geometry, form: Form) -> int:
     one more level.
     """
     runs = runs_of(geometry, weights.channels, form)
-    looks_up = form.portable or isa() in ("avx512", "avx2", "neon")
-    if form.elements != 4 or form.product == "pairs" or not looks_up:
+    if form.elements == 2:
+        levels = weights.level_values
+        return 8 if levels.min() >= -128 and levels.max() <= 127 else 16
+    if not form.portable and isa() not in ("avx512", "avx2", "neon"):
         return form.packed
-    distinct = np.unique(weights.level_values)
     for packed in (1, 2, 4):
-        behind = runs.elements % 4 or (runs.number * runs.steps) % max(4, 8 // packed)
-        levels = len(np.union1d(distinct, [0])) if behind else len(distinct)
-        if levels <= 1 << packed:
+        behind = [0] if behind_is_read(runs, form._replace(packed=packed)) else []
+        if len(np.union1d(weights.level_values, behind)) <= 1 << packed:
             return packed
     return 8
+
+
+def behind_is_read(runs: Runs, form: Form) -> bool:
+    """Whether steps also multiply what is behind the end of a run or of a window."""
+    steps = runs.number * runs.steps
+    return bool(runs.elements % form.elements or padded_steps(steps, form) != steps)
 
 
 def padded_steps(steps: int, form: Form) -> int:
@@ -65,37 +71,41 @@ def padded_steps(steps: int, form: Form) -> int:
 
 
 def lane_weights(weights: Weights, geometry: Geometry, form: Form) -> LaneWeights:
-    """Return the weights as (G, blocks, steps, 2, lanes, elements), or with codes of several steps to a byte."""
-    groups, filters = weights.groups, weights.filters
-    runs = runs_of(geometry, weights.channels, form)
-    blocks, steps = -(-filters // (2 * form.lanes)), padded_steps(runs.number * runs.steps, form)
-    levels = weights.levels().transpose(0, 2, 3, 1).reshape(groups, filters, runs.number, runs.elements)
-    by_run = np.zeros((groups, filters, runs.number, runs.steps * form.elements), form.dtype)
-    by_run[..., : runs.elements] = levels
-    flat = np.zeros((groups, blocks * 2 * form.lanes, steps * form.elements), form.dtype)
-    flat[:, :filters, : by_run.shape[2] * by_run.shape[3]] = by_run.reshape(groups, filters, -1)
-    lanes = flat.reshape(groups, blocks, 2, form.lanes, steps, form.elements).transpose(0, 1, 4, 2, 3, 5)
-    tables = np.zeros(64, np.int8)
-    if form.packed < 8:
-        lanes, tables = _codes(lanes, np.unique(flat[:, :filters]), form.packed)
-    return LaneWeights(aligned(np.ascontiguousarray(lanes)).reshape(-1).view(form.dtype), tables)
+    """Return the weights as (G, blocks, steps, 2, lanes, elements), or with codes of several steps to a byte.
 
-
-def _codes(lanes: np.ndarray, distinct: np.ndarray, packed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (codes uint8 (G, blocks, steps / fields, 2, lanes, 4), tables): fields steps to a byte, the first lowest.
-
-    Filters that only fill up a block may have any level.
+    Of codes the first step's is the lowest. Filters that only fill up a block may have any level.
     """
-    groups, blocks, steps, *rest = lanes.shape
-    fields = 8 // packed
-    codes = np.searchsorted(distinct, lanes).clip(0, len(distinct) - 1).astype(np.uint8)
-    shifts = (np.arange(fields, dtype=np.uint8) * packed).reshape(-1, 1, 1, 1)
-    joined = np.bitwise_or.reduce(codes.reshape(groups, blocks, steps // fields, fields, *rest) << shifts, axis=3)
+    runs, width, fields = runs_of(geometry, weights.channels, form), 2 * form.lanes, form.fields
+    blocks, steps = -(-weights.filters // width), padded_steps(runs.number * runs.steps, form)
+    dtype = np.uint8 if fields > 1 else form.held
+    laid = aligned_zeros((weights.groups * blocks, steps // fields, width, form.elements), dtype)
+    distinct = np.union1d(weights.level_values, [0] if behind_is_read(runs, form) else [])
+    held = weights.level_values.astype(form.held)
+    if fields > 1:
+        held = np.searchsorted(distinct, weights.level_values).astype(np.uint8)
+    nothing = np.searchsorted(distinct, 0) if fields > 1 else 0
+    shifts = (np.arange(fields, dtype=np.uint8) * form.packed).reshape(-1, 1)
+    for filters, codes in weights.blocks():
+        by_run = np.full((len(codes), runs.number, runs.steps * form.elements), nothing, dtype)
+        by_run[..., : runs.elements] = held[codes].reshape(len(codes), runs.number, runs.elements)
+        padded = np.full((len(codes), steps, form.elements), nothing, dtype)
+        padded[:, : runs.number * runs.steps] = by_run.reshape(len(codes), -1, form.elements)
+        if fields > 1:
+            apart = padded.reshape(len(codes), steps // fields, fields, form.elements)
+            padded = np.bitwise_or.reduce(apart << shifts, axis=2)
+        block, lane = weights.places(filters, width)
+        laid[block, :, lane] = padded
+    tables = _tables(distinct, form) if fields > 1 else np.zeros(64, np.int8)
+    return LaneWeights(laid.reshape(-1).view(form.held), tables)
+
+
+def _tables(distinct: np.ndarray, form: Form) -> np.ndarray:
+    """Return int8 (64,): the levels of the codes that four bits of a byte hold, a table for each of them."""
     tables = np.zeros(64, np.int8)
-    for field in range(max(1, fields // 2)):
-        code = (np.arange(16) >> (field * packed)) & ((1 << packed) - 1)
+    for field in range(max(1, form.fields // 2)):
+        code = (np.arange(16) >> (field * form.packed)) & ((1 << form.packed) - 1)
         tables[16 * field : 16 * (field + 1)] = distinct[np.minimum(code, len(distinct) - 1)]
-    return joined, tables
+    return tables
 
 
 @functools.lru_cache(maxsize=256)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnn_kernels.bits.level_bytes import LevelBytes
-from bnn_kernels.bits.sum_range import LARGEST_SUM, wrapped
+from bnn_kernels.bits.sum_range import LARGEST_SUM
 from bnn_kernels.compile.jit import jit
 from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.ops.geometry import Geometry, Maps, border_of
@@ -23,7 +23,7 @@ from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_offsets
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
 from bnn_kernels.ops.integer_conv.tiles import loops
-from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
+from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, writer
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.threads import run_rows
 
@@ -61,7 +61,7 @@ def product_kernel(kind: type, form: Form) -> Any:
     write, prepare, name = writer(kind)
     open_block, six, one, alone = loops(form)
     width, elements, fields = 2 * form.lanes, form.elements, form.fields
-    opens = fields > 1
+    opens, opens_alone, dtype = form.opens, form.opens_alone, form.dtype
 
     def multiply(x, offsets, w, levels, starts, kind_at, size, constants, output, first, last):
         size, constants = Sizes(*size), Constants(*constants)
@@ -74,7 +74,8 @@ def product_kernel(kind: type, form: Form) -> Any:
         scratch = np.empty(8, np.int32)
         begin, kinds = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
         block_size = len(offsets) * width * elements // fields
-        opened = np.empty(len(offsets) * width * elements if opens and positions > 1 else 0, np.int8)
+        by_block = positions > 1 or not opens_alone
+        opened = np.empty(len(offsets) * width * elements if opens and by_block else 0, dtype)
         last_block = -1
         source, at_source = open_block(w, np.uint64(0), 0, levels, opened)
         for share in range(first, last):
@@ -82,7 +83,7 @@ def product_kernel(kind: type, form: Form) -> Any:
             g = block // blocks
             f = (block - g * blocks) * width
             j = np.uint64(block * block_size)
-            if block != last_block and positions > 1:
+            if block != last_block and by_block:
                 source, at_source = open_block(w, j, len(offsets), levels, opened)
                 last_block = block
             start = (share - block * chunks) * CHUNK
@@ -100,10 +101,10 @@ def product_kernel(kind: type, form: Form) -> Any:
             while i < count:
                 if i == count - 1 or count == 1:
                     tile, here = i, 1
-                    if positions == 1:
-                        alone(x, offsets, begin[i], w, j, levels, room, sums)
-                    else:
+                    if by_block:
                         one(x, offsets, begin[i], source, at_source, room, sums)
+                    else:
+                        alone(x, offsets, begin[i], w, j, levels, room, sums)
                 else:
                     # A last tile of fewer than six positions begins earlier and writes some sums again.
                     tile = max(0, min(i, count - 6))
@@ -131,15 +132,20 @@ def product_kernel(kind: type, form: Form) -> Any:
     return jit(multiply)
 
 
-def factor_and_shifts(weights: Weights, maps: Maps) -> tuple[int, np.ndarray]:
-    """Return the factor of u, and int64 (G, filters of a group, kh, kw): what the shifts add under each tap."""
+def factor_of(maps: Maps) -> int:
+    """Return the factor of u."""
+    return input_code(maps).factor * (1 if maps.zero is None else maps.zero.factor)
+
+
+def shifts_of(weights: Weights, maps: Maps, tap_levels: np.ndarray) -> np.ndarray:
+    """Return int64 (G, filters of a group, kh, kw): what the shifts add under each tap; tap_levels: of the weights."""
     code, zero = input_code(maps), maps.zero
     if zero is None:
-        return code.factor, code.shift * weights.tap_levels
+        return code.shift * tap_levels
     channels, kernel = weights.channels, weights.shape[2:]
     shifts = np.broadcast_to(zero.factor * code.shift - np.array(zero.points, np.int64), weights.groups * channels)
     levels = weights.levels().reshape(weights.groups, weights.filters, channels, *kernel)
-    return code.factor * zero.factor, np.einsum("gfckl,gc->gfkl", levels, shifts.reshape(weights.groups, channels))
+    return np.einsum("gfckl,gc->gfkl", levels, shifts.reshape(weights.groups, channels))
 
 
 class ProductPath:
@@ -153,17 +159,24 @@ class ProductPath:
             raise ValueError(f"pad_value {geometry.pad_value} is not a level of the input ({maps.multipliers})")
         # Where nothing stands for 0, what is outside is 0 as a number and taken back.
         outside = 0 if found is None else found
-        self.factor, inside = factor_and_shifts(weights, maps)
-        taps = self.factor * weights.tap_levels
-        border = border_of(geometry, maps, inside + form.shift * taps, (form.shift - outside) * taps)
+        border, factor = border_of(geometry, maps), factor_of(maps)
         lanes = -(-weights.filters // LANES) * LANES
         self.sums_fit = max(code.largest, form.shift) * weights.largest * weights.products <= LARGEST_SUM
-        self.offsets = np.zeros((*border.table.shape[:2], lanes), np.int64)
-        self.offsets[..., : weights.filters] = border.table
-        self._constants = tuple(Constants(np.int32(self.factor), wrapped(self.offsets).reshape(-1)))
+
+        def offsets() -> np.ndarray:
+            levels = weights.tap_levels()
+            taps = factor * levels
+            inside = shifts_of(weights, maps, levels) + form.shift * taps
+            table = border.table(inside, (form.shift - outside) * taps)
+            found = np.zeros((*table.shape[:2], lanes), np.int64)
+            found[..., : weights.filters] = table
+            return found
+
+        self.groups = weights.groups
+        self.factor, self._offsets, self._constants = factor, offsets, LazyConstants(factor, offsets)
         (h, w), (py, px), (sy, sx) = maps.extent, geometry.padding, geometry.stride
         width, channels = w + 2 * px, weights.channels * weights.groups
-        offsets = step_offsets((width, channels), geometry, weights.channels, form)
+        steps = step_offsets((width, channels), geometry, weights.channels, form)
         held = weights.layout(form, lambda: lane_weights(weights, geometry, form))
         starts = (np.arange(maps.out[0])[:, None] * sy * width + np.arange(maps.out[1]) * sx) * channels
         kind_at = (border.y_kind[:, None] + border.x_kind.astype(np.int64)) * (weights.groups * lanes)
@@ -171,11 +184,16 @@ class ProductPath:
         room = max(1, np.iinfo(np.int16).max // (2 * code.largest * weights.largest))
         self._image = (h + 2 * py) * width * channels
         self._size = (maps.out[0] * maps.out[1], weights.filters, weights.channels, blocks, room)
-        self._head = (offsets, held.lanes, held.tables, starts.reshape(-1).astype(np.uint64), kind_at.reshape(-1))
+        self._head = (steps, held.lanes, held.tables, starts.reshape(-1).astype(np.uint64), kind_at.reshape(-1))
         self._shares = weights.groups * blocks
         self._form = form
         multipliers = np.array(maps.multipliers, np.int32)
         self._input = (channels, geometry.padding, form.dtype, multipliers, code.base, outside)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """See `ops.conv_path.ConvPath`."""
+        return self._offsets()
 
     def take(self, words: np.ndarray) -> tuple[Any, ...]:
         """Return the levels of the map with its border."""
@@ -191,4 +209,4 @@ class ProductPath:
         size = (self._image, positions, *self._size)
         shares, work = self._shares * -(-positions // CHUNK), positions * self._shares * len(self._head[0])
         kernel = product_kernel(kind_of(output), self._form)
-        run_rows(kernel, shares, work, *taken, *self._head, size, self._constants, tuple(output))
+        run_rows(kernel, shares, work, *taken, *self._head, size, self._constants.of(output), tuple(output))

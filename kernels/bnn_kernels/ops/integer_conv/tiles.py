@@ -135,9 +135,13 @@ def expanders(simd: Any, packed: int) -> tuple[Any, Any]:
     return spread_block, {1: one_1, 2: one_2, 4: one_4}[packed]
 
 
-def tiles(simd: Any, elements: int) -> tuple[Any, Any]:
-    """Return the inner loops over six windows and over one, both with two vectors of filters."""
-    zero, load, broadcast, dot, add, store = _operations(simd)
+def tiles(simd: Any, elements: int, load: Any = None) -> tuple[Any, Any]:
+    """Return the inner loops over six windows and over one, both with two vectors of filters.
+
+    load: of weights, if they are not operands in memory.
+    """
+    zero, operands, broadcast, dot, add, store = _operations(simd)
+    load = operands if load is None else load
     lanes = simd.lanes
     second, stride = np.uint64(lanes * elements), np.uint64(2 * lanes * elements)
 
@@ -257,7 +261,7 @@ def loops(form: Form) -> tuple[Any, Any, Any, Any]:
     in memory or expanded into `to`. six and one read them there, see `tiles`. alone is `one` for a layer of one
     position, which reads each weight once: from memory, and expands it in registers.
     """
-    simd = dots(form.lanes, form.product, form.portable, form.shift)
+    simd, opens_alone = dots(form.lanes, form.product, form.portable, form.shift), form.opens_alone
     six, one = (tiles_of_pairs if form.product == "pairs" else tiles)(simd, form.elements)
     if form.fields > 1:
         spread_block, one_packed = expanders(simd, form.packed)
@@ -269,9 +273,30 @@ def loops(form: Form) -> tuple[Any, Any, Any, Any]:
 
         @inline
         def expanded_alone(x, offsets, at, w, j, levels, room, sums):
-            one_packed(x, offsets, at, w, j, levels, sums)
+            if opens_alone:
+                one_packed(x, offsets, at, w, j, levels, sums)
 
         return expanded_block, six, one, expanded_alone
+
+    if form.opens:
+        widened, keep = simd.load_widened, simd.keep
+        vector = np.uint64(2 * form.lanes)
+        _, one_widened = tiles(simd, form.elements, widened)
+
+        @inline
+        def widened_block(w, j, steps, levels, to):
+            at = np.uint64(0)
+            for _ in range(2 * steps):
+                keep(to, at, widened(w, j))
+                at += vector
+                j += vector
+            return to, np.uint64(0)
+
+        @inline
+        def widened_alone(x, offsets, at, w, j, levels, room, sums):
+            one_widened(x, offsets, at, w, j, room, sums)
+
+        return widened_block, six, one, widened_alone
 
     @inline
     def same_block(w, j, steps, levels, to):

@@ -8,6 +8,7 @@ import numpy as np
 from bnn_kernels import checks
 from bnn_kernels.bits.level_bytes import LevelBytes, LevelTensor
 from bnn_kernels.bits.planes import check_planes, encode
+from bnn_kernels.bits.storage import checked_dense_bits
 from bnn_kernels.bits.sum_range import largest_level, largest_sum
 from bnn_kernels.bits.tensor import BitTensor, pack, words_for
 from bnn_kernels.bits.thresholds import Thresholds, check_thresholds
@@ -81,12 +82,32 @@ class PackedConv2d:
         """
         self = cls.__new__(cls)
         self._build(codes, multipliers, signed, stride, padding, dilation, groups, pad_value)
-        if zero is not None:
-            if len(zero.points) not in (1, self.in_channels):
-                raise ValueError(f"zero points of {len(zero.points)} channels do not fit {self.in_channels}")
-            if self.geometry.pads_levels:
-                raise ValueError(f"inputs with zero points are padded with 0, got pad_value {pad_value}")
-        self.zero = zero
+        self._set_zero(zero)
+        return self
+
+    @classmethod
+    def from_dense_bits(
+        cls,
+        dense: np.ndarray,
+        shape: Sequence[int],
+        multipliers: Sequence[int] = (1,),
+        signed: bool = True,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        pad_value: int = 0,
+        zero: ZeroPoints | None = None,
+    ) -> "PackedConv2d":
+        """Build from the bits of a packed file, see `dense_bits`, which are kept as they are.
+
+        shape = (O, C/groups, kh, kw); zero: see `from_codes`.
+        """
+        self = cls.__new__(cls)
+        sides = checked_dense_bits(dense, shape, len(check_planes(multipliers, signed)), FILTERS)
+        self._set_geometry(sides, stride, padding, dilation, groups, pad_value)
+        self.weights = Weights(dense, sides, multipliers, signed, self.geometry.groups)
+        self._set_zero(zero)
         return self
 
     def _build(
@@ -103,19 +124,38 @@ class PackedConv2d:
         codes = checks.integers(codes, "weight", FILTERS, (4,))
         if 0 in codes.shape:
             raise ValueError(f"weight must have shape {FILTERS} with no empty side, got {codes.shape}")
+        self._set_geometry(codes.shape, stride, padding, dilation, groups, pad_value)
+        self.weights = Weights.of_codes(codes, check_planes(multipliers, signed), signed, self.geometry.groups)
+
+    def _set_geometry(
+        self,
+        shape: Sequence[int],
+        stride: int | Sequence[int],
+        padding: int | Sequence[int],
+        dilation: int | Sequence[int],
+        groups: int,
+        pad_value: int,
+    ) -> None:
         self.geometry = Geometry(
-            (codes.shape[2], codes.shape[3]),
+            (shape[2], shape[3]),
             checks.pair(stride, "stride", 1),
             checks.pair(padding, "padding", 0),
             checks.pair(dilation, "dilation", 1),
             checks.integer(groups, "groups", 1),
             checks.integer(pad_value, "pad_value (a level of the input such as 0, +1 or -1)"),
         )
-        if codes.shape[0] % self.geometry.groups:
-            raise ValueError(f"groups must divide the {codes.shape[0]} output channels, got {groups}")
-        self.weights = Weights(codes, multipliers, signed, self.geometry.groups)
+        if shape[0] % self.geometry.groups:
+            raise ValueError(f"groups must divide the {shape[0]} output channels, got {groups}")
         self.zero: ZeroPoints | None = None
         self._plans: dict[Maps, MapPlan] = {}
+
+    def _set_zero(self, zero: ZeroPoints | None) -> None:
+        if zero is not None:
+            if len(zero.points) not in (1, self.in_channels):
+                raise ValueError(f"zero points of {len(zero.points)} channels do not fit {self.in_channels}")
+            if self.geometry.pads_levels:
+                raise ValueError(f"inputs with zero points are padded with 0, got pad_value {self.geometry.pad_value}")
+        self.zero = zero
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_plans": {}}

@@ -9,7 +9,7 @@ import numpy as np
 from bnn_kernels import checks
 from bnn_kernels.bits.level_bytes import LevelBytes, LevelTensor
 from bnn_kernels.bits.planes import check_codes, check_planes, encode
-from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits, to_dense_bits
+from bnn_kernels.bits.storage import checked_dense_bits, to_dense_bits
 from bnn_kernels.bits.tensor import BitTensor, pack
 from bnn_kernels.bits.thresholds import Thresholds, check_thresholds
 from bnn_kernels.ops.epilogue import Epilogue
@@ -47,13 +47,7 @@ class PackedLinear:
     ) -> "PackedLinear":
         """Build from the bits of a packed file, see `dense_bits`; they are kept as they are, shape = (O, K)."""
         self = cls.__new__(cls)
-        dense = checks.array(dense, "the dense bits")
-        sides = tuple(checks.integer(side, "each side of the weight's shape", 1) for side in shape)
-        if len(sides) != 2 or len(dense) != len(check_planes(multipliers, signed)):
-            raise ValueError(
-                f"weight must have shape (O, K) and a plane for each multiplier, got {sides}, {len(dense)}"
-            )
-        check_dense_bits(dense, sides)
+        sides = checked_dense_bits(dense, shape, len(check_planes(multipliers, signed)), "(O, K)")
         self._keep(dense, sides, multipliers, signed)
         return self
 
@@ -83,10 +77,9 @@ class PackedLinear:
         """Return the convolution that covers a map of (K,), (C, L) or (C, H, W); built once for each shape."""
         found = self._layouts.get(shape)
         if found is None:
-            codes = from_dense_bits(self._dense, self.shape)
             sides = {1: (*shape, 1, 1), 2: (shape[0], 1, shape[-1]), 3: shape}[len(shape)]
-            filters = codes.reshape(self.shape[0], *sides)
-            found = PackedConv2d.from_codes(filters, self.multipliers, self.signed)
+            filters = (self.shape[0], *sides)
+            found = PackedConv2d.from_dense_bits(self._dense, filters, self.multipliers, self.signed)
             self._layouts[shape] = found
         return found
 

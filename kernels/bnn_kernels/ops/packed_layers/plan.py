@@ -21,7 +21,7 @@ class MapPlan:
     def __init__(self, weights: Weights, geometry: Geometry, maps: Maps):
         self.out = maps.out
         self.path = choice.path_for(weights, geometry, maps)
-        self.whole_bytes = self.path.offsets.shape[1] == 1 or weights.filters % LANES == 0
+        self.whole_bytes = self.path.groups == 1 or weights.filters % LANES == 0
         self._bounds: tuple[Thresholds, np.ndarray, np.ndarray] | None = None
 
     def bounds(self, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray]:
