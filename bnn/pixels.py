@@ -59,7 +59,7 @@ def set_pixels(network: nn.Module, pixels: Pixels) -> None:
         raise ValueError(f"{type(network).__name__} takes no pixels: it has neither PixelNormalize nor PixelLevels")
     for reader in readers:
         held = reader.mean if isinstance(reader, PixelNormalize) else reader.zero_points
-        fresh = type(reader)(pixels.mean, pixels.std, pixels.max_value, len(held) if len(held) > 1 else None)
+        fresh = type(reader)(pixels.mean, pixels.std, pixels.max_value, len(held))
         for name, buffer in fresh.named_buffers():
             own = reader.get_buffer(name)
             setattr(reader, name, buffer.to(own.device, own.dtype))

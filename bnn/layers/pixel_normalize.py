@@ -30,8 +30,9 @@ class PixelNormalize(nn.Module):
         self.mean: Tensor
         self.std: Tensor
         self.max_value: Tensor
-        for name, numbers in zip(("mean", "std"), check_statistics(mean, std, max_value, channels), strict=True):
-            count = len(numbers) if channels is None else channels
+        statistics = check_statistics(mean, std, max_value, channels)
+        count = max(map(len, statistics)) if channels is None else channels
+        for name, numbers in zip(("mean", "std"), statistics, strict=True):
             self.register_buffer(name, numbers.to(torch.float32).expand(count).clone())
         self.register_buffer("max_value", torch.tensor(float(max_value)))
 

@@ -66,6 +66,8 @@ class PixelLevels(Quantizer):
         super().__init__()
         means, deviations = check_statistics(mean, std, max_value, channels)
         step = 1 / (FRACTION * max_value * deviations.mean())
+        # One for each channel whatever the means, so that states fit.
+        means = means.expand(len(means) if channels is None else channels)
         self.zero_points: Tensor
         self.step: Tensor
         self.register_buffer("zero_points", torch.round(FRACTION * max_value * means).to(torch.int64))

@@ -224,10 +224,13 @@ def test_pixels_and_stems(name):
     pixels = bnn.Pixels([0.1, 0.5, 0.9][:channels], [0.2, 0.3, 0.4][:channels], 100)
     for model in (of_pixels, int8):
         bnn.set_pixels(model, pixels)
+    for model, options in ((of_pixels, {"pixels": True}), (int8, {"stem": "int8"})):
+        again = build(name, "xnor", NARROW, **options)  # as a run is loaded: statistics are in its state
+        again.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="channels"):
+        bnn.set_pixels(int8, bnn.Pixels((0.1, 0.2), (0.1, 0.2)))
     if channels == 3:
         assert first.input_quantizer.zero_points.tolist() == [640, 3200, 5760]
-        with pytest.raises(ValueError, match="channels"):
-            bnn.set_pixels(int8, bnn.Pixels((0.1, 0.2), (0.1, 0.2)))
     x = torch.randint(0, 256, (1, *plain.input_shape), dtype=torch.uint8)
     of_pixels.load_state_dict(plain.state_dict(), strict=False)
     mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (pixels.mean, pixels.std))

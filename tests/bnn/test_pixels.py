@@ -62,6 +62,7 @@ def test_normalization_is_that_of_the_data():
     ours = PixelNormalize(MEAN, STD)
     torch.testing.assert_close(ours(x), data(x), rtol=0, atol=0)
     torch.testing.assert_close(ours(x.float()), data(x), rtol=0, atol=0)
+    assert len(PixelNormalize(0.5, STD).mean) == len(PixelNormalize(0.5, STD).std) == 3
 
 
 @pytest.mark.parametrize(
