@@ -35,9 +35,18 @@ def through(x):
     return (x.round() - x).detach() + x
 
 
+def halved(x):
+    """Each sum reads the one before twice."""
+    y = masked(x)
+    for _ in range(20):
+        y = y * 0.5 + y * 0.5
+    return y
+
+
 # What a network writes, and the planes that it takes.
 SPELLED = {
     "masked": (masked, 1),
+    "in many sums": (halved, 1),
     "where": (lambda x: torch.where(torch.sign(x) == 0, 1.0, torch.sign(x)), 1),
     "one added": (lambda x: x.sign() + (x.sign() == 0).float(), 1),
     "two comparisons": (lambda x: (x > 0.5).float() - (x < -0.5).float(), 2),

@@ -40,6 +40,18 @@ def _then(first: Function, second: Function) -> Function:
     return lambda x: second(first(x))
 
 
+def _remembered(function: Function) -> Function:
+    """Return a function that computes its last result once: what is made of it may read it at many places."""
+    last: list[Tensor] = []
+
+    def of_last(x: Tensor) -> Tensor:
+        if not last or last[0] is not x:
+            last[:] = [x, function(x)]
+        return last[1]
+
+    return of_last
+
+
 class Pointwise:
     """Knows of values of a graph which functions of others they are."""
 
@@ -80,7 +92,7 @@ class Pointwise:
         if any(a.shape != shape for a in operands):
             return None
         view = self._view(node, operands, args, kwargs)
-        if view is None:
+        if view is None or view[0] is made:
             return None
         self.views[made] = view
         if isinstance(made, Unpacked) or packet is aten._to_copy:
@@ -113,12 +125,8 @@ class Pointwise:
         assert run is not None
 
         def function(x: Tensor) -> Tensor:
-            given = iter(
-                [
-                    f(x).to(torch.bool) if dtype == torch.bool else f(x)
-                    for f, dtype in zip(functions, dtypes, strict=True)
-                ]
-            )
+            found = [f(x) for f in functions]
+            given = iter([y.bool() if dtype == torch.bool else y for y, dtype in zip(found, dtypes, strict=True)])
 
             def operand(part: Any) -> Any:
                 if isinstance(part, Value):
@@ -132,7 +140,7 @@ class Pointwise:
             made: Tensor = run(*positional, **named)
             return made
 
-        return base, function
+        return base, _remembered(function)
 
 
 def _is_uniform(x: Tensor) -> bool:
