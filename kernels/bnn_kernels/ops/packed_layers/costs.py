@@ -52,13 +52,14 @@ def kind_of(filters: Filters, maps: Maps) -> str:
 #   linear 1024, batch 32        0.5    0.7    0.9    1.3    1.8   |        0.4    0.5    0.7    1.0    1.3
 #   linear 1024, batch 1         0.6    0.6    0.7    0.8    0.9   |        0.5    0.6    0.6    0.7    0.8
 #
-# AVX2 without VNNI is what `tune` says on an AMD EPYC (Zen 1). This core begins a vpmaddubsw of 32 products, or a
-# vpmaddwd of 16, every second cycle and an FMA of 8 lanes every cycle: twice FP32, or once, is the bound.
+# AVX2 without VNNI is what `tune` says on an AMD EPYC (Zen 1), see results/costs.json. This core begins a vpmaddubsw of
+# 32 products, or a vpmaddwd of 16, every second cycle and an FMA of 8 lanes every cycle: twice FP32, or once, is the
+# bound.
 _FEWEST = {
     ("avx512", "vnni"): (8, 8, 2, 4, 4, 4),
     ("avx512", "shorts"): (8, 8, 4, 4, 4, 4),
     ("avx2", "vnni"): (8, 8, 2, 6, 6, 6),
-    ("avx2", "pairs"): (4, 8, 2, 2, 6, 6),
+    ("avx2", "pairs"): (8, 8, 2, 2, 6, 6),
     ("avx2", "shorts"): (8, 8, 6, 6, 6, 6),
     ("neon", "usdot"): (8, 8, 2, 3, 3, 3),
     ("neon", "sdot"): (8, 8, 2, 3, 3, 3),
