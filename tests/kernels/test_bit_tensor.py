@@ -4,7 +4,7 @@ import bnn_kernels as bk
 import numpy as np
 import pytest
 from bnn_kernels import reference
-from bnn_kernels.bits.storage import from_dense_bits, to_dense_bits
+from bnn_kernels.bits.storage import codes_of_rows, from_dense_bits, to_dense_bits
 
 EDGES = (1, 3, 16, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 
@@ -99,3 +99,10 @@ def test_dense_bits_take_one_bit_each_and_round_trip(count):
         dense[0, -1] |= 128
         with pytest.raises(ValueError, match="after the last weight"):
             from_dense_bits(dense, (count,))
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 13, 64])
+def test_codes_of_rows(length):
+    codes = np.random.default_rng(3).integers(0, 8, (9, length)).astype(np.uint8)
+    rows = np.array([[0, 8, 3], [8, 5, 5]])
+    np.testing.assert_array_equal(codes_of_rows(to_dense_bits(codes, 3), rows, length), codes[rows])

@@ -46,6 +46,19 @@ def from_dense_bits(dense: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return codes_between(dense, 0, check_dense_bits(dense, shape)).reshape(shape)
 
 
+def codes_of_rows(dense: np.ndarray, rows: np.ndarray, length: int) -> np.ndarray:
+    """Return uint8 (*rows.shape, length): the codes of rows, int64, of a weight whose rows are `length` long."""
+    begin = rows[..., None] * length
+    # A row may begin and end within a byte.
+    places = np.minimum(begin // 8 + np.arange((length + 14) // 8), dense.shape[1] - 1)
+    inside = begin % 8 + np.arange(length)
+    codes = np.zeros(inside.shape, np.uint8)
+    for p, plane in enumerate(dense):
+        bits = np.unpackbits(plane[places], axis=-1, bitorder="little")
+        codes |= np.take_along_axis(bits, inside, -1) << np.uint8(p)
+    return codes
+
+
 def codes_between(dense: np.ndarray, first: int, last: int) -> np.ndarray:
     """Return uint8 (last - first,): the codes of some of the weights."""
     begin = first % 8

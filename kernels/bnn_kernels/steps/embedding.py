@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnn_kernels.runtime.lazy import Lazy
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
-from bnn_kernels.steps.weights import WeightFields, float_weight, weight_bits
+from bnn_kernels.steps.weights import WeightFields, float_rows, weight_bits
 
 # Larger integers are not exact as float32, which registers hold.
 MOST_ROWS = 1 << 24
@@ -18,7 +17,8 @@ MOST_ROWS = 1 << 24
 class Embedding(Step):
     """Integers (T,) -> rows of a table, (features, 1, T); attribute shape = (rows, features).
 
-    The table is float32 or bit planes with a scale for each row. ValueError on a number that has no row.
+    The table is float32 or bit planes with a scale for each row; only the rows that are asked for become floats.
+    ValueError on a number that has no row.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Embedding(Step):
 
     def build(self) -> None:
         self.shape = self.ints("shape", 2, 1, MOST_ROWS)
-        self.table = Lazy(float_weight(self, self.shape))
+        self.rows = float_rows(self, (self.shape[0], self.shape[1]))
 
     def infer(self, inputs: list[Spec]) -> Spec:
         (x,) = inputs
@@ -49,4 +49,4 @@ class Embedding(Step):
         inside = (x >= 0) & (x < self.shape[0]) & (x == np.floor(x))
         if not inside.all():
             raise ValueError(f"{x[~inside][0]:g} is no row of a table of {self.shape[0]} rows")
-        np.take(self.table(), x.astype(np.int64), axis=0, out=y[:, 0])
+        y[:, 0] = self.rows(x.astype(np.int64))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnn_kernels.bits.planes import level_of_code
-from bnn_kernels.bits.storage import check_dense_bits, from_dense_bits
+from bnn_kernels.bits.storage import check_dense_bits, codes_of_rows, from_dense_bits
 from bnn_kernels.errors import PlanError
 from bnn_kernels.ops.coded_weight import CodedWeight
 from bnn_kernels.ops.depthwise.windows import suits
@@ -66,6 +66,25 @@ def float_weight(this: Step, shape: tuple[int, ...]) -> Callable[[], np.ndarray]
         )
         weight = functools.reduce(np.add, parts)
         return weight if offset is None else weight + offset.reshape(by_filter)
+
+    return make
+
+
+def float_rows(this: Step, shape: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what makes float32 (..., K) of rows, int64 (...,), of a weight (rows, K): those alone, each as a whole."""
+    if this.fields.terms is None:
+        weight = this.stored("weight", shape)
+        return lambda rows: weight[rows]
+    terms, offset = _scaled_terms(this, shape)
+
+    def make(rows: np.ndarray) -> np.ndarray:
+        parts = (
+            level_of_code(term.multipliers, term.signed).astype(np.float32)[codes_of_rows(term.dense, rows, shape[1])]
+            * term.scale[rows][..., None]
+            for term in terms
+        )
+        found = functools.reduce(np.add, parts)
+        return found if offset is None else found + offset[rows][..., None]
 
     return make
 
