@@ -101,7 +101,12 @@ CONVS = [
 ]
 
 
-@pytest.mark.parametrize("kernel", ["popcount", "levels", *FORMS])
+# One form of each product; portable instructions take long to compile, so others of the same product are slow tests.
+OTHERS = ("vnni8", "shorts16", "usdot", "sdot128", "smull128")
+EACH_KIND = [pytest.param(name, marks=pytest.mark.slow) if name in OTHERS else name for name in FORMS]
+
+
+@pytest.mark.parametrize("kernel", ["popcount", "levels", *EACH_KIND])
 @pytest.mark.parametrize(("multipliers", "signed"), PLANES)
 def test_layers_read_and_write_them(kernel, multipliers, signed, monkeypatch):
     force(kernel, monkeypatch)
