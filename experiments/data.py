@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from experiments import cli
+from experiments.config_values import whole_number
 from experiments.targets import build
 
 # Rows of the table; more classes are summed up in one.
@@ -26,6 +27,7 @@ def numbers(values: Sequence[float]) -> str:
 
 def task(config: DictConfig) -> None:
     """Load the data set that the config names, print what it holds and draw the contact sheet."""
+    whole_number(config, "columns", 1)
     data = build(config, "data")
     splits = {"training": data.train, "validation": data.validation, "test": data.test}
     channels, height, width = data.input_shape
@@ -63,7 +65,7 @@ def main() -> None:
     from bnn.data import DataError
 
     sys.argv[1:] = [f"data={word[5:]}" if word.startswith("name=") else word for word in sys.argv[1:]]
-    cli.run(task, "data", expected=(DataError, OSError))
+    cli.run(task, "data", expected=(DataError, OSError, ValueError))
 
 
 if __name__ == "__main__":

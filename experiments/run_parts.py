@@ -59,8 +59,8 @@ def _check_quantizer(config: DictConfig) -> None:
         check(node, f"quantizer.{key}")
 
 
-def _check_classes(network: Any, data: Any, config: DictConfig) -> None:
-    """Raise ConfigError if a network has fewer outputs than the data has classes."""
+def _check_outputs(network: Any, data: Any, config: DictConfig) -> None:
+    """Raise ConfigError if a network has fewer outputs than the data has classes, or the loss does not take them."""
     import torch
 
     probe = copy.deepcopy(network).eval()
@@ -73,6 +73,12 @@ def _check_classes(network: Any, data: Any, config: DictConfig) -> None:
             f"{config.model._target_} has {outputs} outputs, {data.name} has {data.num_classes} classes: give "
             f"{option}={data.num_classes}"
         )
+    try:
+        build(config, "loss")(torch.zeros(1, outputs), torch.zeros(1, dtype=torch.int64))
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ConfigError(
+            f"{config.loss._target_} is no loss of logits (N, classes) and labels (N,): {error}"
+        ) from error
 
 
 def build_parts(config: DictConfig) -> Parts:
@@ -99,7 +105,7 @@ def build_parts(config: DictConfig) -> Parts:
         raise ConfigError(
             f"{config.model._target_} does not take {data.name}'s {data.input_shape} images: {error}"
         ) from error
-    _check_classes(network, data, config)
+    _check_outputs(network, data, config)
     classifier = build(config, "classifier")
     try:
         classifier(copy.deepcopy(network)).configure_optimizers()

@@ -55,7 +55,7 @@ def _read(given: Any, word: str) -> Split:
                 "them in the data set, or use data=folder"
             )
         label = item[1]
-        if isinstance(label, bool) or int(label) != label or label < 0:
+        if not _is_class(label):
             raise DataError(f"the label of item {index} of data.{word} is {label!r}, not a whole number from 0 on")
         images.append(image)
         labels.append(int(label))
@@ -64,8 +64,19 @@ def _read(given: Any, word: str) -> Split:
     return Split(torch.stack(images), torch.tensor(labels, dtype=torch.int64))
 
 
+def _is_class(label: Any) -> bool:
+    """Whether a label is a whole number from 0 on, of Python, NumPy or PyTorch."""
+    try:
+        return not isinstance(label, bool | str) and int(label) == label and label >= 0
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
 def _image(given: Any, what: str) -> Tensor:
-    x = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    try:
+        x = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} is no image, array or tensor, but a {type(given).__name__}") from error
     if x.is_floating_point():
         if not bool(((x >= 0) & (x <= 1)).all()):
             raise DataError(f"{what} has floats outside 0 .. 1; leave normalization out, the training does it")

@@ -37,6 +37,29 @@ def check_md5(path: Path, expected: str, what: str, content: bytes | None = None
         raise DataError(f"{path} is damaged: {subject}, {what}'s is {expected}. Remove it and fetch it again")
 
 
+def checked_file(
+    title: str, file: str, md5: str, mirrors: Sequence[str], within: Sequence[str], root: str | None, download: bool
+) -> Path:
+    """Return a file with this MD5: of data.root or its subfolders `within`, or without a root of the cache.
+
+    title: of the data set, for messages. The cache's folder has the first name of `within`. DataError as `downloaded`,
+    and if data.root has no such file or another one.
+    """
+    if root is None:
+        path = downloaded(title, file, md5, mirrors, within[0], download)
+    else:
+        folder = folder_of(root, f"{title}'s files")
+        found = find(folder, (file,), within)
+        if found is None:
+            raise DataError(
+                f"{folder} has no {file}, nor have its subfolders {' and '.join(within)}; give the folder with "
+                f"{title}'s files, or leave data.root out to download them"
+            )
+        path = found
+    check_md5(path, md5, title)
+    return path
+
+
 def downloaded(title: str, file: str, md5: str, mirrors: Sequence[str], folder: str, allowed: bool) -> Path:
     """Return a file of the cache, downloaded from the first mirror that has it and checked by its MD5.
 

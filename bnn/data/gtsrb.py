@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bnn.data.errors import DataError
-from bnn.data.files import check_md5, downloaded, find, folder_of
+from bnn.data.files import checked_file
 from bnn.data.image_data import ImageData, Split
 from bnn.data.image_files import read_image, size_of
 from bnn.data.splits import stratified_order
@@ -38,25 +37,11 @@ def gtsrb(root: str | None = None, download: bool = True, size: int | tuple[int,
     vs. computer". DataError says what is missing or damaged and what to do.
     """
     sides = size_of(size)
-    training, images, truth = (_archive(name, root, download) for name in FILES)
+    training, images, truth = (
+        checked_file("GTSRB", name, md5, MIRRORS, ("gtsrb", "GTSRB"), root, download) for name, md5 in FILES.items()
+    )
     rest, validation = _training(training, sides)
     return ImageData("gtsrb", rest, validation, _testing(images, truth, sides), num_classes=CLASSES)
-
-
-def _archive(name: str, root: str | None, download: bool) -> Path:
-    if root is None:
-        path = downloaded("GTSRB", name, FILES[name], MIRRORS, "gtsrb", download)
-    else:
-        folder = folder_of(root, "GTSRB's three .zip files")
-        found = find(folder, (name,), ("gtsrb", "GTSRB"))
-        if found is None:
-            raise DataError(
-                f"{folder} has no {name}, nor have its subfolders gtsrb and GTSRB; give the folder with GTSRB's three "
-                ".zip files, or leave data.root out to download them"
-            )
-        path = found
-    check_md5(path, FILES[name], "GTSRB")
-    return path
 
 
 def _read(archive: zipfile.ZipFile, names: Sequence[str], sides: tuple[int, int]) -> torch.Tensor:

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from bnn.data.errors import DataError
-from bnn.data.files import check_md5, downloaded, find, folder_of
+from bnn.data.files import checked_file
 from bnn.data.image_data import ImageData, Split
 from bnn.data.splits import stratified_order
 
@@ -41,18 +40,7 @@ def svhn(root: str | None = None, download: bool = True, extra: bool = False) ->
 def _split(name: str, root: str | None, download: bool) -> Split:
     from scipy.io import loadmat
 
-    if root is None:
-        path = downloaded("SVHN", name, FILES[name], MIRRORS, "svhn", download)
-    else:
-        folder = folder_of(root, "SVHN's .mat files")
-        found = find(folder, (name,), ("svhn", "SVHN"))
-        if found is None:
-            raise DataError(
-                f"{folder} has no {name}, nor have its subfolders svhn and SVHN; give the folder with SVHN's "
-                "cropped digits (format 2), or leave data.root out to download them"
-            )
-        path = found
-    check_md5(path, FILES[name], "SVHN")
+    path = checked_file("SVHN", name, FILES[name], MIRRORS, ("svhn", "SVHN"), root, download)
     content = loadmat(path)
     # X: (row, column, colour, image); y: (image, 1), in which 10 is the digit 0.
     images = np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1))

@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     try:
         options.function(options)
-    except (ValueError, MemoryError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         _fail(error)
 
 

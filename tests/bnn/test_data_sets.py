@@ -394,6 +394,9 @@ def test_torch_data_sets():
         ([(np.full((4, 4), -1.0), 0)], "floats outside 0 .. 1"),
         ([(np.zeros((4, 4), np.int64), 0)], "must be uint8"),
         ([(np.zeros((4, 4), np.uint8), 0.5)], "label of item 0 of data.train is 0.5"),
+        ([(np.zeros((4, 4), np.uint8), "cat")], "label of item 0 of data.train is 'cat'"),
+        ([(np.zeros((4, 4), np.uint8), None)], "label of item 0 of data.train is None"),
+        ([("a.png", 0)], "image of item 0 of data.train is no image, array or tensor, but a str"),
         ([], "holds no item"),
     ],
 )

@@ -55,6 +55,7 @@ def train(tmp_path, monkeypatch, command):
         (["quantizer.weight._target_=nomodule.X"], ["quantizer.weight", "no module 'nomodule'"]),
         (["quantizer.weight._partial_=false"], ["quantizer.weight", "_partial_: true"]),
         (["+augment=crop"], ["without the plus, augment=crop"]),
+        (["loss.label_smoothing=2"], ["no loss of logits (N, classes) and labels (N,)", "label_smoothing"]),
         (["hydra.run.dir=x"], ["hydra.run.dir cannot be given", "run_dir="]),
         (["-m", "hydra.sweep.dir=x"], ["hydra.sweep.dir cannot be given", "run_dir="]),
         (["hydra.job.chdir=true"], ["hydra.job.chdir"]),

@@ -108,11 +108,14 @@ def test_a_damaged_file_is_named(setting, tmp_path, text, message):
     assert message in str(error.value)
 
 
-def test_a_file_of_another_cpu_or_none_is_named(setting, tmp_path):
+def test_a_file_of_another_cpu_or_none_is_named(setting, tmp_path, capsys):
     file = tmp_path / "costs.json"
     setting(BNN_KERNELS_COSTS=file)
     with pytest.raises(OSError, match="BNN_KERNELS_COSTS names"):
         chosen()
+    with pytest.raises(SystemExit):
+        main(["info"])
+    assert f"BNN_KERNELS_COSTS names {file}, which cannot be read" in capsys.readouterr().err
     tune.write(here(cpu="8086"), file)
     setting(BNN_KERNELS_COSTS=file)
     with pytest.raises(ValueError, match="was measured on 8086"):
