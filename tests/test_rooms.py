@@ -120,45 +120,62 @@ def test_an_import_loads_no_more_than_it_needs(module, absent):
     assert done.stdout.split() == []
 
 
-KERNELS = ROOT / "kernels" / "bnn_kernels"
-# Rooms of bnn_kernels from top to bottom: each imports only what stands below it. Rooms of one line see nothing of each
-# other. What takes part in no room (`__init__`, `__main__`) is what users call, and imports what it likes.
-FLOORS = [
-    ["model"],
-    ["steps"],
-    ["ops/packed_layers", "ops/float_conv", "ops/pooling", "ops/input_scale"],
-    ["ops/depthwise"],
-    ["ops/binary_conv", "ops/integer_conv", "ops/coded_weight"],
-    ["ops/few_bit_weight"],
-    ["ops/conv_path"],
-    ["ops/outputs"],
-    ["ops/epilogue", "ops/weights", "ops/geometry"],
-    ["ops/finishing", "ops/filters"],
-    ["bits"],
-    ["runtime"],
-    ["compile"],
-    ["reference"],
-    ["checks"],
-    ["errors"],
-]
+# Rooms from top to bottom: each imports only what stands below it. Rooms of one line see nothing of each other. What
+# takes part in no room (`__init__`, `__main__`) is what users call, and imports what it likes.
+FLOORS = {
+    "kernels/bnn_kernels": [
+        ["model"],
+        ["steps"],
+        ["ops/packed_layers", "ops/float_conv", "ops/pooling", "ops/input_scale"],
+        ["ops/depthwise"],
+        ["ops/binary_conv", "ops/integer_conv", "ops/coded_weight"],
+        ["ops/few_bit_weight"],
+        ["ops/conv_path"],
+        ["ops/outputs"],
+        ["ops/epilogue", "ops/weights", "ops/geometry"],
+        ["ops/finishing", "ops/filters"],
+        ["bits"],
+        ["runtime"],
+        ["compile"],
+        ["reference"],
+        ["checks"],
+        ["errors"],
+    ],
+    "bnn/converter": [
+        ["parity", "stored_bytes"],
+        ["convert"],
+        ["explain", "verify", "rules", "packing"],
+        ["lowering"],
+        ["recognize", "off_batch"],
+        ["graph"],
+        ["capture", "sources"],
+        ["levels"],
+        ["registry"],
+        ["recording", "own_code", "tally"],
+        ["errors"],
+    ],
+}
 
 
-def kernel_room(file):
-    """The room of bnn_kernels that a file lies in: a folder, in ops the folder or file below it; None for its top."""
-    parts = file.relative_to(KERNELS).with_suffix("").parts
+def part_of(house, file):
+    """The room of a house that a file lies in: a folder or file, in ops of one below it; None for its top."""
+    parts = file.relative_to(ROOT / house).with_suffix("").parts
     name = "/".join(parts[:2]) if parts[0] == "ops" else parts[0]
     return None if name in ("__init__", "__main__", "ops/__init__") else name
 
 
-def kernel_arrows(root=KERNELS):
-    """(importing file, imported file) of every import between files of bnn_kernels, also within functions."""
+def arrows_of(house):
+    """(importing file, imported file) of every import between files of a house, also within functions."""
+    root = ROOT / house
+    prefix = house.removeprefix("kernels/").split("/")
     for file in sorted(root.rglob("*.py")):
         for name in modules(file.read_text()):
             parts = name.split(".")
-            if parts[0] != "bnn_kernels":
+            if parts[: len(prefix)] != prefix:
                 continue
-            while parts:  # the last names may be of things in a module
-                found = root.joinpath(*parts[1:])
+            parts = parts[len(prefix) :]
+            while True:  # the last names may be of things in a module
+                found = root.joinpath(*parts)
                 if found.with_suffix(".py").is_file() or (found / "__init__.py").is_file():
                     target = found.with_suffix(".py") if found.with_suffix(".py").is_file() else found / "__init__.py"
                     if target != file:
@@ -191,57 +208,62 @@ def file_floors(arrows):
     return floors
 
 
-def floors_by_folder():
-    """A line for every room of bnn_kernels, top first: the floors that its files are on."""
+def floors_by_folder(house):
+    """A line for every room of a house, top first: the floors that its files are on."""
     rooms = {}
-    for file, floor in file_floors(kernel_arrows()).items():
-        rooms.setdefault(kernel_room(file), set()).add(floor)
+    for file, floor in file_floors(arrows_of(house)).items():
+        rooms.setdefault(part_of(house, file), set()).add(floor)
     lines = []
-    for names in FLOORS:
+    for names in FLOORS[house]:
         for name in names:
             found = sorted(rooms.get(name, {0}))
             lines.append(f"{name:20} floors {found[0]} .. {found[-1]}")
     return "\n".join(lines)
 
 
-def arrows_that_run_up(arrows):
+def arrows_that_run_up(house, arrows):
     """'a.py -> b.py' of every import from one room into another that is not below it."""
-    height = {name: at for at, names in enumerate(FLOORS) for name in names}
+    height = {name: at for at, names in enumerate(FLOORS[house]) for name in names}
     wrong = []
     for file, target in arrows:
-        own, other = kernel_room(file), kernel_room(target)
+        own, other = part_of(house, file), part_of(house, target)
         if own is None or own == other:
             continue
         # Only reference stands beside everything: it may import checks and nobody may import it.
         apart = "reference" in (own, other) and other not in ("checks", "errors")
         if other is None or height[other] <= height[own] or apart:
-            wrong.append(f"{file.relative_to(KERNELS).as_posix()} -> {target.relative_to(KERNELS).as_posix()}")
+            names = (path.relative_to(ROOT / house).as_posix() for path in (file, target))
+            wrong.append(" -> ".join(names))
     return sorted(set(wrong))
 
 
-def test_floors_of_bnn_kernels():
+@pytest.mark.parametrize("house", FLOORS)
+def test_floors(house):
     """Every room imports only what stands below it; `python -m pytest -s -k floors` prints the floors."""
-    print(f"\n{floors_by_folder()}")
-    placed = {name for names in FLOORS for name in names}
-    unplaced = {kernel_room(file) for file in KERNELS.rglob("*.py")} - placed - {None}
+    print(f"\n{floors_by_folder(house)}")
+    placed = {name for names in FLOORS[house] for name in names}
+    unplaced = {part_of(house, file) for file in (ROOT / house).rglob("*.py")} - placed - {None}
     assert not unplaced, f"give these a place in FLOORS: {sorted(unplaced)}"
-    wrong = arrows_that_run_up(kernel_arrows())
-    assert not wrong, f"imports that run up: {', '.join(wrong)}; the floors are\n{floors_by_folder()}"
+    wrong = arrows_that_run_up(house, arrows_of(house))
+    assert not wrong, f"imports that run up: {', '.join(wrong)}; the floors are\n{floors_by_folder(house)}"
 
 
 @pytest.mark.parametrize(
-    ("importing", "imported"),
+    ("house", "importing", "imported"),
     [
-        ("bits/planes.py", "ops/weights.py"),
-        ("ops/binary_conv/rows.py", "ops/integer_conv/form.py"),
-        ("ops/pooling.py", "ops/float_conv.py"),
-        ("steps/base.py", "reference.py"),
-        ("reference.py", "bits/planes.py"),
-        ("runtime/threads.py", "__init__.py"),
+        ("kernels/bnn_kernels", "bits/planes.py", "ops/weights.py"),
+        ("kernels/bnn_kernels", "ops/binary_conv/rows.py", "ops/integer_conv/form.py"),
+        ("kernels/bnn_kernels", "ops/pooling.py", "ops/float_conv.py"),
+        ("kernels/bnn_kernels", "steps/base.py", "reference.py"),
+        ("kernels/bnn_kernels", "reference.py", "bits/planes.py"),
+        ("kernels/bnn_kernels", "runtime/threads.py", "__init__.py"),
+        ("bnn/converter", "packing/planner.py", "rules/pool.py"),
+        ("bnn/converter", "levels/table.py", "graph/values.py"),
     ],
 )
-def test_an_import_that_runs_up_is_named(importing, imported):
-    assert arrows_that_run_up([(KERNELS / importing, KERNELS / imported)]) == [f"{importing} -> {imported}"]
+def test_an_import_that_runs_up_is_named(house, importing, imported):
+    arrow = ROOT / house / importing, ROOT / house / imported
+    assert arrows_that_run_up(house, [arrow]) == [f"{importing} -> {imported}"]
 
 
 def test_a_circle_is_named():

@@ -14,24 +14,15 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 import bnn
-from bnn.converter import rules_attention as rules_attention
-from bnn.converter import rules_compare as rules_compare
-from bnn.converter import rules_elementwise as rules_elementwise  # registers the rules
-from bnn.converter import rules_layers as rules_layers
-from bnn.converter import rules_normalize as rules_normalize
-from bnn.converter import rules_pool as rules_pool
-from bnn.converter import rules_quantized as rules_quantized
-from bnn.converter import rules_shape as rules_shape
-from bnn.converter import rules_transposed as rules_transposed
-from bnn.converter.capture import capture, random_inputs
-from bnn.converter.emitter import Emitted, emit
+from bnn.converter import rules as rules  # registers them
+from bnn.converter.capture.exported import Model, as_module
+from bnn.converter.capture.record import capture, random_inputs
 from bnn.converter.errors import ConversionError
 from bnn.converter.explain import Explanation, explanation
-from bnn.converter.exported import Model, as_module
-from bnn.converter.graph import Value
+from bnn.converter.graph.values import Value
 from bnn.converter.lowering import Lowering
-from bnn.converter.planes_check import check_planes
-from bnn.converter.verify import check_batches, check_recording, check_values
+from bnn.converter.packing.emitter import Emitted, emit
+from bnn.converter.verify import check_batches, check_planes, check_recording, check_values
 from bnn.layers.base import shapes_only
 from bnn.quantizers.data_initialized import warn_of_uninitialized
 

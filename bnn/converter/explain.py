@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bnn_kernels.steps.matmul import Matmul
 from torch import Tensor
 
-from bnn.converter.graph import BinaryLayer, FloatLayer, Levels, OwnStep, Value, live_values
+from bnn.converter.graph.values import BinaryLayer, FloatLayer, Levels, OwnStep, Value, live_values
 from bnn.converter.lowering import Lowered
 from bnn.planes import Term
 

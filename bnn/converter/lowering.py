@@ -10,14 +10,25 @@ from bnn_kernels.model.program import input_register
 from bnn_kernels.steps.embedding import Embedding
 from torch import Tensor, nn
 
-from bnn.converter.builder import Builder
-from bnn.converter.capture import Captured, Node, Output, capture, leaves, mapped, random_inputs
+from bnn.converter.capture.record import Captured, Node, Output, capture, leaves, mapped, random_inputs
 from bnn.converter.errors import ConversionError
-from bnn.converter.graph import Input, Levels, Moved, OffBatch, OwnStep, Refused, Unpacked, Value, live_values, refused
-from bnn.converter.level_source import levels_at
+from bnn.converter.graph.builder import Builder
+from bnn.converter.graph.values import (
+    Input,
+    Levels,
+    Moved,
+    OffBatch,
+    OwnStep,
+    Refused,
+    Unpacked,
+    Value,
+    live_values,
+    refused,
+)
 from bnn.converter.off_batch import by_parts
 from bnn.converter.recognize.pointwise import Pointwise
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules, why_no_rule
+from bnn.converter.sources import levels_at
 from bnn.quantizers.base import Quantizer
 
 

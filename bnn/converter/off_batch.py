@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnn.converter.builder import Builder
-from bnn.converter.capture import Node, leaves, mapped
-from bnn.converter.graph import Moved, OffBatch, Value
+from bnn.converter.capture.record import Node, leaves, mapped
+from bnn.converter.graph.builder import Builder
+from bnn.converter.graph.values import Moved, OffBatch, Value
 
 aten = torch.ops.aten
 

@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bnn.converter.parity_report import StepParity
-
 
 def difference(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Return float64 |found - expected|: 0 where both are the same NaN or infinity, infinite where one alone is."""
@@ -43,11 +41,3 @@ class Tally:
         self.largest = max(self.largest, float(apart.max(initial=0)))
         self.largest_value = max(self.largest_value, largest_number(np.asarray(expected)))
         self.explained += explained() if wrong else 0
-
-    def row(self) -> StepParity:
-        """Return the row of the report."""
-        relative = self.largest / self.largest_value if self.largest_value else self.largest
-        return StepParity(
-            self.step, self.source, self.exact, self.planes > 0, self.elements, self.different, self.explained,
-            self.largest, relative, self.planes,
-        )  # fmt: skip

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnn.converter.capture import BATCH, Captured, Node, Output, RunError, capture, leaves, mapped, random_inputs
+from bnn.converter.capture.record import BATCH, Captured, Node, Output, RunError, capture, leaves, mapped, random_inputs
 from bnn.converter.errors import ConversionError
-from bnn.converter.evaluate import Evaluation
-from bnn.converter.graph import Input, Moved, OffBatch, Refused, Value, live_values
+from bnn.converter.graph.evaluate import Evaluation
+from bnn.converter.graph.values import Input, Moved, OffBatch, Refused, Value, live_values
+from bnn.converter.levels.planes_check import PlanesCheck
 from bnn.converter.lowering import Lowered
 
 # Largest difference that is rounding, as a share of the largest number computed or, times CANCELLED, read.
@@ -223,3 +224,13 @@ class _Batch:
 
 def _is_equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+
+
+def check_planes(network: nn.Module, examples: Sequence[Tensor]) -> None:
+    """ConversionError if forward and planes of a quantizer differ where the network computes the examples.
+
+    network: one's own copy, in evaluation mode, float32 on a CPU.
+    """
+    with torch.no_grad(), PlanesCheck(network) as check:
+        network(*[torch.cat([x] * BATCH) for x in examples])
+    check.refuse(" on the weights and the example as it flows through the network")

@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 import bnn
 from bnn.converter import ConversionError
-from bnn.converter.few_values import few_values
+from bnn.converter.recognize.few_values import few_values
 from bnn.quantizers import DoReFaActivation, SteSign
 
 

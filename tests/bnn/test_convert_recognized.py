@@ -6,7 +6,7 @@ from conversion import check, images, upset
 from torch import nn
 
 import bnn
-from bnn.converter.few_values import few_values
+from bnn.converter.recognize.few_values import few_values
 from bnn.converter.recognize.staircase import quantizer_of, staircase
 
 

@@ -3,8 +3,8 @@
 import torch
 from bnn_kernels.steps.pool import MaxPool
 
-from bnn.converter.builder import Builder
-from bnn.converter.graph import Concat, Levels, Moved, Pool, Unpacked, Value
+from bnn.converter.graph.builder import Builder
+from bnn.converter.graph.values import Concat, Levels, Moved, Pool, Unpacked, Value
 from bnn.quantizers.base import Quantizer
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnn.converter.capture import Node, leaves, mapped
-from bnn.converter.graph import Channelwise, Clamp, Refused, Unpacked, Value, refused
-from bnn.converter.level_table import LARGEST_FLOAT
+from bnn.converter.capture.record import Node, leaves, mapped
+from bnn.converter.graph.values import Channelwise, Clamp, Refused, Unpacked, Value, refused
+from bnn.converter.levels.table import LARGEST_FLOAT
 from bnn.converter.recognize.staircase import Function, quantizer_of, staircase
 from bnn.quantizers.base import Quantizer
 

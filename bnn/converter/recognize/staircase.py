@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnn.converter.level_table import LARGEST_FLOAT, probes
+from bnn.converter.levels.table import LARGEST_FLOAT, probes
 from bnn.planes import (
     Planes,
     Term,

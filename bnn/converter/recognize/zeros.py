@@ -8,7 +8,7 @@ import torch
 from bnn_kernels.steps.pool import MaxPool
 from torch import Tensor
 
-from bnn.converter.graph import Affine, BinaryLayer, Channelwise, FloatLayer, Pool, Value
+from bnn.converter.graph.values import Affine, BinaryLayer, Channelwise, FloatLayer, Pool, Value
 
 # Sums of a layer that are tried at most.
 MOST_SUMS = 1 << 24

@@ -1,0 +1,425 @@
+"""What conversion rules build values with."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NoReturn, TypedDict
+
+import numpy as np
+import torch
+from bnn_kernels.steps.base import STEPS
+from bnn_kernels.steps.fields import StepFields
+from bnn_kernels.steps.float import FloatConv, FloatLinear
+from bnn_kernels.steps.normalize import ByPlace
+from bnn_kernels.steps.pool import AvgPool, MaxPool
+from torch import Tensor, nn
+
+from bnn.converter.errors import ConversionError
+from bnn.converter.graph.input_levels import levels_of
+from bnn.converter.graph.permutations import carried, is_permuted, move_alike, origin, second_image
+from bnn.converter.graph.values import (
+    Add,
+    Affine,
+    Bend,
+    Channelwise,
+    Clamp,
+    Combine,
+    Comparison,
+    Concat,
+    Curve,
+    FloatLayer,
+    Moved,
+    OffBatch,
+    OwnStep,
+    Pool,
+    Unpacked,
+    Value,
+)
+from bnn.converter.levels.two_values import TwoValues
+from bnn.converter.registry import rule_of_module
+from bnn.quantizers.base import Quantizer
+
+Function = Callable[[Tensor], Tensor]
+
+
+def two(value: Any) -> list[int]:
+    """Return [y, x] of a number or a pair; of one number in a sequence, as 1-d layers have it, [0 or 1 row, x]."""
+    return [int(value), int(value)] if isinstance(value, int) else [int(v) for v in value]
+
+
+def to_numpy(x: Tensor) -> np.ndarray:
+    """Return a contiguous float32 copy."""
+    return np.ascontiguousarray(x.detach().cpu().to(torch.float32).numpy())
+
+
+def _by_channel(x: Value, constant: Tensor | None) -> bool:
+    """Whether an aligned constant is one number, or one for each channel of x; None is."""
+    sides = (1, x.shape[0], *[1] * (len(x.shape) - 1))
+    return constant is None or constant.numel() == 1 or tuple(constant.shape) == sides
+
+
+class ConvSides(TypedDict):
+    """The fields of a convolution step that do not depend on what it multiplies."""
+
+    shape: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
+def _bias(bias: Tensor | None) -> np.ndarray | None:
+    return None if bias is None else to_numpy(bias)
+
+
+class Builder:
+    """Makes the values that a rule returns. place: the dotted path that the rule is called for, for messages."""
+
+    def __init__(self, place: str = "", part: Callable[[nn.Module, Sequence[Value], str], Any] | None = None):
+        self.place = place
+        self._part = part  # makes values of a module without a rule
+
+    def fail(self, reason: str) -> NoReturn:
+        """Raise ConversionError with the dotted path of what is being converted."""
+        raise ConversionError(f"{self.place}: {reason}")
+
+    def lower(self, module: nn.Module, *values: Value) -> Any:
+        """Return what another module, in evaluation mode, makes of the values: a rule may be told by known modules."""
+        rule = rule_of_module(module)
+        if rule is not None:
+            return rule(self, module, *values)
+        if isinstance(module, Quantizer):
+            return self.quantize(values[0], module)
+        if self._part is None:
+            self.fail(f"{type(module).__name__} has no conversion rule")
+        return self._part(module, values, self.place)
+
+    def quantize(self, x: Value, quantizer: Quantizer, source: str = "") -> Value:
+        """Return what a quantizer makes of x; a binary layer behind it reads its bits.
+
+        source: where the parity report finds the levels; by default in the values of the module or function that the
+        rule is for, if it returns them as they are.
+        """
+        if not quantizer.packable:
+            return x
+        return Unpacked(x.shape, (levels_of(quantizer, x, self.place, source),))
+
+    def compare(self, comparison: Comparison) -> Value:
+        """Return what has two values, one on either side of a threshold: bits, if the higher one is above it."""
+        c = comparison
+        if c.low == c.high:
+            self.fail(f"a comparison of which both sides give {c.low} is a constant")
+        if c.low < c.high:
+            y = self.quantize(c.x, TwoValues(c.threshold, c.strict, c.low, c.high))
+        else:
+            y = self.affine(self.quantize(c.x, TwoValues(c.threshold, c.strict, -c.low, -c.high)), scale=-1.0)
+        y.comparison = c
+        return y
+
+    def _folded(self, c: Comparison, scale: Any, shift: Any) -> Value | None:
+        """Return a comparison with other values; None if they are not the same everywhere."""
+        numbers = [torch.as_tensor(1.0 if scale is None else scale), torch.as_tensor(0.0 if shift is None else shift)]
+        if any(number.numel() != 1 for number in numbers) or numbers[0] == 0:
+            return None
+        a, b = (float(number) for number in numbers)
+        return self.compare(replace(c, low=c.low * a + b, high=c.high * a + b))
+
+    def _of_network(self, x: Value, constant: Any) -> Any:
+        """Return a constant `aligned` with x, of which (C,) numbers are those of channels."""
+        if constant is None:
+            return None
+        tensor = torch.as_tensor(constant)
+        is_vector = tensor.shape == x.shape[:1]
+        return self.aligned(x, tensor.reshape(-1, *[1] * (len(x.shape) - 1)) if is_vector else tensor)
+
+    # -- by channel -------------------------------------------------------------------------------------------------
+
+    def channel_vector(self, x: Value, constant: Any) -> np.ndarray:
+        """Return float64 (C,) of a number, or of a tensor that varies over the channels of x alone."""
+        tensor = torch.as_tensor(constant, dtype=torch.float64).detach().cpu()
+        channels = x.shape[0]
+        if tensor.numel() == 1:
+            return np.full(channels, tensor.item())
+        # One number a channel, as (C,) given to the builder or aligned with (N, C, H, W) in the network.
+        if tensor.shape == (channels,):
+            return tensor.numpy().copy()
+        full = tensor.reshape([1] * (len(x.shape) + 1 - tensor.ndim) + list(tensor.shape)) if tensor.ndim else tensor
+        if full.shape != (1, channels, *[1] * (len(x.shape) - 1)):
+            self.fail(
+                f"a constant of shape {tuple(tensor.shape)} does not vary by channel alone over {('N', *x.shape)}; "
+                "only one number a channel can be converted"
+            )
+        return full.reshape(channels).numpy().copy()
+
+    def aligned(self, x: Value, constant: Any) -> Tensor:
+        """Return a constant of the network with as many axes as x with its batch, as sums and products align them."""
+        tensor = torch.as_tensor(constant, dtype=torch.float64).detach().cpu()
+        sides = (1,) * (len(x.shape) + 1 - tensor.ndim) + tuple(tensor.shape)
+        if len(sides) == len(x.shape) + 1 and sides[0] > 1 and bool((tensor == tensor[:1]).all()):
+            tensor, sides = tensor[:1], (1, *sides[1:])  # made for the batch, and the same for all images
+        fits = len(sides) == len(x.shape) + 1 and sides[0] == 1
+        if not fits or any(a not in (1, b) for a, b in zip(sides[1:], x.shape, strict=True)):
+            self.fail(f"a constant of shape {tuple(tensor.shape)} does not fit {('N', *x.shape)}")
+        return tensor.reshape(sides)
+
+    def by_place(self, x: Value, kind: Literal["add", "multiply"], constant: Tensor) -> Value:
+        """Return x + constant ("add") or x * constant ("multiply"); constant: `aligned`."""
+        if is_permuted(x):
+            inside = carried(x, constant)
+            assert inside is not None
+            return move_alike(x, self.by_place(x.inputs[0], kind, inside))
+        value = constant[0]
+        if value.ndim == 2:  # a sequence is a map of one row
+            value = value[:, None]
+        value = value.permute(1, 2, 0) if value.ndim == 3 else value
+        return self.step(x, x.shape, ByPlace.Fields(kind=kind, value=to_numpy(value)))
+
+    def affine(
+        self, x: Value, scale: Any = None, shift: Any = None, function: Function | None = None, is_norm: bool = False
+    ) -> Value:
+        """Return x * scale + shift; numbers, tensors (C,) of one number a channel, or constants of the network.
+
+        function: (T, C) -> (T, C), the network's own computation, if it rounds in another way. is_norm: product and
+            sum are rounded once, as in PyTorch's batch norm.
+        """
+        if x.comparison is not None and function is None and not is_norm:
+            folded = self._folded(x.comparison, scale, shift)
+            if folded is not None:
+                return folded
+        if function is None and not is_norm:
+            scale, shift = self._of_network(x, scale), self._of_network(x, shift)
+            if is_permuted(x):
+                inner = x.inputs[0]
+                return move_alike(x, self.affine(inner, carried(x, scale), carried(x, shift)))
+            if not _by_channel(x, scale):
+                multiplied = self.by_place(x, "multiply", scale)
+                return multiplied if shift is None else self.affine(multiplied, shift=shift)
+            if not _by_channel(x, shift):
+                return self.by_place(x if scale is None else self.affine(x, scale), "add", shift)
+        a = None if scale is None else self.channel_vector(x, scale)
+        b = None if shift is None else self.channel_vector(x, shift)
+
+        def compute(y: Tensor) -> Tensor:
+            y = y if a is None else y * torch.from_numpy(a).to(y.dtype)[: y.shape[-1]]
+            return y if b is None else y + torch.from_numpy(b).to(y.dtype)[: y.shape[-1]]
+
+        uniform = all(v is None or (v == v[0]).all() for v in (a, b))
+        return Channelwise(
+            x.shape, (x,), function=self._any_width(function or compute, x, uniform), form=Affine(a, b, is_norm),
+            uniform=uniform, monotone=True,
+        )  # fmt: skip
+
+    @staticmethod
+    def _any_width(function: Function, x: Value, uniform: bool) -> Function:
+        """Return a function that, if it is the same for all channels, takes any number of them."""
+        if not uniform:
+            return function
+        channels = x.shape[0]
+
+        def compute(y: Tensor) -> Tensor:
+            if y.shape[-1] == channels:
+                return function(y)
+            return function(y.reshape(-1, 1).expand(-1, channels))[:, 0].reshape(y.shape)
+
+        return compute
+
+    def clamp(self, x: Value, low: float = -math.inf, high: float = math.inf) -> Value:
+        """Return min(max(x, low), high): ReLU, ReLU6, hardtanh."""
+        low, high = float(low), float(high)
+        if not low <= high:
+            self.fail(f"a clamp from {low} to {high} is empty")
+        if is_permuted(x):
+            return move_alike(x, self.clamp(x.inputs[0], low, high))
+        return Channelwise(
+            x.shape, (x,), function=lambda y: y.clamp(low, high), form=Clamp(low, high), uniform=True, monotone=True
+        )
+
+    def bend(self, x: Value, slope: Any, pre: Any = None, post: Any = None, function: Function | None = None) -> Value:
+        """Return y = x - pre, times slope where y is negative, + post: LeakyReLU, PReLU, RPReLU."""
+        if is_permuted(x) and function is pre is post is None and torch.as_tensor(slope).numel() == 1:
+            return move_alike(x, self.bend(x.inputs[0], slope))
+        s = self.channel_vector(x, slope)
+        before = None if pre is None else self.channel_vector(x, pre)
+        after = None if post is None else self.channel_vector(x, post)
+
+        def compute(y: Tensor) -> Tensor:
+            width = y.shape[-1]
+            y = y if before is None else y - torch.from_numpy(before).to(y.dtype)[:width]
+            y = torch.where(y < 0, y * torch.from_numpy(s).to(y.dtype)[:width], y)
+            return y if after is None else y + torch.from_numpy(after).to(y.dtype)[:width]
+
+        uniform = all(v is None or (v == v[0]).all() for v in (s, before, after))
+        return Channelwise(
+            x.shape, (x,), function=self._any_width(function or compute, x, uniform), form=Bend(s, before, after),
+            uniform=uniform, monotone=bool((s >= 0).all()),
+        )  # fmt: skip
+
+    def curve(self, x: Value, kind: str, function: Function, monotone: bool) -> Value:
+        """Return a function that the kernels know by name: sigmoid, tanh, hard_sigmoid, silu, hard_swish."""
+        if is_permuted(x):
+            return move_alike(x, self.curve(x.inputs[0], kind, function, monotone))
+        return Channelwise(x.shape, (x,), function=function, form=Curve(kind), uniform=True, monotone=monotone)
+
+    # -- several values ---------------------------------------------------------------------------------------------
+
+    def add(self, a: Value, b: Value) -> Value:
+        """Return a + b; sides of 1 are stretched."""
+        if is_permuted(a) and isinstance(b, Moved) and np.array_equal(a.index, b.index):
+            inner = a.inputs[0], b.inputs[0]
+            if inner[0].shape == inner[1].shape:
+                return move_alike(a, self.add(*inner))
+        if a.shape == b.shape:
+            return Add(a.shape, (a, b))
+        return self._combine("add", a, b)
+
+    def multiply(self, a: Value, b: Value) -> Value:
+        """Return a * b; sides of 1 are stretched, as those of a gate (C, 1, 1) are."""
+        return self._combine("multiply", a, b)
+
+    def extreme(self, a: Value, b: Value, kind: str) -> Value:
+        """Return the larger ("maximum") or smaller ("minimum") of each two numbers; sides of 1 are stretched."""
+        return self._combine(kind, a, b)
+
+    def divide(self, a: Value, b: Value) -> Value:
+        """Return a / b; sides of 1 are stretched."""
+        return self._combine("divide", a, b)
+
+    def _combine(self, kind: str, a: Value, b: Value) -> Value:
+        if is_permuted(a) and isinstance(b, Moved) and np.array_equal(a.index, b.index):
+            inner = a.inputs[0], b.inputs[0]
+            if inner[0].shape == inner[1].shape:
+                return move_alike(a, self._combine(kind, *inner))
+        if len(a.shape) != len(b.shape):
+            self.fail(f"{kind} of {('N', *a.shape)} and {('N', *b.shape)}: reshape one of them to the other's rank")
+        shape = tuple(max(m, n) for m, n in zip(a.shape, b.shape, strict=True))
+        return Combine(shape, (a, b), kind=kind)
+
+    def concat(self, values: Sequence[Value]) -> Value:
+        """Return the channels of all values one after the other."""
+        if len(values) == 1:
+            return values[0]
+        return Concat((sum(v.shape[0] for v in values), *values[0].shape[1:]), tuple(values))
+
+    # -- windows and layers -----------------------------------------------------------------------------------------
+
+    def pool(self, x: Value, kind: str, kernel: Any, stride: Any, padding: Any) -> Value:
+        """Return the maximum ("max") or mean ("avg", padding counted) over windows of a map or a sequence."""
+        window = {"max": MaxPool, "avg": AvgPool}[kind].Fields(
+            kernel=self.sides(x, kernel, 1),
+            stride=self.sides(x, kernel if stride is None or stride == [] else stride, 1),
+            padding=self.sides(x, padding, 0),
+        )
+        size = self._size(x, window.kernel, window.stride, window.padding, [1, 1])
+        return Pool((x.shape[0], *size), (x,), fields=window)
+
+    def sides(self, x: Value, value: Any, missing: int) -> list[int]:
+        """Return [y, x] of an argument of a 2-d layer, or of a 1-d one, whose maps have one row."""
+        if len(x.shape) == 3:
+            return two(value)
+        if len(x.shape) == 2:
+            return [missing, int(value) if isinstance(value, int) else int(value[0])]
+        self.fail(f"takes a map (N, C, H, W) or (N, C, L), got {('N', *x.shape)}")
+
+    @staticmethod
+    def _size(
+        x: Value, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    ) -> list[int]:
+        extents = x.shape[1:] if len(x.shape) == 3 else (1, x.shape[1])
+        size = [
+            (e + 2 * p - d * (k - 1) - 1) // s + 1
+            for e, k, s, p, d in zip(extents, kernel, stride, padding, dilation, strict=True)
+        ]
+        return size if len(x.shape) == 3 else size[1:]
+
+    def conv_sides(
+        self, x: Value, shape: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> tuple[ConvSides, tuple[int, ...]]:
+        """Return a convolution's sides and its output's shape; shape: the weight's, (O, C/groups, ...)."""
+        if isinstance(padding, str):
+            self.fail(f"padding must be given in numbers, got {padding!r}")
+        if len(shape) != len(x.shape) + 1:
+            self.fail(f"a convolution of {len(shape) - 2} axes does not take {('N', *x.shape)}")
+        sides: ConvSides = {
+            "shape": list(shape) if len(shape) == 4 else [*shape[:2], 1, shape[2]],
+            "stride": self.sides(x, stride, 1),
+            "padding": self.sides(x, padding, 0),
+            "dilation": self.sides(x, dilation, 1),
+            "groups": int(groups),
+        }
+        size = self._size(x, sides["shape"][2:], sides["stride"], sides["padding"], sides["dilation"])
+        return sides, (shape[0], *size)
+
+    def float_conv(
+        self, x: Value, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1, pad_value: float = 0.0,
+    ) -> Value:  # fmt: skip
+        """Return the convolution of a map or a sequence with float weights (O, C/groups, ...)."""
+        sides, shape = self.conv_sides(x, weight.shape, stride, padding, dilation, groups)
+        filters = to_numpy(weight).reshape(sides["shape"])
+        fields = FloatConv.Fields(**sides, pad_value=float(pad_value), weight=filters, bias=_bias(bias))
+        return FloatLayer(shape, (x,), fields=fields)
+
+    def float_linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
+        """Return x @ weight.T + bias over the last axis, float weight (O, K)."""
+        if len(x.shape) > 1:
+            filters = weight.reshape(*weight.shape, *[1] * (len(x.shape) - 1))
+            return self.channels_last(self.float_conv(self.channels_first(x), filters, bias))
+        fields = FloatLinear.Fields(shape=list(weight.shape), weight=to_numpy(weight), bias=_bias(bias))
+        return FloatLayer((weight.shape[0],), (x,), fields=fields)
+
+    def step(
+        self, x: Value | tuple[Value, ...], shape: Sequence[int], step: StepFields | str,
+        attrs: dict[str, Any] | None = None, tensors: dict[str, np.ndarray] | None = None,
+    ) -> Value:  # fmt: skip
+        """Return what a step of bnn_kernels makes of floats; shape: its output's, without the batch.
+
+        step: its fields, such as `Softmax.Fields(log=True)`; or its name, with attributes and tensors.
+        """
+        fields = STEPS[step].Fields.read(attrs or {}, tensors or {}) if isinstance(step, str) else step
+        return OwnStep(tuple(shape), x if isinstance(x, tuple) else (x,), fields=fields)
+
+    # -- moving -----------------------------------------------------------------------------------------------------
+
+    def channels_first(self, x: Value) -> Value:
+        """Return a value with its last axis, that of a token's features, as channels."""
+        return self.move(x, lambda places: places.movedim(-1, 1))
+
+    def channels_last(self, x: Value) -> Value:
+        """Undo `channels_first`."""
+        return self.move(x, lambda places: places.movedim(1, -1))
+
+    def move(self, x: Value, function: Callable[[Tensor], Any], compose: bool = True) -> Any:
+        """Return what a function that only moves numbers makes of x: views, slices, shuffles, padding with zeros.
+
+        function: is called on a float64 tensor (2, *shape) of places; it must treat both images alike. compose: become
+            one with the moving that made x.
+        """
+        base, places = origin(x, compose)
+        with torch.no_grad():
+            results = function(places)
+        single = isinstance(results, Tensor)
+        moved = [self._moved(base, result) for result in ([results] if single else results)]
+        return moved[0] if single else tuple(moved)
+
+    def _moved(self, base: Value, result: Any) -> Value:
+        """Return the value whose numbers are at these places of the base, float64 (2, ...)."""
+        if not isinstance(result, Tensor):
+            self.fail("does more than move the numbers of each image")
+        count = math.prod(base.shape)
+        found = result.numpy()
+        numbers = np.rint(found).astype(np.int64)
+        if (found != numbers).any() or numbers.min(initial=0) < 0 or numbers.max(initial=0) > 2 * count:
+            self.fail("does more than move the numbers of each image, or pads with something else than zeros")
+        by_image = len(numbers) == 2 and bool((numbers[0] <= count).all())
+        first = numbers[0] if by_image else np.empty(0)
+        if by_image and not np.array_equal(numbers[1], second_image(first, count)):
+            self.fail("does more than move the numbers of each image, or pads with something else than zeros")
+        if not by_image:
+            return self.off_batch(base, result)
+        same = first.shape == base.shape and np.array_equal(first.reshape(-1), np.arange(1, first.size + 1))
+        return base if same else Moved(first.shape, (base,), index=first)
+
+    def off_batch(self, base: Value, places: Tensor) -> OffBatch:
+        """Return a view whose first axis is not the batch; places: float64, 1 + where the numbers of two images lie."""
+        error = ConversionError(f"{self.place}: changes the batch; only views of each image by itself can be converted")
+        return OffBatch(tuple(places.shape[1:]), error=error, base=base, places=places)

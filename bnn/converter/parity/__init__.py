@@ -1,0 +1,1 @@
+"""The parity report: a trained network and its packed form, layer by layer on the same inputs."""

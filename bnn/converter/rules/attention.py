@@ -1,0 +1,106 @@
+"""Rules of products of two values, and of attention."""
+
+import math
+from typing import Any
+
+import torch
+from bnn_kernels.steps.matmul import Matmul
+from torch import Tensor, nn
+
+from bnn.converter.errors import ConversionError
+from bnn.converter.graph.builder import Builder
+from bnn.converter.graph.values import Refused, Value
+from bnn.converter.registry import register_rule
+from bnn.converter.rules.layers import linear_of
+from bnn.converter.rules.normalize import softmax_of
+
+
+def _swapped(build: Builder, x: Value) -> Value:
+    moved: Value = build.move(x, lambda p: p.transpose(-1, -2))
+    return moved
+
+
+@register_rule(torch.ops.aten.matmul, torch.ops.aten.bmm)
+def product(build: Builder, a: Any, b: Any) -> Value:
+    """Matrix product over the last axes of two values, or of a value and a constant matrix."""
+    if isinstance(a, Value) and isinstance(b, Value):
+        return _product(build, a, b)
+    constant = b if isinstance(a, Value) else a
+    if constant.ndim > 2 and math.prod(constant.shape[:-2]) == 1:
+        constant = constant.reshape(constant.shape[-2:])
+    if constant.ndim != 2:
+        build.fail(
+            f"a product with a constant of shape {tuple(constant.shape)} cannot be converted, only with a matrix"
+        )
+    if isinstance(a, Value):
+        return linear_of(build, a, constant.T, None)
+    return _swapped(build, linear_of(build, _swapped(build, b), constant, None))
+
+
+def _product(build: Builder, a: Value, b: Value) -> Value:
+    fits = len(a.shape) == len(b.shape) in (2, 3) and a.shape[:-2] == b.shape[:-2]
+    if not fits:
+        build.fail(f"a product of {('N', *a.shape)} and {('N', *b.shape)} cannot be converted")
+    shape = (*a.shape[:-1], b.shape[-1])
+    heads = (1,) * (3 - len(shape))
+    a, b = (build.move(x, lambda p: p.reshape(2, *heads, *p.shape[1:])) for x in (a, b))
+    made = build.step((a, b), (*heads, *shape), Matmul.Fields())
+    y: Value = build.move(made, lambda p: p.reshape(2, *shape))
+    return y
+
+
+def _attention(build: Builder, q: Value, k: Value, v: Value, mask: Any, causal: bool, scale: float | None) -> Value:
+    """Return softmax(q k^T scale + mask) v of values (heads, tokens, features)."""
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = _product(build, build.affine(q, scale=factor), _swapped(build, k))
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None:
+        if not isinstance(mask, Tensor):
+            build.fail("a mask that depends on the input cannot be converted")
+        if mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
+        scores = build.by_place(scores, "add", build.aligned(scores, mask))
+    return _product(build, softmax_of(build, scores, -1, False), v)
+
+
+@register_rule(torch.ops.aten.scaled_dot_product_attention)
+def attention(
+    build: Builder, query: Value, key: Value, value: Value, attn_mask: Any = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Value:  # fmt: skip
+    """softmax(q k^T / sqrt(features) + mask) v."""
+    if dropout_p or enable_gqa:
+        build.fail("attention with dropout or grouped queries cannot be converted")
+    return _attention(build, query, key, value, attn_mask, is_causal, scale)
+
+
+@register_rule(nn.MultiheadAttention)
+def multihead_attention(
+    build: Builder, module: Any, query: Value, key: Value, value: Value, key_padding_mask: Any = None,
+    need_weights: bool = True, attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False,
+) -> Any:  # fmt: skip
+    """Projections, attention of each head, and a projection of all heads; the weights cannot be converted."""
+    m = module
+    if not m.batch_first or m.bias_k is not None or m.add_zero_attn:
+        build.fail("attention needs batch_first=True, and no bias_kv and zero_attn")
+    if key_padding_mask is not None:
+        build.fail("attention with a padding mask cannot be converted")
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = ~attn_mask  # here True is what is left out
+    together = m.in_proj_weight is not None
+    weights = m.in_proj_weight.chunk(3) if together else (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight)
+    biases = (None,) * 3 if m.in_proj_bias is None else m.in_proj_bias.chunk(3)
+    heads: list[Value] = []
+    for x, weight, bias in zip((query, key, value), weights, biases, strict=True):
+        y = linear_of(build, x, weight, bias)
+        heads.append(build.move(y, lambda p: p.reshape(2, -1, m.num_heads, m.head_dim).transpose(1, 2)))
+    q, k, v = heads
+    mixed = _attention(build, q, k, v, attn_mask, False, None)
+    joined = build.move(mixed, lambda p: p.transpose(1, 2).reshape(2, -1, m.embed_dim))
+    y = linear_of(build, joined, m.out_proj.weight, m.out_proj.bias)
+    if not need_weights:
+        return y, None
+    tokens = query.shape[0], key.shape[0]
+    shape = tokens if average_attn_weights else (m.num_heads, *tokens)
+    return y, Refused(shape, error=ConversionError(f"{build.place}: weights of attention cannot be converted"))

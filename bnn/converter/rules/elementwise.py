@@ -1,0 +1,342 @@
+"""Rules of what treats every number by itself: batch norm, activations, sums and products, what does nothing."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bnn.converter.graph.builder import Builder
+from bnn.converter.graph.values import Add, Affine, Channelwise, Curve, Unpacked, Value
+from bnn.converter.registry import register_rule
+from bnn.layers.rprelu import RPReLU
+
+aten = torch.ops.aten
+
+# -- nothing to do in evaluation --------------------------------------------------------------------------------------
+
+
+@register_rule(aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
+def dropout(build: Builder, x: Value, p: float, train: bool) -> Value:
+    """Dropout that knows that this is evaluation."""
+    if train:
+        build.fail("dropout that drops in evaluation too: call it with training=self.training")
+    return x
+
+
+@register_rule(aten._to_copy)
+def cast(build: Builder, x: Value, dtype: Any = None, **options: Any) -> Value:
+    """A cast to a float type, of a network that was made float32."""
+    if dtype is not None and not dtype.is_floating_point:
+        build.fail("a cast to integers cannot be converted")
+    return x  # the converter refuses results of other types than float32 and float64
+
+
+# -- batch norm -------------------------------------------------------------------------------------------------------
+
+
+@register_rule(aten.batch_norm)
+def batch_norm(
+    build: Builder, x: Value, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float,
+    cudnn: bool = False,
+) -> Value:  # fmt: skip
+    """Batch norm in evaluation: one scale and shift a channel."""
+    if training or not all(isinstance(part, Tensor) for part in (mean, var)):
+        build.fail("batch norm without running statistics depends on the batch; track them")
+    if any(isinstance(part, Value) for part in (weight, bias)):
+        build.fail("batch norm whose scale depends on the input cannot be converted")
+    # PyTorch's own float32 numbers, to the bit: the sum is rounded once.
+    scale = (var + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean.double() * scale.double()
+    if bias is not None:
+        shift = shift + bias.double()
+    sides = (None,) * (len(x.shape) - 1) if len(x.shape) > 2 else ()
+
+    def function(y: Tensor) -> Tensor:
+        made = F.batch_norm(y[(..., *sides)], mean, var, weight, bias, False, 0.0, eps)
+        return made.reshape(y.shape)
+
+    return build.affine(x, scale, shift.float(), function, is_norm=True)
+
+
+# -- activations ------------------------------------------------------------------------------------------------------
+
+
+@register_rule(aten.relu)
+def relu(build: Builder, x: Value) -> Value:
+    """max(x, 0)."""
+    return build.clamp(x, 0.0)
+
+
+@register_rule(aten.hardtanh)
+def hardtanh(build: Builder, x: Value, low: float = -1.0, high: float = 1.0) -> Value:
+    """min(max(x, low), high)."""
+    return build.clamp(x, low, high)
+
+
+@register_rule(aten.clamp, aten.clamp_min)
+def clamp(build: Builder, x: Any, min: Any = None, max: Any = None) -> Value:
+    """min(max(x, low), high) with numbers, or tensors of one number."""
+    if any(isinstance(end, Value) or (isinstance(end, Tensor) and end.numel() != 1) for end in (min, max)):
+        build.fail("clamp can be converted with numbers for ends, not with tensors")
+    return build.clamp(x, -math.inf if min is None else float(min), math.inf if max is None else float(max))
+
+
+@register_rule(aten.clamp_max)
+def clamp_max(build: Builder, x: Value, max: Any) -> Value:
+    """min(x, high)."""
+    return clamp(build, x, None, max)
+
+
+@register_rule(aten.leaky_relu)
+def leaky_relu(build: Builder, x: Value, negative_slope: float = 0.01) -> Value:
+    """x, or slope * x below 0."""
+    return build.bend(x, negative_slope)
+
+
+@register_rule(aten.prelu)
+def prelu(build: Builder, x: Value, weight: Tensor) -> Value:
+    """x, or a learned slope times x below 0."""
+    return build.bend(x, weight)
+
+
+@register_rule(RPReLU)
+def rprelu(build: Builder, module: Any, x: Value) -> Value:
+    """PReLU between learned shifts (ReActNet)."""
+    return build.bend(x, module.beta, module.gamma, module.zeta, module)
+
+
+_CURVES: tuple[tuple[str, Any, Any, bool], ...] = (
+    ("sigmoid", aten.sigmoid, torch.sigmoid, True),
+    ("tanh", aten.tanh, torch.tanh, True),
+    ("hard_sigmoid", aten.hardsigmoid, F.hardsigmoid, True),
+    ("silu", aten.silu, F.silu, False),
+    ("hard_swish", aten.hardswish, F.hardswish, False),
+    ("log_sigmoid", aten.log_sigmoid, F.logsigmoid, True),
+    ("mish", aten.mish, F.mish, False),
+    ("abs", aten.abs, torch.abs, False),
+    ("exp", aten.exp, torch.exp, False),
+)
+
+
+def _register_curve(kind: str, operator: Any, function: Any, monotone: bool) -> None:
+    @register_rule(operator)
+    def curve(build: Builder, x: Value) -> Value:
+        return build.curve(x, kind, function, monotone)
+
+
+for _curve in _CURVES:
+    _register_curve(*_curve)
+
+
+def _estimated(a: Value, b: Value) -> Value | None:
+    """Return the quantized value q of a = q - b and b, as straight-through estimators write it; else None.
+
+    PyTorch's q - b + b is q but for rounding.
+    """
+    if not isinstance(a, Add) or not isinstance(a.inputs[0], Unpacked):
+        return None
+    negative = a.inputs[1]
+    form = negative.form if isinstance(negative, Channelwise) else None
+    if not isinstance(form, Affine) or form.shift is not None or form.scale is None or negative.inputs != (b,):
+        return None
+    return a.inputs[0] if bool((form.scale == -1).all()) else None
+
+
+@register_rule(aten.gelu)
+def gelu(build: Builder, x: Value, approximate: str = "none") -> Value:
+    """x times the normal distribution function of x."""
+    kind = "gelu" if approximate == "none" else "gelu_tanh"
+    return build.curve(x, kind, lambda y: F.gelu(y, approximate=approximate), monotone=False)
+
+
+@register_rule(aten.elu)
+def elu(build: Builder, x: Value, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Value:
+    """x, or exp(x) - 1 below 0."""
+    if (alpha, scale, input_scale) != (1, 1, 1):
+        build.fail(f"ELU can be converted with alpha 1, got {alpha}")
+    return build.curve(x, "elu", F.elu, monotone=True)
+
+
+@register_rule(aten.softplus)
+def softplus(build: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    """log(1 + exp(x))."""
+    if beta != 1 or threshold < 20:
+        build.fail(f"softplus can be converted with beta 1 and a threshold of at least 20, got {beta} and {threshold}")
+    return build.curve(x, "softplus", F.softplus, monotone=True)
+
+
+# -- sums and products ------------------------------------------------------------------------------------------------
+
+
+@register_rule(aten.add)
+def add(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
+    """a + alpha * b of two values, or of one and a constant."""
+    if isinstance(a, Value) and isinstance(b, Value):
+        estimated = (_estimated(a, b) or _estimated(b, a)) if alpha == 1 else None
+        return estimated or build.add(a, b if alpha == 1 else build.affine(b, scale=alpha))
+    if isinstance(a, Value):
+        return build.affine(a, shift=build.aligned(a, b * alpha))
+    return build.affine(b if alpha == 1 else build.affine(b, scale=alpha), shift=build.aligned(b, a))
+
+
+@register_rule(aten.sub)
+def subtract(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
+    """a - alpha * b."""
+    if not isinstance(b, Value):
+        return build.affine(a, shift=build.aligned(a, -(b * alpha)))
+    if isinstance(a, Add) and alpha == 1 and b in a.inputs:  # q + y - y
+        other = a.inputs[1 - a.inputs.index(b)]
+        if isinstance(other, Unpacked):
+            return other
+    negative = build.affine(b, scale=-alpha)
+    return build.add(a, negative) if isinstance(a, Value) else build.affine(negative, shift=build.aligned(b, a))
+
+
+@register_rule(aten.rsub)
+def subtract_from(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
+    """b - alpha * a."""
+    return subtract(build, b, a, alpha)
+
+
+@register_rule(aten.mul)
+def multiply(build: Builder, a: Any, b: Any) -> Value:
+    """a * b of two values, or of one and a constant."""
+    if isinstance(a, Value) and isinstance(b, Value):
+        if a is b:
+            return build.curve(a, "square", torch.square, monotone=False)
+        return build.multiply(a, b)
+    value, constant = (a, b) if isinstance(a, Value) else (b, a)
+    return build.affine(value, scale=build.aligned(value, constant))
+
+
+@register_rule(aten.div)
+def divide(build: Builder, a: Any, b: Any, rounding_mode: str | None = None) -> Value:
+    """a / b of two values, or of one by a constant."""
+    if rounding_mode is not None:
+        build.fail("a division that rounds cannot be converted")
+    if isinstance(a, Value) and isinstance(b, Value):
+        if _is_one_and_size(b, a):
+            return build.curve(a, "softsign", F.softsign, monotone=True)
+        return build.divide(a, b)
+    if isinstance(b, Value):
+        build.fail("a constant divided by something that depends on the input cannot be converted")
+    divisor = build.aligned(a, b).to(torch.float64)
+    if (divisor == 0).any():
+        build.fail("a division by zero")
+    if divisor.numel() > 1:
+        return build.affine(a, scale=1 / divisor)
+    by = torch.from_numpy(build.channel_vector(a, divisor)).to(torch.float32)
+    return build.affine(a, scale=1 / divisor, function=lambda y: y / by)
+
+
+def _is_one_and_size(b: Value, a: Value) -> bool:
+    """Whether b is 1 + |a|, by which softsign divides."""
+    form = b.form if isinstance(b, Channelwise) else None
+    if (
+        not isinstance(form, Affine)
+        or form.scale is not None
+        or form.shift is None
+        or not bool((form.shift == 1).all())
+    ):
+        return False
+    size = b.inputs[0]
+    return isinstance(size, Channelwise) and size.form == Curve("abs") and size.inputs == (a,)
+
+
+@register_rule(aten.reciprocal)
+def reciprocal(build: Builder, x: Value) -> Value:
+    """1 / x."""
+    build.fail("a constant divided by something that depends on the input cannot be converted")
+
+
+@register_rule(aten.maximum)
+def maximum(build: Builder, a: Any, b: Any) -> Value:
+    """The larger of two values."""
+    return _extreme(build, a, b, "maximum")
+
+
+@register_rule(aten.minimum)
+def minimum(build: Builder, a: Any, b: Any) -> Value:
+    """The smaller of two values."""
+    return _extreme(build, a, b, "minimum")
+
+
+def _extreme(build: Builder, a: Any, b: Any, kind: str) -> Value:
+    if isinstance(a, Value) and isinstance(b, Value):
+        return build.extreme(a, b, kind)
+    value, constant = (a, b) if isinstance(a, Value) else (b, a)
+    if constant.numel() != 1:
+        build.fail(f"{kind} with a constant that is not one number cannot be converted")
+    end = float(constant)
+    return build.clamp(value, end) if kind == "maximum" else build.clamp(value, high=end)
+
+
+@register_rule(aten.pow)
+def power(build: Builder, x: Any, exponent: Any) -> Value:
+    """x * x."""
+    if not isinstance(x, Value) or not isinstance(exponent, int | float) or exponent != 2:
+        build.fail("a power can be converted with exponent 2 alone")
+    return build.curve(x, "square", torch.square, monotone=False)
+
+
+@register_rule(aten.neg)
+def negate(build: Builder, x: Value) -> Value:
+    """-x."""
+    return build.affine(x, scale=-1.0)
+
+
+@register_rule(aten.cat)
+def concat(build: Builder, tensors: Any, dim: int = 0) -> Value:
+    """Values, and constants among them, one after the other along any axis but the batch's."""
+    first = next(value for value in tensors if isinstance(value, Value))
+    axis = dim % (len(first.shape) + 1)
+    if axis == 0:
+        build.fail("a concatenation along the batch cannot be converted")
+    values = [build.move(v, lambda p: p.movedim(axis, 1)) for v in tensors if isinstance(v, Value)]
+    y = build.concat(values)
+    if len(values) < len(tensors):
+        y = _with_constants(build, y, tensors, axis)
+    moved: Value = build.move(y, lambda p: p.movedim(1, axis))
+    return moved
+
+
+@register_rule(aten.stack)
+def stack(build: Builder, tensors: Any, dim: int = 0) -> Value:
+    """Values, and constants among them, one after the other along a new axis."""
+    first = next(value for value in tensors if isinstance(value, Value))
+    axis = dim % (len(first.shape) + 2)
+    if axis == 0:
+        build.fail("a stack along the batch cannot be converted")
+    spread = [
+        build.move(v, lambda p: p.unsqueeze(axis)) if isinstance(v, Value) else v.unsqueeze(axis) for v in tensors
+    ]
+    return concat(build, spread, axis)
+
+
+def _with_constants(build: Builder, y: Value, tensors: Any, axis: int) -> Value:
+    """Return y, the values of a concatenation, with the constants in their places."""
+    spread: list[Tensor | None] = []  # the constants; None for a channel of y
+    count = 0
+    for part in tensors:
+        if isinstance(part, Value):
+            count += part.shape[axis - 1]
+            spread += [None] * part.shape[axis - 1]
+        elif part.ndim == len(y.shape) + 1 and bool((part == part[:1]).all()):
+            spread += list(part[0].detach().movedim(axis - 1, 0))
+        else:
+            build.fail("a concatenation with a constant that differs from image to image cannot be converted")
+    order = iter(range(count))
+    places = [next(order) if part is None else -1 for part in spread]
+
+    def make_room(p: Tensor) -> Tensor:
+        # Behind the channels comes one of zeros, which -1 takes.
+        return torch.cat([p, torch.zeros_like(p[:, :1])], 1)[:, places]
+
+    zero = torch.zeros(y.shape[1:])
+    constant = torch.stack([zero if part is None else part for part in spread])[None]
+    room: Value = build.move(y, make_room, compose=False)
+    return build.by_place(room, "add", build.aligned(room, constant))

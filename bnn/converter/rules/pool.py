@@ -1,0 +1,185 @@
+"""Rules of pooling, over windows of one size and of several."""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from bnn_kernels.steps.windows import WindowPool
+
+from bnn.converter.errors import ConversionError
+from bnn.converter.graph.builder import Builder
+from bnn.converter.graph.values import Refused, Value
+from bnn.converter.registry import register_rule
+
+aten = torch.ops.aten
+
+
+class _Side:
+    """The windows of pooling along one side: starts and ends, which may lie in the padding."""
+
+    def __init__(self, extent: int, kernel: int, stride: int, padding: int, ceil: bool):
+        span = extent + 2 * padding - kernel
+        count = (-(-span // stride) if ceil else span // stride) + 1
+        # With ceil_mode the last window must not begin behind the map.
+        if ceil and (count - 1) * stride >= extent + padding:
+            count -= 1
+        self.starts = np.arange(count) * stride - padding
+        self.ends = np.minimum(self.starts + kernel, extent + padding)
+        self.inside = np.stack([self.starts.clip(0), self.ends.clip(None, extent)], 1)
+        # Whether plain pooling has the same windows.
+        self.is_plain = count == span // stride + 1
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Numbers in each window, pads among them."""
+        return self.ends - self.starts
+
+    @property
+    def sizes_inside(self) -> np.ndarray:
+        """Numbers of the map in each window."""
+        return self.inside[:, 1] - self.inside[:, 0]
+
+
+def _sides(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, ceil: bool) -> list[_Side]:
+    extents = x.shape[1:] if len(x.shape) == 3 else (1, x.shape[-1])
+    kernels = build.sides(x, kernel, 1)
+    strides = build.sides(x, kernel if stride is None or stride == [] else stride, 1)
+    paddings = build.sides(x, padding, 0)
+    return [_Side(*side, ceil) for side in zip(extents, kernels, strides, paddings, strict=True)]
+
+
+def _windows(
+    build: Builder, x: Value, kind: Literal["max", "avg"], windows: list[np.ndarray], sizes: list[np.ndarray]
+) -> Value:
+    """Return the pooling of windows (y, x), each int (count, 2), first and behind the last number."""
+    counts = tuple(len(side) for side in windows)
+    rows, columns = (side.astype(np.int32) for side in windows)
+    row_sizes, column_sizes = (side.astype(np.int32) for side in sizes) if kind == "avg" else (None, None)
+    pool = WindowPool.Fields(kind=kind, rows=rows, columns=columns, row_sizes=row_sizes, column_sizes=column_sizes)
+    shape = (x.shape[0], *(counts if len(x.shape) == 3 else counts[1:]))
+    return build.step(x, shape, pool)
+
+
+def _max(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Value:
+    if set(build.sides(x, dilation, 1)) != {1}:
+        build.fail("max pooling with dilation cannot be converted")
+    sides = _sides(build, x, kernel, stride, padding, ceil)
+    if all(side.is_plain for side in sides):
+        return build.pool(x, "max", kernel, stride, padding)
+    return _windows(build, x, "max", [side.inside for side in sides], [])
+
+
+@register_rule(aten.max_pool1d, aten.max_pool2d)
+def max_pool(
+    build: Builder, x: Value, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil: bool = False
+) -> Value:
+    """Maximum over windows."""
+    return _max(build, x, kernel, stride, padding, dilation, ceil)
+
+
+@register_rule(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices)
+def max_pool_with_places(build: Builder, x: Value, *args: Any) -> Any:
+    """Maximum over windows, of which the places cannot be converted."""
+    return _and_places(build, _max(build, x, *(*args, *_MAX_DEFAULTS[len(args) - 1 :])))
+
+
+_MAX_DEFAULTS = (None, 0, 1, False)
+
+
+def _and_places(build: Builder, y: Value) -> tuple[Value, Value]:
+    error = ConversionError(f"{build.place}: the places (indices) of a maximum cannot be converted")
+    return y, Refused(y.shape, error=error)
+
+
+def _avg(
+    build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, ceil: bool, counts: bool, divisor: Any
+) -> Value:
+    sides = _sides(build, x, kernel, stride, padding, ceil)
+    kernels = build.sides(x, kernel, 1)
+    sizes = [side.sizes if counts else side.sizes_inside for side in sides]
+    if divisor is not None:
+        sizes = [np.full_like(sizes[0], divisor), np.ones_like(sizes[1])]
+    elif all(side.is_plain and (size == k).all() for side, size, k in zip(sides, sizes, kernels, strict=True)):
+        return build.pool(x, "avg", kernel, stride, padding)
+    return _windows(build, x, "avg", [side.inside for side in sides], sizes)
+
+
+@register_rule(aten.avg_pool1d, aten.avg_pool2d)
+def avg_pool(
+    build: Builder, x: Value, kernel: Any, stride: Any = None, padding: Any = 0, ceil: bool = False,
+    counts: bool = True, divisor: Any = None,
+) -> Value:  # fmt: skip
+    """Mean over windows."""
+    return _avg(build, x, kernel, stride, padding, ceil, counts, divisor)
+
+
+def _adaptive(build: Builder, x: Value, size: Any, kind: Literal["max", "avg"]) -> Value:
+    extents = x.shape[1:]
+    wanted = [size] * len(extents) if isinstance(size, int) else list(size)
+    wanted = [e if w is None else w for e, w in zip(extents, wanted, strict=True)]
+    if all(e % w == 0 for e, w in zip(extents, wanted, strict=True)):
+        kernel = [e // w for e, w in zip(extents, wanted, strict=True)]
+        return build.pool(x, kind, kernel, kernel, [0] * len(extents))
+    windows = []
+    for extent, count in zip(extents, wanted, strict=True):
+        place = np.arange(count)
+        windows.append(np.stack([place * extent // count, -(-(place + 1) * extent // count)], 1))
+    if len(windows) == 1:
+        windows.insert(0, np.array([[0, 1]]))
+    return _windows(build, x, kind, windows, [side[:, 1] - side[:, 0] for side in windows])
+
+
+@register_rule(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d)
+def adaptive_avg_pool(build: Builder, x: Value, size: Any) -> Value:
+    """Mean over parts of the map that are as equal as can be."""
+    return _adaptive(build, x, size, "avg")
+
+
+@register_rule(aten.adaptive_max_pool1d, aten.adaptive_max_pool2d)
+def adaptive_max_pool(build: Builder, x: Value, size: Any) -> Any:
+    """Maximum over parts of the map that are as equal as can be."""
+    return _and_places(build, _adaptive(build, x, size, "max"))
+
+
+def _over_axes(build: Builder, x: Value, kind: str, dim: Any, keepdim: bool) -> Value:
+    rank = len(x.shape) + 1
+    axes = sorted(a % rank for a in ([dim] if isinstance(dim, int) else list(dim if dim is not None else range(rank))))
+    if 0 in axes:
+        build.fail(f"a reduction over axes {dim} cannot be converted: it goes over the batch")
+    kept = [axis for axis in range(1, rank) if axis not in axes]
+    shape = [1 if axis in axes else side for axis, side in enumerate(x.shape, 1) if keepdim or axis not in axes]
+    if axes != list(range(2, rank)):
+        # What is left become the channels of a sequence, along which goes what is reduced.
+        x = build.move(x, lambda p: p.permute(0, *kept, *axes).reshape(2, -1, math.prod(p.shape[a] for a in axes)))
+    kernel = list(x.shape[1:])
+    if kind == "sum":
+        whole = [np.array([[0, side]]) for side in (kernel if len(kernel) == 2 else [1, *kernel])]
+        pooled = _windows(build, x, "avg", whole, [np.ones(1)] * 2)
+    else:
+        pooled = build.pool(x, kind, kernel, kernel, [0] * len(kernel))
+    return build.move(pooled, lambda p: p.reshape(2, *shape))
+
+
+@register_rule(aten.sum)
+def total(build: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+    """Sum over any axes but the batch's."""
+    return _over_axes(build, x, "sum", dim, keepdim)
+
+
+@register_rule(aten.max.dim)
+def maximum(build: Builder, x: Value, dim: int, keepdim: bool = False) -> Any:
+    """Maximum over an axis, of which the places cannot be converted."""
+    return _and_places(build, _over_axes(build, x, "max", dim, keepdim))
+
+
+@register_rule(aten.mean)
+def mean(build: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+    """Mean over any axes but the batch's."""
+    return _over_axes(build, x, "avg", dim, keepdim)
+
+
+@register_rule(aten.amax)
+def amax(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    """Maximum over any axes but the batch's."""
+    return _over_axes(build, x, "max", dim, keepdim)
