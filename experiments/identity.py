@@ -22,6 +22,8 @@ NOT_THE_EXPERIMENT = (
     *OF_THE_DATA,
     "doctor",
     "classifier.pack_activations",
+    "compile",
+    "classifier.compile",
     *(
         f"trainer.{name}"
         for name in (
@@ -42,6 +44,14 @@ NOT_THE_EXPERIMENT = (
         )
     ),
 )
+
+# Options that came later, and what stands for training as it was before: runs with and without are one experiment.
+_AS_BEFORE: dict[str, Any] = {
+    "ema": None,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.gradient_clip_val": None,
+    "trainer.gradient_clip_algorithm": "norm",
+}
 
 _RUN_DIR = "RUN_DIR"  # stands for the run's own folder in other options
 _inside = threading.local()
@@ -77,7 +87,7 @@ def _as_before(model: dict[str, Any]) -> dict[str, Any]:
 def _plain(value: Any, key: str, run_dir: str | None) -> Any:
     if isinstance(value, DictConfig):
         below = ((str(name), f"{key}.{name}" if key else str(name)) for name in value)
-        return {name: _plain(value[name], full, run_dir) for name, full in below if not _left_out(full)}
+        return {name: _plain(value[name], full, run_dir) for name, full in below if not _left_out(full, value[name])}
     if isinstance(value, ListConfig):
         return [_plain(item, key, run_dir) for item in value]
     if isinstance(value, str):
@@ -90,8 +100,8 @@ def _plain(value: Any, key: str, run_dir: str | None) -> Any:
     return value if value is None or isinstance(value, bool | int) else str(value)
 
 
-def _left_out(key: str) -> bool:
-    return is_among(key, NOT_THE_EXPERIMENT)
+def _left_out(key: str, value: Any) -> bool:
+    return is_among(key, NOT_THE_EXPERIMENT) or (key in _AS_BEFORE and value == _AS_BEFORE[key])
 
 
 def experiment_id(config: DictConfig | dict[str, Any]) -> str:

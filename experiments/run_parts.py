@@ -87,7 +87,7 @@ def build_parts(config: DictConfig) -> Parts:
     The initial weights follow config.seed, whatever ran before in this process.
     """
     import bnn
-    from bnn.training import check_trainer, seed_everything
+    from bnn.training import WeightAverage, check_trainer, seed_everything
 
     for key in ("optimizer", "scheduler", "classifier"):
         check(config[key], key)
@@ -117,6 +117,8 @@ def build_parts(config: DictConfig) -> Parts:
     for key in ("logger", "callbacks", "profiler", "plugins", "strategy"):
         if isinstance(trainer.get(key), dict | list):
             trainer[key] = build(config, f"trainer.{key}")
+    if config.ema is not None:
+        WeightAverage(config.ema)
     check_trainer(trainer, config.epochs, Path(config.run_dir))
     augment = build(config, "augment") if "augment" in config else None
     return Parts(data, network, costs, classifier, augment, trainer, build(config, "schedules") or [])

@@ -119,6 +119,7 @@ def _run(
         augment=parts.augment,
         trainer=parts.trainer,
         callbacks=callbacks,
+        ema=config.ema,
     )
     run_is: dict[str, Any] = {
         "command": made_by,

@@ -24,3 +24,4 @@ from bnn.training.run import train as train
 from bnn.training.schedules import ModuleSchedule as ModuleSchedule
 from bnn.training.schedules import OptimizerSchedule as OptimizerSchedule
 from bnn.training.schedules import Scheduling as Scheduling
+from bnn.training.weight_average import WeightAverage as WeightAverage

@@ -33,6 +33,10 @@ class Classifier(LightningModule):
     loss: of logits (N, classes) and labels (N,), cross-entropy by default. mixup: alpha of Beta(alpha, alpha), by which
     pairs of images are mixed and their losses weighed (Zhang et al. 2018, arXiv:1710.09412, section 2; one weight a
     batch, as in the authors' code); 0 mixes none. The accuracy of training then counts the label of the larger share.
+    compile: torch.compile the forward pass of training, True or the name of one of its backends. Evaluation is not
+    compiled, nor are the steps that a Doctor watches.
+    Of a step over several batches (trainer.accumulate_grad_batches) the gradient is that of the mean over all their
+    images, of fewer at the end of an epoch too; batch norm sees each batch by itself.
     DivergenceError at the end of an epoch whose last loss is not finite; one step between others may be, as a scaler
     of gradients (16-mixed) skips it.
     Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1].
@@ -50,13 +54,18 @@ class Classifier(LightningModule):
         pack_activations: bool = False,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         mixup: float = 0.0,
+        compile: bool | str = False,
     ):
         super().__init__()
         if latent_clip is not None and not latent_clip > 0:
             raise ValueError(f"latent_clip must be positive or None, got {latent_clip!r}")
         if not 0 <= mixup < float("inf"):
             raise ValueError(f"mixup must be a number of at least 0, got {mixup!r}")
+        if compile and pack_activations:
+            raise ValueError("compile and pack_activations cannot go together: a compiled network keeps what it likes")
         self.network = network
+        self._compile = compile
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         self._loss = nn.CrossEntropyLoss() if loss is None else loss
         self._mixup = mixup
         self._optimizer = optimizer
@@ -70,6 +79,7 @@ class Classifier(LightningModule):
         self._packs = pack_activations
         self._packing: ActivationPacking | None = None
         self._random_numbers: dict[str, Tensor] = {}
+        self._first_batch, self._images = 1, 0  # of the step that is accumulated
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self.network, self._no_decay, self._glorot_rates))
@@ -86,8 +96,12 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         self._packing = pack_activations(self.network) if self._packs else None
+        if self._compile:
+            backend = self._compile if isinstance(self._compile, str) else "inductor"
+            self._compiled = torch.compile(self.network.forward, backend=backend)
 
     def on_fit_end(self) -> None:
+        self._compiled = None
         if self._packing is not None:
             self._packing.remove()
 
@@ -123,7 +137,7 @@ class Classifier(LightningModule):
         if self._mixup > 0:
             logits, loss, labels = self._mixed(images, labels)
         else:
-            logits = self.network(images)
+            logits = self._logits(images)
             loss = self._loss(logits, labels)
         # Lightning's log() costs more than a step of a small network; sums of the epoch stay on the device.
         self._sums += torch.stack(
@@ -131,7 +145,27 @@ class Classifier(LightningModule):
         )
         self._finite_steps = torch.where(loss.detach().isfinite(), index + 1, self._finite_steps)
         self._steps = index + 1
-        return loss
+        return self._weighed(loss, len(labels), index)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Return the outputs in training."""
+        if self._compiled is None or any(module._forward_hooks for module in self.network.modules()):
+            return self.network(images)  # compiled code would skip the hooks of a Doctor
+        return self._compiled(images)
+
+    def _weighed(self, loss: Tensor, count: int, index: int) -> Tensor:
+        """Return the loss of a batch, weighed by its images against the first batch of its step."""
+        if index % self.trainer.accumulate_grad_batches == 0:
+            self._first_batch, self._images = count, 0
+        self._images += count
+        return loss if count == self._first_batch else loss * (count / self._first_batch)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Lightning divides by accumulate_grad_batches, also where an epoch ends before so many.
+        expected = self._first_batch * self.trainer.accumulate_grad_batches
+        if self._images != expected:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_(gradients, expected / self._images)
 
     def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits and loss of mixed images, and the labels of their larger shares.
@@ -141,7 +175,7 @@ class Classifier(LightningModule):
         alpha = torch.tensor(float(self._mixup))
         share = float(torch.distributions.Beta(alpha, alpha).sample())
         others = torch.randperm(len(labels)).to(labels.device)
-        logits = self.network(share * images + (1 - share) * images[others])
+        logits = self._logits(share * images + (1 - share) * images[others])
         loss = share * self._loss(logits, labels) + (1 - share) * self._loss(logits, labels[others])
         return logits, loss, labels if share >= 0.5 else labels[others]
 
@@ -154,7 +188,7 @@ class Classifier(LightningModule):
             step = f"epoch {self.current_epoch}, step {int(self._finite_steps)} of {self._steps} (both from 0)"
             raise DivergenceError(
                 f"the loss is not finite from {step} on: try a lower learning rate (optimizer.lr), a warm-up "
-                "(scheduler=warmup_cosine) or +trainer.gradient_clip_val=1.0; +trainer.detect_anomaly=true finds the "
+                "(scheduler=warmup_cosine) or trainer.gradient_clip_val=1.0; +trainer.detect_anomaly=true finds the "
                 "operation, and doctor.json what the layers looked like"
             )
         loss, right, seen = self._sums.tolist()

@@ -23,6 +23,7 @@ from bnn.training.classifier import Classifier
 from bnn.training.files import whole_path
 from bnn.training.learning_curve import LearningCurve, epochs_in, last_value
 from bnn.training.trainer_arguments import make_trainer
+from bnn.training.weight_average import WeightAverage
 
 EVALUATION_BATCH = 500
 CURVE = "metrics.csv"
@@ -158,6 +159,7 @@ def train(
     augment: Callable[[Tensor], Tensor] | None = None,
     trainer: dict[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
+    ema: float | None = None,
 ) -> Outcome:
     """Train a network, or go on from the checkpoint in `folder`, and measure it on validation and test data.
 
@@ -165,6 +167,8 @@ def train(
     augment: changes normalized training images (B, C, H, W), such as bnn.data.RandomCropFlip; a network that takes
     pixels (`bnn.takes_pixels`) is given the nearest pixels of what it makes, as floats. trainer: more arguments
     of Lightning's Trainer, loggers and callbacks among them. callbacks: more callbacks, such as Scheduling.
+    ema: decay of the exponential moving average of weights that is evaluated and kept (WeightAverage), None: they are
+    those of the last step.
     The network holds the trained weights afterwards. One in evaluation mode is set to training mode; parts of a network
     in training mode that are in evaluation mode stay so, frozen statistics of batch norm for instance.
     trainer["max_time"] counts from this start: a run that it ended goes on at the next. With fast_dev_run nothing is
@@ -180,7 +184,8 @@ def train(
     arguments = dict(trainer or {})
     limit = _take_time_limit(arguments)
     kept = [] if arguments.get("fast_dev_run") else [_LastCheckpoint(folder, clock)]
-    before, after = [*callbacks, limit], [LearningCurve(folder / CURVE), *kept]
+    average = [] if ema is None else [WeightAverage(ema)]
+    before, after = [*average, *callbacks, limit], [LearningCurve(folder / CURVE), *kept]
     lightning_trainer = make_trainer(arguments, epochs, folder, before, after)
     device = lightning_trainer.strategy.root_device
     normalize = data.normalizer()
@@ -195,8 +200,9 @@ def train(
     module = classifier(network)
     last = folder / CHECKPOINT
     goes_on = bool(kept) and last.exists()
-    if goes_on:
-        read_checkpoint(folder)
+    if goes_on and ("averaging_state" in read_checkpoint(folder)) != bool(average):
+        which = "no average" if average else "the average"
+        raise RunError(f"{last} holds {which} of weights: it is of a run with another ema; choose another run_dir")
     interrupt_handler = signal.getsignal(signal.SIGINT)
     try:
         lightning_trainer.fit(module, train_batches, validation, ckpt_path=last if goes_on else None, weights_only=True)

@@ -31,6 +31,9 @@ CONFIG = {"seed": 0, "name": "a", "optimizer": {"lr": 0.1}, "trainer": {"precisi
         ({"optimizer": {"lr": 0.2}}, False),
         ({"name": "b"}, False),
         ({"trainer": {"precision": "32-true", "max_steps": 5}}, False),
+        ({"ema": None, "compile": True, "trainer": {"precision": "32-true", "accumulate_grad_batches": 1}}, True),
+        ({"ema": 0.9}, False),
+        ({"trainer": {"precision": "32-true", "accumulate_grad_batches": 2}}, False),
     ],
 )
 def test_what_makes_an_experiment(change, same):

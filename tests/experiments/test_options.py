@@ -39,6 +39,8 @@ def train(tmp_path, monkeypatch, command):
         (["+trainer.max_time=abc"], ["max_time", "abc"]),
         (["trainer.precision=7"], ["trainer: Precision 7"]),
         (["optimizer.lr=nan"], ["optimizer.lr is nan"]),
+        (["ema=1.5"], ["ema must be a decay between 0 and 1"]),
+        (["ema=often"], ["ema must be a decay between 0 and 1"]),
         (["optimizer.lr=-1"], ["Invalid learning rate: -1"]),
         (["optimizer.lr=abc"], ["optimizer.lr must be a number, got 'abc'"]),
         (["optimizer.lr=true"], ["optimizer.lr must be a number, got True"]),
