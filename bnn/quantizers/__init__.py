@@ -15,6 +15,7 @@ from bnn.quantizers.dorefa import DoReFaWeight as DoReFaWeight
 from bnn.quantizers.dorefa_gradient import DoReFaGradient as DoReFaGradient
 from bnn.quantizers.dorefa_gradient import quantize_gradients as quantize_gradients
 from bnn.quantizers.ede_sign import EdeSign as EdeSign
+from bnn.quantizers.elastic_binary_activation import ElasticBinaryActivation as ElasticBinaryActivation
 from bnn.quantizers.fda_sign import FdaSign as FdaSign
 from bnn.quantizers.learned_scale_weight import LearnedScaleWeight as LearnedScaleWeight
 from bnn.quantizers.libra_weight import LibraWeight as LibraWeight
@@ -31,9 +32,13 @@ from bnn.quantizers.rbnn import RbnnSign as RbnnSign
 from bnn.quantizers.rbnn import RotatedWeight as RotatedWeight
 from bnn.quantizers.recu import RecuSign as RecuSign
 from bnn.quantizers.recu import RecuWeight as RecuWeight
+from bnn.quantizers.reste import ResteSign as ResteSign
+from bnn.quantizers.reste import ResteWeight as ResteWeight
 from bnn.quantizers.rsign import RSign as RSign
+from bnn.quantizers.stable_lsq import StableLsqWeight as StableLsqWeight
 from bnn.quantizers.ste_sign import SteSign as SteSign
 from bnn.quantizers.stochastic_sign import StochasticSign as StochasticSign
+from bnn.quantizers.stretched_elastic_weight import StretchedElasticWeight as StretchedElasticWeight
 from bnn.quantizers.swish_sign import SwishSign as SwishSign
 from bnn.quantizers.ternary_activation import TernaryActivation as TernaryActivation
 from bnn.quantizers.ternary_weight import TernaryWeight as TernaryWeight

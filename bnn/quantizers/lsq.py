@@ -32,30 +32,40 @@ def _levels(x: Tensor, step: Tensor, bounds: tuple[int, int]) -> Tensor:
     return (x / step).clamp(*bounds).round() + 0.0
 
 
+def _stable_slope(ratio: Tensor, amplitude: float) -> Tensor:
+    """Return StableQAT's derivative of rounding at x / s, see `StableLsqWeight`."""
+    wave = math.sqrt(2) * math.pi * amplitude * torch.cos(math.pi * (ratio + ratio.round()))
+    return (1 - wave) / (1 + wave)
+
+
 class _LearnedStep(torch.autograd.Function):
     """levels * step, with equations 3 and 5. The step has one axis of channels, made to go with x, or none."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, bounds: tuple[int, int], factor: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, bounds: tuple[int, int], factor: float, amplitude: float) -> Tensor:
         ctx.save_for_backward(
             x, step
         )  # and not the levels: another tensor of x's size, which x and the step give again
-        ctx.bounds, ctx.factor = bounds, factor
+        ctx.bounds, ctx.factor, ctx.amplitude = bounds, factor, amplitude
         return _levels(x, step, bounds) * step
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         (g,) = gradients
         x, step = ctx.saved_tensors
         low, high = ctx.bounds
         ratio = x / step
         inside = (ratio > low) & (ratio < high)
-        change = _levels(x, step, ctx.bounds) - torch.where(inside, ratio, 0)
-        return g * inside, (g * change).sum_to_size(step.shape) * ctx.factor, None, None
+        ratio = torch.where(inside, ratio, 0)
+        change = _levels(x, step, ctx.bounds) - ratio
+        to_x = g * inside if ctx.amplitude == 0 else g * inside * _stable_slope(ratio, ctx.amplitude)
+        return to_x, (g * change).sum_to_size(step.shape) * ctx.factor, None, None, None
 
 
 class _Lsq(DataInitialized):
     """What weights and activations share: round(clip(x / s, low, high)) s."""
+
+    amplitude: float = 0.0  # of the wave in the gradient to x, which StableQAT adds
 
     def __init__(self, bits: int, signed: bool, channels: int | None = None):
         super().__init__()
@@ -89,7 +99,7 @@ class _Lsq(DataInitialized):
         self.initialize_once(x)
         step = self._step(x)
         factor = (self._features(x) * self.bounds[1]) ** -0.5
-        return _LearnedStep.apply(x, step, self.bounds, factor)
+        return _LearnedStep.apply(x, step, self.bounds, factor, self.amplitude)
 
     @property
     def uniform(self) -> Uniform | None:

@@ -5,6 +5,7 @@ from bnn.training.checkup import Checkup as Checkup
 from bnn.training.classifier import Classifier as Classifier
 from bnn.training.classifier import DivergenceError as DivergenceError
 from bnn.training.curves import Cosine as Cosine
+from bnn.training.curves import CosineRise as CosineRise
 from bnn.training.curves import Exponential as Exponential
 from bnn.training.curves import ExponentialRise as ExponentialRise
 from bnn.training.curves import Linear as Linear

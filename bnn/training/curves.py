@@ -87,6 +87,20 @@ class Cosine(_Stretch):
 
 
 @dataclass(frozen=True)
+class CosineRise(_Stretch):
+    """start + (end - start) (1 - cos(pi p / 2)): flat at the beginning, steepest at the end.
+
+    ReSTE's o (Wu et al. 2023, as in the authors' code) is this curve, from 1 to 3.
+
+    >>> round(CosineRise(1.0, 3.0)(2 / 3), 12)
+    2.0
+    """
+
+    def __call__(self, p: float) -> float:
+        return self.start + (self.end - self.start) * (1 - math.cos(math.pi / 2 * self._share(p)))
+
+
+@dataclass(frozen=True)
 class Step:
     """start, multiplied by `factor` at each of the shares `at` (p at or beyond counts).
 

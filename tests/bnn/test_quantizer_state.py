@@ -18,7 +18,10 @@ from bnn.quantizers import LqWeight, LsqActivation, LsqWeight, RotatedWeight, St
 
 NAMES = configs.NAMES
 # Those whose quantizers hold parameters or buffers, one of a kind.
-WITH_STATE = ["abcnet33", "adabin", "lqnet2", "lsq1", "lsq2", "pact2", "rbnn", "recu", "tbn", "ttq", "xnorpp"]
+WITH_STATE = [
+    *("abcnet33", "adabin", "bit", "lqnet2", "lsq1", "lsq2", "pact2", "paretoq2", "rbnn", "recu", "stableqat2", "tbn"),
+    *("ttq", "xnorpp"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from bnn.quantizers import SteSign
 from bnn.training import (
     Classifier,
     Cosine,
+    CosineRise,
     Exponential,
     ExponentialRise,
     Linear,
@@ -44,6 +45,7 @@ BOP = partial(
         (Exponential(1e-2, 10), {0: 1e-2, 1 / 3: 0.1, 2 / 3: 1, 1: 10}),
         (Exponential(-1, -100), {0.5: -10}),
         (Cosine(1, 0), {0: 1, 1 / 3: 0.75, 0.5: 0.5, 1: 0}),
+        (CosineRise(1, 3), {0: 1, 0.5: 3 - 2**0.5, 2 / 3: 2, 1: 3}),
         (Step(1, 0.5, at=[0.25, 0.5]), {0: 1, 0.24: 1, 0.25: 0.5, 0.5: 0.25, 1: 0.25}),
     ],
 )
