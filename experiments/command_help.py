@@ -104,7 +104,10 @@ def help_text(doc: str | None, config_name: str, overrides: Sequence[str], folde
     loader = GlobalHydra.instance().config_loader()
     if groups:
         lines.append("Groups, a file of configs/ each (GROUP=NAME):")
-    for group in groups:
+    for choice in groups:
+        group, _, package = choice.removeprefix("optional ").partition("@")
+        if package:
+            continue  # a second network of a group that is listed; its options' comments say how to choose it
         chosen = choices.get(group) or "null"
         about, inner = comments(_file(f"{group}/{chosen}", folder))
         explained |= {

@@ -48,6 +48,9 @@ NOT_THE_EXPERIMENT = (
 # Options that came later, and what stands for training as it was before: runs with and without are one experiment.
 _AS_BEFORE: dict[str, Any] = {
     "ema": None,
+    "teacher.run": None,
+    "teacher.model": None,
+    "teacher.weights": None,
     "trainer.accumulate_grad_batches": 1,
     "trainer.gradient_clip_val": None,
     "trainer.gradient_clip_algorithm": "norm",
@@ -68,6 +71,8 @@ def comparable(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
     run_dir = root.get("run_dir")
     result = _plain(root, "", None if run_dir is None else str(run_dir))
     assert isinstance(result, dict)
+    if result.get("teacher") == {}:
+        del result["teacher"]
     if isinstance(result.get("model"), dict):
         result["model"] = _as_before(result["model"])
     return result

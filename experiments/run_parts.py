@@ -1,6 +1,7 @@
 """What a training run is made of, built from its config: data, network, classifier, Trainer's arguments."""
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.command_help import CONFIGS
 from experiments.config_values import ConfigError, check_numbers, whole_number
 from experiments.targets import build, check
+from experiments.teacher import build_teacher
 
 
 @dataclass(frozen=True)
 class Parts:
-    """All that `bnn.training.train` takes of a config; costs is the network's bnn.summary."""
+    """All that `bnn.training.train` takes of a config.
+
+    costs: the network's bnn.summary. teacher: what a result says of the teacher that the classifier has.
+    """
 
     data: Any
     network: Any
@@ -25,6 +30,7 @@ class Parts:
     augment: Callable[[Any], Any] | None
     trainer: dict[str, Any]
     schedules: list[Any]
+    teacher: dict[str, Any] | None
 
 
 def check_values(config: DictConfig) -> None:
@@ -59,9 +65,11 @@ def _check_quantizer(config: DictConfig) -> None:
         check(node, f"quantizer.{key}")
 
 
-def _check_outputs(network: Any, data: Any, config: DictConfig) -> None:
+def _check_outputs(network: Any, teacher: Any, data: Any, config: DictConfig) -> None:
     """Raise ConfigError if a network has fewer outputs than the data has classes, or the loss does not take them."""
     import torch
+
+    from bnn.training import check_teacher
 
     probe = copy.deepcopy(network).eval()
     with torch.no_grad(), warnings.catch_warnings():
@@ -73,8 +81,11 @@ def _check_outputs(network: Any, data: Any, config: DictConfig) -> None:
             f"{config.model._target_} has {outputs} outputs, {data.name} has {data.num_classes} classes: give "
             f"{option}={data.num_classes}"
         )
+    loss = build(config, "loss")
     try:
-        build(config, "loss")(torch.zeros(1, outputs), torch.zeros(1, dtype=torch.int64))
+        check_teacher(loss, teacher, probe, torch.zeros(1, *data.input_shape))
+        if teacher is None:
+            loss(torch.zeros(1, outputs), torch.zeros(1, dtype=torch.int64))
     except (RuntimeError, TypeError, IndexError) as error:
         raise ConfigError(
             f"{config.loss._target_} is no loss of logits (N, classes) and labels (N,): {error}"
@@ -105,8 +116,13 @@ def build_parts(config: DictConfig) -> Parts:
         raise ConfigError(
             f"{config.model._target_} does not take {data.name}'s {data.input_shape} images: {error}"
         ) from error
-    _check_outputs(network, data, config)
+    teacher, of_teacher = build_teacher(config) or (None, None)
+    if teacher is not None and bnn.takes_pixels(teacher.network) != bnn.takes_pixels(network):
+        raise ConfigError("the teacher and the network must take the same: both pixels (model.pixels=true), or neither")
+    _check_outputs(network, teacher, data, config)
     classifier = build(config, "classifier")
+    if teacher is not None:
+        classifier = functools.partial(classifier, teacher=teacher)
     try:
         classifier(copy.deepcopy(network)).configure_optimizers()
     except (TypeError, ValueError, ZeroDivisionError, KeyError) as error:
@@ -121,4 +137,4 @@ def build_parts(config: DictConfig) -> Parts:
         WeightAverage(config.ema)
     check_trainer(trainer, config.epochs, Path(config.run_dir))
     augment = build(config, "augment") if "augment" in config else None
-    return Parts(data, network, costs, classifier, augment, trainer, build(config, "schedules") or [])
+    return Parts(data, network, costs, classifier, augment, trainer, build(config, "schedules") or [], of_teacher)

@@ -153,6 +153,7 @@ def _run(
         "epochs": outcome.epochs,
         "steps": outcome.steps,
         "stopped_by": outcome.stopped_by,
+        **({"teacher": parts.teacher} if parts.teacher else {}),
         "limits": limits,
         "train_seconds": round(outcome.seconds, 1),
         "data": {

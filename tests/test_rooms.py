@@ -17,7 +17,7 @@ ALLOWED = {
     "kernels/bnn_kernels": {"numpy", "numba", "llvmlite", "safetensors"},
     "bnn": {"torch", "numpy", "yaml"},  # yaml for the presets
     "bnn/data": {"torch", "numpy", "pooch", "sklearn", "scipy", "PIL", "tqdm"},
-    "bnn/training": {"torch", "numpy", "lightning"},
+    "bnn/training": {"torch", "numpy", "lightning", "safetensors"},
     "bnn/converter": {"torch", "numpy", "bnn_kernels"},
     "experiments": {
         "torch",

@@ -11,6 +11,9 @@ from bnn.training.curves import ExponentialRise as ExponentialRise
 from bnn.training.curves import Linear as Linear
 from bnn.training.curves import Step as Step
 from bnn.training.curves import curve_lr as curve_lr
+from bnn.training.distillation import DistillationLoss as DistillationLoss
+from bnn.training.distillation import Teacher as Teacher
+from bnn.training.distillation import check_teacher as check_teacher
 from bnn.training.files import whole_file as whole_file
 from bnn.training.losses import SquaredHingeLoss as SquaredHingeLoss
 from bnn.training.provenance import provenance as provenance
@@ -19,6 +22,7 @@ from bnn.training.run import Outcome as Outcome
 from bnn.training.run import RunError as RunError
 from bnn.training.run import check_trainer as check_trainer
 from bnn.training.run import load_network as load_network
+from bnn.training.run import load_weights as load_weights
 from bnn.training.run import read_checkpoint as read_checkpoint
 from bnn.training.run import seed_everything as seed_everything
 from bnn.training.run import train as train

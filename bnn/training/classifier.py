@@ -11,11 +11,13 @@ from bnn.latent import center_latent_weights, clip_latent_weights
 from bnn.layers.base import QuantLayer
 from bnn.memory import ActivationPacking, pack_activations
 from bnn.optimizers import parameter_groups, scale_rates
+from bnn.training.distillation import Answers, DistillationLoss, Lesson, Teacher
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 _RANDOM_NUMBERS = "random_numbers"  # key in a checkpoint: states of PyTorch's generators
+_TEACHER = "teacher_sha256"  # key in a checkpoint
 
 
 class DivergenceError(RuntimeError):
@@ -37,6 +39,7 @@ class Classifier(LightningModule):
     compiled, nor are the steps that a Doctor watches.
     Of a step over several batches (trainer.accumulate_grad_batches) the gradient is that of the mean over all their
     images, of fewer at the end of an epoch too; batch norm sees each batch by itself.
+    teacher: whom a DistillationLoss asks; that of a run that goes on must be the same.
     DivergenceError at the end of an epoch whose last loss is not finite; one step between others may be, as a scaler
     of gradients (16-mixed) skips it.
     Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1].
@@ -55,6 +58,7 @@ class Classifier(LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         mixup: float = 0.0,
         compile: bool | str = False,
+        teacher: Teacher | None = None,
     ):
         super().__init__()
         if latent_clip is not None and not latent_clip > 0:
@@ -64,9 +68,15 @@ class Classifier(LightningModule):
         if compile and pack_activations:
             raise ValueError("compile and pack_activations cannot go together: a compiled network keeps what it likes")
         self.network = network
+        if teacher is not None and not isinstance(loss, DistillationLoss):
+            raise ValueError("a teacher is given, but the loss does not ask it: use a DistillationLoss")
+        if compile and isinstance(loss, DistillationLoss) and loss.maps:
+            raise ValueError("compile and attention maps cannot go together: compiled code does not hand them out")
+        self._teacher = teacher
+        self._lesson: Lesson | None = None
         self._compile = compile
         self._compiled: Callable[[Tensor], Tensor] | None = None
-        self._loss = nn.CrossEntropyLoss() if loss is None else loss
+        self._loss: Callable[..., Tensor] = nn.CrossEntropyLoss() if loss is None else loss
         self._mixup = mixup
         self._optimizer = optimizer
         self._scheduler = scheduler
@@ -96,12 +106,16 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         self._packing = pack_activations(self.network) if self._packs else None
+        if self._teacher is not None and isinstance(self._loss, DistillationLoss):
+            self._lesson = Lesson(self._teacher, self.network, self._loss.maps, self.device)
         if self._compile:
             backend = self._compile if isinstance(self._compile, str) else "inductor"
             self._compiled = torch.compile(self.network.forward, backend=backend)
 
     def on_fit_end(self) -> None:
         self._compiled = None
+        if self._lesson is not None:
+            self._lesson.end()
         if self._packing is not None:
             self._packing.remove()
 
@@ -111,9 +125,16 @@ class Classifier(LightningModule):
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint[_RANDOM_NUMBERS] = states
+        if self._teacher is not None:
+            checkpoint[_TEACHER] = self._teacher.sha256
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_numbers = checkpoint.get(_RANDOM_NUMBERS, {})
+        if self._teacher is not None and checkpoint.get(_TEACHER) != self._teacher.sha256:
+            raise ValueError(
+                f"the run began with another teacher (SHA-256 {checkpoint.get(_TEACHER)}, now {self._teacher.sha256}): "
+                "give it back, or choose another run_dir"
+            )
 
     def _restore_random_numbers(self) -> None:
         states, self._random_numbers = self._random_numbers, {}
@@ -138,7 +159,7 @@ class Classifier(LightningModule):
             logits, loss, labels = self._mixed(images, labels)
         else:
             logits = self._logits(images)
-            loss = self._loss(logits, labels)
+            loss = self._loss(logits, labels, *self._answers(images))
         # Lightning's log() costs more than a step of a small network; sums of the epoch stay on the device.
         self._sums += torch.stack(
             [loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum(), _ones(labels)]
@@ -152,6 +173,10 @@ class Classifier(LightningModule):
         if self._compiled is None or any(module._forward_hooks for module in self.network.modules()):
             return self.network(images)  # compiled code would skip the hooks of a Doctor
         return self._compiled(images)
+
+    def _answers(self, images: Tensor) -> tuple[Answers, ...]:
+        """Return what a loss takes beside logits and labels, after the network's forward pass."""
+        return () if self._lesson is None else (self._lesson.answers(images),)
 
     def _weighed(self, loss: Tensor, count: int, index: int) -> Tensor:
         """Return the loss of a batch, weighed by its images against the first batch of its step."""
@@ -175,8 +200,11 @@ class Classifier(LightningModule):
         alpha = torch.tensor(float(self._mixup))
         share = float(torch.distributions.Beta(alpha, alpha).sample())
         others = torch.randperm(len(labels)).to(labels.device)
-        logits = self._logits(share * images + (1 - share) * images[others])
-        loss = share * self._loss(logits, labels) + (1 - share) * self._loss(logits, labels[others])
+        mixed = share * images + (1 - share) * images[others]
+        logits = self._logits(mixed)
+        answers = self._answers(mixed)
+        losses = self._loss(logits, labels, *answers), self._loss(logits, labels[others], *answers)
+        loss = share * losses[0] + (1 - share) * losses[1]
         return logits, loss, labels if share >= 0.5 else labels[others]
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:

@@ -15,6 +15,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import seed_everything as lightning_seed_everything
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Timer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bnn.data import Batches, ImageData
@@ -28,6 +30,13 @@ from bnn.training.weight_average import WeightAverage
 EVALUATION_BATCH = 500
 CURVE = "metrics.csv"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+# What torch.load raises of a file that is none of its own.
+_DAMAGED = (
+    *(OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError),
+    pickle.UnpicklingError,
+)
 
 
 class RunError(RuntimeError):
@@ -263,11 +272,36 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         raise RunError(f"{damaged}: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise RunError(f"{damaged}: it holds no weights")
     return content
+
+
+def load_weights(network: nn.Module, file: Path) -> nn.Module:
+    """Load a file of weights into a network: a run's checkpoint, or a state dict that torch.save or safetensors wrote.
+
+    Returns the network in evaluation mode. RunError if the file is no such file or of another network.
+    """
+    if not file.is_file():
+        raise RunError(f"{file} is no file of weights")
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except (*_DAMAGED, SafetensorError) as error:
+        raise RunError(f"{file} holds no weights: {str(error).partition(chr(10))[0]}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict):
+        raise RunError(f"{file} holds no weights: it is a {type(state).__name__}")
+    if any(name.startswith("network.") for name in state):
+        state = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise RunError(f"{file} does not fit {type(network).__name__}: {error}") from error
+    return network.eval()
 
 
 def load_network(network: nn.Module, folder: Path) -> nn.Module:

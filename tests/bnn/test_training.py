@@ -155,7 +155,7 @@ def test_a_run_that_time_cut_short_goes_on_to_the_same_end(tmp_path):
     assert curves[0] == curves[1]
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half", "other"])
+@pytest.mark.parametrize("content", [b"", b"text", b"no checkpoint", "half", "other"])
 def test_a_damaged_checkpoint_is_named(content, finished, tmp_path):
     folder, _, _ = finished
     whole = (folder / "checkpoints" / "last.ckpt").read_bytes()

@@ -19,7 +19,10 @@ GROUPS = ("data", "model", "quantizer", "optimizer", "scheduler", "loss", "exper
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((cli.CONFIGS / group).glob("*.yaml"))]
 
 # What a choice cannot do without.
-NEEDED = {"datasets": ["data.train._target_=torch.utils.data.TensorDataset"]}
+NEEDED = {
+    "attention": ["loss.maps=[conv2]", "loss.attention=1"],
+    "datasets": ["data.train._target_=torch.utils.data.TensorDataset"],
+}
 
 
 @pytest.fixture(autouse=True)
