@@ -126,7 +126,15 @@ FLOORS = {
     "kernels/bnn_kernels": [
         ["model"],
         ["steps"],
-        ["ops/packed_layers", "ops/float_conv", "ops/pooling", "ops/input_scale"],
+        [
+            "ops/packed_layers",
+            "ops/float_conv",
+            "ops/pooling",
+            "ops/resize",
+            "ops/gather",
+            "ops/matmul",
+            "ops/input_scale",
+        ],
         ["ops/depthwise"],
         ["ops/binary_conv", "ops/integer_conv", "ops/coded_weight"],
         ["ops/few_bit_weight"],

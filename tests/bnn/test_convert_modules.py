@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ LINEAR = partial(QuantLinear, weight_quantizer=XnorWeight, input_quantizer=SteSi
 ON_MAPS = [
     nn.MaxPool2d(3, 2, ceil_mode=True),
     nn.MaxPool2d((3, 2), 2, 1, ceil_mode=True),
+    nn.MaxPool2d(3, 2, 1, dilation=2),
+    nn.MaxPool2d((2, 3), 3, 1, dilation=(3, 2), ceil_mode=True),
     nn.AvgPool2d(3, 2, ceil_mode=True),
     nn.AvgPool2d(3, 2, 1, ceil_mode=True),
     nn.AvgPool2d(3, 2, 1, count_include_pad=False),
@@ -31,6 +34,7 @@ ON_MAPS = [
     nn.Upsample((7, 13), mode="bilinear"),
     nn.Upsample(scale_factor=1.5, mode="bicubic", align_corners=True),
     nn.UpsamplingBilinear2d(scale_factor=2),
+    nn.Upsample((5, 23), mode="bicubic"),
     nn.PixelShuffle(2),
     nn.PixelUnshuffle(2),
     nn.ReflectionPad2d((1, 2, 0, 3)),
@@ -54,10 +58,12 @@ ON_MAPS = [
 ]
 ON_SEQUENCES = [
     nn.MaxPool1d(3, 2, ceil_mode=True),
+    nn.MaxPool1d(3, 2, 1, dilation=2),
     nn.AvgPool1d(3, 2, 1, ceil_mode=True),
     nn.AdaptiveAvgPool1d(4),
     nn.Upsample(scale_factor=2),
     nn.Upsample(scale_factor=1.5, mode="linear"),
+    nn.Upsample(23, mode="linear", align_corners=True),
     nn.ReflectionPad1d(2),
     nn.ConvTranspose1d(8, 4, 4, 2, 1),
     QuantConvTranspose1d(8, 4, 4, 2, 1, weight_quantizer=XnorWeight, input_quantizer=SteSign),
@@ -88,6 +94,41 @@ def test_pooled_by_windows_before_a_quantizer(given):
         network = nn.Sequential(layer(4, 8, 3), pool, nn.BatchNorm2d(8), layer(8, 6, 3))
         _, report = check(upset(network), images(6, 4, 12, 12))
         assert report.free.different_levels == 0
+
+
+def test_spread_windows_pool_bits_and_integers():
+    torch.manual_seed(0)
+    pool = nn.MaxPool2d(3, 2, 1, dilation=2)
+    network = nn.Sequential(BINARY(4, 8, 3), pool, nn.BatchNorm2d(8), BINARY(8, 6, 3))
+    packed, report = check(upset(network), images(3, 4, 14, 14))
+    assert "pool_bits" in [step.op for step in packed.steps]
+    assert report.free.different_levels == 0
+    two_bits = partial(QuantConv2d, weight_quantizer=XnorWeight, input_quantizer=partial(DoReFaActivation, 2))
+    network = nn.Sequential(two_bits(4, 8, 3), pool, nn.BatchNorm2d(8), two_bits(8, 6, 3))
+    packed, report = check(upset(network), images(3, 4, 14, 14))
+    assert "pool_int" in [step.op for step in packed.steps]
+    assert report.free.different_levels == 0
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size", [{"scale_factor": (2, 0.6)}, {"size": (5, 23)}])
+def test_resizing_has_the_numbers_of_pytorch(mode, antialias, size):
+    class Resized(nn.Module):
+        def __init__(self, corners):
+            super().__init__()
+            self.corners = corners
+
+        def forward(self, x):
+            return F.interpolate(x, mode=mode, antialias=antialias, align_corners=self.corners, **size)
+
+    x = images(2, 5, 9, 11)
+    for corners in (False, True):
+        network = Resized(corners).eval()
+        expected = network(x).numpy()
+        np.testing.assert_allclose(
+            bnn.convert(network, x)(x.numpy()), expected, rtol=0, atol=1e-6 * abs(expected).max()
+        )
 
 
 def test_ceil_mode_that_changes_nothing_pools_bits():

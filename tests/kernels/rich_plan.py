@@ -108,7 +108,9 @@ def rich_model():
         **sizes,
     )
     add("resample", ["c2"], ["c3"], rows=floats(6, 2), columns=floats(3, 3))
-    add("normalize", ["c3"], ["c4"], {"eps": 1e-5, "center": True})
+    starts = {"row_starts": np.array([0, 4, 1, 2, 3, 0], np.int32), "column_starts": np.array([1, 0, 1], np.int32)}
+    add("resize", ["c3"], ["c33"], row_weights=floats(6, 2), column_weights=floats(3, 2), **starts)
+    add("normalize", ["c33"], ["c4"], {"eps": 1e-5, "center": True})
     add("absmax", ["c4"], ["c44"], {"over": "channels", "levels": 7, "smallest": 1e-5})
     add("combine", ["c4", "c44"], ["c45"], {"kind": "divide"})
     add("permute", ["c45"], ["c5"], {"split": [2, 4, 6, 3], "order": [1, 2, 3, 0], "shape": [4, 6, 6]})

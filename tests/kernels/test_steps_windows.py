@@ -3,6 +3,9 @@
 import bnn_kernels as bk
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as functional
+from bnn_kernels.ops import pooling
 
 SHAPE = (5, 6, 7)
 
@@ -44,10 +47,106 @@ def run_once(x, op, attrs, **tensors):
     return bk.PackedModel(x.shape[1:], [bk.StepSpec(op, ["x"], ["y"], attrs, tensors)])(x)
 
 
-def test_weighted_rows_and_columns():
-    x, rows, columns = floats(3, *SHAPE), floats(4, 6), floats(9, 7)
+def neighbours(outputs, extent, taps, seed):
+    """Starts and weights of an axis, in no order, and the same as a matrix."""
+    starts = np.random.default_rng(seed).integers(0, extent - taps + 1, outputs).astype(np.int32)
+    weights, matrix = floats(outputs, taps, seed=seed), np.zeros((outputs, extent), np.float32)
+    for i, start in enumerate(starts):
+        matrix[i, start : start + taps] = weights[i]
+    return starts, weights, matrix
+
+
+@pytest.mark.parametrize("channels", [5, 16, 19])
+@pytest.mark.parametrize("taps", [(1, 1), (2, 2), (4, 3), (6, 7)])
+def test_weighted_rows_and_columns(channels, taps):
+    x = floats(3, channels, 6, 7)
+    (row_starts, row_weights, rows), (column_starts, column_weights, columns) = (
+        neighbours(outputs, extent, count, seed)
+        for seed, (outputs, extent, count) in enumerate(zip((4, 9), (6, 7), taps, strict=True))
+    )
     expected = np.einsum("rh,wv,nchv->ncrw", rows, columns, x, dtype=np.float64)
-    np.testing.assert_allclose(run(x, "resample", rows=rows, columns=columns), expected, rtol=0, atol=1e-4)
+    sparse = {"row_starts": row_starts, "row_weights": row_weights}
+    sparse |= {"column_starts": column_starts, "column_weights": column_weights}
+    found = run(x, "resize", **sparse)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * abs(expected).max())
+    # As older files have it: the same numbers.
+    np.testing.assert_allclose(run(x, "resample", rows=rows, columns=columns), found, rtol=0, atol=1e-6)
+    rows[1] = 0
+    assert not run(x, "resample", rows=rows, columns=columns)[:, :, 1].any()
+
+
+def test_resizing_by_copies_is_exact():
+    x = floats(2, 19, 6, 7)
+    whole = {"column_starts": np.arange(7, dtype=np.int32), "column_weights": np.ones((7, 1), np.float32)}
+    found = run(x, "resize", row_starts=np.array([5, 0, 0], np.int32), row_weights=np.ones((3, 1), np.float32), **whole)
+    np.testing.assert_array_equal(found, x[:, :, [5, 0, 0]])
+
+
+@pytest.mark.parametrize("channels", [7, 16, 35])
+@pytest.mark.parametrize("geometry", [(3, 2, 1, 1), (5, 1, 2, 2), (2, 3, 1, 3), (2, 2, 0, 4)])
+def test_maxima_of_spread_windows(geometry, channels):
+    """Floats, integers in channels that rise and fall, and signs; against PyTorch."""
+    kernel, stride, padding, dilation = geometry
+    x = floats(2, channels, 8, 9)
+    attrs = {"kernel": [kernel] * 2, "stride": [stride] * 2, "padding": [padding] * 2, "dilation": [dilation] * 2}
+    expected = functional.max_pool2d(torch.from_numpy(x), *geometry).numpy()
+    np.testing.assert_array_equal(run(x, "max_pool", attrs), expected)
+    rising = np.random.default_rng(1).random(channels) < 0.5
+    sides = (*[kernel] * 2, *[stride] * 2, *[padding] * 2, *[dilation] * 2)
+    ints = np.ascontiguousarray((100 * x).astype(np.int32).transpose(0, 2, 3, 1))
+    direction = np.where(rising, 1, -1)[:, None, None]
+    top = functional.max_pool2d(torch.from_numpy(direction * np.float32(ints.transpose(0, 3, 1, 2))), *geometry)
+    found = pooling.extreme_pool(ints, rising.astype(np.uint8), sides)
+    np.testing.assert_array_equal(found.transpose(0, 3, 1, 2), direction * top.numpy().astype(int))
+    signs = functional.max_pool2d(torch.from_numpy(direction * np.where(x < 0, -1, 1).astype(np.float32)), *geometry)
+    or_mask = bk.pack(np.where(rising, 1, -1)[None].astype(np.float32)).words.reshape(-1)
+    np.testing.assert_array_equal(bk.unpack(pooling.pool_signs(bk.pack(x), or_mask, sides)), direction * signs.numpy())
+
+
+def test_maxima_of_spread_windows_one_by_one():
+    x = floats(2, *SHAPE)
+    rows, columns = windows((0, 5), (1, 6)), windows((1, 7), (0, 4), (2, 3))
+    found = run(x, "window_pool", {"kind": "max", "dilation": [2, 3]}, rows=rows, columns=columns)
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            np.testing.assert_array_equal(found[:, :, i, j], x[:, :, top:bottom:2, left:right:3].max((2, 3)))
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_means_of_large_maps(channels):
+    """As digits of float32 go, whatever the size: PyTorch sums in a cascade."""
+    x = np.abs(floats(1, channels, 150, 170)) + 1
+    exact = x.mean((2, 3), dtype=np.float64)
+    sides = {"kernel": [150, 170], "stride": [1, 1], "padding": [0, 0]}
+    whole = {"row_sizes": np.array([150], np.int32), "column_sizes": np.array([170], np.int32)}
+    ends = {"rows": windows((0, 150)), "columns": windows((0, 170))}
+    for found in (run(x, "avg_pool", sides), run(x, "window_pool", {"kind": "avg"}, **ends, **whole)):
+        np.testing.assert_allclose(found[:, :, 0, 0], exact, rtol=1.2e-7, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 5), (19, 4, 17), (8, 8, 8), (16, 9, 7), (1, 3, 3), (11, 2, 40)])
+def test_outputs_are_maps_with_channels_first(shape):
+    """Outputs are put in order eight channels and eight pixels at a time, and what is left over one by one."""
+    x = floats(2, *shape)
+    model = bk.PackedModel(shape, [bk.StepSpec("activation", ["x"], ["y"], {"kind": "abs"}, {})])
+    for _ in range(3):
+        np.testing.assert_array_equal(model(x), np.abs(x))
+
+
+@pytest.mark.parametrize("named", [("rows",), ("columns",), ("channels",), ("rows", "columns", "channels")])
+def test_gathers(named):
+    x, index = floats(2, 20, 6, 7), {"channels": [3, -1, 0, 3, 19], "rows": [5, -1, 2], "columns": [0, 1, -1, 6, 6]}
+    expected = x
+    for axis, name in enumerate(("channels", "rows", "columns"), 1):
+        if name in named:
+            expected = np.concatenate([expected, np.zeros_like(expected.take([0], axis))], axis).take(index[name], axis)
+    given = {name: np.array(index[name], np.int32) for name in named}
+    np.testing.assert_array_equal(run(x, "select", **given), expected)
+    run_of = {"channels": np.arange(2, 13, dtype=np.int32), "rows": np.arange(1, 4, dtype=np.int32)}
+    np.testing.assert_array_equal(run(x, "select", **run_of), x[:, 2:13, 1:4])
+    vector = floats(2, 9)
+    picked = run(vector, "select", channels=np.array([8, -1, 0], np.int32))
+    np.testing.assert_array_equal(picked, np.stack([vector[:, 8], np.zeros(2), vector[:, 0]], 1))
 
 
 @pytest.mark.parametrize(
@@ -105,6 +204,9 @@ def test_scales_that_follow_the_input(shape):
 
 
 GOOD = {"rows": windows((0, 6)), "columns": windows((0, 7))}
+POOL = {"kernel": [2, 2], "stride": [1, 1], "padding": [0, 0]}
+RESIZED = {"row_starts": np.array([4], np.int32), "row_weights": floats(1, 2)}
+RESIZED |= {"column_starts": np.array([0], np.int32), "column_weights": floats(1, 3)}
 SIZES = {"row_sizes": np.ones(1, np.int32), "column_sizes": np.ones(1, np.int32)}
 
 
@@ -121,6 +223,15 @@ SIZES = {"row_sizes": np.ones(1, np.int32), "column_sizes": np.ones(1, np.int32)
         ("window_pool", {"kind": "avg"}, {**GOOD, **SIZES, "row_sizes": np.zeros(1, np.int32)}, "holds a 0"),
         ("window_pool", {"kind": "avg"}, {**GOOD, **SIZES, "row_sizes": np.ones(2, np.int32)}, "must be int32"),
         ("resample", {}, {"rows": floats(4, 5), "columns": floats(3, 7)}, "takes a map of 5x7, got 6x7"),
+        ("resize", {}, {**RESIZED, "row_starts": np.array([5], np.int32)}, "leads to 7 rows, the input has 6"),
+        ("resize", {}, {**RESIZED, "column_starts": np.array([-1], np.int32)}, "numbers from 0 on"),
+        ("resize", {}, {**RESIZED, "row_weights": floats(2, 2)}, "must be float32"),
+        ("resize", {}, {**RESIZED, "row_weights": floats(1, 0)}, "must not be empty"),
+        ("window_pool", {"kind": "avg", "dilation": [2, 1]}, {**GOOD, **SIZES}, "is for a maximum"),
+        ("avg_pool", {**POOL, "dilation": [1, 2]}, {}, "is for a maximum"),
+        ("max_pool", {**POOL, "dilation": [6, 1]}, {}, "does not fit"),
+        ("max_pool", {**POOL, "padding": [1, 0], "dilation": [7, 1]}, {}, "does not fit"),
+        ("max_pool", {**POOL, "padding": [2, 0], "dilation": [9, 2]}, {}, "more than half"),
         ("resample", {}, {"rows": floats(0, 6), "columns": floats(3, 7)}, "must not be empty"),
         ("permute", {"split": [5, 6, 7], "order": [0, 1, 1], "shape": [5, 6, 7]}, {}, "no order"),
         ("permute", {"split": [5, 6, 8], "order": [0, 1, 2], "shape": [5, 6, 7]}, {}, "cannot make"),
@@ -140,6 +251,16 @@ SIZES = {"row_sizes": np.ones(1, np.int32), "column_sizes": np.ones(1, np.int32)
 def test_what_does_not_fit_is_refused(op, attrs, tensors, words):
     with pytest.raises(bk.PlanError, match=words):
         bk.PackedModel(SHAPE, [bk.StepSpec(op, ["x"], ["y"], attrs, tensors)])
+
+
+@pytest.mark.parametrize("sides", [(1, 1, 1, 1), (4, 5, 6, 7), (1, 9, 3, 16), (3, 4, 17, 33), (2, 7, 64, 31)])
+def test_products_of_maps_of_all_sizes(sides):
+    heads, height, inner, width = sides
+    a, b = floats(2, heads, height, inner), floats(2, heads, inner, width, seed=1)
+    model = bk.PackedModel([a.shape[1:], b.shape[1:]], [bk.StepSpec("matmul", ["x", "x1"], ["y"], {}, {}, [""])])
+    expected = a.astype(np.float64) @ b
+    for _ in range(3):
+        np.testing.assert_allclose(model(a, b), expected, rtol=0, atol=1e-6 * inner)
 
 
 def test_products_of_maps():

@@ -302,14 +302,16 @@ class Builder:
 
     # -- windows and layers -----------------------------------------------------------------------------------------
 
-    def pool(self, x: Value, kind: str, kernel: Any, stride: Any, padding: Any) -> Value:
+    def pool(self, x: Value, kind: str, kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> Value:
         """Return the maximum ("max") or mean ("avg", padding counted) over windows of a map or a sequence."""
+        spread = self.sides(x, dilation, 1)
         window = {"max": MaxPool, "avg": AvgPool}[kind].Fields(
             kernel=self.sides(x, kernel, 1),
             stride=self.sides(x, kernel if stride is None or stride == [] else stride, 1),
             padding=self.sides(x, padding, 0),
+            dilation=None if spread == [1, 1] else spread,
         )
-        size = self._size(x, window.kernel, window.stride, window.padding, [1, 1])
+        size = self._size(x, window.kernel, window.stride, window.padding, spread)
         return Pool((x.shape[0], *size), (x,), fields=window)
 
     def sides(self, x: Value, value: Any, missing: int) -> list[int]:

@@ -96,8 +96,10 @@ class Evaluation:
             return _piecewise(x, value.form)
         if isinstance(value, Pool):
             window = value.fields
-            pool = _MAX_POOL if isinstance(window, MaxPool.Fields) else _AVG_POOL
-            return pool(_as_map(x), window.kernel, window.stride, window.padding)
+            sides = window.kernel, window.stride, window.padding
+            if isinstance(window, MaxPool.Fields):
+                return _MAX_POOL(_as_map(x), *sides, window.dilation or 1)
+            return _AVG_POOL(_as_map(x), *sides)
         if isinstance(value, Add):
             return given[0] + given[1]
         if isinstance(value, Combine):

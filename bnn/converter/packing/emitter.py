@@ -324,8 +324,8 @@ class _Emitter:
         source: str,
     ) -> str:  # fmt: skip
         assert isinstance(pool, Pool)
-        window = pool.fields
-        fields = kind(kernel=window.kernel, stride=window.stride, padding=window.padding, rising=rising)
+        w = pool.fields
+        fields = kind(kernel=w.kernel, stride=w.stride, padding=w.padding, dilation=w.dilation, rising=rising)
         return self._step(fields, [register], [source])[0]
 
     def _levels(self, value: Value, wishes: list[Stretch]) -> None:

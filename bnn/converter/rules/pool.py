@@ -18,15 +18,17 @@ aten = torch.ops.aten
 class _Side:
     """The windows of pooling along one side: starts and ends, which may lie in the padding."""
 
-    def __init__(self, extent: int, kernel: int, stride: int, padding: int, ceil: bool):
-        span = extent + 2 * padding - kernel
+    def __init__(self, extent: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool):
+        reach = dilation * (kernel - 1) + 1
+        span = extent + 2 * padding - reach
         count = (-(-span // stride) if ceil else span // stride) + 1
         # With ceil_mode the last window must not begin behind the map.
         if ceil and (count - 1) * stride >= extent + padding:
             count -= 1
         self.starts = np.arange(count) * stride - padding
-        self.ends = np.minimum(self.starts + kernel, extent + padding)
-        self.inside = np.stack([self.starts.clip(0), self.ends.clip(None, extent)], 1)
+        self.ends = np.minimum(self.starts + reach, extent + padding)
+        first = np.where(self.starts < 0, self.starts % dilation, self.starts)
+        self.inside = np.stack([first, self.ends.clip(None, extent)], 1)
         # Whether plain pooling has the same windows.
         self.is_plain = count == span // stride + 1
 
@@ -41,33 +43,40 @@ class _Side:
         return self.inside[:, 1] - self.inside[:, 0]
 
 
-def _sides(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, ceil: bool) -> list[_Side]:
+def _sides(
+    build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, ceil: bool, dilation: Any = 1
+) -> list[_Side]:
     extents = x.shape[1:] if len(x.shape) == 3 else (1, x.shape[-1])
     kernels = build.sides(x, kernel, 1)
     strides = build.sides(x, kernel if stride is None or stride == [] else stride, 1)
     paddings = build.sides(x, padding, 0)
-    return [_Side(*side, ceil) for side in zip(extents, kernels, strides, paddings, strict=True)]
+    dilations = build.sides(x, dilation, 1)
+    return [_Side(*side, ceil) for side in zip(extents, kernels, strides, paddings, dilations, strict=True)]
 
 
 def _windows(
-    build: Builder, x: Value, kind: Literal["max", "avg"], windows: list[np.ndarray], sizes: list[np.ndarray]
-) -> Value:
+    build: Builder, x: Value, kind: Literal["max", "avg"], windows: list[np.ndarray], sizes: list[np.ndarray],
+    dilation: list[int] | None = None,
+) -> Value:  # fmt: skip
     """Return the pooling of windows (y, x), each int (count, 2), first and behind the last number."""
     counts = tuple(len(side) for side in windows)
     rows, columns = (side.astype(np.int32) for side in windows)
     row_sizes, column_sizes = (side.astype(np.int32) for side in sizes) if kind == "avg" else (None, None)
-    pool = WindowPool.Fields(kind=kind, rows=rows, columns=columns, row_sizes=row_sizes, column_sizes=column_sizes)
+    pool = WindowPool.Fields(
+        kind=kind, rows=rows, columns=columns, row_sizes=row_sizes, column_sizes=column_sizes, dilation=dilation
+    )
     shape = (x.shape[0], *(counts if len(x.shape) == 3 else counts[1:]))
     return build.step(x, shape, pool)
 
 
 def _max(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Value:
-    if set(build.sides(x, dilation, 1)) != {1}:
-        build.fail("max pooling with dilation cannot be converted")
-    sides = _sides(build, x, kernel, stride, padding, ceil)
+    sides = _sides(build, x, kernel, stride, padding, ceil, dilation)
+    if any((side.inside[:, 0] >= side.inside[:, 1]).any() for side in sides):
+        build.fail("a window of max pooling lies outside the map: its maximum would be -inf")
     if all(side.is_plain for side in sides):
-        return build.pool(x, "max", kernel, stride, padding)
-    return _windows(build, x, "max", [side.inside for side in sides], [])
+        return build.pool(x, "max", kernel, stride, padding, dilation)
+    spread = build.sides(x, dilation, 1)
+    return _windows(build, x, "max", [side.inside for side in sides], [], None if spread == [1, 1] else spread)
 
 
 @register_rule(aten.max_pool1d, aten.max_pool2d)

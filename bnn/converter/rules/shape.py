@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
-from bnn_kernels.steps.windows import Resample
+from bnn_kernels.steps.resize import Resize, taps_of
 from torch import Tensor
 
-from bnn.converter.capture.record import part_of, written
+from bnn.converter.capture.record import leaves, part_of, written
 from bnn.converter.graph.builder import Builder, to_numpy
 from bnn.converter.graph.values import Padding, Value
 from bnn.converter.registry import register_rule, rule_of_recorder
@@ -123,31 +124,47 @@ def _register_nearest(operator: Any) -> None:
 def _register_weighted(operator: Any) -> None:
     @register_rule(operator)
     def weighted(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
-        return _resize(build, x, lambda maps: operator(maps, *args, **kwargs))
+        return _resize(build, x, operator, args, kwargs)
 
 
 for _operator in (
     aten.upsample_nearest1d, aten.upsample_nearest2d, aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d,
 ):  # fmt: skip
     _register_nearest(_operator)
-for _operator in (aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_bicubic2d):
+for _operator in (
+    aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa,
+    aten._upsample_bicubic2d_aa,
+):  # fmt: skip
     _register_weighted(_operator)
 
 
-def _resize(build: Builder, x: Value, function: Any) -> Value:
-    """Return what a resizing function makes of x, found out by calling it on maps that show where each number goes."""
-    maps = x.shape if len(x.shape) == 3 else (x.shape[0], 1, x.shape[1])
-    weights = []
-    for axis in (1, 2):
-        # One map for each row (column) that is 1 in it alone: what comes out are the weights of that row (column).
-        count = maps[axis]
-        probe = torch.eye(count, dtype=torch.float32).reshape(count, 1, *((count, 1) if axis == 1 else (1, count)))
-        probe = probe.expand(count, 1, *maps[1:])
-        if len(x.shape) == 3:
-            made = function(probe)
-            weights.append((made[:, 0, :, 0] if axis == 1 else made[:, 0, 0]).T)
-        else:
-            weights.append(torch.ones(1, 1) if axis == 1 else function(probe[:, :, 0])[:, 0].T)
-    rows, columns = weights
-    size = (len(rows), len(columns)) if len(x.shape) == 3 else (len(columns),)
-    return build.step(x, (x.shape[0], *size), Resample.Fields(rows=to_numpy(rows), columns=to_numpy(columns)))
+def _resize(build: Builder, x: Value, operator: Any, args: Any, kwargs: Any) -> Value:
+    """Return what a resizing operator makes of x: weights of each axis, which the operator itself tells."""
+    size = operator(torch.empty(2, *x.shape, device="meta"), *args, **kwargs).shape[2:]
+    given = {**dict(zip(("output_size", "align_corners"), args, strict=False)), **kwargs}
+    # Factors stand in a list, or one by one: what is left of the arguments, None where the size is given.
+    left = [
+        *args[2:],
+        *(kwargs[name] for name in ("scale_factors", "scales", "scales_h", "scales_w") if name in kwargs),
+    ]
+    factors = [factor for factor in leaves(left) if factor is not None] or [None] * len(size)
+    axes = [
+        taps_of(_weights_of_axis(operator, extent, count, given["align_corners"], factor))
+        for extent, count, factor in zip(x.shape[1:], size, factors, strict=True)
+    ]
+    if len(axes) == 1:  # a sequence is a map of one row
+        axes.insert(0, taps_of(np.ones((1, 1), np.float32)))
+    rows, columns = axes
+    fields = Resize.Fields(
+        row_starts=rows.starts, row_weights=rows.weights, column_starts=columns.starts, column_weights=columns.weights
+    )
+    return build.step(x, (x.shape[0], *size), fields)
+
+
+def _weights_of_axis(operator: Any, extent: int, count: int, align_corners: bool, factor: float | None) -> np.ndarray:
+    """Return float32 (count, extent): what each output of one axis takes of each input."""
+    # Sequences, or maps of one row, that are 1 at one place: what comes out are the weights of that place.
+    rows = () if operator is aten.upsample_linear1d else (1,)
+    probe = torch.eye(extent).reshape(extent, 1, *rows, extent)
+    made = operator.default(probe, [*rows, count], align_corners, *(None,) * len(rows), factor)
+    return to_numpy(made.reshape(extent, count).T)

@@ -11,7 +11,7 @@ import numpy as np
 from bnn_kernels.bits.level_bytes import LevelBytes, as_planes, new_level_bytes
 from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.checks import plain
-from bnn_kernels.model.inputs import as_channels_last, fill_inputs
+from bnn_kernels.model.inputs import as_channels_last, channels_first, fill_inputs
 from bnn_kernels.model.program import OF_A_BYTE, Program, input_register
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.mapped import release_files
@@ -79,8 +79,12 @@ class Executor:
         results = []
         for register, shape in self._program.outputs:
             y = registers[register]
-            y = y.transpose(0, 3, 1, 2) if y.ndim == 4 else y
-            y = y.copy() if own else np.ascontiguousarray(y)
+            if y.ndim == 4 and (own or y.shape[3] > 1):
+                y = channels_first(y)
+            elif y.ndim == 4:
+                y = y.transpose(0, 3, 1, 2)
+            else:
+                y = y.copy() if own else y
             results.append(y.reshape(-1, *shape))
         return results
 

@@ -1,14 +1,17 @@
-"""How the inputs of a model, channels first, get into the order of its registers, channels last."""
+"""How the inputs of a model, channels first, get into the order of its registers, channels last, and outputs back."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from bnn_kernels.compile.jit import jit
+from bnn_kernels.compile.simd import float32x8
 from bnn_kernels.runtime.threads import run_rows
 
 # Pixels whose channels are put side by side at a time: they stay in the cache.
 BLOCK = 256
+# Pixels of an output whose channels are taken apart at a time: few enough for the cache.
+OUT_BLOCK = 64
 
 
 def as_channels_last(x: np.ndarray) -> np.ndarray:
@@ -61,3 +64,36 @@ def fill_inputs(given: Sequence[np.ndarray], inputs: Sequence[np.ndarray]) -> No
             run_rows(_interleave3 if channels == 3 else _interleave, n * blocks, x.size // 4, *arguments)
         else:
             np.copyto(to, as_channels_last(x).reshape(to.shape), casting="same_kind")
+
+
+@jit
+def _deinterleave(x, out, size, first, last):
+    """Rows (n, pixel / 64) of x flat (N, pixels, C) into out flat (N, C, pixels): eight channels at a time."""
+    channels, pixels, blocks = size
+    for row in range(first, last):
+        n = row // blocks
+        start = (row - n * blocks) * OUT_BLOCK
+        count = min(OUT_BLOCK, pixels - start)
+        at = (n * pixels + start) * channels
+        to = n * channels * pixels + start
+        for c in range(0, channels, 8):
+            tall = count - count % 8 if c + 8 <= channels else 0
+            for pixel in range(0, tall, 8):
+                source, target = np.uint64(at + pixel * channels + c), np.uint64(to + c * pixels + pixel)
+                float32x8.transpose(x, source, np.uint64(channels), out, target, np.uint64(pixels))
+            for i in range(c, min(c + 8, channels)):
+                for pixel in range(tall, count):
+                    out[to + i * pixels + pixel] = x[at + pixel * channels + i]
+
+
+def channels_first(y: np.ndarray) -> np.ndarray:
+    """Return a contiguous copy (N, C, H, W) of contiguous float32 or int32 maps (N, H, W, C)."""
+    n, height, width, channels = y.shape
+    if y.dtype.itemsize != 4 or not y.flags.c_contiguous or y.size == 0 or channels == 1:
+        return y.transpose(0, 3, 1, 2).copy()
+    pixels = height * width
+    out = np.empty((n, channels, height, width), y.dtype)
+    blocks = -(-pixels // OUT_BLOCK)
+    flat = y.reshape(-1).view(np.float32), out.reshape(-1).view(np.float32)
+    run_rows(_deinterleave, n * blocks, y.size // 8, *flat, (channels, pixels, blocks))
+    return out

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 
-from bnn_kernels.runtime.recording import do
-from bnn_kernels.runtime.workspace import empty
+from bnn_kernels.ops.matmul import matmul
 from bnn_kernels.steps.base import Spec, Step, need, step
 from bnn_kernels.steps.fields import StepFields
 
@@ -35,11 +34,4 @@ class Matmul(Step):
         return "A32A32"
 
     def run(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        y = empty((*a.shape[:2], *b.shape[2:]), np.float32)
-        do(_multiply, a, b, y)
-        return y
-
-
-def _multiply(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
-    first, second = (np.ascontiguousarray(x.transpose(0, 3, 1, 2)) for x in (a, b))
-    y[...] = np.matmul(first, second).transpose(0, 2, 3, 1)
+        return matmul(a, b)

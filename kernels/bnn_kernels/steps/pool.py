@@ -12,11 +12,12 @@ from bnn_kernels.steps.fields import Bool, StepFields
 
 @dataclass(frozen=True, kw_only=True)
 class PoolFields(StepFields):
-    """Windows (y, x)."""
+    """Windows (y, x); dilation: from one number of a window to the next, 1 if not given."""
 
     kernel: list[int]
     stride: list[int]
     padding: list[int]
+    dilation: list[int] | None = None
 
 
 class Pool(Step):
@@ -27,15 +28,14 @@ class Pool(Step):
 
     def build(self) -> None:
         kernel, padding = self.ints("kernel", 2, 1), self.ints("padding", 2, 0)
+        dilation = (1, 1) if self.fields.dilation is None else self.ints("dilation", 2, 1)
         need(all(2 * p <= k for p, k in zip(padding, kernel, strict=True)), "padding is more than half the window")
-        self.geometry = (*kernel, *self.ints("stride", 2, 1), *padding)
+        self.geometry = (*kernel, *self.ints("stride", 2, 1), *padding, *dilation)
 
     def infer(self, inputs: list[Spec]) -> Spec:
         (x,) = inputs
         need(x.kind == self.kind and len(x.shape) == 3, f"takes a map of {self.kind}, got {x}")
-        g = self.geometry
-        size = pooling.pooled_size(x.shape[1:], g[:2], g[2:4], g[4:])
-        return x._replace(shape=(x.shape[0], *size))
+        return x._replace(shape=(x.shape[0], *pooling.pooled_size(x.shape[1:], self.geometry)))
 
 
 @step
@@ -59,6 +59,10 @@ class AvgPool(Pool):
         op = "avg_pool"
 
     fields: Fields
+
+    def build(self) -> None:
+        super().build()
+        need(self.geometry[6:] == (1, 1), "attribute 'dilation' is for a maximum")
 
     def run(self, x: np.ndarray) -> np.ndarray:
         return pooling.avg_pool(x, self.geometry)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bnn_kernels.ops.gather import gather
 from bnn_kernels.runtime.recording import do
-from bnn_kernels.runtime.workspace import contiguous, empty, zeros
+from bnn_kernels.runtime.workspace import contiguous, empty
 from bnn_kernels.steps.base import Spec, Step, check_shape, need, step
 from bnn_kernels.steps.fields import Int32, StepFields
 
@@ -123,21 +124,6 @@ class Concat(Step):
         return out
 
 
-def _places(index: np.ndarray) -> tuple[slice | np.ndarray, slice | np.ndarray]:
-    """Return (places in the output, places in the input) of an index with -1 for zeros, as slices where possible."""
-    to = np.flatnonzero(index >= 0)
-    return _as_slice(to), _as_slice(index[to])
-
-
-def _as_slice(index: np.ndarray) -> slice | np.ndarray:
-    if len(index) == 0:
-        return slice(0, 0)
-    step = int(index[1] - index[0]) if len(index) > 1 else 1
-    if step > 0 and (np.diff(index) == step).all():
-        return slice(int(index[0]), int(index[-1]) + 1, step)
-    return index
-
-
 @step
 class Select(Step):
     """Gather channels, rows and columns of a map by index; -1 gives zeros.
@@ -158,7 +144,6 @@ class Select(Step):
         self.index = {name: self.tensor(name, (None,)) for name in self.fields.tensors()}
         for name, index in self.index.items():
             need(len(index) > 0 and int(index.min()) >= -1, f"tensor {name!r} must hold numbers from 0 on, or -1")
-        self.places = {name: _places(index) for name, index in self.index.items()}
 
     def infer(self, inputs: list[Spec]) -> Spec:
         (x,) = inputs
@@ -173,24 +158,9 @@ class Select(Step):
         return Spec("float", tuple(shape))
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        # In the order in which maps lie in memory; the batch comes first.
-        names = ("rows", "columns", "channels") if x.ndim == 4 else ("channels",)
-        shape = [len(self.index.get(name, range(extent))) for name, extent in zip(names, x.shape[1:], strict=True)]
-        y = zeros((len(x), *shape), np.float32)
-        do(self._move, x, y, names)
-        return y
-
-    def _move(self, x: np.ndarray, y: np.ndarray, names: tuple[str, ...]) -> None:
-        everywhere = (slice(None), slice(None))
-        to, source = zip(everywhere, *(self.places.get(name, everywhere) for name in names), strict=True)
-        part = x
-        for axis, places in enumerate(source):
-            if not isinstance(places, slice):
-                part = np.take(part, places, axis=axis)
-            else:
-                part = part[(slice(None),) * axis + (places,)]
-        if all(isinstance(places, slice) for places in to):
-            y[to] = part
-        else:
-            grid = [np.arange(y.shape[a])[p] if isinstance(p, slice) else p for a, p in enumerate(to)]
-            y[np.ix_(*grid)] = part
+        maps = x if x.ndim == 4 else x[:, None, None]
+        names = ("rows", "columns", "channels")
+        everything = (np.arange(extent, dtype=np.int32) for extent in maps.shape[1:])
+        index = [self.index.get(name, whole) for name, whole in zip(names, everything, strict=True)]
+        y = gather(maps, *index)
+        return y if x.ndim == 4 else y[:, 0, 0]

@@ -1,4 +1,4 @@
-"""Pooling over windows that are given one by one (adaptive, ceil_mode), and resizing by weighted sums."""
+"""Pooling over windows that are given one by one (adaptive, ceil_mode)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,17 +6,21 @@ from typing import Literal
 import numpy as np
 
 from bnn_kernels.compile.jit import jit
-from bnn_kernels.runtime.recording import do
+from bnn_kernels.ops.pooling import LANES, Sizes, mean_of_window
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
 from bnn_kernels.steps.base import Spec, Step, need, step
-from bnn_kernels.steps.fields import Float32, Int32, StepFields
+from bnn_kernels.steps.fields import Int32, StepFields
 
 
 @jit
-def _max_of_windows(x, rows, columns, out, first, last):
-    """out (N, Ho, Wo, C) = maximum of x (N, H, W, C) over rows[oy, 0] .. rows[oy, 1] - 1, columns alike."""
+def _max_of_windows(x, rows, columns, steps, out, first, last):
+    """out (N, Ho, Wo, C) = maximum of x (N, H, W, C) over rows[oy, 0] .. rows[oy, 1] - 1, columns alike.
+
+    steps: from one row, and column, of a window to the next.
+    """
     channels = x.shape[3]
+    down, right = steps
     for row in range(first, last):
         n = row // out.shape[1]
         oy = row - n * out.shape[1]
@@ -25,8 +29,8 @@ def _max_of_windows(x, rows, columns, out, first, last):
             x0, x1 = columns[ox, 0], columns[ox, 1]
             for c in range(channels):
                 out[n, oy, ox, c] = x[n, y0, x0, c]
-            for iy in range(y0, y1):
-                for ix in range(x0, x1):
+            for iy in range(y0, y1, down):
+                for ix in range(x0, x1, right):
                     for c in range(channels):
                         value = x[n, iy, ix, c]
                         # A NaN wins, as in PyTorch.
@@ -35,22 +39,17 @@ def _max_of_windows(x, rows, columns, out, first, last):
 
 
 @jit
-def _mean_of_windows(x, rows, columns, row_sizes, column_sizes, out, first, last):
-    """The same with the sum, divided by row_sizes[oy] * column_sizes[ox]."""
-    channels = x.shape[3]
+def _mean_of_windows(x, rows, columns, row_sizes, column_sizes, out, size, first, last):
+    """out flat = sums over the same windows of x flat, divided by row_sizes[oy] * column_sizes[ox]; `Sizes`."""
+    size = Sizes(*size)
     for row in range(first, last):
-        n = row // out.shape[1]
-        oy = row - n * out.shape[1]
-        for ox in range(out.shape[2]):
-            for c in range(channels):
-                out[n, oy, ox, c] = 0
-            for iy in range(rows[oy, 0], rows[oy, 1]):
-                for ix in range(columns[ox, 0], columns[ox, 1]):
-                    for c in range(channels):
-                        out[n, oy, ox, c] += x[n, iy, ix, c]
-            size = np.float32(row_sizes[oy]) * np.float32(column_sizes[ox])
-            for c in range(channels):
-                out[n, oy, ox, c] /= size
+        n = row // size.out_height
+        oy = row - n * size.out_height
+        for ox in range(size.out_width):
+            at = ((n * size.height + rows[oy, 0]) * size.width + columns[ox, 0]) * size.channels
+            window = (rows[oy, 1] - rows[oy, 0], columns[ox, 1] - columns[ox, 0])
+            count = np.float32(row_sizes[oy]) * np.float32(column_sizes[ox])
+            mean_of_window(x, at, window, size, count, out, (row * size.out_width + ox) * size.channels)
 
 
 @step
@@ -58,7 +57,8 @@ class WindowPool(Step):
     """Maximum or mean over windows that are given one by one: ceil_mode, adaptive pooling to sizes that do not divide.
 
     rows int32 (Ho, 2), columns int32 (Wo, 2): first and one past the last of each window, inside the map. A mean is
-    divided by row_sizes[y] * column_sizes[x], int32 (Ho,) and (Wo,): what the window counts, pads among it.
+    divided by row_sizes[y] * column_sizes[x], int32 (Ho,) and (Wo,): what the window counts, pads among it. dilation
+    (y, x): of a maximum, from one number of a window to the next.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,7 @@ class WindowPool(Step):
         columns: Int32
         row_sizes: Int32 | None = None
         column_sizes: Int32 | None = None
+        dilation: list[int] | None = None
 
     fields: Fields
 
@@ -78,6 +79,8 @@ class WindowPool(Step):
         self.columns = self._windows("columns")
         names = self.fields.tensors().keys() - {"rows", "columns"}
         need(self.kind == "avg" or not names, f"tensors {sorted(names)} are for a mean")
+        self.steps = (1, 1) if self.fields.dilation is None else self.ints("dilation", 2, 1)
+        need(self.kind == "max" or self.steps == (1, 1), "attribute 'dilation' is for a maximum")
         if self.kind == "avg":
             self.sizes = self._sizes("row_sizes", len(self.rows)), self._sizes("column_sizes", len(self.columns))
 
@@ -102,45 +105,11 @@ class WindowPool(Step):
 
     def run(self, x: np.ndarray) -> np.ndarray:
         out = empty((len(x), len(self.rows), len(self.columns), x.shape[3]), np.float32)
+        shares, windows = len(x) * len(self.rows), (self.rows, self.columns)
         if self.kind == "max":
-            run_rows(_max_of_windows, len(x) * len(self.rows), x.size, x, self.rows, self.columns, out)
+            run_rows(_max_of_windows, shares, x.size, x, *windows, self.steps, out)
         else:
-            sizes = self.sizes
-            run_rows(_mean_of_windows, len(x) * len(self.rows), x.size, x, self.rows, self.columns, *sizes, out)
+            size = (*x.shape[1:], *out.shape[1:3])
+            flat = x.reshape(-1), *windows, *self.sizes, out.reshape(-1), size
+            run_rows(_mean_of_windows, shares, x.size // LANES, *flat)
         return out
-
-
-@step
-class Resample(Step):
-    """Each row of the output is a weighted sum of rows, and each column of columns: bilinear and bicubic resizing.
-
-    rows float32 (Ho, H), columns float32 (Wo, W): the weights.
-    """
-
-    @dataclass(frozen=True, kw_only=True)
-    class Fields(StepFields):
-        op = "resample"
-        rows: Float32
-        columns: Float32
-
-    fields: Fields
-
-    def build(self) -> None:
-        self.rows = self.tensor("rows", (None, None))
-        self.columns = self.tensor("columns", (None, None))
-        need(0 not in self.rows.shape and 0 not in self.columns.shape, "tensors 'rows' and 'columns' must not be empty")
-
-    def infer(self, inputs: list[Spec]) -> Spec:
-        (x,) = inputs
-        need(x.kind == "float" and len(x.shape) == 3, f"takes a float map, got {x}")
-        extent = (self.rows.shape[1], self.columns.shape[1])
-        need(x.shape[1:] == extent, f"takes a map of {extent[0]}x{extent[1]}, got {x.shape[1]}x{x.shape[2]}")
-        return Spec("float", (x.shape[0], len(self.rows), len(self.columns)))
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        n, height, width, channels = x.shape
-        tall = empty((n, len(self.rows), width * channels), np.float32)
-        do(np.matmul, self.rows, x.reshape(n, height, width * channels), tall)
-        wide = empty((n, len(self.rows), len(self.columns), channels), np.float32)
-        do(np.matmul, self.columns, tall.reshape(n, len(self.rows), width, channels), wide)
-        return wide

@@ -78,6 +78,12 @@ def add(typing, a, b):
 
 
 @intrinsic
+def subtract(typing, a, b):
+    """a - b."""
+    return float32x16(float32x16, float32x16), lambda context, builder, signature, args: builder.fsub(*args)
+
+
+@intrinsic
 def multiply(typing, a, b):
     """a * b."""
     return float32x16(float32x16, float32x16), lambda context, builder, signature, args: builder.fmul(*args)
