@@ -27,6 +27,7 @@ from bnn.converter.graph.values import (
 )
 from bnn.converter.off_batch import by_parts
 from bnn.converter.recognize.pointwise import Pointwise
+from bnn.converter.recognize.whole import ends, is_whole
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules, why_no_rule
 from bnn.converter.sources import levels_at
 from bnn.quantizers.base import Quantizer
@@ -45,6 +46,14 @@ def _holds_pixels(value: Value) -> bool:
     while isinstance(value, Moved):
         value = value.inputs[0]
     return isinstance(value, Input) and value.pixels
+
+
+def _fits(value: Value, dtype: torch.dtype) -> bool:
+    """Whether an integer type holds all numbers of a value."""
+    if dtype.is_floating_point or dtype.is_complex or not is_whole(value):
+        return False
+    low, high = ends(value)
+    return torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max
 
 
 def _is_embedding(value: Value) -> bool:
@@ -195,7 +204,7 @@ class Lowering:
                 build.fail(f"its rule gives {shapes}: correct the rule")
             # Integers that are inputs have a refusal of their own.
             exact = self.of_integers or real.dtype in (torch.float32, torch.float64, torch.bool) or _holds_pixels(value)
-            if not isinstance(value, Refused) and not exact:
+            if not isinstance(value, Refused) and not exact and not _fits(value, real.dtype):
                 build.fail(
                     f"gives {str(real.dtype).removeprefix('torch.')}, but packed networks compute in float32 and round "
                     "nothing to fewer digits: leave the cast out in evaluation, and autocast out of forward"

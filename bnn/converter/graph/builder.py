@@ -1,5 +1,6 @@
 """What conversion rules build values with."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -66,6 +67,19 @@ class ConvSides(TypedDict):
     padding: list[int]
     dilation: list[int]
     groups: int
+
+
+def _of_images(method: Callable[..., Value]) -> Callable[..., Value]:
+    """Let a method take a value of one number an image, (N,), as one of a channel."""
+
+    @functools.wraps(method)
+    def with_channel(self: "Builder", x: Value, *args: Any, **kwargs: Any) -> Value:
+        if x.shape:
+            return method(self, x, *args, **kwargs)
+        made: Value = self.move(method(self, self.move(x, lambda p: p[:, None]), *args, **kwargs), lambda p: p[:, 0])
+        return made
+
+    return with_channel
 
 
 def _bias(bias: Tensor | None) -> np.ndarray | None:
@@ -174,6 +188,7 @@ class Builder:
         value = value.permute(1, 2, 0) if value.ndim == 3 else value
         return self.step(x, x.shape, ByPlace.Fields(kind=kind, value=to_numpy(value)))
 
+    @_of_images
     def affine(
         self, x: Value, scale: Any = None, shift: Any = None, function: Function | None = None, is_norm: bool = False
     ) -> Value:
@@ -223,6 +238,7 @@ class Builder:
 
         return compute
 
+    @_of_images
     def clamp(self, x: Value, low: float = -math.inf, high: float = math.inf) -> Value:
         """Return min(max(x, low), high): ReLU, ReLU6, hardtanh."""
         low, high = float(low), float(high)
@@ -234,6 +250,7 @@ class Builder:
             x.shape, (x,), function=lambda y: y.clamp(low, high), form=Clamp(low, high), uniform=True, monotone=True
         )
 
+    @_of_images
     def bend(self, x: Value, slope: Any, pre: Any = None, post: Any = None, function: Function | None = None) -> Value:
         """Return y = x - pre, times slope where y is negative, + post: LeakyReLU, PReLU, RPReLU."""
         if is_permuted(x) and function is pre is post is None and torch.as_tensor(slope).numel() == 1:
@@ -254,6 +271,7 @@ class Builder:
             uniform=uniform, monotone=bool((s >= 0).all()),
         )  # fmt: skip
 
+    @_of_images
     def curve(self, x: Value, kind: str, function: Function, monotone: bool) -> Value:
         """Return a function that the kernels know by name: sigmoid, tanh, hard_sigmoid, silu, hard_swish."""
         if is_permuted(x):
@@ -264,12 +282,6 @@ class Builder:
 
     def add(self, a: Value, b: Value) -> Value:
         """Return a + b; sides of 1 are stretched."""
-        if is_permuted(a) and isinstance(b, Moved) and np.array_equal(a.index, b.index):
-            inner = a.inputs[0], b.inputs[0]
-            if inner[0].shape == inner[1].shape:
-                return move_alike(a, self.add(*inner))
-        if a.shape == b.shape:
-            return Add(a.shape, (a, b))
         return self._combine("add", a, b)
 
     def multiply(self, a: Value, b: Value) -> Value:
@@ -289,6 +301,13 @@ class Builder:
             inner = a.inputs[0], b.inputs[0]
             if inner[0].shape == inner[1].shape:
                 return move_alike(a, self._combine(kind, *inner))
+        if not a.shape and not b.shape:  # one number an image
+            made: Value = self.move(
+                self._combine(kind, *(self.move(x, lambda p: p[:, None]) for x in (a, b))), lambda p: p[:, 0]
+            )
+            return made
+        if kind == "add" and a.shape == b.shape:
+            return Add(a.shape, (a, b))
         if len(a.shape) != len(b.shape):
             self.fail(f"{kind} of {('N', *a.shape)} and {('N', *b.shape)}: reshape one of them to the other's rank")
         shape = tuple(max(m, n) for m, n in zip(a.shape, b.shape, strict=True))

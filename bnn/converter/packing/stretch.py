@@ -74,7 +74,10 @@ class Stretch:
     @cached_property
     def on_floats(self) -> Thresholds:
         """The levels as float32 thresholds on the value."""
-        return Thresholds(*float_thresholds(self.level, self.channels, LARGEST_FLOAT, self.table), self.table)
+        alike = all(part.uniform for part in (self.levels, *self.path) if isinstance(part, Levels | Channelwise))
+        t, flip = float_thresholds(self.level, 1 if alike else self.channels, LARGEST_FLOAT, self.table)
+        flip = np.broadcast_to(flip, self.channels).copy()
+        return Thresholds(np.broadcast_to(t, (len(t), self.channels)).copy(), flip, self.table)
 
     def on_integers(self, output: Callable[[Tensor], Tensor], largest: int) -> Thresholds:
         """Return int32 thresholds on the sums from which `output` makes the value."""

@@ -5,6 +5,8 @@ it is, the function is asked for its values at floats of every size, and between
 the middle, until they are neighbours.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,13 +24,17 @@ from bnn.planes import (
     ternary_bits,
     twos_complement,
 )
-from bnn.quantizers.base import Quantizer
+from bnn.quantizers.base import Quantizer, Uniform
 
 MOST_LEVELS = 256
 # Values closer than this share of the largest are one: x - y + y is x but for rounding.
 ROUNDING = 1e-5
 # Where sums of such values are still told from rounding.
 LARGEST_CANCELLED = 2.0**20
+
+# Floats on either side of a spacing that are tried as the factor of a rounding.
+_NEAR = 64
+_INFINITE = 0x7F800000
 
 Function = Callable[[Tensor], Tensor]
 
@@ -107,6 +113,27 @@ class Steps(Quantizer):
 
     def extra_repr(self) -> str:
         return f"{len(self.levels)} values from {self.first:.3g}"
+
+    @functools.cached_property
+    def uniform(self) -> Uniform | None:
+        """Rounding, if a factor gives the levels on both sides of every start."""
+        top, zero = len(self.levels) - 1, round(self.first / self.spacing)
+        if top < 2 or int(self.levels[-1]) != top:
+            return None
+        low = zero if abs(self.first - zero * self.spacing) <= ROUNDING * self.spacing * top else 0
+        wanted = torch.arange(low, low + top + 1.0)
+        period = float(self.starts[-1].double() - self.starts[0].double()) / (top - 1)
+        below = torch.nextafter(self.starts, torch.tensor(-math.inf))
+        for divides, factor in ((True, period), (False, 1 / period)):
+            place = int(torch.tensor(factor, dtype=torch.float32).view(torch.int32))
+            near = place + torch.arange(-_NEAR, _NEAR + 1, dtype=torch.int32)
+            factors = near[(near > 0) & (near < _INFINITE)].view(torch.float32)[:, None]
+            made = [x / factors if divides else x * factors for x in (self.starts, below)]
+            rounded = [y.clamp(low, low + top).round() for y in made]
+            right = (rounded[0] == wanted[1:]).all(1) & (rounded[1] == wanted[:-1]).all(1)
+            if bool(right.any()):
+                return Uniform(float(factors[right][len(factors[right]) // 2]), divides, low, low + top)
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.planes(x).value().to(x.dtype)

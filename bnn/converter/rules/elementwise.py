@@ -3,12 +3,14 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bnn.converter.graph.builder import Builder
-from bnn.converter.graph.values import Add, Affine, Channelwise, Curve, Unpacked, Value
+from bnn.converter.graph.values import Add, Affine, Channelwise, Curve, Moved, Value
+from bnn.converter.recognize.whole import is_whole
 from bnn.converter.registry import register_rule
 from bnn.layers.rprelu import RPReLU
 
@@ -27,10 +29,10 @@ def dropout(build: Builder, x: Value, p: float, train: bool) -> Value:
 
 @register_rule(aten._to_copy)
 def cast(build: Builder, x: Value, dtype: Any = None, **options: Any) -> Value:
-    """A cast to a float type, of a network that was made float32."""
-    if dtype is not None and not dtype.is_floating_point:
-        build.fail("a cast to integers cannot be converted")
-    return x  # the converter refuses results of other types than float32 and float64
+    """A cast: floats to floats, of a network that was made float32, or to integers that are known to fit."""
+    if dtype is None or dtype.is_floating_point or is_whole(x):
+        return x  # the converter refuses what does not hold the numbers
+    return build.curve(x, "trunc", torch.trunc, monotone=True)
 
 
 # -- batch norm -------------------------------------------------------------------------------------------------------
@@ -79,8 +81,11 @@ def hardtanh(build: Builder, x: Value, low: float = -1.0, high: float = 1.0) -> 
 
 @register_rule(aten.clamp, aten.clamp_min)
 def clamp(build: Builder, x: Any, min: Any = None, max: Any = None) -> Value:
-    """min(max(x, low), high) with numbers, or tensors of one number."""
-    if any(isinstance(end, Value) or (isinstance(end, Tensor) and end.numel() != 1) for end in (min, max)):
+    """min(max(x, low), high) with numbers, tensors of one number or values."""
+    if not isinstance(x, Value) or any(isinstance(end, Value) for end in (min, max)):
+        x = x if min is None else _extreme(build, x, min, "maximum")
+        return x if max is None else _extreme(build, x, max, "minimum")
+    if any(isinstance(end, Tensor) and end.numel() != 1 for end in (min, max)):
         build.fail("clamp can be converted with numbers for ends, not with tensors")
     return build.clamp(x, -math.inf if min is None else float(min), math.inf if max is None else float(max))
 
@@ -119,6 +124,12 @@ _CURVES: tuple[tuple[str, Any, Any, bool], ...] = (
     ("mish", aten.mish, F.mish, False),
     ("abs", aten.abs, torch.abs, False),
     ("exp", aten.exp, torch.exp, False),
+    ("sqrt", aten.sqrt, torch.sqrt, False),
+    ("rsqrt", aten.rsqrt, torch.rsqrt, False),
+    ("reciprocal", aten.reciprocal, torch.reciprocal, False),
+    ("floor", aten.floor, torch.floor, True),
+    ("ceil", aten.ceil, torch.ceil, True),
+    ("trunc", aten.trunc, torch.trunc, True),
 )
 
 
@@ -133,17 +144,22 @@ for _curve in _CURVES:
 
 
 def _estimated(a: Value, b: Value) -> Value | None:
-    """Return the quantized value q of a = q - b and b, as straight-through estimators write it; else None.
+    """Return the value q of a = q - b and b, as straight-through estimators write it; else None.
 
     PyTorch's q - b + b is q but for rounding.
     """
-    if not isinstance(a, Add) or not isinstance(a.inputs[0], Unpacked):
+    if not isinstance(a, Add):
         return None
-    negative = a.inputs[1]
-    form = negative.form if isinstance(negative, Channelwise) else None
-    if not isinstance(form, Affine) or form.shift is not None or form.scale is None or negative.inputs != (b,):
-        return None
-    return a.inputs[0] if bool((form.scale == -1).all()) else None
+    return next((q for q, other in (a.inputs, a.inputs[::-1]) if _is_negative(other, b)), None)
+
+
+def _is_negative(a: Value, b: Value) -> bool:
+    """Whether a is -b."""
+    if isinstance(a, Moved) and isinstance(b, Moved) and np.array_equal(a.index, b.index):
+        return _is_negative(a.inputs[0], b.inputs[0])
+    if not isinstance(a, Channelwise) or a.inputs != (b,) or not isinstance(a.form, Affine):
+        return False
+    return a.form.shift is None and a.form.scale is not None and bool((a.form.scale == -1).all())
 
 
 @register_rule(aten.gelu)
@@ -178,26 +194,26 @@ def add(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
     if isinstance(a, Value) and isinstance(b, Value):
         estimated = (_estimated(a, b) or _estimated(b, a)) if alpha == 1 else None
         return estimated or build.add(a, b if alpha == 1 else build.affine(b, scale=alpha))
-    if isinstance(a, Value):
-        return build.affine(a, shift=build.aligned(a, b * alpha))
-    return build.affine(b if alpha == 1 else build.affine(b, scale=alpha), shift=build.aligned(b, a))
+    value, constant = (a, b * alpha) if isinstance(a, Value) else (build.affine(b, scale=alpha) if alpha != 1 else b, a)
+    aligned = build.aligned(value, constant)
+    return build.affine(value, shift=aligned) if bool(aligned.any()) else value
 
 
 @register_rule(aten.sub)
-def subtract(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
+def subtract(build: Builder, a: Any, b: Any, alpha: float = 1) -> Any:
     """a - alpha * b."""
     if not isinstance(b, Value):
         return build.affine(a, shift=build.aligned(a, -(b * alpha)))
+    if a is b and alpha == 1:
+        return torch.zeros(2, *b.shape)
     if isinstance(a, Add) and alpha == 1 and b in a.inputs:  # q + y - y
-        other = a.inputs[1 - a.inputs.index(b)]
-        if isinstance(other, Unpacked):
-            return other
+        return a.inputs[1 - a.inputs.index(b)]
     negative = build.affine(b, scale=-alpha)
     return build.add(a, negative) if isinstance(a, Value) else build.affine(negative, shift=build.aligned(b, a))
 
 
 @register_rule(aten.rsub)
-def subtract_from(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
+def subtract_from(build: Builder, a: Any, b: Any, alpha: float = 1) -> Any:
     """b - alpha * a."""
     return subtract(build, b, a, alpha)
 
@@ -223,7 +239,7 @@ def divide(build: Builder, a: Any, b: Any, rounding_mode: str | None = None) -> 
             return build.curve(a, "softsign", F.softsign, monotone=True)
         return build.divide(a, b)
     if isinstance(b, Value):
-        build.fail("a constant divided by something that depends on the input cannot be converted")
+        return multiply(build, build.curve(b, "reciprocal", torch.reciprocal, monotone=False), a)
     divisor = build.aligned(a, b).to(torch.float64)
     if (divisor == 0).any():
         build.fail("a division by zero")
@@ -247,12 +263,6 @@ def _is_one_and_size(b: Value, a: Value) -> bool:
     return isinstance(size, Channelwise) and size.form == Curve("abs") and size.inputs == (a,)
 
 
-@register_rule(aten.reciprocal)
-def reciprocal(build: Builder, x: Value) -> Value:
-    """1 / x."""
-    build.fail("a constant divided by something that depends on the input cannot be converted")
-
-
 @register_rule(aten.maximum)
 def maximum(build: Builder, a: Any, b: Any) -> Value:
     """The larger of two values."""
@@ -269,18 +279,30 @@ def _extreme(build: Builder, a: Any, b: Any, kind: str) -> Value:
     if isinstance(a, Value) and isinstance(b, Value):
         return build.extreme(a, b, kind)
     value, constant = (a, b) if isinstance(a, Value) else (b, a)
-    if constant.numel() != 1:
+    if isinstance(constant, Tensor) and constant.numel() != 1:
         build.fail(f"{kind} with a constant that is not one number cannot be converted")
     end = float(constant)
     return build.clamp(value, end) if kind == "maximum" else build.clamp(value, high=end)
 
 
+@register_rule(aten.round)
+def round_to_even(build: Builder, x: Value, decimals: int = 0) -> Value:
+    """The nearest whole number, halves to even."""
+    if decimals:
+        build.fail(f"rounding can be converted to whole numbers alone, got decimals={decimals}")
+    return build.curve(x, "round", torch.round, monotone=True)
+
+
+_POWERS = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
+
+
 @register_rule(aten.pow)
 def power(build: Builder, x: Any, exponent: Any) -> Value:
-    """x * x."""
-    if not isinstance(x, Value) or not isinstance(exponent, int | float) or exponent != 2:
-        build.fail("a power can be converted with exponent 2 alone")
-    return build.curve(x, "square", torch.square, monotone=False)
+    """A power that is a function with a name of its own."""
+    kind = _POWERS.get(exponent) if isinstance(exponent, int | float) else None
+    if not isinstance(x, Value) or kind is None:
+        build.fail(f"a power can be converted with exponents {', '.join(map(str, _POWERS))} alone, got {exponent}")
+    return build.curve(x, kind, getattr(torch, kind), monotone=False)
 
 
 @register_rule(aten.neg)

@@ -1,16 +1,17 @@
 """Rules of layers with float weights, among them those whose weights the network has binarized itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from bnn_kernels.steps.embedding import Embedding
 from torch import Tensor
 
-from bnn.converter.graph.builder import Builder
+from bnn.converter.graph.builder import Builder, ConvSides
 from bnn.converter.graph.values import Input, Padding, Unpacked, Value
 from bnn.converter.recognize.few_values import few_values
 from bnn.converter.recognize.moved_levels import bits_of
+from bnn.converter.recognize.scaled import Link, Scaled, scaled_levels
 from bnn.converter.registry import register_rule
 from bnn.converter.rules.quantized import Weight, binary_layer, float_layer, stored_weight, weight_terms
 from bnn.layers import QuantEmbedding
@@ -69,18 +70,68 @@ def _conv(
     build: Builder, x: Value, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Value:
     found = few_values(weight)
-    if found is not None and x.padded is not None and not any(build.sides(x, padding, 0)):
+    if found is None:
+        return build.float_conv(x, weight, bias, stride, padding, dilation, groups)
+    if x.padded is not None and not any(build.sides(x, padding, 0)):
         y = _padded_conv(build, x.padded, found.terms, weight, bias, stride, dilation, groups)
         if y is not None:
             return y
-    x = x if found is None else bits_of(build, x)
-    bits = found is not None and isinstance(x, Unpacked)
-    if found is None:
-        return build.float_conv(x, weight, bias, stride, padding, dilation, groups)
     sides, shape = build.conv_sides(x, weight.shape, stride, padding, dilation, groups)
-    if not bits:
-        return float_layer(x, found.terms, bias, sides, shape)
-    return binary_layer(build, x.inputs[0], found.terms, bias, sides, shape, in_floats=True)
+
+    def of_ones() -> Tensor:
+        operator = torch.nn.functional.conv2d if weight.ndim == 4 else torch.nn.functional.conv1d
+        return operator(torch.ones(1, *x.shape), weight, None, stride, padding, dilation, groups)
+
+    return _of_few_values(build, x, found.terms, bias, sides, shape, of_ones)
+
+
+def _of_few_values(
+    build: Builder, x: Value, terms: tuple[Term, ...], bias: Tensor | None, sides: ConvSides | None,
+    shape: tuple[int, ...], of_ones: Callable[[], Tensor],
+) -> Value:  # fmt: skip
+    """Return the product of a weight's terms and floats, or levels, perhaps scaled by what follows the input.
+
+    of_ones: what the weight makes of ones, (1, *shape).
+    """
+    scaled = scaled_levels(build, x)
+    if scaled is None or not _can_follow(scaled, sides):
+        return float_layer(x, terms, bias, sides, shape)
+    levels = scaled.levels.inputs[0]
+    if not scaled.links:
+        return binary_layer(build, levels, terms, bias, sides, shape, in_floats=True)
+    y = _following(build, binary_layer(build, levels, terms, None, sides, shape, in_floats=True), scaled, of_ones)
+    return y if bias is None else build.affine(y, shift=bias)
+
+
+def _can_follow(scaled: Scaled, sides: ConvSides | None) -> bool:
+    """Whether what levels are scaled and shifted by is the same in all numbers that each sum goes over."""
+    one_place = sides is None or (sides["shape"][2:] == [1, 1] == sides["stride"] and not any(sides["padding"]))
+    return all(by.shape[0] == 1 and (one_place or set(by.shape) == {1}) for by in scaled.operands)
+
+
+def _following(build: Builder, y: Value, scaled: Scaled, of_ones: Callable[[], Tensor]) -> Value:
+    """Return a layer's product of levels, scaled and shifted as they are.
+
+    of_ones: what its weight makes of ones, (1, *y.shape).
+    """
+    shift: Value | None = None
+    for link in scaled.links:
+        if link.kind == "add":
+            assert isinstance(link.by, Value)
+            shift = link.by if shift is None else build.add(shift, link.by)
+        else:
+            y = _times(build, y, link)
+            shift = None if shift is None else _times(build, shift, link)
+    if shift is None:
+        return y
+    spread = build.move(shift, lambda p: p.expand(2, *y.shape))
+    return build.add(y, build.affine(spread, scale=build.aligned(spread, of_ones())))
+
+
+def _times(build: Builder, y: Value, link: Link) -> Value:
+    if not isinstance(link.by, Value):
+        return build.affine(y, scale=link.by)
+    return build.multiply(y, link.by) if link.kind == "multiply" else build.divide(y, link.by)
 
 
 def _padded_conv(
@@ -108,13 +159,9 @@ def linear_of(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> 
         filters = weight.reshape(*weight.shape, *[1] * (len(x.shape) - 1))
         return build.channels_last(_conv(build, build.channels_first(x), filters, bias, 1, 0, 1, 1))
     found = few_values(weight)
-    x = x if found is None else bits_of(build, x)
-    shape = (len(weight),)
-    if found is not None and isinstance(x, Unpacked):
-        return binary_layer(build, x.inputs[0], found.terms, bias, None, shape, in_floats=True)
-    if found is not None:
-        return float_layer(x, found.terms, bias, None, shape)
-    return build.float_linear(x, weight, bias)
+    if found is None:
+        return build.float_linear(x, weight, bias)
+    return _of_few_values(build, x, found.terms, bias, None, (len(weight),), lambda: weight.sum(1)[None])
 
 
 def same_padding(build: Builder, kernel: Sequence[int], dilation: Any) -> list[int]:

@@ -151,11 +151,22 @@ def adaptive_max_pool(build: Builder, x: Value, size: Any) -> Any:
     return _and_places(build, _adaptive(build, x, size, "max"))
 
 
+def _axes(build: Builder, x: Value, dim: Any) -> list[int]:
+    """Return the axes of a reduction, rising; none given are all of them."""
+    rank = len(x.shape) + 1
+    axes = sorted(a % rank for a in ([dim] if isinstance(dim, int) else list(dim or range(rank))))
+    if 0 in axes:
+        others = ", ".join(map(str, range(1, rank)))
+        build.fail(
+            f"a reduction over axes {dim or axes} goes over the batch, so that what comes of an image depends on the "
+            f"others; reduce each image by itself, over dim=({others},) with keepdim=True"
+        )
+    return axes
+
+
 def _over_axes(build: Builder, x: Value, kind: str, dim: Any, keepdim: bool) -> Value:
     rank = len(x.shape) + 1
-    axes = sorted(a % rank for a in ([dim] if isinstance(dim, int) else list(dim if dim is not None else range(rank))))
-    if 0 in axes:
-        build.fail(f"a reduction over axes {dim} cannot be converted: it goes over the batch")
+    axes = _axes(build, x, dim)
     kept = [axis for axis in range(1, rank) if axis not in axes]
     shape = [1 if axis in axes else side for axis, side in enumerate(x.shape, 1) if keepdim or axis not in axes]
     if axes != list(range(2, rank)):
@@ -192,3 +203,95 @@ def mean(build: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype
 def amax(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     """Maximum over any axes but the batch's."""
     return _over_axes(build, x, "max", dim, keepdim)
+
+
+@register_rule(aten.max.default)
+def largest(build: Builder, x: Value) -> Value:
+    """The maximum of all images, which is refused."""
+    return _over_axes(build, x, "max", None, False)
+
+
+@register_rule(aten.amin)
+def amin(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    """Minimum over any axes but the batch's."""
+    return build.affine(_over_axes(build, build.affine(x, scale=-1.0), "max", dim, keepdim), scale=-1.0)
+
+
+@register_rule(aten.min.default)
+def smallest(build: Builder, x: Value) -> Value:
+    """The minimum of all images, which is refused."""
+    return amin(build, x)
+
+
+@register_rule(aten.min.dim)
+def minimum(build: Builder, x: Value, dim: int, keepdim: bool = False) -> Any:
+    """Minimum over an axis, of which the places cannot be converted."""
+    return _and_places(build, amin(build, x, dim, keepdim))
+
+
+@register_rule(aten.aminmax)
+def both_ends(build: Builder, x: Value, *, dim: Any = None, keepdim: bool = False) -> Any:
+    """Minimum and maximum over an axis."""
+    return amin(build, x, dim, keepdim), amax(build, x, dim, keepdim)
+
+
+# -- spread and size --------------------------------------------------------------------------------------------------
+
+
+def _spread(build: Builder, x: Value, dim: Any, correction: Any, keepdim: bool) -> tuple[Value, Value]:
+    """Return variance and mean over axes; correction: what the count is reduced by, 1 if None."""
+    axes = _axes(build, x, dim)
+    count = math.prod(x.shape[axis - 1] for axis in axes)
+    left = count - (1 if correction is None else correction)
+    if left <= 0:
+        build.fail(f"the variance of {count} numbers with correction {correction} is no number")
+    middle = _over_axes(build, x, "avg", axes, True)
+    apart = build.add(x, build.affine(middle, scale=-1.0))
+    squares = build.curve(apart, "square", torch.square, monotone=False)
+    var = build.affine(_over_axes(build, squares, "avg", axes, keepdim), scale=count / left)
+    return var, build.move(middle, lambda p: p.reshape(2, *var.shape))
+
+
+@register_rule(aten.var.correction)
+def variance(build: Builder, x: Value, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Value:
+    """Variance over any axes but the batch's."""
+    return _spread(build, x, dim, correction, keepdim)[0]
+
+
+@register_rule(aten.std.correction)
+def deviation(build: Builder, x: Value, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Value:
+    """Standard deviation over any axes but the batch's."""
+    return build.curve(_spread(build, x, dim, correction, keepdim)[0], "sqrt", torch.sqrt, monotone=False)
+
+
+@register_rule(aten.var_mean.correction)
+def variance_and_mean(
+    build: Builder, x: Value, dim: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> Any:
+    """Variance and mean over any axes but the batch's."""
+    return _spread(build, x, dim, correction, keepdim)
+
+
+@register_rule(aten.std_mean.correction)
+def deviation_and_mean(
+    build: Builder, x: Value, dim: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> Any:
+    """Standard deviation and mean over any axes but the batch's."""
+    var, middle = _spread(build, x, dim, correction, keepdim)
+    return build.curve(var, "sqrt", torch.sqrt, monotone=False), middle
+
+
+@register_rule(aten.linalg_vector_norm)
+def vector_norm(
+    build: Builder, x: Value, order: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Value:
+    """Sum of sizes, root of the sum of squares, or largest size, over any axes but the batch's."""
+    sizes = build.curve(x, "abs", torch.abs, monotone=False)
+    if order == math.inf:
+        return _over_axes(build, sizes, "max", dim, keepdim)
+    if order == 1:
+        return _over_axes(build, sizes, "sum", dim, keepdim)
+    if order != 2:
+        build.fail(f"a norm can be converted of order 1, 2 and infinity, got {order}")
+    squares = build.curve(x, "square", torch.square, monotone=False)
+    return build.curve(_over_axes(build, squares, "sum", dim, keepdim), "sqrt", torch.sqrt, monotone=False)

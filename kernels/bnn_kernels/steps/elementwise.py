@@ -101,6 +101,13 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "abs": np.abs,
     "exp": np.exp,
     "square": np.square,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "reciprocal": lambda x: 1 / x,
+    "round": np.rint,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "trunc": np.trunc,
 }
 
 
@@ -130,7 +137,7 @@ class Activation(Step):
         return y
 
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):  # infinite, as in PyTorch
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # infinite, as in PyTorch
             y[...] = self.function(x)
 
 
