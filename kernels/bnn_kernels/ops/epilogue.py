@@ -149,7 +149,7 @@ class Epilogue:
         }
         rows = {name: row for part, named in given.items() if self.parts & part for name, row in named.items()}
         rounding = (0, 0, 0) if levels is None else (levels.factor, levels.low, levels.high)
-        self._lanes = lanes_of(self.channels)
+        self._lanes = lanes_of.py_func(self.channels)
         self.table = np.zeros(SAME + len(rows) * self._lanes, np.float32)
         self.table[:SAME] = np.repeat(np.array((self.low, self.high, *rounding), np.float32), LANES)
         for i, (name, (value, default)) in enumerate(rows.items()):
