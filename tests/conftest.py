@@ -1,5 +1,49 @@
-"""What holds for all tests: kernels are chosen by the costs built in, not by a file that somebody measured here."""
+"""What holds for all tests: kernels take the costs built in, and of many cases only some are quick.
 
+`@pytest.mark.quick_cases(n)` on a parametrized test: n of its cases run in the quick suite, the others are slow. Those
+are taken that bring the most values of parameters which no case before had, so few cases show most values.
+"""
+
+import hashlib
 import os
+from itertools import groupby
 
-os.environ["BNN_KERNELS_COSTS"] = "built-in"
+import pytest
+
+os.environ["BNN_KERNELS_COSTS"] = "built-in"  # not those of a file that somebody measured here
+
+
+def quick_cases(names, count):
+    """Return the names of the quick cases among these, `count` at most; the same whatever their order.
+
+    >>> quick_cases(["f[a-1]", "f[a-2]", "f[b-1]", "f[b-2]"], 2) in ({"f[a-1]", "f[b-2]"}, {"f[a-2]", "f[b-1]"})
+    True
+    """
+    # By hash: what stands in a row is alike.
+    left = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    chosen, seen = set(), set()
+    while left and len(chosen) < count:
+        best = max(left, key=lambda name: len(_values(name) - seen))
+        left.remove(best)
+        chosen.add(best)
+        seen |= _values(best)
+    return chosen
+
+
+def _values(name):
+    """Return {(which parameter, its value's name)} of a case."""
+    return set(enumerate(name.partition("[")[2].removesuffix("]").split("-")))
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` takes its share
+def pytest_collection_modifyitems(items):
+    """Mark the cases that are not quick as slow."""
+    marked = [item for item in items if item.get_closest_marker("quick_cases")]
+    for (_, count), cases in groupby(
+        marked, lambda item: (item.function, item.get_closest_marker("quick_cases").args[0])
+    ):
+        cases = list(cases)
+        quick = quick_cases([case.name for case in cases], count)
+        for case in cases:
+            if case.name not in quick:
+                case.add_marker(pytest.mark.slow)

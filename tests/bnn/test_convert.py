@@ -42,6 +42,7 @@ PAIRS = {
 BINARY = partial(QuantConv2d, weight_quantizer=XnorWeight, input_quantizer=SteSign)
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize(("model", "shape"), [(LeNet5, (1, 28, 28)), (DigitsCNN, (1, 8, 8))])
 def test_models_convert_save_load_equal(pair, model, shape, tmp_path):
@@ -79,6 +80,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("given", [SteSign, partial(DoReFaActivation, 2)])
 def test_everything_between_two_binary_layers(chain, given, tmp_path):
@@ -108,6 +110,7 @@ def test_everything_before_a_float_layers_quantizer(given, tmp_path):
         assert "pool_bits" not in ops
 
 
+@pytest.mark.quick_cases(24)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("padding", [0, 2, (0, 1), "same"])
 @pytest.mark.parametrize("dilation", [1, (2, 2)])

@@ -63,6 +63,7 @@ SPELLED = {
 }
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("name", SPELLED)
 def test_inputs_of_few_values_become_bits(name):
     torch.manual_seed(0)

@@ -63,6 +63,7 @@ def test_lenet5_in_bits():
 ZOO = [kind for kind in vars(models).values() if isinstance(kind, type) and issubclass(kind, nn.Module)]
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("kind", ZOO)
 def test_bytes_are_those_of_the_packed_file(kind, tmp_path):
     """Over the zoo (large networks at half their width, for time): summary == loaded weights == file payload."""
@@ -82,6 +83,7 @@ def test_bytes_are_those_of_the_packed_file(kind, tmp_path):
     assert 0 < (tmp_path / "packed.safetensors").stat().st_size - packed.nbytes < 1000 * len(packed.steps)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(
     ("kind", "weight", "given"),
     [
@@ -189,6 +191,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
     "kind",

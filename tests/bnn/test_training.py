@@ -108,6 +108,7 @@ def outcome_of(folder, epochs=3, callbacks=(), **trainer):
                  trainer=QUIET | trainer, callbacks=callbacks)  # fmt: skip
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(
     ("options", "epochs", "steps", "stopped_by"),
     [

@@ -189,6 +189,7 @@ class Stop(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", ["bnn_stochastic", "fda_noise", "lqnet2", "lsq2", "rbnn", "tbn"])
 def test_methods_with_a_state_of_their_own_go_on_the_same(name, tmp_path):
     """Random draws, learned scales that began with the first batch, bases and thresholds that follow the data."""
