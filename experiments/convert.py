@@ -5,18 +5,20 @@ network on the whole test split). Exit status 1 if a step differs by more than r
 `tolerance` of the predictions.
 """
 
+import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import cli
 from experiments.identity import experiment_id
 from experiments.lock import run_lock
-from experiments.results import write_json
+from experiments.results import bits_name, write_json
+from experiments.run_parts import summary_of
 
 
 def convert_run(
@@ -36,7 +38,6 @@ def convert_run(
 def _convert_run(
     folder: Path, inputs: int, output: Path | None, tolerance: float, data_root: str | None
 ) -> tuple[dict[str, Any], str, bool]:
-    import torch
 
     import bnn
     from bnn.training import provenance, read_checkpoint
@@ -47,21 +48,18 @@ def _convert_run(
         OmegaConf.update(config, "data.root", data_root, force_add=True)
     data = instantiate(config.data)
     pixels = bnn.takes_pixels(network)
-    images = data.test.images if pixels else data.normalizer()(data.test.images)
-    packed = bnn.convert(network, images[:1])
+    examples = _first(data, pixels, max(1, inputs))
+    packed = bnn.convert(network, examples[:1])
     packed.info |= {
         "name": config.name,
         "quantizer": config.quantizer.name,
         "seed": config.seed,
         "classes": data.num_classes,
     }
-    report = bnn.check_parity(network, packed, images[: max(1, inputs)])
+    report = bnn.check_parity(network, packed, examples)
     target = output or folder / "packed.safetensors"
     packed.save(target)
-    labels = data.test.labels.numpy()
-    with torch.no_grad():
-        trained = torch.cat([network(part).argmax(1) for part in images.split(500)]).numpy()
-    answers = np.concatenate([packed(part.numpy()).argmax(1) for part in images.split(500)])
+    counts, bits = _compared(network, packed, data, pixels)
     content = {
         "experiment": experiment_id(config),
         "steps": read_checkpoint(folder)["global_step"],
@@ -71,22 +69,68 @@ def _convert_run(
         "seed": config.seed,
         "file_bytes": target.stat().st_size,
         "payload_bytes": packed.nbytes,
-        "fp32_bytes": 4 * bnn.summary(network, data.input_shape).parameters,
-        "test_images": len(labels),
-        "same_predictions": int((answers == trained).sum()),
-        "test_accuracy_packed": round(float((answers == labels).mean()), 6),
-        "test_accuracy_trained": round(float((trained == labels).mean()), 6),
+        "fp32_bytes": 4 * summary_of(network, data).parameters,
+        "test_images": counts["labels"],
+        "same_predictions": counts["same"],
+        "test_accuracy_packed": round(counts["packed"] / counts["labels"], 6),
+        "test_accuracy_trained": round(counts["trained"] / counts["labels"], 6),
+        **bits,
         "parity": report.to_dict(),
         **provenance(),
     }
     write_json(folder / "conversion.json", content)
-    agreed = 1.0 if report.agreement is None else report.agreement + report.undecided
-    differ = max(
-        1 - agreed,
-        1 - content["same_predictions"] / len(labels),
-    )
+    # The report looks for classes on axis 1, which of tokens are places.
+    counted = report.agreement is not None and data.kind != "text"
+    agreed = report.agreement + report.undecided if counted else 1.0
+    differ = max(1 - agreed, 1 - counts["same"] / counts["labels"])
     passes = report.first_difference is None and differ <= tolerance
     return content, f"{packed.summary()}\n\n{report}", passes
+
+
+def _inputs(data: Any, pixels: bool) -> Iterator[tuple[Any, Any]]:
+    """Give the batches of the test split as a packed network takes them."""
+    import torch
+
+    for inputs, labels in data.batches("test", data.evaluation_batch, pixels=pixels):
+        yield inputs.to(torch.uint8) if pixels else inputs, labels
+
+
+def _first(data: Any, pixels: bool, count: int) -> Any:
+    """Return the first inputs of the test split, so many of them or all."""
+    import torch
+
+    found, total = [], 0
+    for inputs, _ in _inputs(data, pixels):
+        found.append(inputs)
+        total += len(inputs)
+        if total >= count:
+            break
+    return torch.cat(found)[:count]
+
+
+def _compared(network: Any, packed: Any, data: Any, pixels: bool) -> tuple[dict[str, int], dict[str, float]]:
+    """Return how many labels of the test split there are, which each network gets right, how many answers are the same.
+
+    And of a language model the bits a token of both.
+    """
+    import torch
+
+    counts = dict.fromkeys(("labels", "same", "packed", "trained"), 0)
+    sums = dict.fromkeys(("trained", "packed"), 0.0)
+    for inputs, labels in _inputs(data, pixels):
+        with torch.no_grad():
+            logits = {"trained": network(inputs), "packed": torch.from_numpy(packed(inputs.numpy()))}
+        answers = {name: values.argmax(-1) for name, values in logits.items()}
+        counts["labels"] += labels.numel()
+        counts["same"] += int((answers["packed"] == answers["trained"]).sum())
+        for name, values in logits.items():
+            counts[name] += int((answers[name] == labels).sum())
+            if data.kind == "text":
+                loss = torch.nn.functional.cross_entropy(values.flatten(0, -2), labels.flatten(), reduction="sum")
+                sums[name] += float(loss) / math.log(2)
+    if data.kind != "text":
+        return counts, {}
+    return counts, {f"{bits_name(data)}_{name}": round(sums[name] / counts["labels"], 6) for name in sums}
 
 
 def task(config: DictConfig) -> None:
@@ -100,7 +144,7 @@ def task(config: DictConfig) -> None:
     print(
         f"{output or folder / 'packed.safetensors'}: {content['file_bytes']:,} bytes "
         f"(FP32 weights: {content['fp32_bytes']:,}), same predictions on {content['same_predictions']:,} of "
-        f"{content['test_images']:,} test images, test accuracy {content['test_accuracy_packed']:.2%}"
+        f"{content['test_images']:,} of the test split, test accuracy {content['test_accuracy_packed']:.2%}"
     )
     if not passes:
         print("error: the packed network does not answer like the trained one, see the report", file=sys.stderr)

@@ -1,12 +1,13 @@
 """Fetch a data set, check it, and show what it holds: python -m experiments.data data=NAME (or name=NAME).
 
 Prints the splits, the shape and the statistics of the images and how many there are of each class, and writes a
-contact sheet: some training images of each class.
+contact sheet: some training images of each class. Of a text it prints the splits, the characters and a passage.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -18,6 +19,8 @@ from experiments.targets import build
 
 # Rows of the table; more classes are summed up in one.
 MOST_CLASSES = 50
+# Tokens of a text that are shown.
+PASSAGE = 400
 
 
 def numbers(values: Sequence[float]) -> str:
@@ -29,6 +32,31 @@ def task(config: DictConfig) -> None:
     """Load the data set that the config names, print what it holds and draw the contact sheet."""
     whole_number(config, "columns", 1)
     data = build(config, "data")
+    if data.kind == "text":
+        show_text(data)
+    else:
+        show_images(data, config)
+
+
+def show_text(data: Any) -> None:
+    """Print what a text holds, and a passage from the beginning of its training split."""
+    print(f"{data.name}: {data.num_classes} different {data.unit}s, {data.context} of them at once")
+    if data.vocabulary:
+        print(f"characters: {''.join(data.vocabulary)!r}")
+    table = Table(title="text")
+    for column in ("split", f"{data.unit}s", "windows", "bits by frequency alone"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, split in (("train", "training"), ("validation", "validation"), ("test", "test")):
+        tokens = getattr(data, name).numpy()
+        share = np.bincount(tokens, minlength=data.num_classes) / len(tokens)
+        entropy = -float(np.sum(share[share > 0] * np.log2(share[share > 0])))
+        table.add_row(split, f"{len(tokens):,}", f"{data.count(name):,}", f"{entropy:.3f}")
+    cli.console().print(table)
+    print(f"how it begins:\n{data.decode(data.train[:PASSAGE])}")
+
+
+def show_images(data: Any, config: DictConfig) -> None:
+    """Print what a data set of images holds, and draw its contact sheet."""
     splits = {"training": data.train, "validation": data.validation, "test": data.test}
     channels, height, width = data.input_shape
     print(f"{data.name}: {data.num_classes} classes, images {channels} x {height} x {width} (channels, rows, columns)")

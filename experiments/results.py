@@ -51,3 +51,8 @@ def done(result: dict[str, Any]) -> str:
     stopped = f", stopped by {result['stopped_by']}" if result.get("stopped_by") else ""
     steps = f", {result['steps']:,} steps" if "steps" in result else ""
     return f"{result['epochs']} of {result['config']['epochs']} epochs{steps}{stopped}"
+
+
+def bits_name(data: Any) -> str:
+    """Return what results call the bits that a language model needs for a token: bits_per_character, bits_per_byte."""
+    return f"bits_per_{data.unit}"

@@ -33,6 +33,17 @@ class Parts:
     teacher: dict[str, Any] | None
 
 
+# What the inputs of a kind of data are called.
+NOUNS = {"images": "images", "audio": "sounds", "text": "tokens"}
+
+
+def summary_of(network: Any, data: Any) -> Any:
+    """Return bnn.summary of a network for one input of a data set."""
+    import bnn
+
+    return bnn.summary(network, data.blank() if data.kind == "text" else data.input_shape)
+
+
 def check_values(config: DictConfig) -> None:
     """Make the seed, epochs and batch size whole numbers, of text too; ConfigError names what cannot be used."""
     _check_quantizer(config)
@@ -74,7 +85,7 @@ def _check_outputs(network: Any, teacher: Any, data: Any, config: DictConfig) ->
     probe = copy.deepcopy(network).eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of quantizers that wait for training
-        outputs = probe(torch.zeros(1, *data.input_shape)).shape[-1]
+        outputs = probe(data.blank()).shape[-1]
     if outputs < data.num_classes:
         option = "model.num_classes" if "num_classes" in config.model else "+model.num_classes"
         raise ConfigError(
@@ -106,15 +117,17 @@ def build_parts(config: DictConfig) -> Parts:
     seed_everything(config.seed)
     network = build(config, "model")
     if bnn.takes_pixels(network):
+        if data.kind != "images":
+            raise ConfigError(f"{config.model._target_} takes pixels, and {data.name} is {data.kind}")
         try:
             bnn.set_pixels(network, bnn.Pixels(data.mean.tolist(), data.std.tolist(), data.max_value))
         except ValueError as error:
             raise ConfigError(f"{config.model._target_} does not take {data.name}'s pixels: {error}") from error
     try:
-        costs = bnn.summary(network, data.input_shape)
-    except RuntimeError as error:
+        costs = summary_of(network, data)
+    except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"{config.model._target_} does not take {data.name}'s {data.input_shape} images: {error}"
+            f"{config.model._target_} does not take {data.name}'s {data.input_shape} {NOUNS[data.kind]}: {error}"
         ) from error
     teacher, of_teacher = build_teacher(config) or (None, None)
     if teacher is not None and bnn.takes_pixels(teacher.network) != bnn.takes_pixels(network):

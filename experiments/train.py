@@ -16,7 +16,7 @@ from experiments import cli
 from experiments.commands import this_command
 from experiments.identity import NOT_THE_EXPERIMENT, OF_THE_DATA, comparable, differing, experiment_id, flat
 from experiments.lock import run_lock
-from experiments.results import done, has_ended, is_complete, read_json, write_json
+from experiments.results import bits_name, done, has_ended, is_complete, read_json, write_json
 from experiments.run_parts import Parts, build_parts, check_values
 
 # Not in the recorded command: the run is the same without.
@@ -134,6 +134,9 @@ def _run(
             "test": round(outcome.test_accuracy, 6),
         },
     }
+    if outcome.validation_bits is not None and outcome.test_bits is not None:
+        bits = {"validation": outcome.validation_bits, "test": outcome.test_bits}
+        run_is[bits_name(data)] = {split: round(value, 6) for split, value in bits.items()}
     found = []
     if (folder / REPORT).exists():
         seen = read_json(folder / REPORT)
@@ -158,9 +161,9 @@ def _run(
         "train_seconds": round(outcome.seconds, 1),
         "data": {
             "name": data.name,
-            "train": len(data.train.labels),
-            "validation": outcome.validation_images,
-            "test": outcome.test_images,
+            "train": data.count("train"),
+            "validation": outcome.validation_examples,
+            "test": outcome.test_examples,
         },
         "parameters": costs.parameters,
         "bytes": costs.bytes,
@@ -177,12 +180,18 @@ def _run(
         if has_ended(result)
         else f"; not finished, {'a trial keeps nothing' if trial else 'the same command goes on'}"
     )
-    print(
-        f"{folder}: test accuracy {outcome.test_accuracy:.2%}, validation {outcome.validation_accuracy:.2%} "
-        f"after {done(result)}, {outcome.seconds:.0f} s{goes_on}"
-    )
+    print(f"{folder}: {_measured(outcome, data)} after {done(result)}, {outcome.seconds:.0f} s{goes_on}")
     for finding in found:
         print(f"  {': '.join(filter(None, (finding['layer'], finding['text'])))}. {finding['advice']}")
+
+
+def _measured(outcome: Any, data: Any) -> str:
+    """Return what a run measured, in words."""
+    accuracy = f"test accuracy {outcome.test_accuracy:.2%}, validation {outcome.validation_accuracy:.2%}"
+    if outcome.test_bits is None:
+        return accuracy
+    unit = f"bits a {data.unit}"
+    return f"test {outcome.test_bits:.3f} {unit}, validation {outcome.validation_bits:.3f}; {accuracy}"
 
 
 def task(config: DictConfig) -> float:

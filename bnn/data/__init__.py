@@ -1,8 +1,9 @@
-"""Data sets with fixed splits, held in memory as bytes."""
+"""Data sets with fixed splits: images and text."""
 
 from bnn.data.arrays import arrays as arrays
 from bnn.data.augment import RandomCropFlip as RandomCropFlip
 from bnn.data.batches import Batches as Batches
+from bnn.data.batches import Loader as Loader
 from bnn.data.cifar import cifar10 as cifar10
 from bnn.data.cifar import cifar100 as cifar100
 from bnn.data.datasets import datasets as datasets
@@ -19,3 +20,7 @@ from bnn.data.mixing import InTurn as InTurn
 from bnn.data.mixing import RandomResizedCrop as RandomResizedCrop
 from bnn.data.mnist import mnist as mnist
 from bnn.data.svhn import svhn as svhn
+from bnn.data.text import TextData as TextData
+from bnn.data.text import text as text
+from bnn.data.text import tinyshakespeare as tinyshakespeare
+from bnn.data.training_data import TrainingData as TrainingData

@@ -38,15 +38,22 @@ def check_md5(path: Path, expected: str, what: str, content: bytes | None = None
 
 
 def checked_file(
-    title: str, file: str, md5: str, mirrors: Sequence[str], within: Sequence[str], root: str | None, download: bool
+    title: str,
+    file: str,
+    md5: str,
+    mirrors: Sequence[str],
+    within: Sequence[str],
+    root: str | None,
+    download: bool,
+    remote: str | None = None,
 ) -> Path:
     """Return a file with this MD5: of data.root or its subfolders `within`, or without a root of the cache.
 
-    title: of the data set, for messages. The cache's folder has the first name of `within`. DataError as `downloaded`,
-    and if data.root has no such file or another one.
+    title: of the data set, for messages. The cache's folder has the first name of `within`. remote: what the mirrors
+    call the file, if not by its name. DataError as `downloaded`, and if data.root has no such file or another one.
     """
     if root is None:
-        path = downloaded(title, file, md5, mirrors, within[0], download)
+        path = downloaded(title, file, md5, mirrors, within[0], download, remote)
     else:
         folder = folder_of(root, f"{title}'s files")
         found = find(folder, (file,), within)
@@ -60,10 +67,19 @@ def checked_file(
     return path
 
 
-def downloaded(title: str, file: str, md5: str, mirrors: Sequence[str], folder: str, allowed: bool) -> Path:
+def downloaded(
+    title: str,
+    file: str,
+    md5: str | None,
+    mirrors: Sequence[str],
+    folder: str,
+    allowed: bool,
+    remote: str | None = None,
+) -> Path:
     """Return a file of the cache, downloaded from the first mirror that has it and checked by its MD5.
 
-    title: of the data set, for messages. mirrors: what stands before the file's name. folder: of the cache.
+    title: of the data set, for messages. md5: None where the content is checked elsewhere. mirrors: what stands before
+    the file's name. folder: of the cache. remote: the name there, if it is another.
     """
     import pooch
 
@@ -75,7 +91,9 @@ def downloaded(title: str, file: str, md5: str, mirrors: Sequence[str], folder: 
     problem: Exception | None = None
     for mirror in mirrors:
         try:
-            return Path(pooch.retrieve(mirror + file, f"md5:{md5}", fname=file, path=cache, progressbar=True))
+            url = mirror + (file if remote is None else remote)
+            known = None if md5 is None else f"md5:{md5}"
+            return Path(pooch.retrieve(url, known, fname=file, path=cache, progressbar=True))
         except Exception as error:  # requests, urllib3, OSError and pooch's ValueError: all mean "not from here"
             problem = error
     raise DataError(

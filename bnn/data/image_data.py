@@ -1,9 +1,14 @@
 """Images and labels in memory: three splits, and the statistics of the training split."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from bnn.data.batches import Batches
+from bnn.data.training_data import Kind, SplitName
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,11 @@ class Split:
                 f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {tuple(self.labels.shape)}"
             )
 
+    @property
+    def inputs(self) -> Tensor:
+        """The images."""
+        return self.images
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -36,6 +46,32 @@ class ImageData:
     num_classes: int
     max_value: int = 255
     classes: tuple[str, ...] = ()
+
+    kind: ClassVar[Kind] = "images"
+    evaluation_batch: ClassVar[int] = 500
+
+    def count(self, split: SplitName) -> int:
+        """Return the number of images of a split."""
+        return len(getattr(self, split).labels)
+
+    def batches(
+        self,
+        split: SplitName,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        pixels: bool = False,
+    ) -> Batches:
+        """Return batches of normalized images, or of the nearest pixels as floats; see `TrainingData`."""
+        normalize = self.normalizer()
+        finish = normalize.pixels if pixels else None
+        return Batches(getattr(self, split), normalize, batch_size, shuffle, seed, augment=augment, finish=finish)
+
+    def blank(self) -> Tensor:
+        """Return one image of zeros, float32 (1, C, H, W)."""
+        return torch.zeros(1, *self.input_shape)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -1,9 +1,11 @@
 """A classifier as a Lightning module: loss, accuracy, latent weights kept in bounds after each step."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
@@ -25,7 +27,10 @@ class DivergenceError(RuntimeError):
 
 
 class Classifier(LightningModule):
-    """Trains a network of (N, C, H, W) -> (N, classes) on batches (images, labels).
+    """Trains a network of (N, ...) -> (N, classes) on batches (inputs, labels).
+
+    Labels are (N,); or (N, T), one for each position, as the next tokens are of which a language model (N, T) ->
+    (N, T, classes) learns: each position is then an example of its own for loss and accuracy.
 
     optimizer, scheduler: factories, of parameter groups by role (bnn.optimizers.parameter_groups) and of the
     optimizer; the scheduler steps once an epoch. latent_clip: bound of latent weights after each step, or None.
@@ -42,7 +47,8 @@ class Classifier(LightningModule):
     teacher: whom a DistillationLoss asks; that of a run that goes on must be the same.
     DivergenceError at the end of an epoch whose last loss is not finite; one step between others may be, as a scaler
     of gradients (16-mixed) skips it.
-    Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1].
+    Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1]; where each position has a
+    label also `validation_bits` and `test_bits`, the mean of -log2 of the probability of the label: bits a token.
     """
 
     def __init__(
@@ -158,7 +164,7 @@ class Classifier(LightningModule):
         if self._mixup > 0:
             logits, loss, labels = self._mixed(images, labels)
         else:
-            logits = self._logits(images)
+            logits, labels = _examples(self._logits(images), labels)
             loss = self._loss(logits, labels, *self._answers(images))
         # Lightning's log() costs more than a step of a small network; sums of the epoch stay on the device.
         self._sums += torch.stack(
@@ -200,6 +206,8 @@ class Classifier(LightningModule):
         alpha = torch.tensor(float(self._mixup))
         share = float(torch.distributions.Beta(alpha, alpha).sample())
         others = torch.randperm(len(labels)).to(labels.device)
+        if not images.is_floating_point():
+            raise ValueError("mixup mixes floats, images or sounds; of tokens there is no mean: use classifier.mixup=0")
         mixed = share * images + (1 - share) * images[others]
         logits = self._logits(mixed)
         answers = self._answers(mixed)
@@ -232,15 +240,19 @@ class Classifier(LightningModule):
         self._restore_random_numbers()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        self._evaluate(batch, "validation_accuracy")
+        self._evaluate(batch, "validation")
 
     def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        self._evaluate(batch, "test_accuracy")
+        self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], name: str) -> None:
-        images, labels = batch
-        accuracy = (self.network(images).argmax(1) == labels).float().mean()
-        self.log(name, accuracy, prog_bar=True, on_epoch=True, batch_size=len(labels))
+    def _evaluate(self, batch: tuple[Tensor, Tensor], split: str) -> None:
+        images, given = batch
+        logits, labels = _examples(self.network(images), given)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        self.log(f"{split}_accuracy", accuracy, prog_bar=True, on_epoch=True, batch_size=len(labels))
+        if given.ndim > 1:
+            bits = F.cross_entropy(logits.float(), labels) / math.log(2)
+            self.log(f"{split}_bits", bits, prog_bar=True, on_epoch=True, batch_size=len(labels))
 
     def _keep_latents(self) -> None:
         if self._center_latents:
@@ -250,6 +262,11 @@ class Classifier(LightningModule):
 
     def _zeros(self) -> Tensor:
         return torch.zeros(3, dtype=torch.float64, device=self.device)
+
+
+def _examples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits (M, classes) and labels (M,) of images, or of all positions of sequences."""
+    return (logits, labels) if labels.ndim == 1 else (logits.flatten(0, -2), labels.flatten())
 
 
 def _ones(labels: Tensor) -> Tensor:

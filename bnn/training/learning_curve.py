@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from bnn.training.files import whole_file
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "validation_accuracy", "lr")
+# A column more where there is such a metric: of language models.
+BITS = "validation_bits"
 
 
 def last_value(file: Path, column: str) -> float:
@@ -28,6 +30,7 @@ def epochs_in(file: Path) -> int:
 class LearningCurve(Checkpoint):
     """Appends to `file` after each epoch: loss, accuracies in [0, 1], learning rate of the first parameter group.
 
+    Of a language model also the bits a token.
     An epoch without validation has an empty validation_accuracy; of several in one epoch the last counts.
     It is a Checkpoint because Lightning calls those last, when the module has logged its epoch.
     """
@@ -53,10 +56,12 @@ class LearningCurve(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning keeps the metrics of an earlier epoch's validation.
-        fresh = COLUMNS if self._validated else [name for name in COLUMNS if not name.startswith("validation_")]
+        names = (*COLUMNS, BITS)
+        fresh = names if self._validated else [name for name in names if not name.startswith("validation_")]
         measured = {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items() if name in fresh}
         self._rows.append({"epoch": str(trainer.current_epoch), "lr": self._rate, **measured})
         with whole_file(self._file) as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="")
+            more = [BITS] if any(BITS in row for row in self._rows) else []
+            writer = csv.DictWriter(file, [*COLUMNS, *more], restval="")
             writer.writeheader()
             writer.writerows(self._rows)

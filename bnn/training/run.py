@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bnn.data import Batches, ImageData
+from bnn.data import TrainingData
 from bnn.pixels import takes_pixels
 from bnn.training.classifier import Classifier
 from bnn.training.files import whole_path
@@ -27,7 +27,6 @@ from bnn.training.learning_curve import LearningCurve, epochs_in, last_value
 from bnn.training.trainer_arguments import make_trainer
 from bnn.training.weight_average import WeightAverage
 
-EVALUATION_BATCH = 500
 CURVE = "metrics.csv"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
@@ -57,9 +56,10 @@ TIME, STEPS, TRIAL, EARLY = "trainer.max_time", "trainer.max_steps", "trainer.fa
 class Outcome:
     """What a run did and measured, all parts of an interrupted one together.
 
-    Accuracies in [0, 1] are those of the last weights, over so many images of the validation and test splits. epochs:
+    Accuracies in [0, 1] are those of the last weights, over so many examples of the validation and test splits. epochs:
     rows of the learning curve; an epoch that max_steps cut short counts. steps: of the optimizer. seconds: of training.
-    stopped_by: None if all epochs ran in full, else TIME, STEPS, TRIAL or EARLY (any callback).
+    stopped_by: None if all epochs ran in full, else TIME, STEPS, TRIAL or EARLY (any callback). validation_bits,
+    test_bits: of a language model, the mean of -log2 of the probability that it gives to the next token.
     """
 
     train_accuracy: float
@@ -69,8 +69,10 @@ class Outcome:
     seconds: float
     steps: int
     stopped_by: str | None
-    validation_images: int
-    test_images: int
+    validation_examples: int
+    test_examples: int
+    validation_bits: float | None = None
+    test_bits: float | None = None
 
 
 class _Clock:
@@ -159,7 +161,7 @@ def seed_everything(seed: int) -> None:
 def train(
     classifier: ClassifierFactory,
     network: nn.Module,
-    data: ImageData,
+    data: TrainingData,
     folder: Path,
     *,
     epochs: int,
@@ -197,12 +199,11 @@ def train(
     before, after = [*average, *callbacks, limit], [LearningCurve(folder / CURVE), *kept]
     lightning_trainer = make_trainer(arguments, epochs, folder, before, after)
     device = lightning_trainer.strategy.root_device
-    normalize = data.normalizer()
-    finish = normalize.pixels if takes_pixels(network) else None
-    train_batches = Batches(data.train, normalize, batch_size, True, seed, augment=augment, finish=finish).to(device)
+    pixels = takes_pixels(network)
+    train_batches = data.batches("train", batch_size, shuffle=True, seed=seed, augment=augment, pixels=pixels)
+    train_batches.to(device)
     validation, test = (
-        Batches(split, normalize, EVALUATION_BATCH, shuffle=False, seed=0, finish=finish).to(device)
-        for split in (data.validation, data.test)
+        data.batches(split, data.evaluation_batch, pixels=pixels).to(device) for split in ("validation", "test")
     )
     if not network.training:  # as load_network leaves it; Lightning would train it so
         network.train()
@@ -244,8 +245,10 @@ def train(
         seconds,
         lightning_trainer.global_step,
         _stopped_by(lightning_trainer, limit, epochs),
-        min(len(data.validation.labels), validation_batches * EVALUATION_BATCH),
-        min(len(data.test.labels), test_batches * EVALUATION_BATCH),
+        min(data.count("validation"), validation_batches * data.evaluation_batch),
+        min(data.count("test"), test_batches * data.evaluation_batch),
+        measured.get("validation_bits"),
+        measured.get("test_bits"),
     )
 
 

@@ -127,7 +127,7 @@ def outcome_of(folder, epochs=3, callbacks=(), **trainer):
 def test_an_outcome_says_what_was_done(options, epochs, steps, stopped_by, tmp_path):
     done = outcome_of(tmp_path, **options)
     assert (done.epochs, done.steps, done.stopped_by) == (epochs, steps, stopped_by)
-    assert (done.validation_images, done.test_images) == (200, 400)
+    assert (done.validation_examples, done.test_examples) == (200, 400)
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == epochs + 1
     assert (tmp_path / "checkpoints").exists() == (stopped_by != "trainer.fast_dev_run")
     if (tmp_path / "checkpoints").exists() and "max_time" not in options:  # its result was lost: the same again
