@@ -12,6 +12,7 @@ the options
 
 from bnn.models.alexnet import AlexNet as AlexNet
 from bnn.models.birealnet18 import BiRealNet18 as BiRealNet18
+from bnn.models.bitlinear_decoder import BitLinearDecoder as BitLinearDecoder
 from bnn.models.bnn_vgg import BNNVGG as BNNVGG
 from bnn.models.digits_cnn import DigitsCNN as DigitsCNN
 from bnn.models.lenet5 import LeNet5 as LeNet5
