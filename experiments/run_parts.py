@@ -94,7 +94,7 @@ def _check_outputs(network: Any, teacher: Any, data: Any, config: DictConfig) ->
         )
     loss = build(config, "loss")
     try:
-        check_teacher(loss, teacher, probe, torch.zeros(1, *data.input_shape))
+        check_teacher(loss, teacher, probe, data.blank())
         if teacher is None:
             loss(torch.zeros(1, outputs), torch.zeros(1, dtype=torch.int64))
     except (RuntimeError, TypeError, IndexError) as error:

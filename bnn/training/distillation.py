@@ -162,7 +162,7 @@ class Lesson:
                     f"loss.maps compares maps (N, C, H, W) of one height and width: {path} of the student returns "
                     f"{tuple(ours.shape)}, {other} of the teacher {tuple(theirs.shape)}"
                 )
-        return Answers(logits, pairs)
+        return Answers(logits.flatten(0, -2), pairs)  # every position of a sequence is an example
 
     def end(self) -> None:
         """Remove what collects the maps."""
