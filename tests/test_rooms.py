@@ -128,6 +128,7 @@ FLOORS = {
         ["steps"],
         [
             "ops/packed_layers",
+            "ops/level_product",
             "ops/float_conv",
             "ops/pooling",
             "ops/resize",

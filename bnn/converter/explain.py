@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bnn_kernels.steps.matmul import Matmul
 from torch import Tensor
 
-from bnn.converter.graph.values import BinaryLayer, FloatLayer, Levels, OwnStep, Value, live_values
+from bnn.converter.graph.values import BinaryLayer, FloatLayer, LevelProduct, Levels, OwnStep, Value, live_values
 from bnn.converter.lowering import Lowered
 from bnn.planes import Term
 
@@ -79,6 +79,9 @@ def _of_layer(value: Value, found: dict[Value, Tensor]) -> LayerExplanation | No
             return LayerExplanation(value.owner, _bits(value.terms), None, f"its inputs are floats{before}")
         reason = f"its inputs take {count} values{before}, which were not recognized as levels of one value"
         return LayerExplanation(value.owner, _bits(value.terms), None, reason, missed=True)
+    if isinstance(value, LevelProduct):
+        first, second = (x.planes.bits for x in value.inputs if isinstance(x, Levels))
+        return LayerExplanation(value.owner, first, second)
     if isinstance(value, OwnStep) and isinstance(value.fields, Matmul.Fields):
         return LayerExplanation(value.owner, None, None, "it multiplies two values that depend on the input")
     return None

@@ -83,6 +83,14 @@ def linear(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), weight.shape[1]).astype(np.int64) @ weight.astype(np.int64).T
 
 
+def level_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return int64 (N, H, R, C): sum over k of integer levels a (N, K, H, R) times b (N, K, H, C)."""
+    a, b = checks.array(a, "a"), checks.array(b, "b")
+    if a.ndim != 4 or b.ndim != 4 or a.shape[:3] != b.shape[:3]:
+        raise ValueError(f"a must be (N, K, H, R) and b (N, K, H, C), got {a.shape} and {b.shape}")
+    return a.astype(np.int64).transpose(0, 2, 3, 1) @ b.astype(np.int64).transpose(0, 2, 1, 3)
+
+
 def threshold(dot: np.ndarray, t: np.ndarray, flip: np.ndarray) -> np.ndarray:
     """Return bool: (dot < t) xor flip, with t and flip (O,) for dot (N, O, ...)."""
     dot, t, flip = checks.array(dot, "dot"), checks.array(t, "t"), checks.array(flip, "flip")

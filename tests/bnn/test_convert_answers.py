@@ -339,7 +339,6 @@ ROUNDED = {
     "text": lambda x: x.type("torch.HalfTensor").float(),
     "type_as": lambda x: x.type_as(torch.zeros(1, dtype=torch.float16)).float(),
     "float8": lambda x: x.to(torch.float8_e4m3fn).float(),
-    "round": lambda x: x.round(),
     "int": lambda x: x.int().float(),
     "to int": lambda x: x.to(torch.int8).float(),
     "as int": lambda x: x.type_as(torch.zeros(1, dtype=torch.int32)).float(),

@@ -74,7 +74,10 @@ def rich_model():
         bits_0=w.bits(4, 8, 3, 3), **{f"scale_{i}": floats(4) for i in range(6)},
     )  # fmt: skip
     add("combine", ["k", "kk"], ["kkk"], {"kind": "add"})
-    add("concat", ["j", "kkk"], ["l"], {"count": 2})
+    add("level_matmul", ["g", "h"], ["k1"], {"scale": 0.125})
+    add("select", ["k1"], ["k2"], channels=np.array([0, 2, 1, -1], np.int32))
+    add("combine", ["kkk", "k2"], ["k3"], {"kind": "maximum"})
+    add("concat", ["j", "k3"], ["l"], {"count": 2})
     add("select", ["l"], ["m"], channels=np.array([0, 2, 4, -1, 11, 9], np.int32), rows=np.array([2, 0], np.int32))
     add("avg_pool", ["m"], ["n"], {"kernel": [2, 3], "stride": [1, 1], "padding": [0, 0]})
     add("activation", ["n"], ["o"], {"kind": "sigmoid"})

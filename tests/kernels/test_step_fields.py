@@ -14,6 +14,8 @@ from bnn_kernels.steps.shape import Reshape
 from rich_plan import rich_inputs, rich_model
 
 OLD = Path(__file__).parent / "data" / "rich_of_2026_11_24.safetensors"
+# Steps that are newer than that file.
+LATER = {"resize", "level_matmul"}
 # Parameters that are several tensors, and their names in a file before the number.
 NUMBERED = {"bits": "bits", "scales": "scale"}
 
@@ -93,9 +95,9 @@ def test_terms_have_a_tensor_each():
 
 
 def test_a_file_of_before_gives_its_answers():
-    """Every kind of step, written on 2026-11-24, with the answers of that day."""
+    """Every kind of step of 2026-11-24, written on that day, with its answers."""
     model = bk.load(OLD)
-    assert {step.op for step in model.steps} == set(STEPS)
+    assert {step.op for step in model.steps} == set(STEPS) - LATER
     with np.load(OLD.with_suffix(".npz")) as answers:
         for found, name in zip(model(*rich_inputs()), answers.files, strict=True):
-            np.testing.assert_allclose(found, answers[name], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(found, answers[name], rtol=1e-4, atol=1e-4)  # sums have another order since

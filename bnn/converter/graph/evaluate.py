@@ -29,6 +29,7 @@ from bnn.converter.graph.values import (
     Concat,
     Curve,
     FloatLayer,
+    LevelProduct,
     Levels,
     Moved,
     OwnStep,
@@ -83,6 +84,8 @@ class Evaluation:
             return self._binary_layer(value)
         if isinstance(value, OwnStep):
             return self._step(value, value.fields)
+        if isinstance(value, LevelProduct):
+            return torch.einsum("nkhr,nkhc->nchr", *map(self._unpacked, value.inputs))
         given = [self(operand) for operand in value.inputs]
         x = given[0]
         if isinstance(value, FloatLayer):

@@ -10,6 +10,7 @@ import numpy as np
 from bnn_kernels.steps.binary import BinaryLayerFields
 from bnn_kernels.steps.fields import StepFields
 from bnn_kernels.steps.float import FloatLayerFields
+from bnn_kernels.steps.level_matmul import LevelMatmul
 from bnn_kernels.steps.pool import AvgPool, MaxPool
 from torch import Tensor
 
@@ -85,7 +86,7 @@ class OffBatch(Refused):
 
 @dataclass(eq=False)
 class Levels(Value):
-    """Integer levels of a quantized value; its only readers are binary layers and `Unpacked`.
+    """Integer levels of a quantized value; its only readers are binary layers, `LevelProduct` and `Unpacked`.
 
     levels: maps floats (T, C) to integer levels, the quantizer itself; see `level_table` for those of several terms.
     uniform: it is the same for all channels. planes: of some input, for terms, scales and offset. table: the levels in
@@ -157,6 +158,13 @@ class BinaryLayer(Value):
         y = sums.to(self.scales[0].dtype) * self.scales[0]
         y = y if self.constant is None else y + self.constant
         return y if self.bias is None else y + self.bias
+
+
+@dataclass(eq=False)
+class LevelProduct(Value):
+    """Matrix products of two tensors of levels: (K, H, R) and (K, H, C), of one scale each, give (C, H, R)."""
+
+    fields: LevelMatmul.Fields = field(kw_only=True)
 
 
 @dataclass(frozen=True)

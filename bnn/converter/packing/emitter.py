@@ -28,6 +28,7 @@ from bnn.converter.graph.values import (
     Curve,
     FloatLayer,
     Input,
+    LevelProduct,
     Levels,
     Moved,
     OwnStep,
@@ -154,12 +155,15 @@ class _Emitter:
             self._unpack(value)
             return
         if isinstance(value, Moved):
-            for fields in moving_steps(value):
-                inputs = self._step(fields, inputs, [""])
+            for moving in moving_steps(value):
+                inputs = self._step(moving, inputs, [""])
             self.steps[-1].sources = [value.source]
             self.registers[value] = inputs[0]
             return
-        if isinstance(value, (OwnStep, Pool)):
+        if isinstance(value, LevelProduct):
+            inputs = [self.registers[operand] for operand in value.inputs]
+        fields: StepFields
+        if isinstance(value, (OwnStep, Pool, LevelProduct)):
             fields = value.fields
         elif isinstance(value, Combine):
             fields = CombineStep.Fields(kind=value.kind)

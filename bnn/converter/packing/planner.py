@@ -16,6 +16,7 @@ from bnn.converter.graph.values import (
     Channelwise,
     Curve,
     FloatLayer,
+    LevelProduct,
     Levels,
     Moved,
     Pool,
@@ -102,7 +103,7 @@ class _Planner:
                 return
         if isinstance(value, BinaryLayer):
             plan.floats.update(value.inputs[1:])
-        elif isinstance(value, Unpacked):
+        elif isinstance(value, Unpacked | LevelProduct):
             pass
         elif isinstance(value, Add) or (isinstance(value, Channelwise) and not isinstance(value.form, Curve)):
             self._plan_pass(value)

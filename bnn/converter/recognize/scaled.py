@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bnn.converter.graph.builder import Builder
 from bnn.converter.graph.values import Add, Affine, Channelwise, Combine, Levels, Moved, Unpacked, Value
@@ -18,10 +20,15 @@ from bnn.converter.sources import levels_at
 
 @dataclass(frozen=True)
 class Link:
-    """One operation on the way from levels to a value; by: a number, or a value of as many axes, with sides of 1."""
+    """One operation on the way from levels to a value; by: a value or constant of as many axes, with sides of 1."""
 
     kind: Literal["multiply", "divide", "add"]
-    by: Value | float
+    by: Value | Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sides of what is multiplied or added."""
+        return tuple(self.by.shape)
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,6 @@ class Scaled:
 
     levels: Unpacked
     links: tuple[Link, ...]
-
-    @property
-    def operands(self) -> list[Value]:
-        """The values that they are scaled and shifted by."""
-        return [link.by for link in self.links if isinstance(link.by, Value)]
 
     @property
     def shifts(self) -> bool:
@@ -71,12 +73,15 @@ def scaled_levels(build: Builder, x: Value) -> Scaled | None:
 
 
 def _affine(build: Builder, x: Channelwise) -> Scaled | None:
-    """Return a multiple, the same in all channels, of scaled levels."""
+    """Return a multiple of scaled levels by constants."""
     form = x.form
-    if not isinstance(form, Affine) or form.is_norm or form.shift is not None or form.scale is None or not x.uniform:
+    if not isinstance(form, Affine) or form.is_norm or form.shift is not None or form.scale is None:
         return None
     found = scaled_levels(build, x.inputs[0])
-    return None if found is None else Scaled(found.levels, (*found.links, Link("multiply", float(form.scale[0]))))
+    if found is None:
+        return None
+    scale = torch.from_numpy(form.scale[:1] if x.uniform else form.scale).reshape(-1, *[1] * (len(x.shape) - 1))
+    return Scaled(found.levels, (*found.links, Link("multiply", scale)))
 
 
 def _moved(build: Builder, found: Scaled, x: Moved) -> Scaled | None:
@@ -88,14 +93,9 @@ def _moved(build: Builder, found: Scaled, x: Moved) -> Scaled | None:
     padded = bool((x.index == 0).any())
     links: list[Link] = []
     for link in found.links:
-        by = link.by
-        if isinstance(by, Value):
-            if padded and (link.kind == "add" or by.shape != (1,) * len(by.shape)):
-                return None
-            by = _thin(by, shape, x)
-        elif padded and link.kind == "add":
+        if padded and (link.kind == "add" or set(link.shape) != {1}):
             return None
-        links.append(Link(link.kind, by))
+        links.append(Link(link.kind, _thin(link.by, shape, x)))
     return Scaled(bits, tuple(links))
 
 
@@ -116,10 +116,19 @@ def _unstretched(x: Value) -> Value:
     return x if index.shape == x.shape else Moved(index.shape, x.inputs, index=index)
 
 
-def _thin(operand: Value, shape: tuple[int, ...], x: Moved) -> Value:
+def _thin(operand: Value | Tensor, shape: tuple[int, ...], x: Moved) -> Value | Tensor:
     """Return an operand of a value of this shape as one of the view x of it, sides of 1 where it is the same."""
     places = np.broadcast_to(np.arange(1, 1 + int(np.prod(operand.shape))).reshape(operand.shape), shape)
     index = places.reshape(-1)[np.maximum(x.index, 1) - 1]
     index = _without_copies(index)
+    if isinstance(operand, Tensor):
+        return operand.reshape(-1)[torch.from_numpy(index - 1)]
     same = index.shape == operand.shape and np.array_equal(index.reshape(-1), np.arange(1, index.size + 1))
     return operand if same else Moved(index.shape, (operand,), index=index)
+
+
+def times(build: Builder, y: Value, link: Link) -> Value:
+    """Return a value multiplied or divided as a link says."""
+    if not isinstance(link.by, Value):
+        return build.affine(y, scale=link.by[None])
+    return build.multiply(y, link.by) if link.kind == "multiply" else build.divide(y, link.by)

@@ -3,13 +3,16 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
+from bnn_kernels.steps.level_matmul import LevelMatmul
 from bnn_kernels.steps.matmul import Matmul
 from torch import Tensor, nn
 
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph.builder import Builder
-from bnn.converter.graph.values import Refused, Value
+from bnn.converter.graph.values import LevelProduct, Refused, Value
+from bnn.converter.recognize.scaled import Link, scaled_levels, times
 from bnn.converter.registry import register_rule
 from bnn.converter.rules.layers import linear_of
 from bnn.converter.rules.normalize import softmax_of
@@ -38,15 +41,46 @@ def product(build: Builder, a: Any, b: Any) -> Value:
 
 
 def _product(build: Builder, a: Value, b: Value) -> Value:
-    fits = len(a.shape) == len(b.shape) in (2, 3) and a.shape[:-2] == b.shape[:-2]
-    if not fits:
+    """Return the products of the last two axes of two values; those before are the same, or 1."""
+    ranks = len(a.shape), len(b.shape)
+    leading = [max(sides) for sides in zip(a.shape[:-2], b.shape[:-2], strict=False)]
+    fits = ranks[0] == ranks[1] > 1 and a.shape[-1] == b.shape[-2]
+    if not fits or any(m not in (1, n) for x in (a, b) for m, n in zip(x.shape[:-2], leading, strict=True)):
         build.fail(f"a product of {('N', *a.shape)} and {('N', *b.shape)} cannot be converted")
-    shape = (*a.shape[:-1], b.shape[-1])
-    heads = (1,) * (3 - len(shape))
-    a, b = (build.move(x, lambda p: p.reshape(2, *heads, *p.shape[1:])) for x in (a, b))
-    made = build.step((a, b), (*heads, *shape), Matmul.Fields())
-    y: Value = build.move(made, lambda p: p.reshape(2, *shape))
+    heads = math.prod(leading)
+    a, b = (
+        build.move(x, lambda p: p.expand(2, *leading, *p.shape[-2:]).reshape(2, heads, *p.shape[-2:])) for x in (a, b)
+    )
+    made = _product_of_levels(build, a, b)
+    if made is None:
+        made = build.step((a, b), (heads, a.shape[1], b.shape[2]), Matmul.Fields())
+    y: Value = build.move(made, lambda p: p.reshape(2, *leading, *p.shape[-2:]))
     return y
+
+
+def _product_of_levels(build: Builder, a: Value, b: Value) -> Value | None:
+    """Return the products (H, R, C) of levels (H, R, K) and (H, K, C), perhaps scaled; None if they are no levels."""
+    first = scaled_levels(build, build.channels_first(a))
+    second = scaled_levels(build, build.move(b, lambda p: p.transpose(1, 2)))
+    if first is None or second is None:
+        return None
+    for x in (first, second):
+        terms, offset = x.levels.planes.terms, x.levels.planes.offset
+        if len(terms) > 1 or offset is not None or terms[0].zero_points is not None or x.shifts:
+            return None
+        if any(link.shape[0] != 1 for link in x.links):
+            return None
+    scale = math.prod(float(x.levels.planes.terms[0].scale) for x in (first, second))
+    shape = (b.shape[2], *a.shape[:2])
+    levels = first.levels.inputs[0], second.levels.inputs[0]
+    y: Value = LevelProduct(shape, levels, fields=LevelMatmul.Fields(scale=float(np.float32(scale))))
+    for link in first.links:
+        y = times(build, y, link)
+    for link in second.links:  # (1, H, C) -> (C, H, 1)
+        by = link.by
+        turned = by.transpose(0, 2) if isinstance(by, Tensor) else build.move(by, lambda p: p.transpose(1, 3))
+        y = times(build, y, Link(link.kind, turned))
+    return build.channels_last(y)
 
 
 def _attention(build: Builder, q: Value, k: Value, v: Value, mask: Any, causal: bool, scale: float | None) -> Value:

@@ -11,7 +11,7 @@ from bnn.converter.graph.builder import Builder, ConvSides
 from bnn.converter.graph.values import Input, Padding, Unpacked, Value
 from bnn.converter.recognize.few_values import few_values
 from bnn.converter.recognize.moved_levels import bits_of
-from bnn.converter.recognize.scaled import Link, Scaled, scaled_levels
+from bnn.converter.recognize.scaled import Scaled, scaled_levels, times
 from bnn.converter.registry import register_rule
 from bnn.converter.rules.quantized import Weight, binary_layer, float_layer, stored_weight, weight_terms
 from bnn.layers import QuantEmbedding
@@ -106,7 +106,7 @@ def _of_few_values(
 def _can_follow(scaled: Scaled, sides: ConvSides | None) -> bool:
     """Whether what levels are scaled and shifted by is the same in all numbers that each sum goes over."""
     one_place = sides is None or (sides["shape"][2:] == [1, 1] == sides["stride"] and not any(sides["padding"]))
-    return all(by.shape[0] == 1 and (one_place or set(by.shape) == {1}) for by in scaled.operands)
+    return all(link.shape[0] == 1 and (one_place or set(link.shape) == {1}) for link in scaled.links)
 
 
 def _following(build: Builder, y: Value, scaled: Scaled, of_ones: Callable[[], Tensor]) -> Value:
@@ -120,18 +120,12 @@ def _following(build: Builder, y: Value, scaled: Scaled, of_ones: Callable[[], T
             assert isinstance(link.by, Value)
             shift = link.by if shift is None else build.add(shift, link.by)
         else:
-            y = _times(build, y, link)
-            shift = None if shift is None else _times(build, shift, link)
+            y = times(build, y, link)
+            shift = None if shift is None else times(build, shift, link)
     if shift is None:
         return y
     spread = build.move(shift, lambda p: p.expand(2, *y.shape))
     return build.add(y, build.affine(spread, scale=build.aligned(spread, of_ones())))
-
-
-def _times(build: Builder, y: Value, link: Link) -> Value:
-    if not isinstance(link.by, Value):
-        return build.affine(y, scale=link.by)
-    return build.multiply(y, link.by) if link.kind == "multiply" else build.divide(y, link.by)
 
 
 def _padded_conv(

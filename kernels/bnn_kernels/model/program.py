@@ -64,6 +64,11 @@ class Placed(NamedTuple):
     given: list[Spec]
 
 
+def _reads_levels(placed: Placed, register: str) -> bool:
+    """Whether all that a step reads of a register are levels."""
+    return register not in placed.inputs[placed.step.level_inputs :]
+
+
 class Program:
     """The steps of a plan, in order.
 
@@ -136,7 +141,7 @@ class Program:
                 if spec.kind != "bits" or len(spec.multipliers) == 1 or not fit_bytes(spec.multipliers, spec.signed):
                     continue
                 found = readers.get(name, [])
-                wanted = [reader.inputs[0] == name and reader.step.reads_bytes(reader.given) for reader in found]
+                wanted = [_reads_levels(reader, name) and reader.step.reads_bytes(reader.given) for reader in found]
                 if writer is not None and wanted and all(wanted):
                     writer.as_bytes = True
                     self.specs[name] = spec._replace(as_bytes=True)

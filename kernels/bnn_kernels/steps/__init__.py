@@ -4,6 +4,7 @@ from bnn_kernels.steps import binary as binary
 from bnn_kernels.steps import elementwise as elementwise
 from bnn_kernels.steps import embedding as embedding
 from bnn_kernels.steps import float as float
+from bnn_kernels.steps import level_matmul as level_matmul
 from bnn_kernels.steps import matmul as matmul
 from bnn_kernels.steps import normalize as normalize
 from bnn_kernels.steps import pack as pack

@@ -54,6 +54,8 @@ class Step:
     fields: Any
     # How many registers it reads; some steps set it from their attributes.
     arity: int = 1
+    # How many of the first of them it may read as `LevelBytes`, see `reads_bytes`.
+    level_inputs: int = 1
 
     def __init__(self, attrs: dict[str, Any], tensors: dict[str, np.ndarray]):
         self.fields = self.Fields.read(attrs, tensors)
@@ -95,7 +97,7 @@ class Step:
         return None
 
     def reads_bytes(self, inputs: list[Spec]) -> bool:
-        """Whether levels as bytes are what this step would rather read, if its first input is of levels."""
+        """Whether levels as bytes are what this step would rather read, where its inputs are of levels."""
         return False
 
     def nearby(self, share: float, *inputs: Any) -> tuple[Any, Any] | None:

@@ -42,7 +42,7 @@ CHUNK = 32
 FEW = 16
 
 
-def _counters(join: Callable) -> tuple[Callable, Callable]:
+def counters(join: Callable) -> tuple[Callable, Callable]:
     """Return the inner loops over four windows and over one; join: `xor_popcount` or `and_popcount`."""
 
     @inline
@@ -76,7 +76,7 @@ def _counters(join: Callable) -> tuple[Callable, Callable]:
     return count_4, count_1
 
 
-def _weighted(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]:
+def weighted(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]:
     """Return the same sums over all pairs of planes, each times its factor."""
 
     @inline
@@ -108,7 +108,7 @@ def _weighted(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]
     return sums_4, sums_1
 
 
-def _bare(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]:
+def bare(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]:
     """Return the counts themselves: one pair of planes."""
 
     @inline
@@ -136,8 +136,8 @@ def popcount_kernel(kind: type, xor: bool, single: bool) -> Any:
     size: `Sizes`; taps: `Taps`; constants, output: see `ops.outputs`.
     """
     write, prepare, name = writer(kind)
-    counters = _counters(uint64x8.xor_popcount if xor else uint64x8.and_popcount)
-    sums_4, sums_1 = _bare(*counters) if single else _weighted(*counters)
+    counted = counters(uint64x8.xor_popcount if xor else uint64x8.and_popcount)
+    sums_4, sums_1 = bare(*counted) if single else weighted(*counted)
 
     def convolve(rows, plane_size, direct, w, shares, kinds, pairs, size, taps, constants, output, first, last):
         kinds, size, taps, constants = Kinds(*kinds), Sizes(*size), Taps(*taps), Constants(*constants)
