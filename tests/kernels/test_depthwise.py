@@ -178,6 +178,7 @@ def check_levels(rng, operands, sizes, filter_, pad_value, ways):
             np.testing.assert_array_equal(bk.unpack(as_planes(found)), bk.unpack(wanted))
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("operands", OPERANDS)
 def test_levels_are_exact(operands, width, monkeypatch):

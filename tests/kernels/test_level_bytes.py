@@ -8,7 +8,7 @@ from bnn_kernels.bits.level_bytes import SLACK, LevelBytes, as_planes, bytes_of_
 from bnn_kernels.bits.level_quantize import quantize_to_bytes
 from bnn_kernels.bits.quantize import in_order
 from bnn_kernels.bits.tensor import pack_codes, quantize_channels_last, unpack_codes
-from forced_kernels import FORMS, force
+from forced_kernels import FORM_NAMES, force
 
 PLANES = [((1, 2), False), ((1, 2, 4, 8), False), ((1, 2, 4, -8), False), ((1, 2, 4), True), ((1, -1), False)]
 
@@ -101,12 +101,7 @@ CONVS = [
 ]
 
 
-# One form of each product; portable instructions take long to compile, so others of the same product are slow tests.
-OTHERS = ("vnni8", "shorts16", "usdot", "sdot128", "smull128")
-EACH_KIND = [pytest.param(name, marks=pytest.mark.slow) if name in OTHERS else name for name in FORMS]
-
-
-@pytest.mark.parametrize("kernel", ["popcount", "levels", *EACH_KIND])
+@pytest.mark.parametrize("kernel", ["popcount", "levels", *FORM_NAMES])
 @pytest.mark.parametrize(("multipliers", "signed"), PLANES)
 def test_layers_read_and_write_them(kernel, multipliers, signed, monkeypatch):
     force(kernel, monkeypatch)
