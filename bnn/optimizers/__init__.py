@@ -2,6 +2,7 @@
 
 from bnn.optimizers.bop import Bop as Bop
 from bnn.optimizers.composite import CompositeOptimizer as CompositeOptimizer
+from bnn.optimizers.proximal import Proximal as Proximal
 from bnn.optimizers.roles import ROLES as ROLES
 from bnn.optimizers.roles import parameter_groups as parameter_groups
 from bnn.optimizers.roles import parameter_roles as parameter_roles

@@ -24,6 +24,8 @@ from bnn.quantizers.lq_net import LqWeight as LqWeight
 from bnn.quantizers.lsq import LsqActivation as LsqActivation
 from bnn.quantizers.lsq import LsqWeight as LsqWeight
 from bnn.quantizers.magnitude_aware_sign import MagnitudeAwareSign as MagnitudeAwareSign
+from bnn.quantizers.n2uq import N2uqActivation as N2uqActivation
+from bnn.quantizers.n2uq import N2uqWeight as N2uqWeight
 from bnn.quantizers.noise_adapted_sign import NoiseAdaptedSign as NoiseAdaptedSign
 from bnn.quantizers.pact import Pact as Pact
 from bnn.quantizers.pixel_levels import PixelLevels as PixelLevels
@@ -32,6 +34,7 @@ from bnn.quantizers.rbnn import RbnnSign as RbnnSign
 from bnn.quantizers.rbnn import RotatedWeight as RotatedWeight
 from bnn.quantizers.recu import RecuSign as RecuSign
 from bnn.quantizers.recu import RecuWeight as RecuWeight
+from bnn.quantizers.relaxed_weight import RelaxedWeight as RelaxedWeight
 from bnn.quantizers.reste import ResteSign as ResteSign
 from bnn.quantizers.reste import ResteWeight as ResteWeight
 from bnn.quantizers.rsign import RSign as RSign

@@ -9,6 +9,7 @@ from bnn.training.curves import CosineRise as CosineRise
 from bnn.training.curves import Exponential as Exponential
 from bnn.training.curves import ExponentialRise as ExponentialRise
 from bnn.training.curves import Linear as Linear
+from bnn.training.curves import Sigmoid as Sigmoid
 from bnn.training.curves import Step as Step
 from bnn.training.curves import curve_lr as curve_lr
 from bnn.training.distillation import DistillationLoss as DistillationLoss

@@ -101,6 +101,28 @@ class CosineRise(_Stretch):
 
 
 @dataclass(frozen=True)
+class Sigmoid(_Stretch):
+    """start + (end - start) (f(p) - f(0)) / (f(1) - f(0)), f(p) = 1 / (1 + exp(-steepness (p - 1/2))).
+
+    1 - r of PARQ (Jin et al. 2025, as in the authors' code) is this curve, from 0 to 1. steepness: > 0.
+
+    >>> round(Sigmoid(0.0, 1.0)(0.5), 12)
+    0.5
+    """
+
+    steepness: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.steepness > 0:
+            raise ValueError(f"steepness must be positive, got {self.steepness!r}")
+
+    def __call__(self, p: float) -> float:
+        first, now, last = (1 / (1 + math.exp(-self.steepness * (q - 0.5))) for q in (0.0, self._share(p), 1.0))
+        return self.start + (self.end - self.start) * (now - first) / (last - first)
+
+
+@dataclass(frozen=True)
 class Step:
     """start, multiplied by `factor` at each of the shares `at` (p at or beyond counts).
 

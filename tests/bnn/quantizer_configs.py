@@ -6,7 +6,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from bnn.layers.base import make_quantizer
-from bnn.quantizers import BinaryConnect, FullPrecision, NoiseAdaptedSign, ProgressiveSign, StochasticSign
+from bnn.quantizers import (
+    BinaryConnect,
+    FullPrecision,
+    NoiseAdaptedSign,
+    ProgressiveSign,
+    RelaxedWeight,
+    StochasticSign,
+)
 from experiments import cli
 
 NAMES = sorted(file.stem for file in (cli.CONFIGS / "quantizer").glob("*.yaml"))
@@ -44,4 +51,4 @@ def make(role, factory, x):
 def few_valued_in_training(quantizer):
     """Whether the values of a training forward are those of the planes: neither drawn nor still on their way."""
     drawn = isinstance(quantizer, StochasticSign) or (isinstance(quantizer, BinaryConnect) and quantizer.stochastic)
-    return not drawn and not isinstance(quantizer, ProgressiveSign | NoiseAdaptedSign)
+    return not drawn and not isinstance(quantizer, ProgressiveSign | NoiseAdaptedSign | RelaxedWeight)

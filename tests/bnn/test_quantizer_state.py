@@ -19,8 +19,8 @@ from bnn.quantizers import LqWeight, LsqActivation, LsqWeight, RotatedWeight, St
 NAMES = configs.NAMES
 # Those whose quantizers hold parameters or buffers, one of a kind.
 WITH_STATE = [
-    *("abcnet33", "adabin", "bit", "lqnet2", "lsq1", "lsq2", "pact2", "paretoq2", "rbnn", "recu", "stableqat2", "tbn"),
-    *("ttq", "xnorpp"),
+    *("abcnet33", "adabin", "bit", "lqnet2", "lsq1", "lsq2", "n2uq2", "pact2", "paretoq2", "rbnn", "recu"),
+    *("stableqat2", "tbn", "ttq", "xnorpp"),
 ]
 
 
@@ -54,6 +54,7 @@ def test_no_state_is_forgotten_here():
         "NoiseAdaptedSign",
         "MagnitudeAwareSign",
         "RSign",
+        "RelaxedWeight",
         "TernaryWeight",
     }
 

@@ -10,6 +10,9 @@ from gradients import differences, gradient, signs
 from bnn.quantizers import (
     ElasticBinaryActivation,
     LsqWeight,
+    N2uqActivation,
+    N2uqWeight,
+    RelaxedWeight,
     ResteSign,
     ResteWeight,
     StableLsqWeight,
@@ -154,6 +157,84 @@ def test_elastic_binary_activation_begins_with_the_first_batch():
         assert (quantizer.alpha.item(), quantizer.beta.item()) == (expected, 0)
 
 
+# -- N2UQ -------------------------------------------------------------------------------------------------------------
+
+
+def rising_line(x, start, widths):
+    """Straight lines from (start, 0) to (start + a_1, 1), from there to (start + a_1 + a_2, 2), and so on."""
+    ends = start + np.concatenate([[0], np.cumsum(widths)])
+    return np.interp(x, ends, np.arange(len(ends)))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_n2uq_activation(bits):
+    x, g = rng().uniform(-1, 3, (6, 4, 3)), rng(1).standard_normal((6, 4, 3))
+    n = 2**bits - 1
+    start, widths, into, out = -0.2, rng(2).uniform(0.1, 3 / n, n), 1.3, 0.7
+    learned = {"start": start, "widths": widths, "input_scale": into, "output_scale": out}
+    quantizer = fixed(N2uqActivation(bits), **learned)
+    thresholds = start + np.cumsum(widths) - widths / 2
+    level = (into * x[..., None] > thresholds).sum(-1)
+    np.testing.assert_allclose(quantizer(torch.tensor(x)).detach(), out * 2 / n * level, rtol=1e-12)
+
+    def cost(x, start, widths, into, out):
+        # The line stands for the levels in every derivative but that of the factor before it.
+        line = rising_line(into * x, start, widths)
+        return (g * 2 / n * (learned["output_scale"] * line + (out - learned["output_scale"]) * level)).sum()
+
+    at = (x, start, widths, into, out)
+
+    def slopes(place):
+        return differences(lambda v: cost(*at[:place], v, *at[place + 1 :]), at[place])
+
+    np.testing.assert_allclose(gradient(quantizer, x, g), slopes(0), rtol=1e-5, atol=1e-8)
+    names = ("start", "widths", "input_scale", "output_scale")
+    for place, name in enumerate(names, start=1):
+        np.testing.assert_allclose(getattr(quantizer, name).grad, slopes(place), rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_n2uq_activation_begins_as_a_uniform_quantizer():
+    x = torch.linspace(-1, 3, 100)  # no number halfway between levels
+    expected = (x * 1.5).clamp(0, 3).round() / 1.5
+    torch.testing.assert_close(N2uqActivation(2)(x), expected)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_n2uq_weight(bits):
+    w, g = rng().standard_normal((4, 3, 5)), rng(1).standard_normal((4, 3, 5))
+    n = 2**bits - 1
+    s = n / 2 ** (bits - 1) * np.abs(w).mean((1, 2), keepdims=True)
+    expected = s * (2 / n * np.round((np.clip(w / s, -1, 1) + 1) * n / 2) - 1)
+    np.testing.assert_allclose(N2uqWeight(bits)(torch.tensor(w)), expected, rtol=1e-10)
+    np.testing.assert_allclose(gradient(N2uqWeight(bits), w, g), g / s, rtol=1e-12)
+
+
+def test_n2uq_weights_use_all_levels():
+    """Of normal weights each of the four levels gets about a quarter."""
+    w = torch.randn(1, 100_000, generator=torch.Generator().manual_seed(0))
+    shares = torch.bincount(N2uqWeight(2).planes(w).terms[0].levels()[0] + 3)[::2] / w.numel()
+    assert ((shares > 0.2) & (shares < 0.3)).all()
+
+
+# -- weights that become few-valued -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 8, 256])
+def test_relaxed_weight_rounds_in_evaluation(levels):
+    w, g = rng().standard_normal((3, 8)), rng(1).standard_normal((3, 8))
+    quantizer = RelaxedWeight(levels)
+    assert np.array_equal(quantizer(torch.tensor(w)), w)
+    assert np.array_equal(gradient(quantizer, w, g), g)
+    quantizer.eval()
+    grid = np.linspace(-1, 1, levels) * np.abs(w).max()
+    expected = grid[np.abs(w[..., None] - grid).argmin(-1)]
+    found = quantizer(torch.tensor(w))
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    np.testing.assert_allclose(quantizer(found), found, rtol=1e-12)
+    assert np.array_equal(gradient(quantizer, w, g), g)
+    assert quantizer.bits == math.ceil(math.log2(levels))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -161,6 +242,9 @@ def test_elastic_binary_activation_begins_with_the_first_batch():
         (lambda: ResteWeight(0), "o must be at least 1"),
         (lambda: StableLsqWeight(1), "bits must be one of"),
         (lambda: StableLsqWeight(2, amplitude=0.3), "amplitude must lie"),
+        (lambda: N2uqActivation(0), "bits must be one of"),
+        (lambda: N2uqWeight(1), "bits must be one of"),
+        (lambda: RelaxedWeight(5), "levels must be 2, 3, 4"),
         (lambda: StretchedElasticWeight(8, channels=2), "levels must be 2, 3 or 4"),
         (lambda: StretchedElasticWeight(4, channels=0), "channels must be"),
     ],

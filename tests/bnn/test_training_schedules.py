@@ -23,6 +23,7 @@ from bnn.training import (
     ModuleSchedule,
     OptimizerSchedule,
     Scheduling,
+    Sigmoid,
     Step,
     curve_lr,
     train,
@@ -46,6 +47,8 @@ BOP = partial(
         (Exponential(-1, -100), {0.5: -10}),
         (Cosine(1, 0), {0: 1, 1 / 3: 0.75, 0.5: 0.5, 1: 0}),
         (CosineRise(1, 3), {0: 1, 0.5: 3 - 2**0.5, 2 / 3: 2, 1: 3}),
+        (Sigmoid(2, 4), {0: 2, 0.5: 3, 1: 4, 0.7: 3 + math.tanh(1) / math.tanh(2.5)}),
+        (Sigmoid(0, 1, end_at=0.5), {0.25: 0.5, 0.5: 1}),
         (Step(1, 0.5, at=[0.25, 0.5]), {0: 1, 0.24: 1, 0.25: 0.5, 0.5: 0.25, 1: 0.25}),
     ],
 )
@@ -74,6 +77,7 @@ def test_recus_threshold_rises_as_in_the_authors_code():
     [
         (lambda: Exponential(0, 1), "of one sign"),
         (lambda: Linear(0, 1, begin_at=0.5, end_at=0.5), "begin_at"),
+        (lambda: Sigmoid(0, 1, steepness=0), "steepness must be positive"),
         (lambda: Step(1, 0.1, at=[30]), "shares of training"),
         (lambda: curve_lr(torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0), Cosine(1, 0), 5, 5), "warmup"),
         (lambda: Scheduling([ModuleSchedule("clip", Linear(0, 1), by="batch")]), "by must be"),

@@ -110,7 +110,12 @@ def test_every_quantizer_is_a_method():
 
     with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
         found = methods(compose("compare_methods"))
-        assert set(found) == {file.stem for file in (cli.CONFIGS / "quantizer").glob("*.yaml")} | {"bop"}
+        assert set(found) == {file.stem for file in (cli.CONFIGS / "quantizer").glob("*.yaml")} | {
+            "bop",
+            "parq",
+            "proxquant",
+            "binaryrelax",
+        }
         assert results_of(compose("compare_methods", ["folder=nowhere"]), "xnor") == []
 
 
