@@ -27,6 +27,7 @@ def task(config: DictConfig) -> None:
     file = Path(config.costs_file) if config.costs_file else default_file()
     if file is None:
         raise RunError("there is no home folder to keep the costs in: give costs_file=PATH")
+    tune.check_place(file)
     table = Table(title=f"sums of levels of several bits on {bk.cpu_features()['cpu']}, one thread")
     for column in ("layer", "pairs of planes", "counts us", "products us", "products from"):
         table.add_column(column, justify="left" if column == "layer" else "right")

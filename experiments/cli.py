@@ -1,5 +1,6 @@
 """What the Hydra mains share: where the configs lie, help, and one clear message for each kind of mistake."""
 
+import errno
 import functools
 import json
 import os
@@ -27,6 +28,9 @@ from experiments.config_values import ConfigError, did_you_mean
 
 # Each job of a sweep that fails leaves a file in the folder that this variable names, from whatever process it runs in.
 _FAILED_JOBS = "BITPLANES_FAILED_JOBS"
+
+# Options that name a file which a command writes at its end.
+_WRITTEN = ("output", "costs_file", "sheet")
 
 # Hydra's own folders, and what to use instead.
 _FOLDER_OPTIONS = {
@@ -94,6 +98,22 @@ def _refuse_folder_options(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{key} cannot be given: {_FOLDER_OPTIONS[key]}")
 
 
+def _check_written(config: DictConfig) -> None:
+    """Raise ConfigError before a task begins if a file that it writes at its end could not be written."""
+    for key in _WRITTEN:
+        if not isinstance(value := OmegaConf.select(config, key), str):
+            continue
+        file = Path(value)
+        try:
+            if file.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            if not file.exists() or file.is_file():  # /dev/null is neither
+                there = next(folder for folder in file.absolute().parents if folder.exists())
+                tempfile.TemporaryFile(dir=there).close()
+        except OSError as error:
+            raise ConfigError(f"{key}={value} cannot be written: {error.strerror}") from error
+
+
 class _Job:
     """A task whose foreseen mistakes do not pass through Hydra, which would print its own line for each.
 
@@ -109,6 +129,7 @@ class _Job:
     def __call__(self, config: DictConfig) -> Any:
         sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
+            _check_written(config)
             return self._task(config)
         except self._known as error:
             if not sweeps:

@@ -149,16 +149,14 @@ def run_tune(options: argparse.Namespace) -> None:
     file = Path(options.output) if options.output else costs.default_file()
     if file is None:
         _fail("there is no home folder: name a file with --output, and in the environment variable BNN_KERNELS_COSTS")
+    tune.check_place(file)
     print(f"{'layer':>14} {'pairs of planes':>16} {'counts us':>10} {'products us':>12}")
     found = []
     for trial in tune.trials(options.seconds):
         found.append(trial)
         print(f"{trial.kind:>14} {trial.pairs:>16} {trial.counts_us:10.1f} {trial.products_us:12.1f}", flush=True)
     result = tune.costs_of(found)
-    try:
-        tune.write(result, file)
-    except OSError as error:
-        _fail(error)
+    tune.write(result, file)
     print("products from so many pairs on:", ", ".join(f"{kind} {result.fewest(kind)}" for kind in costs.KINDS))
     print(f"written: {file}")
 

@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import TINY
 
+from experiments import benchmark_costs
+
 EARLY = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: %s, mode: max, patience: 0, min_delta: 1}"
 
 
@@ -72,6 +74,23 @@ def test_what_cannot_be_is_refused_with_one_message(arguments, words, train, tmp
     assert failed.err.count("error:") == 1
     assert not list(tmp_path.rglob("result.json"))
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("file/x.json", "Not a directory"), ("folder", "it is a folder"), ("none/x.json", "")]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(name, words, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    begun = []
+    monkeypatch.setattr(benchmark_costs, "task", begun.append)
+    done = command("experiments.benchmark", "suite=costs", f"output={name}")
+    assert done.status == (2 if words else 0)
+    assert len(begun) == (0 if words else 1)
+    assert not (tmp_path / "none").exists()
+    if words:
+        assert f"error: output={name} cannot be written: {words}" in done.err
 
 
 @pytest.mark.parametrize("option", ["+trainer.max_epochs=5", "+trainer.devices=2", "trainer.precision=7"])

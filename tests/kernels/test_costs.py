@@ -168,3 +168,13 @@ def test_tune_measures_and_writes(setting, tmp_path, monkeypatch, capsys):
     assert json.loads(file.read_text())["layers"].keys() == set(costs.KINDS)
     assert all(measured.layers[kind]["pairs"] == [2, 4] for kind in costs.KINDS)
     assert 1 < measured.fewest("linear") < 6
+
+
+@pytest.mark.parametrize("name", ["file/costs.json", "folder"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_timed(name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(tune, "trials", lambda seconds: pytest.fail("it was timed"))
+    with pytest.raises(SystemExit):
+        main(["tune", "--output", str(tmp_path / name)])
+    assert name.partition("/")[0] in capsys.readouterr().err

@@ -5,6 +5,7 @@
 
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,6 +148,14 @@ def product() -> str:
     form = form_for(Filters((32, 64, 3, 3), planes, False, 1), Maps((MAP, MAP), (MAP, MAP), False, planes))
     assert form is not None
     return form.product
+
+
+def check_place(file: Path) -> None:
+    """OSError, before minutes of timing, for a file that `write` could not write."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder; name a file")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=file.parent).close()
 
 
 def write(costs: Costs, file: Path) -> None:
