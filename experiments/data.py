@@ -1,7 +1,8 @@
 """Fetch a data set, check it, and show what it holds: python -m experiments.data data=NAME (or name=NAME).
 
 Prints the splits, the shape and the statistics of the images and how many there are of each class, and writes a
-contact sheet: some training images of each class. Of a text it prints the splits, the characters and a passage.
+contact sheet: some training images of each class, or curves of sounds. Of a text it prints the splits, the characters
+and a passage.
 """
 
 import sys
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.config_values import whole_number
+from experiments.run_parts import NOUNS
 from experiments.targets import build
 
 # Rows of the table; more classes are summed up in one.
@@ -35,7 +37,7 @@ def task(config: DictConfig) -> None:
     if data.kind == "text":
         show_text(data)
     else:
-        show_images(data, config)
+        show_classes(data, config)
 
 
 def show_text(data: Any) -> None:
@@ -55,15 +57,19 @@ def show_text(data: Any) -> None:
     print(f"how it begins:\n{data.decode(data.train[:PASSAGE])}")
 
 
-def show_images(data: Any, config: DictConfig) -> None:
-    """Print what a data set of images holds, and draw its contact sheet."""
+def show_classes(data: Any, config: DictConfig) -> None:
+    """Print what a data set of images or sounds holds, and draw its contact sheet."""
     splits = {"training": data.train, "validation": data.validation, "test": data.test}
-    channels, height, width = data.input_shape
-    print(f"{data.name}: {data.num_classes} classes, images {channels} x {height} x {width} (channels, rows, columns)")
+    noun = NOUNS[data.kind]
+    shape = " x ".join(map(str, data.input_shape))
+    axes, unit = "(channels, rows, columns)", "1 is white"
+    if data.kind == "audio":
+        axes, unit = f"(channels, samples), {data.rate:,} samples a second", "1 is full scale"
+    print(f"{data.name}: {data.num_classes} classes, {noun} {shape} {axes}")
     mean, deviation = numbers(data.mean.tolist()), numbers(data.std.tolist())
-    print(f"training images, where 1 is white: mean {mean}, deviation {deviation}")
+    print(f"training {noun}, where {unit}: mean {mean}, deviation {deviation}")
     counts = {name: np.bincount(split.labels, minlength=data.num_classes) for name, split in splits.items()}
-    table = Table(title="images")
+    table = Table(title=noun)
     for column in ("class", *splits):
         table.add_column(column, justify="left" if column == "class" else "right")
     shown = data.num_classes if data.num_classes <= MOST_CLASSES else 0
@@ -77,14 +83,15 @@ def show_images(data: Any, config: DictConfig) -> None:
     cli.console().print(table)
     empty = [name for name, count in counts.items() if count.min() == 0]
     if empty:
-        print(f"note: some class has no image for {' and '.join(empty)}")
+        print(f"note: some class has no {noun[:-1]} for {' and '.join(empty)}")
     if config.sheet is not None:
-        from paper_figures.contact_sheet import draw
+        from paper_figures.contact_sheet import curves, draw
         from paper_figures.save import save
 
         path = Path(str(config.sheet).replace("NAME", data.name))
-        images, labels = data.train.images.numpy(), data.train.labels.numpy()
-        save(draw(images, labels, data.max_value, data.classes, config.columns), path)
+        inputs, labels = data.train.inputs.numpy(), data.train.labels.numpy()
+        images, white = (curves(inputs), 255) if data.kind == "audio" else (inputs, data.max_value)
+        save(draw(images, labels, white, data.classes, config.columns), path)
         print(f"written: {path}")
 
 

@@ -1,4 +1,4 @@
-"""A contact sheet of a data set: a row of images for each class."""
+"""A contact sheet of a data set: a row of images, or of the curves of sounds, for each class."""
 
 from collections.abc import Sequence
 
@@ -25,6 +25,20 @@ def sheet(images: np.ndarray, labels: np.ndarray, classes: Sequence[int], column
             top, left = row * (height + GAP), column * (width + GAP)
             out[top : top + height, left : left + width] = images[index].transpose(1, 2, 0)
     return out
+
+
+def curves(sounds: np.ndarray, height: int = 32, width: int = 64) -> np.ndarray:
+    """Return pictures of sounds, uint8 (N, 1, height, width): black from the least to the largest value in each column.
+
+    sounds: (N, C, L) with L >= width, of which the first channel is shown, each scaled by its own largest value.
+    """
+    count, _, length = sounds.shape
+    parts = sounds[:, 0, : length // width * width].reshape(count, width, -1).astype(np.float64)
+    largest = np.maximum(np.abs(parts).max((1, 2), keepdims=True), 1e-9)[:, 0]
+    top, bottom = (np.rint((1 - end / largest) / 2 * (height - 1)) for end in (parts.max(2), parts.min(2)))
+    row = np.arange(height)[:, None]
+    inside = (row >= top[:, None]) & (row <= bottom[:, None])
+    return np.where(inside, 0, 255).astype(np.uint8)[:, None]
 
 
 def draw(

@@ -1,6 +1,9 @@
-"""Data sets with fixed splits: images and text."""
+"""Data sets with fixed splits: images, sounds and text."""
 
 from bnn.data.arrays import arrays as arrays
+from bnn.data.audio import AudioData as AudioData
+from bnn.data.audio import AudioSplit as AudioSplit
+from bnn.data.audio import RandomShift as RandomShift
 from bnn.data.augment import RandomCropFlip as RandomCropFlip
 from bnn.data.batches import Batches as Batches
 from bnn.data.batches import Loader as Loader
@@ -11,6 +14,7 @@ from bnn.data.digits import digits as digits
 from bnn.data.errors import DataError as DataError
 from bnn.data.fashion_mnist import fashion_mnist as fashion_mnist
 from bnn.data.folder import folder as folder
+from bnn.data.fsdd import fsdd as fsdd
 from bnn.data.gtsrb import gtsrb as gtsrb
 from bnn.data.image_data import ImageData as ImageData
 from bnn.data.image_data import Normalize as Normalize

@@ -100,7 +100,7 @@ class ImageData:
 
 @dataclass(frozen=True)
 class Normalize:
-    """uint8 (N, C, H, W) -> float32: (x / max_value - mean) / std by channel; `pixels` leads back."""
+    """Integers (N, C, ...) -> float32: (x / max_value - mean) / std by channel; `pixels` leads back to pixels."""
 
     mean: Tensor
     std: Tensor
@@ -116,5 +116,5 @@ class Normalize:
         return ((normalized * std + mean) * self.max_value).round().clamp(0, 255)
 
     def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (t.to(images.device).reshape(-1, 1, 1) for t in (self.mean, self.std))
+        mean, std = (t.to(images.device).reshape(-1, *[1] * (images.ndim - 2)) for t in (self.mean, self.std))
         return mean, std

@@ -16,6 +16,7 @@ from bnn.models.bitlinear_decoder import BitLinearDecoder as BitLinearDecoder
 from bnn.models.bnn_vgg import BNNVGG as BNNVGG
 from bnn.models.digits_cnn import DigitsCNN as DigitsCNN
 from bnn.models.lenet5 import LeNet5 as LeNet5
+from bnn.models.m5 import M5 as M5
 from bnn.models.nin import NIN as NIN
 from bnn.models.reactnet import ReActNetA as ReActNetA
 from bnn.models.resnet18 import ResNet18 as ResNet18
