@@ -35,12 +35,17 @@ class LayerExplanation:
 class Explanation:
     """What becomes of the layers of a network, in the order in which they run."""
 
-    layers: tuple[LayerExplanation, ...]
+    layers: tuple[LayerExplanation, ...] = ()
 
     @property
     def missed(self) -> tuple[LayerExplanation, ...]:
         """Layers of few-valued weights and inputs that run in floats all the same."""
         return tuple(layer for layer in self.layers if layer.missed)
+
+    @property
+    def in_floats(self) -> tuple[LayerExplanation, ...]:
+        """Layers that do not multiply bits with bits."""
+        return tuple(layer for layer in self.layers if not layer.on_bits)
 
     def __str__(self) -> str:
         rows = [("layer", "weights", "inputs", "runs on")]

@@ -129,6 +129,13 @@ def test_scales_of_maps(name):
     assert binary_steps(packed) == ["binary_conv"]
 
 
+def test_parity_with_comparisons_and_integers():
+    torch.manual_seed(0)
+    network = nn.Sequential(Layer(cast, 32, 20), Layer(ternary, 10, 32)).eval()
+    x = torch.randn(20, 20)
+    assert bnn.check_parity(network, bnn.convert(network, x), x).ok
+
+
 def test_vectors_of_two_layers():
     torch.manual_seed(0)
     network = nn.Sequential(Layer(without_axis, 32, 20), nn.SiLU(), Layer(from_the_lowest, 10, 32))

@@ -1,6 +1,7 @@
 """The parity report: what it must not let pass, and what it must not cry about."""
 
 import copy
+import json
 from functools import partial
 
 import bnn_kernels as bk
@@ -459,3 +460,17 @@ def test_one_class_for_all_is_said():
     report = bnn.check_parity(model, bnn.convert(model, x), x)
     assert report.classes == 1
     assert "one class for all" in str(report)
+
+
+def test_the_report_says_what_runs_in_floats_and_why():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 8), QuantLinear(8, 8, **BINARY), nn.Linear(8, 3)).eval()
+    report = bnn.check_parity(network, bnn.convert(network, torch.randn(1, 8)), torch.randn(5, 8))
+    assert [(layer.place, layer.on_bits) for layer in report.explanation.layers] == [
+        ("0", False),
+        ("1", True),
+        ("2", False),
+    ]
+    assert "\n2 runs in floats: its weights take many values\n" in str(report)
+    layers = json.loads(report.to_json())["layers"]
+    assert [(layer["place"], layer["weight_bits"], layer["on_bits"]) for layer in layers][1] == ("1", 1, True)

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Literal, NoReturn, TypedDict
 
 import numpy as np
@@ -25,7 +24,6 @@ from bnn.converter.graph.values import (
     Channelwise,
     Clamp,
     Combine,
-    Comparison,
     Concat,
     Curve,
     FloatLayer,
@@ -36,7 +34,6 @@ from bnn.converter.graph.values import (
     Unpacked,
     Value,
 )
-from bnn.converter.levels.two_values import TwoValues
 from bnn.converter.registry import rule_of_module
 from bnn.quantizers.base import Quantizer
 
@@ -118,26 +115,6 @@ class Builder:
             return x
         return Unpacked(x.shape, (levels_of(quantizer, x, self.place, source),))
 
-    def compare(self, comparison: Comparison) -> Value:
-        """Return what has two values, one on either side of a threshold: bits, if the higher one is above it."""
-        c = comparison
-        if c.low == c.high:
-            self.fail(f"a comparison of which both sides give {c.low} is a constant")
-        if c.low < c.high:
-            y = self.quantize(c.x, TwoValues(c.threshold, c.strict, c.low, c.high))
-        else:
-            y = self.affine(self.quantize(c.x, TwoValues(c.threshold, c.strict, -c.low, -c.high)), scale=-1.0)
-        y.comparison = c
-        return y
-
-    def _folded(self, c: Comparison, scale: Any, shift: Any) -> Value | None:
-        """Return a comparison with other values; None if they are not the same everywhere."""
-        numbers = [torch.as_tensor(1.0 if scale is None else scale), torch.as_tensor(0.0 if shift is None else shift)]
-        if any(number.numel() != 1 for number in numbers) or numbers[0] == 0:
-            return None
-        a, b = (float(number) for number in numbers)
-        return self.compare(replace(c, low=c.low * a + b, high=c.high * a + b))
-
     def _of_network(self, x: Value, constant: Any) -> Any:
         """Return a constant `aligned` with x, of which (C,) numbers are those of channels."""
         if constant is None:
@@ -197,10 +174,6 @@ class Builder:
         function: (T, C) -> (T, C), the network's own computation, if it rounds in another way. is_norm: product and
             sum are rounded once, as in PyTorch's batch norm.
         """
-        if x.comparison is not None and function is None and not is_norm:
-            folded = self._folded(x.comparison, scale, shift)
-            if folded is not None:
-                return folded
         if function is None and not is_norm:
             scale, shift = self._of_network(x, scale), self._of_network(x, shift)
             if is_permuted(x):

@@ -21,17 +21,6 @@ from bnn.quantizers.base import Quantizer, Uniform
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """high where x > threshold (x >= threshold if not strict), else low."""
-
-    x: "Value"
-    threshold: float
-    strict: bool
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Padding:
     """x with rows of a number before and behind each axis; around: (before, behind) of each, the last axis first."""
 
@@ -45,14 +34,12 @@ class Value:
     """A float tensor that the network computes.
 
     shape: without the batch. inputs: what it is computed from. source: where the network computes the same numbers, ""
-    if nowhere. comparison: what else it is, if it has two values; padded: if it has numbers around it. owner: the place
-    whose rule made it.
+    if nowhere. padded: what else it is, if it has numbers around it. owner: the place whose rule made it.
     """
 
     shape: tuple[int, ...]
     inputs: tuple["Value", ...] = ()
     source: str = ""
-    comparison: Comparison | None = None
     padded: Padding | None = field(default=None, kw_only=True)
     owner: str = field(default="", kw_only=True)
 

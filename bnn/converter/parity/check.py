@@ -6,6 +6,7 @@ steps may differ by rounding, and so may levels of floats, where a float lies wi
 two of them. PyTorch itself is held to what it was trained with: each quantizer's planes to its forward.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 
 from bnn.converter.capture.exported import Model, as_module
 from bnn.converter.capture.record import Node, Output, capture
-from bnn.converter.convert import as_input, check_examples, own_copy
+from bnn.converter.convert import as_input, check_examples, explain, own_copy
+from bnn.converter.errors import ConversionError
+from bnn.converter.explain import Explanation
 from bnn.converter.levels.planes_check import PlanesCheck
 from bnn.converter.levels.table import as_one_term
 from bnn.converter.parity.answers import Answers, outputs_of
@@ -105,7 +108,7 @@ def _as_register(value: Any, expected: np.ndarray) -> Any:
     if value.ndim == 4:
         n, h, w, c = value.shape
         expected = expected.reshape(n, c, h, w).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(expected)
+    return np.ascontiguousarray(expected, value.dtype)
 
 
 class _Comparison:
@@ -239,6 +242,14 @@ def _check_places(sources: set[str], places: set[str]) -> None:
             )
 
 
+def _explanation(model: nn.Module, examples: Sequence[Tensor]) -> Explanation:
+    """Return which layers run on bits; nothing if the model, which is not what was converted, cannot be converted."""
+    try:
+        return explain(model, examples)
+    except ConversionError:
+        return Explanation()
+
+
 def check_parity(
     model: Model, packed: bk.PackedModel, inputs: Tensor | Sequence[Tensor], batch_size: int = 256
 ) -> ParityReport:
@@ -292,6 +303,7 @@ def check_parity(
         inputs=len(given[0]),
         steps=rows,
         free=FreeRun(comparison.rows(comparison.free)),
+        explain=functools.partial(_explanation, model, [x[:1] for x in given]),
         network=tuple(map(StepParity.of, (*quantizers.used(), graph))),
         **answers.result(),
     )

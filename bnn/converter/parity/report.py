@@ -2,9 +2,12 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
+from bnn.converter.explain import Explanation
 from bnn.converter.tally import Tally
 
 # float32 sums of some thousand products in two orders.
@@ -86,7 +89,7 @@ class ParityReport:
     agreement: share of equal predictions (argmax over axis 1 of the first output) when both run freely; None where
     there are no classes to choose from. undecided: share of others, for which both networks have both classes within
     rounding of each other. classes: how many different ones PyTorch predicts. max_difference: the largest of all
-    outputs. finite: whether PyTorch's outputs hold no NaN.
+    outputs. finite: whether PyTorch's outputs hold no NaN. explain: tells which layers run on bits.
     """
 
     inputs: int
@@ -98,6 +101,12 @@ class ParityReport:
     undecided: float = 0.0
     classes: int = 0
     finite: bool = True
+    explain: Callable[[], Explanation] = field(default=Explanation, repr=False, compare=False)
+
+    @cached_property
+    def explanation(self) -> Explanation:
+        """Which layers run on bits, and why others run in floats; lowers the network again, when it is first asked."""
+        return self.explain()
 
     @property
     def first_difference(self) -> StepParity | None:
@@ -138,6 +147,7 @@ class ParityReport:
             },
             "network": [row.to_dict() for row in self.network],
             "steps": [step.to_dict() for step in self.steps],
+            "layers": [{**asdict(layer), "on_bits": layer.on_bits} for layer in self.explanation.layers],
         }
 
     def to_json(self) -> str:
@@ -179,6 +189,8 @@ class ParityReport:
                 f"running freely {self.free.different_levels:,} levels differ, first {free.different:,} at "
                 f"{free.source}, {free.explained:,} of floats within rounding of their threshold"
             )
+        for layer in self.explanation.in_floats:
+            lines.append(f"{layer.place} runs in floats: {layer.reason}")
         lines.append(self._conclusion())
         return "\n".join(lines)
 

@@ -1,16 +1,20 @@
-"""Rules of comparisons with numbers: signs as many networks write them, such as torch.where(x >= 0, 1.0, -1.0)."""
+"""Rules of comparisons, and of choices between numbers: signs as many networks write them.
 
-from dataclasses import replace
+A comparison is levels 0 and 1. What a network makes of them, such as torch.where(x >= 0, 1.0, -1.0), is found to be
+levels too by `recognize.pointwise`.
+"""
+
 from typing import Any
 
 import torch
 
 from bnn.converter.graph.builder import Builder
-from bnn.converter.graph.values import Comparison, Value
+from bnn.converter.graph.values import Value
+from bnn.converter.levels.two_values import TwoValues
 from bnn.converter.registry import register_rule
 
-# Whether the threshold itself counts as below, and the values below and above.
-_COMPARISONS = {"gt": (True, 0.0, 1.0), "ge": (False, 0.0, 1.0), "lt": (False, 1.0, 0.0), "le": (True, 1.0, 0.0)}
+# Whether the threshold itself counts as below, and whether the comparison holds above it.
+_COMPARISONS = {"gt": (True, True), "ge": (False, True), "lt": (False, False), "le": (True, False)}
 _MIRRORED = {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge"}
 
 
@@ -27,8 +31,9 @@ def _register(name: str) -> None:
         if isinstance(a, Value) and isinstance(b, Value):
             a, b = build.add(a, build.affine(b, scale=-1.0)), 0.0  # of the same sign, in floats too
         x, constant, kind = (a, b, name) if isinstance(a, Value) else (b, a, _MIRRORED[name])
-        strict, low, high = _COMPARISONS[kind]
-        return build.compare(Comparison(x, _number(build, constant), strict, low, high))
+        strict, above = _COMPARISONS[kind]
+        y = build.quantize(x, TwoValues(_number(build, constant), strict, 0.0, 1.0))
+        return y if above else build.affine(y, scale=-1.0, shift=1.0)
 
     compare.__doc__ = f"1 where {name} holds, else 0."
     register_rule(getattr(torch.ops.aten, name))(compare)
@@ -38,24 +43,24 @@ for _name in _COMPARISONS:
     _register(_name)
 
 
-def _where(build: Builder, mask: Value, x: Any) -> Value:
+@register_rule(torch.ops.aten.where)
+def where(build: Builder, condition: Any, yes: Any, no: Any) -> Value:
+    """One of two numbers or values, as a condition of 0 and 1 says."""
+    if not isinstance(condition, Value):
+        build.fail("where needs a condition that depends on the input, or two constants")
+    sides = [torch.as_tensor(side) for side in (yes, no) if not isinstance(side, Value)]
+    if not all(bool(side.isfinite().all()) for side in sides):
+        build.fail("where can be converted with finite numbers alone")
+    if len(sides) == 2:
+        yes, no = sides
+        scale, shift = build.aligned(condition, yes - no), build.aligned(condition, no + 0 * yes)
+        return build.affine(condition, scale=scale, shift=shift)
+    other = build.affine(condition, scale=-1.0, shift=1.0)
+    return build.add(*(_chosen(build, *pair) for pair in ((condition, yes), (other, no))))
+
+
+def _chosen(build: Builder, mask: Value, x: Any) -> Value:
     """Return x where a mask of 0 and 1 is 1, else 0."""
     if isinstance(x, Value):
         return build.multiply(mask, x)
-    x = torch.as_tensor(x)
-    if not bool(x.isfinite().all()):
-        build.fail("where can be converted with finite numbers alone")
-    return build.affine(mask, scale=build.aligned(mask, x))
-
-
-@register_rule(torch.ops.aten.where)
-def where(build: Builder, condition: Any, yes: Any, no: Any) -> Value:
-    """One of two numbers or values, as a comparison says."""
-    comparison = condition.comparison if isinstance(condition, Value) else None
-    if comparison is None or {comparison.low, comparison.high} != {0.0, 1.0}:
-        build.fail("where needs a comparison as its condition")
-    if isinstance(yes, Value) or isinstance(no, Value):
-        no_condition = build.affine(condition, scale=-1.0, shift=1.0)
-        return build.add(_where(build, condition, yes), _where(build, no_condition, no))
-    high, low = (_number(build, side) for side in ((yes, no) if comparison.high else (no, yes)))
-    return build.compare(replace(comparison, low=low, high=high))
+    return build.affine(mask, scale=build.aligned(mask, torch.as_tensor(x)))
