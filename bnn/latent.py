@@ -20,7 +20,7 @@ def _has_latent(layer: QuantLayer) -> bool:
     return quantizer.packable and not (stem and quantizer.bits > _BITS_ON_PIXELS)
 
 
-def _latents(model: nn.Module) -> Iterator[tuple[str, QuantLayer, Tensor]]:
+def latent_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer, Tensor]]:
     """Yield (dotted name, layer, parameter) of every latent weight, see `latent_weights`."""
     for path, layer in model.named_modules():
         if isinstance(layer, QuantLayer) and _has_latent(layer):
@@ -54,7 +54,7 @@ def latent_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     (torch.nn.utils) it is the original parameter, which is trained.
     ValueError, with the layer's path, where there is not one such parameter.
     """
-    yield from ((name, parameter) for name, _, parameter in _latents(model))
+    yield from ((name, parameter) for name, _, parameter in latent_layers(model))
 
 
 @torch.no_grad()
@@ -74,6 +74,6 @@ def center_latent_weights(model: nn.Module) -> None:
     The XNOR-Net authors' code does so before every step; the paper does not mention it. Linear weights are centred
     over their inputs.
     """
-    for _, layer, weight in _latents(model):
+    for _, layer, weight in latent_layers(model):
         filters = layer.filters(weight)
         weight.copy_(layer.from_filters(filters - filters.mean(1, keepdim=True)))

@@ -1,6 +1,7 @@
 """Optimizers of networks with binary and real parameters, and what each parameter is."""
 
 from bnn.optimizers.bop import Bop as Bop
+from bnn.optimizers.bop2 import Bop2ndOrder as Bop2ndOrder
 from bnn.optimizers.composite import CompositeOptimizer as CompositeOptimizer
 from bnn.optimizers.proximal import Proximal as Proximal
 from bnn.optimizers.roles import ROLES as ROLES

@@ -4,9 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from bnn.quantizers.straight_through import sign
+
+
+def checked_options(gamma: float, threshold: float, lr: float) -> dict[str, Any]:
+    """Return the options of a parameter group; ValueError, naming it, for one outside its range."""
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must lie in [0, 1], got {gamma!r}")
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be at least 0, got {threshold!r}")
+    if not 0 <= lr * gamma <= 1:
+        raise ValueError(f"lr is a factor on gamma, and lr * gamma must lie in [0, 1]; got {lr!r} * {gamma!r}")
+    return {"gamma": gamma, "threshold": threshold, "lr": lr}
 
 
 class Bop(torch.optim.Optimizer):
@@ -30,13 +42,7 @@ class Bop(torch.optim.Optimizer):
     latent_free = True
 
     def __init__(self, params: ParamsT, gamma: float = 1e-4, threshold: float = 1e-8, lr: float = 1.0):
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must lie in [0, 1], got {gamma!r}")
-        if not threshold >= 0:
-            raise ValueError(f"threshold must be at least 0, got {threshold!r}")
-        if not 0 <= lr * gamma <= 1:
-            raise ValueError(f"lr is a factor on gamma, and lr * gamma must lie in [0, 1]; got {lr!r} * {gamma!r}")
-        super().__init__(params, {"gamma": gamma, "threshold": threshold, "lr": lr})
+        super().__init__(params, checked_options(gamma, threshold, lr))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -52,15 +58,17 @@ class Bop(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            rate = group["gamma"] * group["lr"]
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                state = self.state[weight]
-                if "average" not in state:
-                    state["average"] = torch.zeros_like(weight)
-                average = state["average"]
-                average.lerp_(weight.grad.to(average.dtype), rate)
+                signal = self._signal(group, self.state[weight], weight.grad.to(weight.dtype))
                 # w is +-1: w m > threshold says both that the signs agree and that |m| is large enough.
-                weight.copy_(torch.where(weight * average > group["threshold"], -weight, weight))
+                weight.copy_(torch.where(weight * signal > group["threshold"], -weight, weight))
         return loss
+
+    def _signal(self, group: dict[str, Any], state: dict[str, Any], gradient: Tensor) -> Tensor:
+        """Return m after this step, by which a weight flips."""
+        if "average" not in state:
+            state["average"] = torch.zeros_like(gradient)
+        average: Tensor = state["average"]
+        return average.lerp_(gradient, group["gamma"] * group["lr"])

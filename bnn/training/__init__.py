@@ -17,6 +17,8 @@ from bnn.training.distillation import Teacher as Teacher
 from bnn.training.distillation import check_teacher as check_teacher
 from bnn.training.files import whole_file as whole_file
 from bnn.training.losses import SquaredHingeLoss as SquaredHingeLoss
+from bnn.training.oscillation import DampOscillations as DampOscillations
+from bnn.training.oscillation import FreezeOscillations as FreezeOscillations
 from bnn.training.provenance import provenance as provenance
 from bnn.training.run import CHECKPOINT as CHECKPOINT
 from bnn.training.run import Outcome as Outcome

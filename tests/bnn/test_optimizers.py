@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bnn.layers import QuantConv2d, QuantLinear
-from bnn.optimizers import Bop, CompositeOptimizer, parameter_groups, parameter_roles, scale_rates
+from bnn.optimizers import Bop, Bop2ndOrder, CompositeOptimizer, parameter_groups, parameter_roles, scale_rates
 from bnn.quantizers import FullPrecision, Quantizer, SteSign
 
 OPTIMIZERS = {"latent": partial(Bop, gamma=0.1, threshold=0.01), "rest": torch.optim.Adam}
@@ -76,6 +76,32 @@ def test_bop_is_the_printed_algorithm():
     assert flips > 100
 
 
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_second_order_bop_is_the_printed_algorithm(unbiased):
+    gamma, sigma, threshold = 0.1, 0.3, 0.1
+    random = np.random.default_rng(0)
+    start = random.normal(size=(5, 7))
+    sizes = 10.0 ** random.integers(-6, 3, (5, 7))  # a threshold fits gradients of every size
+    weight = nn.Parameter(torch.tensor(start))
+    optimizer = Bop2ndOrder([weight], gamma, threshold, sigma, unbiased)
+    w, m, v = np.where(start >= 0, 1.0, -1.0), np.zeros((5, 7)), np.zeros((5, 7))
+    flips = np.zeros((5, 7))
+    for t in range(1, 61):
+        g = sizes * random.normal(size=(5, 7))
+        weight.grad = torch.tensor(g)
+        optimizer.step()
+        m, v = (1 - gamma) * m + gamma * g, (1 - sigma) * v + sigma * g**2
+        r = m / (np.sqrt(v) + 1e-10)
+        if unbiased:
+            r = m / (1 - (1 - gamma) ** t) / (np.sqrt(v / (1 - (1 - sigma) ** t)) + 1e-10)
+        flip = (np.abs(r) > threshold) & (np.sign(r) == np.sign(w))
+        w = np.where(flip, -w, w)
+        flips += flip
+        np.testing.assert_array_equal(weight.detach().numpy(), w)
+    assert (flips > 0).mean() > 0.8
+    np.testing.assert_allclose(optimizer.state[weight]["square"].numpy(), v, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("weight", "gradient", "after"),
     [
@@ -116,6 +142,10 @@ def test_a_learning_rate_scheduler_decays_gamma():
 def test_bop_refuses(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Bop([nn.Parameter(torch.ones(1))], **wrong)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Bop2ndOrder([nn.Parameter(torch.ones(1))], **({"gamma": 1e-4} | wrong))
+    with pytest.raises(ValueError, match="sigma must lie"):
+        Bop2ndOrder([nn.Parameter(torch.ones(1))], sigma=2.0)
 
 
 def test_bop_leaves_weights_without_gradient():

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from bnn.training import Scheduling
+from bnn.training import DampOscillations, FreezeOscillations, Scheduling
 from experiments import cli
 from experiments.benchmark_kernels import KINDS
 from experiments.widths import Width
@@ -57,6 +57,12 @@ def test_every_augmentation_changes_images(name):
     changed = instantiate(composed(f"augment={name}").augment, _convert_="object")(images)
     assert changed.shape == images.shape
     assert not torch.equal(changed, images)
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted((cli.CONFIGS / "oscillation").glob("*.yaml"))])
+def test_every_cure_of_oscillations_is_a_callback_of_the_trainer(name):
+    (callback,) = instantiate(composed(f"+oscillation={name}").trainer, _convert_="object")["callbacks"]
+    assert isinstance(callback, DampOscillations | FreezeOscillations)
 
 
 @pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "quantizer"])
