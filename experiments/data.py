@@ -89,7 +89,10 @@ def show_classes(data: Any, config: DictConfig) -> None:
         from paper_figures.save import save
 
         path = Path(str(config.sheet).replace("NAME", data.name))
-        inputs, labels = data.train.inputs.numpy(), data.train.labels.numpy()
+        labels = data.train.labels.numpy()
+        chosen = np.sort(np.concatenate([np.flatnonzero(labels == one)[: config.columns] for one in np.unique(labels)]))
+        labels = labels[chosen]
+        inputs = data.pictures(chosen) if hasattr(data, "pictures") else data.train.inputs[chosen].numpy()
         images, white = (curves(inputs), 255) if data.kind == "audio" else (inputs, data.max_value)
         save(draw(images, labels, white, data.classes, config.columns), path)
         print(f"written: {path}")

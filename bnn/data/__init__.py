@@ -19,6 +19,9 @@ from bnn.data.gtsrb import gtsrb as gtsrb
 from bnn.data.image_data import ImageData as ImageData
 from bnn.data.image_data import Normalize as Normalize
 from bnn.data.image_data import Split as Split
+from bnn.data.imagenet import imagenet as imagenet
+from bnn.data.large_images import FileSplit as FileSplit
+from bnn.data.large_images import ImageFiles as ImageFiles
 from bnn.data.mixing import Cutout as Cutout
 from bnn.data.mixing import InTurn as InTurn
 from bnn.data.mixing import RandomResizedCrop as RandomResizedCrop

@@ -7,11 +7,15 @@ from pathlib import Path
 from bnn.data.errors import DataError
 
 
-def folder_of(root: str, what: str) -> Path:
-    """Return the folder that data.root names; DataError if it is none. what: the files that it should hold."""
+def folder_of(root: str, what: str, download: bool = True) -> Path:
+    """Return the folder that data.root names; DataError if it is none.
+
+    what: the files that it should hold. download: whether they are downloaded without a root.
+    """
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise DataError(f"data.root={root} is no folder; give the folder with {what}, or leave it out to download")
+        instead = ", or leave it out to download" if download else ""
+        raise DataError(f"data.root={root} is no folder; give the folder with {what}{instead}")
     return folder
 
 

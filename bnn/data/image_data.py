@@ -31,6 +31,10 @@ class Split:
         """The images."""
         return self.images
 
+    def taken(self, index: Tensor) -> "Split":
+        """Return the images of some indices."""
+        return Split(self.images[index], self.labels[index])
+
 
 @dataclass(frozen=True)
 class ImageData:

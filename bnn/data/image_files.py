@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bnn.data.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # What Pillow reads and people keep images in.
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -26,6 +29,17 @@ def size_of(size: object) -> tuple[int, int]:
     return height, width
 
 
+def opened(file: Path | IO[bytes], channels: int, name: object = None) -> "Image.Image":
+    """Return a Pillow image of 1 (grey) or 3 (red, green, blue) channels; DataError names a file that is none."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name or file} is no image that can be read: {error}") from error
+
+
 def read_image(file: Path | IO[bytes], size: tuple[int, int], channels: int, name: object = None) -> np.ndarray:
     """Return uint8 (channels, height, width) of an image file.
 
@@ -36,12 +50,8 @@ def read_image(file: Path | IO[bytes], size: tuple[int, int], channels: int, nam
 
     if channels not in (1, 3):
         raise DataError(f"data.channels must be 1 (grey) or 3 (colour), got {channels!r}")
-    try:
-        with Image.open(file) as opened:
-            turned = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-            fitted = ImageOps.fit(turned, (size[1], size[0]), method=Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name or file} is no image that can be read: {error}") from error
+    whole = opened(file, channels, name)
+    fitted = ImageOps.fit(whole, (size[1], size[0]), method=Image.Resampling.BILINEAR)
     return np.asarray(fitted, np.uint8).reshape(*size, channels).transpose(2, 0, 1)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,6 +56,18 @@ class RandomResizedCrop:
             raise ValueError(f"ratio must be two positive numbers, least <= most, got {self.ratio!r}")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip must be a probability in [0, 1], got {self.flip!r}")
+
+    def part_of(
+        self, height: int, width: int, generator: np.random.Generator
+    ) -> tuple[tuple[float, float, float, float], bool]:
+        """Return the part of an image, (left, top, right, bottom) in pixels, and whether to mirror it."""
+        (least, most), (flattest, highest) = self.scale, self.ratio
+        area = generator.uniform(least, most) * height * width
+        ratio = math.exp(generator.uniform(math.log(flattest), math.log(highest)))
+        across, down = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
+        left, top = generator.uniform(0, width - across), generator.uniform(0, height - down)
+        box = left, top, min(left + across, width), min(top + down, height)
+        return box, bool(generator.random() < self.flip)
 
     def __call__(self, images: Tensor) -> Tensor:
         count, _, height, width = images.shape

@@ -1,10 +1,28 @@
 """Fixed splits: the same for every run, whatever its seed."""
 
+from typing import Protocol, Self, TypeVar
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from bnn.data.errors import DataError
-from bnn.data.image_data import Split
+
+
+class Part(Protocol):
+    """Labelled examples, of which some can be taken: Split, FileSplit."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (N,)."""
+        ...
+
+    def taken(self, index: Tensor) -> Self:
+        """Return the examples of some indices."""
+        ...
+
+
+P = TypeVar("P", bound=Part)
 
 # The splits' own seed. Changing it makes all earlier results incomparable.
 SPLIT_SEED = 20160316
@@ -24,7 +42,7 @@ def stratified_order(labels: np.ndarray) -> np.ndarray:
     return np.argsort(place, kind="stable")
 
 
-def stratified_parts(split: Split, share: float, option: str, instead: str) -> tuple[Split, Split]:
+def stratified_parts(split: P, share: float, option: str, instead: str) -> tuple[P, P]:
     """Return (what is left, the share) of a split, each class in about equal proportion in both.
 
     option: the name of the share, for the DataError if it leaves one of the two empty; instead: what else helps.
@@ -36,5 +54,4 @@ def stratified_parts(split: Split, share: float, option: str, instead: str) -> t
     if not 0 < taken < count:
         raise DataError(f"{option}={share} of {count} images is {taken}; give another share, or {instead}")
     order = torch.from_numpy(stratified_order(split.labels.numpy()))
-    part, rest = (Split(split.images[at], split.labels[at]) for at in (order[:taken], order[taken:]))
-    return rest, part
+    return split.taken(order[taken:]), split.taken(order[:taken])
