@@ -57,6 +57,8 @@ def _axes_of_part(node: Node, operands: Sequence[Value], args: Any, kwargs: Any)
         return 1 if rank == 2 else None
     if packet in _OVER_AN_AXIS:
         return 1 if args[1] % rank == rank - 1 else None
+    if packet is aten.baddbmm:  # the same is added to all matrices
+        return 2 if all(c.ndim == 2 or len(c) == 1 for c in constants) else None
     if packet in _BY_MATRIX:
         if constants:
             return 1 if args[0] is operands[0] and math.prod(constants[0].shape[:-2]) == 1 else None

@@ -498,6 +498,17 @@ def _names_of_inputs(network: nn.Module, count: int) -> list[str]:
     return [p.name for p in positional[:count]]
 
 
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Within it, PyTorch's layers of transformers run operation by operation, not by kernels of their own."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def capture(network: nn.Module, inputs: Sequence[Tensor]) -> Captured:
     """Run a network on inputs and return what it did; ConversionError, with the place, if it does not run.
 
@@ -509,6 +520,7 @@ def capture(network: nn.Module, inputs: Sequence[Tensor]) -> Captured:
     with ExitStack() as stack:
         stack.enter_context(functions_with_rules(network, recorder.sees))
         stack.enter_context(torch.inference_mode())
+        stack.enter_context(unfused())
         stack.enter_context(_watched(network, recorder))
         stack.enter_context(in_thread(recorder))
         given = [x.detach().clone() for x in inputs]

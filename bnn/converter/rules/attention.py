@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from bnn_kernels.steps.level_matmul import LevelMatmul
 from bnn_kernels.steps.matmul import Matmul
-from torch import Tensor, nn
+from torch import Tensor
 
-from bnn.converter.errors import ConversionError
 from bnn.converter.graph.builder import Builder
-from bnn.converter.graph.values import LevelProduct, Refused, Value
+from bnn.converter.graph.values import LevelProduct, Value
 from bnn.converter.recognize.scaled import Link, scaled_levels, times
 from bnn.converter.registry import register_rule
 from bnn.converter.rules.layers import linear_of
@@ -38,6 +37,16 @@ def product(build: Builder, a: Any, b: Any) -> Value:
     if isinstance(a, Value):
         return linear_of(build, a, constant.T, None)
     return _swapped(build, linear_of(build, _swapped(build, b), constant, None))
+
+
+@register_rule(torch.ops.aten.baddbmm)
+def product_and_sum(build: Builder, x: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Value:
+    """beta x + alpha a b of matrices."""
+    y = product(build, a, b)
+    y = y if alpha == 1 else build.affine(y, scale=alpha)
+    if isinstance(x, Value):
+        return build.add(y, x if beta == 1 else build.affine(x, scale=beta))
+    return build.by_place(y, "add", build.aligned(y, x * beta))
 
 
 def _product(build: Builder, a: Value, b: Value) -> Value:
@@ -107,34 +116,3 @@ def attention(
     if dropout_p or enable_gqa:
         build.fail("attention with dropout or grouped queries cannot be converted")
     return _attention(build, query, key, value, attn_mask, is_causal, scale)
-
-
-@register_rule(nn.MultiheadAttention)
-def multihead_attention(
-    build: Builder, module: Any, query: Value, key: Value, value: Value, key_padding_mask: Any = None,
-    need_weights: bool = True, attn_mask: Any = None, average_attn_weights: bool = True, is_causal: bool = False,
-) -> Any:  # fmt: skip
-    """Projections, attention of each head, and a projection of all heads; the weights cannot be converted."""
-    m = module
-    if not m.batch_first or m.bias_k is not None or m.add_zero_attn:
-        build.fail("attention needs batch_first=True, and no bias_kv and zero_attn")
-    if key_padding_mask is not None:
-        build.fail("attention with a padding mask cannot be converted")
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = ~attn_mask  # here True is what is left out
-    together = m.in_proj_weight is not None
-    weights = m.in_proj_weight.chunk(3) if together else (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight)
-    biases = (None,) * 3 if m.in_proj_bias is None else m.in_proj_bias.chunk(3)
-    heads: list[Value] = []
-    for x, weight, bias in zip((query, key, value), weights, biases, strict=True):
-        y = linear_of(build, x, weight, bias)
-        heads.append(build.move(y, lambda p: p.reshape(2, -1, m.num_heads, m.head_dim).transpose(1, 2)))
-    q, k, v = heads
-    mixed = _attention(build, q, k, v, attn_mask, False, None)
-    joined = build.move(mixed, lambda p: p.transpose(1, 2).reshape(2, -1, m.embed_dim))
-    y = linear_of(build, joined, m.out_proj.weight, m.out_proj.bias)
-    if not need_weights:
-        return y, None
-    tokens = query.shape[0], key.shape[0]
-    shape = tokens if average_attn_weights else (m.num_heads, *tokens)
-    return y, Refused(shape, error=ConversionError(f"{build.place}: weights of attention cannot be converted"))
