@@ -10,7 +10,7 @@ import torch
 
 from bnn.converter.graph.builder import Builder
 from bnn.converter.graph.values import Value
-from bnn.converter.levels.two_values import TwoValues
+from bnn.converter.recognize.staircase import Steps
 from bnn.converter.registry import register_rule
 
 # Whether the threshold itself counts as below, and whether the comparison holds above it.
@@ -32,7 +32,9 @@ def _register(name: str) -> None:
             a, b = build.add(a, build.affine(b, scale=-1.0)), 0.0  # of the same sign, in floats too
         x, constant, kind = (a, b, name) if isinstance(a, Value) else (b, a, _MIRRORED[name])
         strict, above = _COMPARISONS[kind]
-        y = build.quantize(x, TwoValues(_number(build, constant), strict, 0.0, 1.0))
+        start = torch.tensor([_number(build, constant)])
+        start = torch.nextafter(start, torch.tensor(torch.inf)) if strict else start
+        y = build.quantize(x, Steps(1.0, 0.0, torch.arange(2), start))
         return y if above else build.affine(y, scale=-1.0, shift=1.0)
 
     compare.__doc__ = f"1 where {name} holds, else 0."

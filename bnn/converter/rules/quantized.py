@@ -18,33 +18,23 @@ from torch import Tensor, nn
 from bnn.converter.graph.builder import Builder, ConvSides
 from bnn.converter.graph.input_levels import levels_of
 from bnn.converter.graph.values import BinaryLayer, FloatLayer, Levels, Unpacked, Value
-from bnn.converter.levels.two_values import TwoValues
 from bnn.converter.recognize.few_values import multiplies_exactly
 from bnn.converter.recognize.moved_levels import bits_of
+from bnn.converter.recognize.staircase import Steps
 from bnn.converter.recognize.zeros import meets_no_zero
 from bnn.converter.registry import register_rule
 from bnn.layers import QuantConv1d, QuantConv2d, QuantLinear
 from bnn.layers.base import QuantLayer, output_scale, weight_planes
-from bnn.planes import Planes, Term, ternary_bits
-from bnn.quantizers.base import Absmax, Quantizer
-
-
-class _TorchSign(Quantizer):
-    """torch.sign: unlike the quantizers' sign it is 0 at 0."""
-
-    elementwise = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.sign()
-
-    def planes(self, x: Tensor) -> Planes:
-        return Planes((Term(ternary_bits(x.sign()), False, (1, -1), torch.tensor(1.0)),))
+from bnn.planes import Planes, Term
+from bnn.quantizers.base import Absmax
 
 
 @register_rule(torch.ops.aten.sign)
 def sign(build: Builder, x: Value) -> Value:
     """-1, 0 or +1: three levels, or two where no 0 is to be expected."""
-    return build.quantize(x, TwoValues(0.0, False, -1.0, 1.0) if meets_no_zero(x) else _TorchSign())
+    zero = torch.tensor(0.0)
+    starts = [zero] if meets_no_zero(x) else [zero, torch.nextafter(zero, torch.tensor(1.0))]
+    return build.quantize(x, Steps(2.0 / len(starts), -1.0, torch.arange(len(starts) + 1), torch.stack(starts)))
 
 
 def weight_terms(build: Builder, layer: QuantLayer) -> tuple[Term, ...]:
