@@ -9,11 +9,31 @@ import numpy as np
 import pytest
 import torch
 from gradients import differences
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from bnn.data import digits
 from bnn.layers import QuantConv2d, QuantConvTranspose2d, QuantLinear
-from bnn.quantizers import AdaBinWeight, DoReFaWeight, LsqWeight, StretchedElasticWeight, XnorWeight
-from bnn.training import DampOscillations, FreezeOscillations, Linear
+from bnn.models import DigitsCNN
+from bnn.optimizers import CompositeOptimizer, Proximal
+from bnn.quantizers import (
+    AdaBinWeight,
+    DoReFaWeight,
+    LsqWeight,
+    RelaxedWeight,
+    SteSign,
+    StretchedElasticWeight,
+    XnorWeight,
+)
+from bnn.training import (
+    Classifier,
+    DampOscillations,
+    FreezeOscillations,
+    Linear,
+    OptimizerSchedule,
+    Scheduling,
+    train,
+)
 
 
 def begun(callback, steps=100):
@@ -125,7 +145,7 @@ def test_freezing_follows_the_algorithm():
 def test_a_weight_that_the_estimator_sends_to_and_fro_comes_to_rest():
     """The loss (q(w) - 0.6)^2 has its least value between two levels, so the straight-through gradient changes sign."""
 
-    def train(callback, steps=200):
+    def flips(callback, steps=200):
         layer = lsq_layer([0.45])
         optimizer = torch.optim.SGD([layer.weight], lr=0.05)
         levels = []
@@ -141,9 +161,9 @@ def test_a_weight_that_the_estimator_sends_to_and_fro_comes_to_rest():
             levels.append(float(layer.weight_quantizer(layer.weight).detach()))
         return sum(a != b for a, b in zip(levels[-100:], levels[-99:], strict=False))
 
-    assert train(None) > 30
-    assert train(begun(FreezeOscillations(constant(0.1), 0.02))) == 0
-    assert train(begun(DampOscillations(constant(5.0)))) == 0
+    assert flips(None) > 30
+    assert flips(begun(FreezeOscillations(constant(0.1), 0.02))) == 0
+    assert flips(begun(DampOscillations(constant(5.0)))) == 0
 
 
 def test_its_state_goes_round():
@@ -186,6 +206,44 @@ def test_signs_and_stretched_levels_freeze_too_and_more_bits_are_left_alone():
                 layer.weight.copy_(layer.weight.abs() * (-1) ** step)
         callback.on_train_batch_end(SimpleNamespace(global_step=step), SimpleNamespace(network=net), None, None, 0)
     assert callback.frozen() == {"0.weight": 1.0, "1.weight": 1.0}
+
+
+class Stop(Callback):
+    """Stops a run at the beginning of its second epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("way", ["freezing", "parq"])
+def test_an_interrupted_run_goes_on_the_same(way, tmp_path):
+    """What is frozen, and the latents behind relaxed weights, are in the checkpoint."""
+    adam = partial(torch.optim.Adam, lr=0.05)
+    proximal = {"latent": partial(Proximal, optimizer=adam, levels=4), "rest": adam}
+    optimizer = adam if way == "freezing" else partial(CompositeOptimizer, optimizers=proximal)
+    weight = partial(LsqWeight, 2) if way == "freezing" else partial(RelaxedWeight, 4)
+
+    def run(folder, *callbacks):
+        torch.manual_seed(0)
+        network = DigitsCNN(width=4, weight_quantizer=weight, input_quantizer=SteSign)
+        ours = FreezeOscillations(constant(0.2), 0.3)
+        if way == "parq":
+            ours = Scheduling([OptimizerSchedule("hardness", Linear(0, 1, end_at=0.9), "latent", "step")])
+        train(partial(Classifier, optimizer=optimizer), network, digits(), folder, epochs=2, batch_size=200, seed=0,
+              trainer={"accelerator": "cpu", "enable_progress_bar": False}, callbacks=[ours, *callbacks])  # fmt: skip
+        return network.state_dict(), ours
+
+    whole, ours = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", Stop())
+    parts, again = run(tmp_path / "parts")
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    if way == "freezing":
+        assert again.frozen() == ours.frozen()
+        assert max(ours.frozen().values()) > 0
+    else:
+        assert len(whole["conv2.weight"].unique()) <= 4
 
 
 @pytest.mark.parametrize(
