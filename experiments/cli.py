@@ -88,6 +88,9 @@ def _explain(error: BaseException, config_name: str, overrides: Sequence[str], f
             return text
         if text.startswith(f"Multiple values for {key}."):
             return f"{key} is there already: give it without the plus, {override.lstrip('+')}"
+    if lacking := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", both):
+        extra = "ray" if lacking[2] == "ray" else "launchers"
+        return f"{lacking[1]} {lacking[2]} is not installed: pip install 'bitplanes[{extra}]'"
     return both if error.__cause__ and str(error.__cause__) not in text else text
 
 
@@ -135,20 +138,21 @@ class _Job:
             if not sweeps:
                 self.mistake = error
                 return None
-            return self._note(str(error), known=True)
+            return self._note(str(error), known=True, config=config)
         except Exception as error:
             if not sweeps:
                 raise
             traceback.print_exc()
-            return self._note(f"{type(error).__name__}: {error}", known=False)
+            return self._note(f"{type(error).__name__}: {error}", known=False, config=config)
 
-    def _note(self, text: str, known: bool) -> float:
+    def _note(self, text: str, known: bool, config: DictConfig) -> Any:
         job = HydraConfig.get()
         note = {"number": job.job.num, "job": " ".join(job.overrides.task), "text": text, "known": known}
         print(f"failed: {note['job']}: {text}", file=sys.stderr)
         file = Path(os.environ[_FAILED_JOBS]) / f"{uuid.uuid4().hex}.json"
         file.write_text(json.dumps(note), encoding="utf-8")
-        return float("nan")
+        count = len(OmegaConf.select(config, "objectives", default=[0]))
+        return float("nan") if count == 1 else (float("nan"),) * count
 
 
 def _report_failed_jobs(folder: Path) -> int:

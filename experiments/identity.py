@@ -21,6 +21,7 @@ NOT_THE_EXPERIMENT = (
     "run_dir",
     *OF_THE_DATA,
     "doctor",
+    "objectives",
     "classifier.pack_activations",
     "compile",
     "classifier.compile",

@@ -16,6 +16,7 @@ from experiments import cli
 from experiments.commands import this_command
 from experiments.identity import NOT_THE_EXPERIMENT, OF_THE_DATA, comparable, differing, experiment_id, flat
 from experiments.lock import run_lock
+from experiments.objectives import check_objectives, values_of
 from experiments.results import bits_name, done, has_ended, is_complete, read_json, write_json
 from experiments.run_parts import Parts, build_parts, check_values
 
@@ -194,10 +195,11 @@ def _measured(outcome: Any, data: Any) -> str:
     return f"test {outcome.test_bits:.3f} {unit}, validation {outcome.validation_bits:.3f}; {accuracy}"
 
 
-def task(config: DictConfig) -> float:
-    """Run what the command line says; returns the validation accuracy, by which a sweeper may search."""
+def task(config: DictConfig) -> float | tuple[float, ...]:
+    """Run what the command line says; returns its objectives, by which a sweeper may search."""
+    check_objectives(config)
     folder = run(config, this_command(NOT_REPEATED))
-    return float(read_json(folder / "result.json")["accuracy"]["validation"])
+    return values_of(folder, config.objectives)
 
 
 def main() -> None:

@@ -81,9 +81,13 @@ def shell_lines():
 
 
 def first_of(override):
-    """An override that may be a sweep as its first choice; None for a search space and for Hydra's own options."""
+    """An override that may be a sweep as its first choice; None for a search space and what plugins of Hydra take."""
     parsed = OverridesParser.create().parse_override(override)
     if override.startswith("hydra"):
+        return None
+    group, _, name = override.partition("=")
+    if group in ("launcher", "sweeper"):  # a plugin that may not be installed
+        assert (cli.CONFIGS / group / f"{name}.yaml").exists(), override
         return None
     if not parsed.is_sweep_override():
         return override
