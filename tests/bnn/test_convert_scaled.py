@@ -153,6 +153,23 @@ def test_a_scale_that_no_sum_can_follow_stays_in_floats():
         assert binary_steps(answers_alike(network, torch.randn(8, 3, 9, 9))) == []
 
 
+ALPHA = torch.tensor([0.5, 0.7, 1.0, 1.3, 0.4, 2.0, 0.9, 1.1]).reshape(-1, 1, 1)
+
+
+def of_channels(x):
+    return (torch.minimum(x.relu(), ALPHA) * (15 / ALPHA)).round()
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_roundings_with_ends_of_each_channel(groups):
+    """Levels alone can be summed; those times a scale of each channel only where no sum goes over channels."""
+    torch.manual_seed(0)
+    for quantize, bits in ((of_channels, True), (lambda x: of_channels(x) * (ALPHA / 15), groups == 8)):
+        layer = Layer(quantize, 16, 8 // groups, 3, 3, groups=groups, padding=1)
+        packed = answers_alike(nn.Sequential(nn.Conv2d(3, 8, 3), layer), torch.randn(20, 3, 9, 9))
+        assert binary_steps(packed) == ["binary_conv"] * bits
+
+
 def test_a_scale_of_the_batch_is_refused_with_what_to_write():
     network = nn.Sequential(Layer(lambda x: (x * (s := 127 / x.abs().max())).round() / s, 12, 20)).eval()
     with pytest.raises(ConversionError, match=r"goes over the batch.*reduce each image by itself, over dim=\(1,\)"):

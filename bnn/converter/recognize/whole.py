@@ -27,7 +27,7 @@ from bnn.converter.graph.values import (
     Value,
     live_values,
 )
-from bnn.converter.levels.table import values_of_codes
+from bnn.converter.levels.table import LARGEST_FLOAT, values_of_codes
 from bnn.planes import Planes, Term, code_bits, powers_of_two, signed_code_bits, twos_complement
 from bnn.quantizers.base import Quantizer, Uniform
 
@@ -39,6 +39,8 @@ _ROUNDINGS = {"round": torch.round, "floor": torch.floor, "ceil": torch.ceil, "t
 # Sizes of the numbers that an operand is tried with.
 _SIZES = (1e-12, 1e-3, 1.0, 30.0, 1e4)
 _TRIALS = 8
+# Ends beyond this are those of numbers without ends.
+_FAR = 2.0**40
 # What differs by less is the same but for rounding.
 _NEAR = 1e-4
 # How far back the operand is looked for of which all else is made.
@@ -145,15 +147,20 @@ def ends(x: Value) -> Ends:
 
 
 def _ends_of_function(x: Channelwise) -> Ends:
-    low, high = ends(x.inputs[0])
-    form = x.form
-    if isinstance(form, Clamp):
-        return min(max(low, form.low), form.high), max(min(high, form.high), form.low)
-    if not math.isfinite(high - low):
-        return ANYTHING
-    if isinstance(form, Curve) and form.kind not in _ROUNDINGS:
-        return ANYTHING
-    made = x.function(torch.tensor([[low], [high]]).expand(2, x.shape[0] if x.shape else 1))
+    """Return the ends of rising and falling functions of each channel, one after the other, of some value."""
+    functions = []
+    operand: Value = x
+    while isinstance(operand, Channelwise):
+        if not operand.monotone:
+            return ANYTHING
+        functions.append(operand.function)
+        operand = operand.inputs[0]
+    low, high = ends(operand)
+    given = torch.tensor([[low], [high]]).clamp(-LARGEST_FLOAT, LARGEST_FLOAT)
+    made = given.expand(2, x.shape[0] if x.shape else 1)
+    for function in reversed(functions):
+        made = function(made)
+    made = torch.where(made.abs() > _FAR, made.sign() * math.inf, made)
     return float(made.min()), float(made.max())
 
 

@@ -81,12 +81,11 @@ def hardtanh(build: Builder, x: Value, low: float = -1.0, high: float = 1.0) -> 
 
 @register_rule(aten.clamp, aten.clamp_min)
 def clamp(build: Builder, x: Any, min: Any = None, max: Any = None) -> Value:
-    """min(max(x, low), high) with numbers, tensors of one number or values."""
-    if not isinstance(x, Value) or any(isinstance(end, Value) for end in (min, max)):
+    """min(max(x, low), high) with numbers, constants of each channel or values."""
+    varies = any(isinstance(end, Value) or (isinstance(end, Tensor) and end.numel() > 1) for end in (min, max))
+    if varies or not isinstance(x, Value):
         x = x if min is None else _extreme(build, x, min, "maximum")
         return x if max is None else _extreme(build, x, max, "minimum")
-    if any(isinstance(end, Tensor) and end.numel() != 1 for end in (min, max)):
-        build.fail("clamp can be converted with numbers for ends, not with tensors")
     return build.clamp(x, -math.inf if min is None else float(min), math.inf if max is None else float(max))
 
 
@@ -280,9 +279,17 @@ def _extreme(build: Builder, a: Any, b: Any, kind: str) -> Value:
         return build.extreme(a, b, kind)
     value, constant = (a, b) if isinstance(a, Value) else (b, a)
     if isinstance(constant, Tensor) and constant.numel() != 1:
-        build.fail(f"{kind} with a constant that is not one number cannot be converted")
+        return _extreme_of_channels(build, value, constant, kind)
     end = float(constant)
     return build.clamp(value, end) if kind == "maximum" else build.clamp(value, high=end)
+
+
+def _extreme_of_channels(build: Builder, x: Value, constant: Tensor, kind: str) -> Value:
+    """Return max(x - c, 0) + c, or of the other sign, with a constant of each channel."""
+    ends = torch.from_numpy(build.channel_vector(x, build.aligned(x, constant)))
+    if kind == "minimum":
+        return build.affine(_extreme_of_channels(build, build.affine(x, scale=-1.0), -constant, "maximum"), scale=-1.0)
+    return build.bend(x, 0.0, ends, ends, lambda y: torch.maximum(y, ends.to(y.dtype)))
 
 
 @register_rule(aten.round)

@@ -11,7 +11,7 @@ from bnn.converter.graph.builder import Builder, ConvSides
 from bnn.converter.graph.values import Input, Padding, Unpacked, Value
 from bnn.converter.recognize.few_values import few_values
 from bnn.converter.recognize.moved_levels import bits_of
-from bnn.converter.recognize.scaled import Scaled, scaled_levels, times
+from bnn.converter.recognize.scaled import Link, Scaled, scaled_levels, times
 from bnn.converter.registry import register_rule
 from bnn.converter.rules.quantized import Weight, binary_layer, float_layer, stored_weight, weight_terms
 from bnn.layers import QuantEmbedding
@@ -106,7 +106,12 @@ def _of_few_values(
 def _can_follow(scaled: Scaled, sides: ConvSides | None) -> bool:
     """Whether what levels are scaled and shifted by is the same in all numbers that each sum goes over."""
     one_place = sides is None or (sides["shape"][2:] == [1, 1] == sides["stride"] and not any(sides["padding"]))
-    return all(link.shape[0] == 1 and (one_place or set(link.shape) == {1}) for link in scaled.links)
+    depthwise = sides is not None and sides["shape"][1] == 1
+    return all(
+        (one_place or set(link.shape[1:]) <= {1})
+        and (link.shape[0] == 1 or (depthwise and isinstance(link.by, Tensor) and link.kind != "add"))
+        for link in scaled.links
+    )
 
 
 def _following(build: Builder, y: Value, scaled: Scaled, of_ones: Callable[[], Tensor]) -> Value:
@@ -120,7 +125,7 @@ def _following(build: Builder, y: Value, scaled: Scaled, of_ones: Callable[[], T
             assert isinstance(link.by, Value)
             shift = link.by if shift is None else build.add(shift, link.by)
         else:
-            y = times(build, y, link)
+            y = times(build, y, _of_filters(link, y.shape[0]))
             shift = None if shift is None else times(build, shift, link)
     if shift is None:
         return y
@@ -145,6 +150,13 @@ def _padded_conv(
     around = [before for before, _ in reversed(padding.around)]
     sides, shape = build.conv_sides(bits, weight.shape, stride, around, dilation, groups)
     return binary_layer(build, levels, terms, bias, sides, shape, in_floats=True, pad_level=round(level))
+
+
+def _of_filters(link: Link, filters: int) -> Link:
+    """Return a link with constants of each channel as one of the filters that read them alone."""
+    if not isinstance(link.by, Tensor) or len(link.by) == 1:
+        return link
+    return Link(link.kind, link.by.repeat_interleave(filters // len(link.by), 0))
 
 
 def linear_of(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
