@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnn.converter.capture.on_cpu import OnCpu
 from bnn.converter.capture.record import BATCH, Captured, Node, Output, RunError, capture, leaves, mapped, random_inputs
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph.evaluate import Evaluation
@@ -31,7 +32,7 @@ OTHER_BATCHES = ((1, 3), (5,))
 
 def check_recording(network: nn.Module, captured: Captured) -> None:
     """ConversionError if the network computes something else when it runs again: it is no function of its input."""
-    with torch.no_grad():
+    with torch.no_grad(), OnCpu():
         again = network(*[node.results[0].clone() for node in captured.inputs])
     if not _alike(captured.returned, again):
         raise ConversionError(
@@ -231,6 +232,6 @@ def check_planes(network: nn.Module, examples: Sequence[Tensor]) -> None:
 
     network: one's own copy, in evaluation mode, float32 on a CPU.
     """
-    with torch.no_grad(), PlanesCheck(network) as check:
+    with torch.no_grad(), OnCpu(), PlanesCheck(network) as check:
         network(*[torch.cat([x] * BATCH) for x in examples])
     check.refuse(" on the weights and the example as it flows through the network")

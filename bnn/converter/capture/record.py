@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnn.converter.capture.exchange import functions_with_rules
+from bnn.converter.capture.on_cpu import OnCpu
 from bnn.converter.errors import ConversionError
 from bnn.converter.recording import in_thread
 from bnn.converter.registry import functions_of_torch, rule_of_function, rule_of_module
@@ -523,6 +524,7 @@ def capture(network: nn.Module, inputs: Sequence[Tensor]) -> Captured:
         stack.enter_context(unfused())
         stack.enter_context(_watched(network, recorder))
         stack.enter_context(in_thread(recorder))
+        stack.enter_context(OnCpu())
         given = [x.detach().clone() for x in inputs]
         nodes = [recorder.input(x, name) for x, name in zip(given, names, strict=True)]
         if targets:

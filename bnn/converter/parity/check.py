@@ -20,6 +20,7 @@ from bnn_kernels.model.program import input_register
 from torch import Tensor, nn
 
 from bnn.converter.capture.exported import Model, as_module
+from bnn.converter.capture.on_cpu import OnCpu
 from bnn.converter.capture.record import Node, Output, capture, unfused
 from bnn.converter.convert import as_input, check_examples, explain, own_copy
 from bnn.converter.errors import ConversionError
@@ -283,7 +284,7 @@ def check_parity(
     for start in range(0, len(given[0]), batch_size):
         part = [x[start : start + batch_size] for x in given]
         arrays = [x.numpy() for x in part]
-        with torch.no_grad(), unfused(), quantizers:
+        with torch.no_grad(), OnCpu(), unfused(), quantizers:
             expected = outputs_of(twin(*part))
         for ours, theirs in zip(recorder.run(part), expected, strict=True):
             graph.add(ours, theirs)
