@@ -6,6 +6,7 @@ lie elsewhere (figures of `results/`, the README of the kernels, CHANGELOG, CONT
 
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -15,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 import yaml
+
+from experiments import published
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,6 +126,31 @@ def quantizer_table() -> str:
     return "\n".join(lines)
 
 
+def published_table() -> str:
+    """Return the table of results/published_networks.json: what each definition becomes, under its repository."""
+    rows = json.loads((ROOT / "results" / "published_networks.json").read_text(encoding="utf-8"))["rows"]
+    lines = ["| network | W/A | layers on bits | same predictions | packed / FP32 | |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        place = f"https://github.com/{row['repository']}/tree/{row['commit']}"
+        given = [f"{name}={value}" for name, value in row["arguments"].items() if not isinstance(value, dict)]
+        name = f"[{row['repository']}]({place}) `{' '.join([row['class'], *given, *row['argv']])}`"
+        found = "layers" in row
+        cells = [
+            name,
+            row["label"],
+            f"{row['on_bits']} of {row['layers']}" if found else "",
+            f"{row['agreement']:.1%}" if found else "",
+            f"{row['packed_bytes'] / 1000:,.0f} / {row['fp32_bytes'] / 1000:,.0f} kB" if found else "",
+            published.outcome(row).partition(". ")[0].replace("|", "/"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+# Tables that stand in a page where it has <!-- table: NAME -->.
+TABLES = {"published": published_table}
+
+
 def generated_pages() -> dict[str, str]:
     """Return {path within the site's sources: Markdown} of every page that no file of this folder holds."""
     pages = {f"reference/{file}.md": reference_page(module) for file, module in REFERENCE.items()}
@@ -214,4 +242,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Let links to results/figures, which are right in the repository, point into the site."""
     here = os.path.dirname(page.file.src_uri)
     target = os.path.relpath("figures", here or ".").replace(os.sep, "/")
+    markdown = re.sub(r"<!-- table: (\w+) -->", lambda found: TABLES[found[1]](), markdown)
     return re.sub(r"\]\((?:\.\./)*results/figures/", f"]({target}/", markdown)

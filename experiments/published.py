@@ -80,10 +80,14 @@ def outcome(row: Row) -> str:
     if "refused" in row:
         return f"refused: {row['refused']}"
     if "fails" in row:
-        return f"does not run in PyTorch: {row['fails']}"
-    if not row["parity"]:
-        return f"differs first at {row['first_difference']}" if row["first_difference"] else "predictions differ"
-    return f"in floats: {row['missed'][0]}" if row["missed"] else "few-valued products run in floats"
+        return f"does not run: {row['fails']}"
+    if row["missed"]:
+        return f"in floats: {row['missed'][0]}"
+    if row["on_bits"] < row["few_valued_products"]:
+        return f"products of few values in floats: {row['few_valued_products'] - row['on_bits']}"
+    if row["first_difference"]:
+        return f"differs first at {row['first_difference']}"
+    return f"each step agrees, the predictions on {row['agreement']:.1%}: rounding before a sign decides"
 
 
 def show(rows: list[Row]) -> None:
@@ -114,7 +118,11 @@ def task(config: DictConfig) -> None:
         found = tried(network, Path(config.sources), config.inputs, config.limit)
         rows[name_of(network)] = {name: network[name] for name in _NAMES} | found
         print(f"{name_of(network)}: {outcome(rows[name_of(network)])}", flush=True)
-        content = {"command": this_command(["only", "sources"]), "rows": list(rows.values()), **provenance()}
+        content = {
+            "command": this_command(["only", "sources", "output", "limit"]),
+            "rows": list(rows.values()),
+            **provenance(),
+        }
         write_json(output, content)
     show(list(rows.values()))
 

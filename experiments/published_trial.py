@@ -9,7 +9,6 @@ import importlib
 import json
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -152,5 +151,5 @@ def main() -> None:
     except ConversionError as error:
         result = {"refused": str(error)}
     except Exception as error:  # whatever the repository's code does
-        result = {"fails": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+        result = {"fails": f"{type(error).__name__}: {error}"}
     print("\n" + json.dumps(result))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -246,3 +247,14 @@ def test_accuracies_of_stems_are_those_of_the_result_file():
         mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
         assert f"{mean:.2f} % (+- {deviation:.2f})" in PAGES["guides/pixels.md"].replace("\n", " ")
         assert all(row["same_predictions"] == row["test_images"] == 400 and row["parity_ok"] for row in found)
+
+
+def test_the_table_of_published_networks_has_a_line_for_each():
+    rows = json.loads((ROOT / "results" / "published_networks.json").read_text())["rows"]
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/published_code.md"))
+    shown = hooks.on_page_markdown("a\n\n<!-- table: published -->\n", page)
+    lines = [line for line in shown.splitlines() if line.startswith("| [")]
+    assert len(lines) == len(rows) and {line.count("|") for line in lines} == {7}
+    for row, line in zip(rows, lines, strict=True):
+        assert f"https://github.com/{row['repository']}/tree/{row['commit']}" in line and row["label"] in line
+        assert len(row["commit"]) == 40 and ("layers" not in row or f"{row['on_bits']} of {row['layers']}" in line)

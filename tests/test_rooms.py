@@ -32,6 +32,7 @@ ALLOWED = {
         "nncf",
         "onnx",
         "onnxruntime",
+        "timm",
         "filelock",
     },
     "paper_figures": {"numpy", "matplotlib", "bnn", "torch"},  # torch for the curves of quantizers

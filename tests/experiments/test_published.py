@@ -82,7 +82,7 @@ def test_values_are_counted_for_each_row():
 
 
 def test_a_network_is_tried_in_a_process_of_its_own(sources):
-    row = network("Net", buffers={"scale": 3.0}) | {"trace": ""}
+    row = network("Net", buffers={"scale": 3.0})
     found = published.tried(row, sources, 20, 300)
     assert (found["layers"], found["on_bits"], found["few_valued_products"], found["inputs"]) == (3, 2, 2, 20), found
     assert published.as_it_stands(row | found) and published.outcome(row | found) == "converts as it stands"
@@ -97,9 +97,13 @@ def test_a_missing_checkout_says_what_to_clone(tmp_path):
 
 def test_outcomes_that_are_none():
     row = {"parity": True, "missed": [], "layers": 3, "on_bits": 2, "few_valued_products": 3, "first_difference": None}
-    assert not published.as_it_stands(row) and "floats" in published.outcome(row)
-    assert published.outcome({**row, "parity": False, "first_difference": "fc"}) == "differs first at fc"
-    assert published.outcome({"fails": "ImportError: no"}) == "does not run in PyTorch: ImportError: no"
+    assert not published.as_it_stands(row)
+    assert published.outcome(row) == "products of few values in floats: 1"
+    differs = {**row, "parity": False, "on_bits": 3, "agreement": 0.985}
+    assert published.outcome({**differs, "first_difference": "fc"}) == "differs first at fc"
+    assert "98.5%" in published.outcome(differs)
+    assert published.outcome({**differs, "missed": ["fc: many"]}) == "in floats: fc: many"
+    assert published.outcome({"fails": "ImportError: no"}) == "does not run: ImportError: no"
 
 
 def test_each_listed_network_has_a_commit_and_a_name_of_its_own():
