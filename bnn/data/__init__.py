@@ -1,4 +1,4 @@
-"""Data sets with fixed splits: images, sounds and text."""
+"""Data sets with fixed splits: images in memory or in files, sounds and text."""
 
 from bnn.data.arrays import arrays as arrays
 from bnn.data.audio import AudioData as AudioData

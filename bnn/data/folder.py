@@ -34,10 +34,9 @@ def folder(
     result, pixels or [height, width]; an image is scaled to cover it and cut in the middle. channels: 1 (grey) or 3.
     validation, test: shares of all images (of the training images) that become these splits if no folder has them:
     drawn once and for all, each class in proportion, the same for every run. name: what results call the data, the
-    folder's by default.
-    in_memory: false leaves them in their files, for more than memory holds: num_workers processes decode them for each
-    batch, which in evaluation have their shorter side scaled to `resize` (8/7 of size by default) and the middle cut
-    out. DataError says what is missing or cannot be read.
+    folder's by default. in_memory: false leaves them in their files, for more than memory holds: num_workers processes
+    decode them for each batch, which in evaluation have their shorter side scaled to `resize` (8/7 of size by default)
+    and the middle cut out. DataError says what is missing or cannot be read.
     """
     if not root:
         raise DataError("data=folder needs data.root=FOLDER, the folder with a folder of images for each class")
