@@ -20,6 +20,7 @@ from experiments import cli
 from experiments.commands import quoted, shell_command
 from experiments.identity import comparable, differing, experiment_id, flat, is_among
 from experiments.results import done, has_ended, read_json, write_json
+from experiments.stages import is_stage
 
 Row = dict[str, Any]
 
@@ -54,6 +55,8 @@ def find_results(folder: Path) -> tuple[list[Path], list[str]]:
         raise FileNotFoundError(f"{folder} is no folder; train first, or give folder=PATH of the runs")
     found, left_out = [], []
     for path in sorted(folder.rglob("result.json")):
+        if is_stage(path.parent):
+            continue
         result = read_json(path)
         try:
             ended, what = has_ended(result), done(result)
@@ -66,7 +69,7 @@ def find_results(folder: Path) -> tuple[list[Path], list[str]]:
     left_out += [
         f"{path.parent} is not finished: it has no result.json"
         for path in sorted(folder.rglob("config.yaml"))
-        if not path.with_name("result.json").exists()
+        if not path.with_name("result.json").exists() and not is_stage(path.parent)
     ]
     if not found:
         raise FileNotFoundError(

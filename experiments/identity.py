@@ -25,6 +25,7 @@ NOT_THE_EXPERIMENT = (
     "classifier.pack_activations",
     "compile",
     "classifier.compile",
+    "keep_best",
     *(
         f"trainer.{name}"
         for name in (
@@ -49,6 +50,9 @@ NOT_THE_EXPERIMENT = (
 # Options that came later, and what stands for training as it was before: runs with and without are one experiment.
 _AS_BEFORE: dict[str, Any] = {
     "ema": None,
+    "start.run": None,
+    "start.weights": "last",
+    "stages": None,
     "teacher.run": None,
     "teacher.model": None,
     "teacher.weights": None,
@@ -72,8 +76,9 @@ def comparable(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
     run_dir = root.get("run_dir")
     result = _plain(root, "", None if run_dir is None else str(run_dir))
     assert isinstance(result, dict)
-    if result.get("teacher") == {}:
-        del result["teacher"]
+    for section in ("start", "teacher"):
+        if result.get(section) == {}:
+            del result[section]
     if isinstance(result.get("model"), dict):
         result["model"] = _as_before(result["model"])
     return result
@@ -97,7 +102,8 @@ def _plain(value: Any, key: str, run_dir: str | None) -> Any:
     if isinstance(value, ListConfig):
         return [_plain(item, key, run_dir) for item in value]
     if isinstance(value, str):
-        inside = run_dir is not None and "/" in run_dir and f"{value}/".startswith(f"{run_dir}/")
+        named = run_dir is not None and "/" in run_dir and value == run_dir
+        inside = named or (run_dir is not None and value.startswith(f"{run_dir}/"))
         return _RUN_DIR + value[len(run_dir) :] if run_dir is not None and inside else value
     if isinstance(value, float):
         if not math.isfinite(value):

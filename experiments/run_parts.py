@@ -103,6 +103,22 @@ def _check_outputs(network: Any, teacher: Any, data: Any, config: DictConfig) ->
         ) from error
 
 
+def begin(network: Any, config: DictConfig) -> None:
+    """Give a network the weights of the run that `start` names; ConfigError if it cannot be."""
+    from bnn.training import begin_with
+    from experiments.runs import find_run, load_run
+
+    if config.start.weights not in ("last", "best"):
+        raise ConfigError(f"start.weights is last or best, got {config.start.weights!r}")
+    folder = find_run(Path(str(config.start.run)))
+    if not (folder / "result.json").exists():
+        raise ConfigError(f"start.run={config.start.run} has not ended: train it first, with the command that began it")
+    try:
+        begin_with(network, load_run(folder, config.start.weights == "best")[1])
+    except ValueError as error:
+        raise ConfigError(f"start.run={config.start.run}: {error}") from error
+
+
 def build_parts(config: DictConfig) -> Parts:
     """Build everything that a run needs; ConfigError names the key of what cannot be built.
 
@@ -129,6 +145,8 @@ def build_parts(config: DictConfig) -> Parts:
         raise ConfigError(
             f"{config.model._target_} does not take {data.name}'s {data.input_shape} {NOUNS[data.kind]}: {error}"
         ) from error
+    if config.start.run is not None:
+        begin(network, config)
     teacher, of_teacher = build_teacher(config) or (None, None)
     if teacher is not None and bnn.takes_pixels(teacher.network) != bnn.takes_pixels(network):
         raise ConfigError("the teacher and the network must take the same: both pixels (model.pixels=true), or neither")

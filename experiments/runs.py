@@ -7,9 +7,10 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from bnn.training import RunError, load_network
+from bnn.training import BEST_CHECKPOINT, CHECKPOINT, RunError, load_network
 from experiments import cli
 from experiments.identity import comparable, differing, flat, is_among
+from experiments.stages import is_stage
 
 CONFIG = "config.yaml"
 
@@ -45,7 +46,7 @@ def find_run(folder: Path) -> Path:
     if (folder / CONFIG).exists():
         return folder
     pattern = folder.rglob(CONFIG) if folder.is_dir() else folder.parent.glob(f"*/{glob.escape(folder.name)}/{CONFIG}")
-    found = sorted(path.parent for path in pattern)
+    found = sorted(path.parent for path in pattern if not is_stage(path.parent))
     if not found:
         raise RunError(f"{folder} is no run: it has no {CONFIG}. Train first: {cli.program('train')}")
     if len(found) > 1:
@@ -60,10 +61,14 @@ def find_run(folder: Path) -> Path:
     return found[0]
 
 
-def load_run(folder: Path) -> tuple[DictConfig, Any]:
-    """Return (config, trained network in evaluation mode) of a run; RunError if it is not there."""
+def load_run(folder: Path, best: bool = False) -> tuple[DictConfig, Any]:
+    """Return (config, trained network in evaluation mode) of a run; RunError if it is not there.
+
+    best: the weights of the best validation accuracy instead of the last.
+    """
     config = load_config(folder)
-    return config, load_network(instantiate(config.model, _convert_="object"), folder)
+    network = instantiate(config.model, _convert_="object")
+    return config, load_network(network, folder, BEST_CHECKPOINT if best else CHECKPOINT)
 
 
 def fp32_twin(model: DictConfig) -> Any:

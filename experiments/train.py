@@ -7,6 +7,7 @@ config is not run again; one that another process works on is waited for.
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from experiments.lock import run_lock
 from experiments.objectives import check_objectives, values_of
 from experiments.results import bits_name, done, has_ended, is_complete, read_json, write_json
 from experiments.run_parts import Parts, build_parts, check_values
+from experiments.stages import stage_configs, summary
 
 # Not in the recorded command: the run is the same without.
 NOT_REPEATED = tuple(key for key in NOT_THE_EXPERIMENT if key not in OF_THE_DATA)
@@ -58,11 +60,36 @@ def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
     return ", ".join([*words, *(["and more"] if len(keys) > 3 else [])])
 
 
-def run(config: DictConfig, made_by: str) -> Path:
+def run_stages(config: DictConfig, made_by: str) -> Path:
+    """Run the stages of a config that have not ended, one after the other; returns the folder of the last."""
+    stages = stage_configs(config)
+    names = list(stages)
+    for stage in stages.values():
+        check_values(stage)  # a mistake in the last is told before the first has trained
+    last = stages[names[-1]]
+    if _has_ended(Path(last.run_dir), _comparable(last)):
+        return Path(last.run_dir)
+    before: list[dict[str, Any]] = []
+    for name, stage in stages.items():
+        print(f"stage {name}, {len(before) + 1} of {len(names)}", flush=True)
+        folder = run(stage, made_by, name, before)
+        result = read_json(folder / "result.json")
+        if not has_ended(result):
+            break  # time is up; the same command goes on here
+        before.append(summary(name, result))
+    return folder
+
+
+def _comparable(config: DictConfig) -> dict[str, Any]:
+    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return comparable({str(key): value for key, value in resolved.items()})
+
+
+def run(config: DictConfig, made_by: str, stage: str | None = None, before: Sequence[dict[str, Any]] = ()) -> Path:
     """Run one training from its config, unless it has ended; returns its folder.
 
-    made_by: the command that makes this run again, for its result. Another process that works on the same run is waited
-    for.
+    made_by: the command that makes this run again, for its result. stage, before: its name if it is a stage, and what
+    results say of the stages before it. Another process that works on the same run is waited for.
     """
     from bnn.training import RunError
     from bnn.training.files import remove_leftovers
@@ -82,7 +109,7 @@ def run(config: DictConfig, made_by: str) -> Path:
     with run_lock(folder):
         if not _has_ended(folder, same):
             remove_leftovers(folder)
-            _run(config, parts, resolved, same, folder, made_by)
+            _run(config, parts, resolved, same, folder, made_by, stage, before)
     return folder
 
 
@@ -97,7 +124,14 @@ def _has_ended(folder: Path, same: dict[str, Any]) -> bool:
 
 
 def _run(
-    config: DictConfig, parts: Parts, resolved: dict[Any, Any], same: dict[str, Any], folder: Path, made_by: str
+    config: DictConfig,
+    parts: Parts,
+    resolved: dict[Any, Any],
+    same: dict[str, Any],
+    folder: Path,
+    made_by: str,
+    stage: str | None,
+    before: Sequence[dict[str, Any]],
 ) -> None:
     """Train in a folder that this process holds."""
     from bnn.training import REPORT, Checkup, Scheduling, provenance, train
@@ -121,6 +155,7 @@ def _run(
         trainer=parts.trainer,
         callbacks=callbacks,
         ema=config.ema,
+        keep_best=config.keep_best,
     )
     run_is: dict[str, Any] = {
         "command": made_by,
@@ -157,6 +192,8 @@ def _run(
         "epochs": outcome.epochs,
         "steps": outcome.steps,
         "stopped_by": outcome.stopped_by,
+        "interruptions": outcome.interruptions,
+        **({"start": OmegaConf.to_container(config.start)} if config.start.run is not None else {}),
         **({"teacher": parts.teacher} if parts.teacher else {}),
         "limits": limits,
         "train_seconds": round(outcome.seconds, 1),
@@ -174,6 +211,8 @@ def _run(
         "config": same,
         **origin,
     }
+    if stage is not None:
+        result["stages"] = [*before, summary(stage, result)]
     write_json(folder / "result.json", result)
     trial = outcome.stopped_by == "trainer.fast_dev_run"
     goes_on = (
@@ -198,7 +237,8 @@ def _measured(outcome: Any, data: Any) -> str:
 def task(config: DictConfig) -> float | tuple[float, ...]:
     """Run what the command line says; returns its objectives, by which a sweeper may search."""
     check_objectives(config)
-    folder = run(config, this_command(NOT_REPEATED))
+    begin = run if config.stages is None else run_stages
+    folder = begin(config, this_command(NOT_REPEATED))
     return values_of(folder, config.objectives)
 
 

@@ -1,5 +1,6 @@
 """Training with Lightning: the classifier module, one run from data to result file, latent-weight handling."""
 
+from bnn.training.beginning import begin_with as begin_with
 from bnn.training.checkup import REPORT as REPORT
 from bnn.training.checkup import Checkup as Checkup
 from bnn.training.classifier import Classifier as Classifier
@@ -20,6 +21,7 @@ from bnn.training.losses import SquaredHingeLoss as SquaredHingeLoss
 from bnn.training.oscillation import DampOscillations as DampOscillations
 from bnn.training.oscillation import FreezeOscillations as FreezeOscillations
 from bnn.training.provenance import provenance as provenance
+from bnn.training.run import BEST_CHECKPOINT as BEST_CHECKPOINT
 from bnn.training.run import CHECKPOINT as CHECKPOINT
 from bnn.training.run import Outcome as Outcome
 from bnn.training.run import RunError as RunError

@@ -29,6 +29,7 @@ from bnn.training.weight_average import WeightAverage
 
 CURVE = "metrics.csv"
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
+BEST_CHECKPOINT = CHECKPOINT.with_name("best.ckpt")
 
 
 # What torch.load raises of a file that is none of its own.
@@ -59,7 +60,8 @@ class Outcome:
     Accuracies in [0, 1] are those of the last weights, over so many examples of the validation and test splits. epochs:
     rows of the learning curve; an epoch that max_steps cut short counts. steps: of the optimizer. seconds: of training.
     stopped_by: None if all epochs ran in full, else TIME, STEPS, TRIAL or EARLY (any callback). validation_bits,
-    test_bits: of a language model, the mean of -log2 of the probability that it gives to the next token.
+    test_bits: of a language model, the mean of -log2 of the probability that it gives to the next token. interruptions:
+    how often training went on from a checkpoint.
     """
 
     train_accuracy: float
@@ -73,6 +75,7 @@ class Outcome:
     test_examples: int
     validation_bits: float | None = None
     test_bits: float | None = None
+    interruptions: int = 0
 
 
 class _Clock:
@@ -119,17 +122,36 @@ class _LastCheckpoint(Checkpoint):
     Not Lightning's ModelCheckpoint: with save_top_k=0 that one saves its last checkpoint only when training ends.
     """
 
-    def __init__(self, folder: Path, clock: _Clock):
-        self._file = folder / CHECKPOINT
+    def __init__(self, folder: Path, clock: _Clock, keep_best: bool):
+        self._file, self._best_file = folder / CHECKPOINT, folder / BEST_CHECKPOINT
         self._clock = clock
+        self._keep_best, self._best = keep_best, -1.0
+        self.interruptions = 0
+        self._validated = self._loaded = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._clock.seconds()}
+        return {"seconds": self._clock.seconds(), "best": self._best, "interruptions": self.interruptions}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._clock.before = float(state_dict["seconds"])
+        self._best = float(state_dict.get("best", -1.0))
+        self.interruptions = int(state_dict.get("interruptions", 0))
+        self._loaded = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interruptions += self._loaded  # a run that had ended does not come here
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The best first: killed between the two, the epoch is repeated and both are written as they would have been.
+        accuracy = float(trainer.callback_metrics.get("validation_accuracy", -1.0))
+        if self._keep_best and self._validated and accuracy > self._best:
+            self._best = accuracy
+            with whole_path(self._best_file) as temporary:
+                trainer.save_checkpoint(temporary, weights_only=False)
+        self._validated = False
         if not trainer.is_global_zero:
             trainer.save_checkpoint(self._file, weights_only=False)  # takes part; the first process alone writes
             return
@@ -171,6 +193,7 @@ def train(
     trainer: dict[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     ema: float | None = None,
+    keep_best: bool = False,
 ) -> Outcome:
     """Train a network, or go on from the checkpoint in `folder`, and measure it on validation and test data.
 
@@ -179,7 +202,7 @@ def train(
     pixels (`bnn.takes_pixels`) is given the nearest pixels of what it makes, as floats. trainer: more arguments
     of Lightning's Trainer, loggers and callbacks among them. callbacks: more callbacks, such as Scheduling.
     ema: decay of the exponential moving average of weights that is evaluated and kept (WeightAverage), None: they are
-    those of the last step.
+    those of the last step. keep_best: write BEST_CHECKPOINT too, of the first epoch with the best validation accuracy.
     The network holds the trained weights afterwards. One in evaluation mode is set to training mode; parts of a network
     in training mode that are in evaluation mode stay so, frozen statistics of batch norm for instance.
     trainer["max_time"] counts from this start: a run that it ended goes on at the next. With fast_dev_run nothing is
@@ -194,7 +217,8 @@ def train(
     clock = _Clock()
     arguments = dict(trainer or {})
     limit = _take_time_limit(arguments)
-    kept = [] if arguments.get("fast_dev_run") else [_LastCheckpoint(folder, clock)]
+    checkpoint = _LastCheckpoint(folder, clock, keep_best)
+    kept = [] if arguments.get("fast_dev_run") else [checkpoint]
     average = [] if ema is None else [WeightAverage(ema)]
     before, after = [*average, *callbacks, limit], [LearningCurve(folder / CURVE), *kept]
     lightning_trainer = make_trainer(arguments, epochs, folder, before, after)
@@ -249,6 +273,7 @@ def train(
         min(data.count("test"), test_batches * data.evaluation_batch),
         measured.get("validation_bits"),
         measured.get("test_bits"),
+        checkpoint.interruptions,
     )
 
 
@@ -265,11 +290,11 @@ def _stopped_by(trainer: Any, limit: _TimeLimit, epochs: int) -> str | None:
     return TIME if limit.is_over and not any(callback.stopped_epoch for callback in early) else EARLY
 
 
-def read_checkpoint(folder: Path) -> dict[str, Any]:
+def read_checkpoint(folder: Path, name: Path = CHECKPOINT) -> dict[str, Any]:
     """Return what a run's checkpoint holds, on the CPU; RunError if there is none or it is damaged."""
-    path = folder / CHECKPOINT
+    path = folder / name
     if not path.exists():
-        raise RunError(f"{folder} holds no {CHECKPOINT}: is it the folder of a finished run?")
+        raise RunError(f"{folder} holds no {name}: is it the folder of a finished run?")
     damaged = f"{path} is damaged; remove it, and the same command of experiments.train starts from the beginning"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -307,12 +332,12 @@ def load_weights(network: nn.Module, file: Path) -> nn.Module:
     return network.eval()
 
 
-def load_network(network: nn.Module, folder: Path) -> nn.Module:
+def load_network(network: nn.Module, folder: Path, name: Path = CHECKPOINT) -> nn.Module:
     """Load the trained weights of a run into a network of the same shape, in evaluation mode. RunError if it fails."""
-    state = read_checkpoint(folder)["state_dict"]
+    state = read_checkpoint(folder, name)["state_dict"]
     weights = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError(f"{folder / CHECKPOINT} does not fit {type(network).__name__}: {error}") from error
+        raise RunError(f"{folder / name} does not fit {type(network).__name__}: {error}") from error
     return network.eval()
