@@ -34,7 +34,13 @@ def normalization(in_channels: int, stem: StemKind, pixels: Pixels | bool) -> Or
 
 
 def first_layers(
-    name: str, in_channels: int, channels: int, kernel: int, stem: StemKind, pixels: Pixels | bool, **sides: Any
+    name: str,
+    in_channels: int,
+    channels: int,
+    kernel: int | tuple[int, int],
+    stem: StemKind,
+    pixels: Pixels | bool,
+    **sides: Any,
 ) -> OrderedDict[str, nn.Module]:
     """Return the first convolution under its name, with what normalizes pixels before it.
 

@@ -2,6 +2,7 @@
 
 import inspect
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
@@ -12,6 +13,9 @@ from experiments import cli
 # Networks of tokens and of sounds have tests of their own.
 OF_OTHERS = {"bitlinear_decoder", "m5"}
 NAMES = sorted({file.stem for file in (cli.CONFIGS / "model").glob("*.yaml")} - OF_OTHERS)
+# Of networks made of the same parts the larger are slow tests.
+SLOW = {"binary_densenet28", "darknet_extraction", "meliusnet22"}
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
 # The method of a model: XNOR-Net's, but for those that the benchmark of networks pairs with another.
 _PAIRS = [entry.split("/") for entry in OmegaConf.load(cli.CONFIGS / "suite" / "networks.yaml").networks]
 METHODS = dict.fromkeys(NAMES, "xnor") | dict(pair for pair in _PAIRS if len(pair) == 2)

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from model_configs import METHODS, NAMES, build, small_shape
+from model_configs import CASES, METHODS, NAMES, SLOW, build, small_shape
 
 import bnn
 from bnn.models.trained_like import trained_like
 
 # The float stem feeds signs in each model, so a float within rounding of a threshold may turn an answer.
+
+# Stems of the same layers as others'.
+SLOW_STEMS = SLOW | {"quicknet", "real_to_binary", "resnet_e18", "ds_cnn"}
 
 
 def report_of(network, shape, count, statistics, batch_size):
@@ -17,7 +20,7 @@ def report_of(network, shape, count, statistics, batch_size):
     return bnn.check_parity(network, packed, x, batch_size), packed
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_small_models(name):
     torch.manual_seed(0)
     network = build(name, METHODS[name], narrow=0.2)
@@ -29,7 +32,9 @@ def test_small_models(name):
     assert report.agreement >= 0.9, str(report)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "_cifar" not in name])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW_STEMS else n for n in NAMES if "_cifar" not in n]
+)
 def test_stems_of_pixels(name):
     """8-bit stems are exact layers on bytes, whatever the model; alternately, float stems with the table of pixels."""
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from model_configs import NAMES, build
+from model_configs import CASES, build, small_shape
 from torch import nn
 
 import bnn
@@ -14,18 +14,30 @@ from bnn.layers import DroppedInput, QuantConv2d
 from bnn.layers.base import QuantLayer
 from bnn.models import (
     BNNVGG,
+    DSCNN,
+    MLP,
     NIN,
     AlexNet,
+    BinaryDenseNet28,
     BiRealNet18,
+    DarknetExtraction,
     LeNet5,
+    MeliusNet22,
+    QuickNet,
     ReActNetA,
+    RealToBinaryNet,
+    ResNet8,
     ResNet18,
     ResNet20,
+    ResNetE18,
     VGGSmall,
     trained_like,
 )
+from bnn.models.binary_densenet28 import DenseLayer
 from bnn.models.birealnet18 import BiRealBlock
+from bnn.models.meliusnet22 import ImprovementBlock
 from bnn.models.reactnet import ReActBlock
+from bnn.models.real_to_binary import RealToBinaryUnit
 from bnn.models.resnet20 import ShortcutA
 from bnn.quantizers import DoReFaActivation, DoReFaWeight, RSign, SteSign, XnorWeight
 
@@ -43,11 +55,11 @@ def _seed():
 
 
 @pytest.mark.parametrize("quantizer", ["xnor", "fp32"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_every_model_trains(name, quantizer):
     model = build(name, quantizer, NARROW)
-    x = draw(2, *model.input_shape)
-    y = model(x)
+    x = draw(2, *small_shape(model))
+    y = model.train()(x)
     assert y.shape[0] == 2
     assert y.ndim == 2
     F.cross_entropy(y, torch.tensor([0, 1])).backward()
@@ -59,7 +71,19 @@ def test_every_model_trains(name, quantizer):
     assert dead == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Float layers beside the first and the last: how many, and the kernels of convolutions, or what they are.
+FLOATS = {
+    "birealnet18": (3, {1}),
+    "birealnet18_cifar": (3, {1}),
+    "resnet_e18": (3, {1}),
+    "binary_densenet28": (3, {1}),
+    "meliusnet22": (5, {1, "grouped"}),
+    "quicknet": (5, {1, "grouped"}),
+    "real_to_binary": (3 + 2 * 16, {1, "gate"}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_first_and_last_layers_are_float_and_all_others_quantized(name):
     model = build(name, "xnor", NARROW)
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -67,16 +91,13 @@ def test_first_and_last_layers_are_float_and_all_others_quantized(name):
     assert not quantized[0]
     assert not quantized[-1]
     floats = [m for m, q in zip(layers[1:-1], quantized[1:-1], strict=True) if not q]
-    if name.startswith("birealnet18"):
-        assert len(floats) == 3
-        assert all(m.kernel_size == (1, 1) for m in floats)
-    else:
-        assert floats == []
+    kinds = {"gate" if isinstance(m, nn.Linear) else "grouped" if m.groups > 1 else m.kernel_size[0] for m in floats}
+    assert (len(floats), kinds) == FLOATS.get(name, (0, set()))
     own = [m.weight_quantizer for m in layers if isinstance(m, QuantLayer)]
     assert len(set(map(id, own))) == len(own)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_the_fp32_twin_is_no_linear_map(name):
     model = build(name, "fp32", NARROW)
     trained_like(model, draw(4, *model.input_shape))
@@ -102,11 +123,58 @@ def parameters(model, *kinds):
         (VGGSmall, 4_656_522, (nn.Conv2d, nn.Linear)),
         (NIN, 966_986, (nn.Conv2d,)),
         (LeNet5, 431_080, (nn.Conv2d, nn.Linear)),
+        # the table of larq zoo 2, which counts no running statistics in these
+        (ResNetE18, 11_689_640, ()),
+        (BinaryDenseNet28, 5_131_496, ()),
+        (MeliusNet22, 6_944_584, ()),
+        # less the constants of its blurs, and 2 x 16 of a norm without parameters, which it counts
+        (QuickNet, 13_234_088 - 9 * (64 + 128 + 256) - 32, ()),
+        (partial(QuickNet, channels=(32, 64, 256, 512)), 12_655_688 - 9 * (32 + 64 + 256) - 16, ()),
+        (partial(QuickNet, blocks=(6, 8, 12, 6)), 23_342_248 - 9 * (64 + 128 + 256) - 32, ()),
+        # BinaryNet's code: 784-4096-4096-4096-10, and 784-2048-2048-2048-10
+        (MLP, 785 * 4096 + 2 * 4097 * 4096 + 4097 * 10, (nn.Conv2d, nn.Linear)),
+        (partial(MLP, hidden=2048), 785 * 2048 + 2 * 2049 * 2048 + 2049 * 10, (nn.Conv2d, nn.Linear)),
+        # the lines of extraction.cfg, without its biases of convolutions
+        (
+            DarknetExtraction,
+            49 * 3 * 64
+            + 9 * 64 * 192
+            + 192 * 128
+            + 9 * 128 * 256
+            + 256 * 256
+            + 9 * 256 * 512
+            + 4 * (512 * 256 + 9 * 256 * 512)
+            + 512 * 512
+            + 3 * (9 * 512 * 1024)
+            + 2 * (1024 * 512)
+            + 1025 * 1000,
+            (nn.Conv2d, nn.Linear),
+        ),
     ],
 )
 def test_numbers_of_parameters(make, count, counted):
     with torch.device("meta"):
         assert parameters(make(), *counted) == count
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (ResNet8, 78_666),  # mlcommons/tiny, as Keras counts
+        (DSCNN, 24_908),
+        (RealToBinaryNet, 11_995_624),  # larq zoo 2
+        (ResNetE18, 11_699_368),  # larq zoo 1
+        (BinaryDenseNet28, 5_150_504),
+    ],
+)
+def test_numbers_of_parameters_that_hold_running_statistics(make, count):
+    with torch.device("meta"):
+        model = make()
+        running = sum(value.numel() for name, value in model.named_buffers() if name.rpartition(".")[2] in RUNNING)
+        assert parameters(model) + running == count
+
+
+RUNNING = ("running_mean", "running_var")
 
 
 def test_numbers_of_parameters_as_they_are_published_for_cifar_stems():
@@ -117,11 +185,22 @@ def test_numbers_of_parameters_as_they_are_published_for_cifar_stems():
 
 def test_operations_as_they_are_published():
     """The papers' count: binary operations / 64 + floating-point operations. Bi-Real Net 1.63e8 and ReActNet-A 0.87e8,
-    both to the precision of what is counted in them beside convolutions."""
-    for model, published in ((BiRealNet18(**BINARY), 1.63e8), (ReActNetA(**BINARY), 0.87e8)):
+    both to the precision of what is counted in them beside convolutions; MeliusNet-22 2.08e8."""
+    for make, published in ((BiRealNet18, 1.63e8), (ReActNetA, 0.87e8), (MeliusNet22, 2.08e8)):
+        model = make(**BINARY)
         rows = bnn.summary(model, (3, 224, 224)).layers
         count = sum(row.macs / 64 if row.weight_bits == row.activation_bits == 1 else row.macs for row in rows)
         assert abs(count / published - 1) < 0.01
+
+
+def test_multiply_accumulates_of_mlperf_tiny():
+    """12.5 M and 2.66 M: sums over the layers of the reference models, by hand."""
+    resnet8 = (
+        32**2 * 9 * 16 * (3 + 2 * 16) + 16**2 * (9 * 32 * (16 + 32) + 16 * 32) + 8**2 * (9 * 64 * 96 + 32 * 64) + 640
+    )
+    ds_cnn = 125 * (40 * 64 + 4 * (9 * 64 + 64 * 64)) + 64 * 12
+    for model, count in ((ResNet8(), resnet8), (DSCNN(), ds_cnn)):
+        assert sum(row.macs for row in bnn.summary(model, model.input_shape).layers) == count
 
 
 def test_dropout_lies_behind_the_quantizer():
@@ -139,10 +218,63 @@ def test_dropout_lies_behind_the_quantizer():
         DroppedInput(SteSign, 1.0)
 
 
-def test_binarynet_quantizes_the_ends_as_well():
-    model = BNNVGG(width=0.125, quantize_ends=True, **BINARY)
+@pytest.mark.parametrize(("make", "layers"), [(BNNVGG, 9), (MLP, 4), (partial(MLP, dropout=0.5), 4)])
+def test_binarynet_quantizes_the_ends_as_well(make, layers):
+    model = make(width=0.125, quantize_ends=True, **BINARY)
     bits = [(m.weight_quantizer.bits, m.input_quantizer.bits) for m in model.modules() if isinstance(m, QuantLayer)]
-    assert bits == [(1, 32)] + [(1, 1)] * 8
+    assert bits == [(1, 32)] + [(1, 1)] * (layers - 1)
+
+
+def test_dropout_of_an_mlp_and_its_layers():
+    model = MLP(hidden=16, layers=2, dropout=0.5, **BINARY).train()
+    dropped = [name for name, m in model.named_modules() if isinstance(m, DroppedInput)]
+    assert dropped == ["linear2.input_quantizer", "linear3.input_quantizer"]
+    x = draw(8, 1, 28, 28)
+    assert not torch.equal(model(x), model(x))
+    with pytest.raises(ValueError, match="layers must be"):
+        MLP(layers=0)
+
+
+def test_a_dense_layer_appends_and_an_improvement_block_adds():
+    x = draw(2, 12, 6, 6)
+    y = DenseLayer(12, 4, BINARY)(x)
+    assert y.shape == (2, 16, 6, 6)
+    assert torch.equal(y[:, :12], x)
+    block = ImprovementBlock(12, 4, BINARY)
+    y = block(x)
+    assert torch.equal(y[:, :8], x[:, :8])
+    torch.testing.assert_close(y[:, 8:] - x[:, 8:], block.conv(block.norm(x)))
+
+
+def test_the_blur_of_quicknet_is_the_binomial_filter():
+    kernel = torch.tensor([1.0, 2, 1]).outer(torch.tensor([1.0, 2, 1])).div(16).repeat(3, 1, 1, 1)
+    blur = nn.Sequential(*[m for m in QuickNet(width=0.125).stages if isinstance(m, nn.AvgPool2d)][:2])
+    x = draw(2, 3, 15, 15)  # what max pooling of stride 1 leaves of an even size
+    torch.testing.assert_close(blur(x), F.conv2d(x, kernel, stride=2, padding=1, groups=3))
+    with pytest.raises(ValueError, match="of one length"):
+        QuickNet(blocks=(1, 2))
+    pads = {m.pad_value for m in QuickNet(width=0.125, **BINARY).modules() if isinstance(m, QuantConv2d)}
+    assert pads == {1.0}
+
+
+def test_a_gate_scales_each_channel_of_a_real_to_binary_unit():
+    """Of equal means the gate gives one scale for a channel, whatever the places; 1/2 where its weights are zero."""
+    unit = RealToBinaryUnit(8, 8, 1, 4, BINARY).eval()
+    nn.init.zeros_(unit.gate.expand.weight)
+    x = draw(2, 8, 5, 5)
+    torch.testing.assert_close(unit(x), unit.prelu(unit.conv(unit.norm(x)) / 2) + x)
+    assert unit.gate(x).shape == (2, 8, 1, 1)
+    assert unit.gate.reduce.out_features == 2
+
+
+def test_options_of_the_models_of_mlperf_tiny():
+    floats = [m for m in DSCNN(quantize_depthwise=False, **BINARY).modules() if isinstance(m, QuantConv2d)]
+    assert [m.groups > 1 for m in floats] == [not m.weight_quantizer.packable for m in floats] == [True, False] * 4
+    assert sum(isinstance(m, nn.Dropout) for m in DSCNN(dropout=(0.2, 0.4)).modules()) == 2
+    for quantized in (True, False):
+        model = ResNet8(quantize_shortcuts=quantized, **BINARY)
+        shortcuts = [m for m in model.modules() if isinstance(m, QuantConv2d) and m.kernel_size == (1, 1)]
+        assert [m.weight_quantizer.packable for m in shortcuts] == [quantized] * 2
 
 
 def test_shortcut_a_picks_pixels_and_adds_zero_channels():
@@ -209,7 +341,7 @@ def test_options_reach_every_layer():
         VGGSmall(width=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_pixels_and_stems(name):
     """A float stem of pixels is the same model behind its normalization; of an int8 stem the first layer differs."""
     plain, of_pixels, int8 = (build(name, "xnor", NARROW, **o) for o in ({}, {"pixels": True}, {"stem": "int8"}))
