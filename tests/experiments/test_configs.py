@@ -81,6 +81,8 @@ READERS = {
     "compare_methods": ("compare_methods",),
     "convert": ("convert",),
     "data": ("data",),
+    "published": ("published",),
+    "timm": ("timm",),
     "training_step": ("training_step", "steps"),
 }
 # Built whole by its name.
@@ -99,7 +101,7 @@ def _read(module):
 @pytest.mark.parametrize("command", READERS)
 def test_a_command_reads_every_option_that_it_has_and_no_other(command):
     config = compose(command)
-    assert not OmegaConf.missing_keys(config) - {"run"}
+    assert not OmegaConf.missing_keys(config) - {"run", "sources"}
     OmegaConf.to_container(config, resolve=True)  # every reference between options is there
     read = set().union(*map(_read, READERS[command]))
     assert read - OF_A_RUN.get(command, set()) - set(dir(config)) <= set(config)
