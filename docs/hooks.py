@@ -1,4 +1,4 @@
-"""What mkdocs adds to the pages of this folder: the reference and the quantizer tables, made from the code.
+"""What mkdocs adds to the pages of this folder: the reference and tables of quantizers and recipes, made from the code.
 
 `mkdocs.yml` names this file as a hook and `DocstringsAsMarkdown` as an extension of mkdocstrings' parser. Files that
 lie elsewhere (figures of `results/`, the README of the kernels, CHANGELOG, CONTRIBUTING) become part of the site here.
@@ -151,6 +151,20 @@ def published_table() -> str:
 TABLES = {"published": published_table}
 
 
+def recipe_table(data: str) -> str:
+    """Return the Markdown table of the recipes in configs/experiment that publish a number on this data set."""
+    rows = []
+    for file in sorted((ROOT / "configs" / "experiment").glob("*.yaml")):
+        published = yaml.safe_load(file.read_text(encoding="utf-8")).get("published") or {}
+        if published.get("data") == data:
+            value = f"{100 * published['value']:.2f} %"
+            rows.append((published["model"], published["quantizer"], value, published["source"], file.stem))
+    lines = ["| network | quantizer | published | source | `bitplanes train ...` |", "|---|---|---|---|---|"]
+    for model, quantizer, value, source, name in sorted(rows):
+        lines.append(f"| {model} | {quantizer} | {value} | {source} | `experiment={name}` |")
+    return "\n".join(lines)
+
+
 def generated_pages() -> dict[str, str]:
     """Return {path within the site's sources: Markdown} of every page that no file of this folder holds."""
     pages = {f"reference/{file}.md": reference_page(module) for file, module in REFERENCE.items()}
@@ -239,7 +253,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links to results/figures, which are right in the repository, point into the site."""
+    """Let links to results/figures, which are right in the repository, point into the site; draw tables of recipes."""
+    markdown = re.sub(r"<!-- recipes: (\w+) -->", lambda match: recipe_table(match[1]), markdown)
     here = os.path.dirname(page.file.src_uri)
     target = os.path.relpath("figures", here or ".").replace(os.sep, "/")
     markdown = re.sub(r"<!-- table: (\w+) -->", lambda found: TABLES[found[1]](), markdown)

@@ -19,6 +19,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.commands import quoted, shell_command
 from experiments.identity import comparable, differing, experiment_id, flat, is_among
+from experiments.published_numbers import per_cent
 from experiments.results import done, has_ended, read_json, write_json
 from experiments.stages import is_stage
 
@@ -38,6 +39,7 @@ _WHAT = ("experiment", "name", "data", "model", "quantizer", "label")
 COLUMNS = (
     *("command", *_WHAT, "seed", "epochs", "steps", "stopped_by"),
     *("train_accuracy", "validation_accuracy", "test_accuracy", "parameters", "fp32_bytes", "train_seconds"),
+    *("published", "published_source"),
     *("cpu", "torch", "finished"),
     *("file_bytes", "test_accuracy_packed", "same_predictions", "test_images", "parity_ok"),
 )
@@ -100,6 +102,8 @@ def row_of(result_file: Path) -> Row:
             "parameters": result["parameters"],
             "fp32_bytes": 4 * result["parameters"],
             "train_seconds": result["train_seconds"],
+            "published": result.get("published", {}).get("value"),
+            "published_source": result.get("published", {}).get("source"),
             "cpu": result["hardware"]["cpu"],
             "torch": result["versions"]["torch"],
             "finished": result["finished"],
@@ -192,6 +196,7 @@ def group(rows: Iterable[Row]) -> list[dict[str, Any]]:
                 **{key: first[key] for key in (*_WHAT, "fp32_bytes")},
                 "seeds": len({row["seed"] for row in members}),
                 "epochs": "-".join(map(str, dict.fromkeys((epochs[0], epochs[-1])))),
+                "published": first["published"],
                 "mean": float(accuracy.mean()),
                 "std": float(accuracy.std(ddof=1)) if len(members) > 1 else None,
                 "validation": float(np.mean([row["validation_accuracy"] for row in members])),
@@ -213,7 +218,8 @@ def show(groups: list[dict[str, Any]]) -> None:
     table = Table(title=f"finished runs ({common})" if common else "finished runs")
     for column in (*what, *own):
         table.add_column({"label": "W/A"}.get(column, column), overflow="fold")
-    for column in ("seeds", "test %", "+-", "val %", "file kB", "parity"):
+    published = ["published %"] if any(g["published"] is not None for g in groups) else []
+    for column in ("seeds", "test %", "+-", *published, "val %", "file kB", "parity"):
         table.add_column(column, justify="right", no_wrap=True)
     for g in groups:
         values = [g["settings"].get(key, "") for key in keys]
@@ -222,7 +228,8 @@ def show(groups: list[dict[str, Any]]) -> None:
         spread = "" if g["std"] is None else f"{100 * g['std']:.2f}"
         size = "" if g["file_bytes"] is None else f"{g['file_bytes'] / 1000:,.1f}"
         parity = {None: "", True: "ok", False: "FAILS"}[g["parity"]]
-        measured = (f"{100 * g['mean']:.2f}", spread, f"{100 * g['validation']:.2f}", size, parity)
+        beside = [per_cent(g["published"])] if published else []
+        measured = (f"{100 * g['mean']:.2f}", spread, *beside, f"{100 * g['validation']:.2f}", size, parity)
         table.add_row(*(g[key] for key in what), *values, str(g["seeds"]), *measured)
     cli.console().print(table)
 

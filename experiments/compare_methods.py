@@ -17,6 +17,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.commands import quoted, shell_command, this_command
 from experiments.identity import experiment_id
+from experiments.published_numbers import per_cent
 from experiments.results import has_ended, read_json, write_json
 
 Row = dict[str, Any]
@@ -98,6 +99,7 @@ def row_of(config: DictConfig, method: str, results: list[Row]) -> Row:
         "seeds": len(results),
         "mean": round(float(accuracy.mean()), 6),
         "std": round(float(accuracy.std(ddof=1)), 6) if len(results) > 1 else None,
+        "published": results[0].get("published"),
         "diverged": sum(run["diverged"] for run in runs),
         "command": results[0]["command"],
         "runs": runs,
@@ -115,11 +117,16 @@ def show(rows: list[Row]) -> None:
     table = Table(title="methods with the same budget")
     for column, side in (("method", "left"), ("W/A", "left"), ("seeds", "right"), ("test %", "right"), ("+-", "right")):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
+    published = any(row["published"] for row in rows)
+    if published:
+        table.add_column("published %", justify="right")
     table.add_column("found by the doctor in the first run", overflow="fold")
     for row in rows:
         spread = "" if row["std"] is None else f"{100 * row['std']:.2f}"
         found = "; ".join(row["runs"][0]["findings"][:3])
-        table.add_row(row["method"], row["label"], str(row["seeds"]), f"{100 * row['mean']:.2f}", spread, found)
+        beside = [per_cent(row["published"]["value"]) if row["published"] else ""] if published else []
+        measured = (str(row["seeds"]), f"{100 * row['mean']:.2f}", spread)
+        table.add_row(row["method"], row["label"], *measured, *beside, found)
     cli.console().print(table)
 
 

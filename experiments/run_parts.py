@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.command_help import CONFIGS
 from experiments.config_values import ConfigError, check_numbers, whole_number
+from experiments.published_numbers import check_published
 from experiments.targets import build, check
 from experiments.teacher import build_teacher
 
@@ -47,6 +48,7 @@ def summary_of(network: Any, data: Any) -> Any:
 def check_values(config: DictConfig) -> None:
     """Make the seed, epochs and batch size whole numbers, of text too; ConfigError names what cannot be used."""
     _check_quantizer(config)
+    check_published(config)
     whole_number(config, "seed", 0, 2**32 - 1)
     whole_number(config, "epochs", 1)
     whole_number(config, "batch_size", 1)

@@ -18,6 +18,7 @@ from experiments.commands import this_command
 from experiments.identity import NOT_THE_EXPERIMENT, OF_THE_DATA, comparable, differing, experiment_id, flat
 from experiments.lock import run_lock
 from experiments.objectives import check_objectives, values_of
+from experiments.published_numbers import per_cent, published_for
 from experiments.results import bits_name, done, has_ended, is_complete, read_json, write_json
 from experiments.run_parts import Parts, build_parts, check_values
 from experiments.stages import stage_configs, summary
@@ -173,6 +174,8 @@ def _run(
     if outcome.validation_bits is not None and outcome.test_bits is not None:
         bits = {"validation": outcome.validation_bits, "test": outcome.test_bits}
         run_is[bits_name(data)] = {split: round(value, 6) for split, value in bits.items()}
+    if (published := published_for(config, data.name)) is not None:
+        run_is["published"] = published
     found = []
     if (folder / REPORT).exists():
         seen = read_json(folder / REPORT)
@@ -220,7 +223,8 @@ def _run(
         if has_ended(result)
         else f"; not finished, {'a trial keeps nothing' if trial else 'the same command goes on'}"
     )
-    print(f"{folder}: {_measured(outcome, data)} after {done(result)}, {outcome.seconds:.0f} s{goes_on}")
+    beside = "" if published is None else f" (published {per_cent(published['value'])} %, {published['source']})"
+    print(f"{folder}: {_measured(outcome, data)}{beside} after {done(result)}, {outcome.seconds:.0f} s{goes_on}")
     for finding in found:
         print(f"  {': '.join(filter(None, (finding['layer'], finding['text'])))}. {finding['advice']}")
 

@@ -198,6 +198,20 @@ def test_the_table_of_quantizers_is_that_of_the_code():
     assert "| `lsq2` | 2/2 LSQ | [`LsqWeight`][bnn.quantizers.LsqWeight] bits=2 |" in table  # what it does not inherit
 
 
+def test_every_recipe_with_a_published_number_is_in_the_page_of_recipes():
+    page = type("Page", (), {"file": type("File", (), {"src_uri": "guides/recipes.md"})})
+    text = hooks.on_page_markdown((DOCS / "guides" / "recipes.md").read_text(), page)
+    for file in (ROOT / "configs" / "experiment").glob("*.yaml"):
+        published = yaml.safe_load(file.read_text()).get("published")
+        rows = [line for line in text.splitlines() if line.endswith(f"| `experiment={file.stem}` |")]
+        assert len(rows) == (published is not None), file.stem
+        if published:
+            _, model, _, value, source, _, _ = rows[0].split("|")
+            assert abs(float(value.strip(" %")) - 100 * published["value"]) < 0.006
+            assert source.strip() == published["source"]
+            assert model.strip() == published["model"]
+
+
 def test_docstrings_become_markdown():
     given = "Of a * b, <W, Q>.\n\na, b: numbers,\n    or more.\nother: text\n\n>>> f(1)\n3\n\nEnd `x*y`."
     listed = "Of a \\* b, &lt;W, Q>.\n\n\n- **a, b**: numbers,\n    or more.\nother: text\n\n\n"
