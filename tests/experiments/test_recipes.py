@@ -60,7 +60,7 @@ def test_every_recipe_trains_and_converts(name, images, command, tmp_path, monke
     narrow = {"LeNet5": [], "DigitsCNN": ["model.width=4"]}.get(model, ["+model.width=0.0625"])
     if "width" in config.model and model != "DigitsCNN":
         narrow = ["model.width=0.0625"]
-    gone = [f"~data.{key}" for key in ("extra", "size") if key in config.data and key not in _ARRAYS]
+    gone = [f"~data.{key}" for key in composed(name, "data=arrays").data if key not in _ARRAYS]
     done = command(
         "experiments.train",
         f"experiment={name}",
@@ -85,7 +85,7 @@ def test_every_recipe_trains_and_converts(name, images, command, tmp_path, monke
     assert converted.status == 0, converted.err + converted.out
 
 
-_ARRAYS = {"file", "layout", "validation", "test", "name"}
+_ARRAYS = {"_target_", "file", "layout", "validation", "test", "name"}
 
 
 @pytest.mark.quick_cases(4)
