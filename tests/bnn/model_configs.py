@@ -14,7 +14,7 @@ from experiments import cli
 OF_OTHERS = {"bitlinear_decoder", "m5"}
 NAMES = sorted({file.stem for file in (cli.CONFIGS / "model").glob("*.yaml")} - OF_OTHERS)
 # Of networks made of the same parts the larger are slow tests.
-SLOW = {"binary_densenet28", "darknet_extraction", "meliusnet22"}
+SLOW = {"binary_densenet28", "darknet_extraction", "meliusnet22", "quicknet", "resnet_e18"}
 CASES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
 # The method of a model: XNOR-Net's, but for those that the benchmark of networks pairs with another.
 _PAIRS = [entry.split("/") for entry in OmegaConf.load(cli.CONFIGS / "suite" / "networks.yaml").networks]

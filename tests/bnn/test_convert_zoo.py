@@ -10,7 +10,7 @@ from bnn.models.trained_like import trained_like
 # The float stem feeds signs in each model, so a float within rounding of a threshold may turn an answer.
 
 # Stems of the same layers as others'.
-SLOW_STEMS = SLOW | {"quicknet", "real_to_binary", "resnet_e18", "ds_cnn"}
+SLOW_STEMS = SLOW | {"real_to_binary", "ds_cnn"}
 
 
 def report_of(network, shape, count, statistics, batch_size):
