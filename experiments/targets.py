@@ -114,4 +114,10 @@ def build(config: DictConfig, key: str) -> Any:
             raise ConfigError(f"{key}: {cause}") from cause
         if type(cause) in (TypeError, AttributeError, KeyError, IndexError, ZeroDivisionError):
             raise ConfigError(f"{key}: {node.get('_target_', '')} fails: {type(cause).__name__}: {cause}") from cause
+        if isinstance(cause, ModuleNotFoundError):
+            target = str(node.get("_target_", ""))
+            advice = (
+                "pip install 'bitplanes[loggers]'" if target.startswith("lightning.pytorch.loggers.") else str(cause)
+            )
+            raise ConfigError(f"{key}: {target} needs a package that is not installed: {advice}") from None
         raise (cause or error) from None

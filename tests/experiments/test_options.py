@@ -1,6 +1,7 @@
 """Options of experiments.train: each works or is refused by name, with status 2 and one message."""
 
 import csv
+import importlib.util
 import json
 import sys
 
@@ -97,6 +98,17 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(name,
 def test_a_refused_option_takes_no_folder(option, train, tmp_path):
     assert train(option, "run_dir=taken").status == 2
     assert not (tmp_path / "taken").exists()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_says_what_installs_it(name, train, tmp_path):
+    if importlib.util.find_spec(name) is not None:
+        pytest.skip("it is installed")
+    failed = train(f"logger={name}", "run_dir=r")
+    assert failed.status == 2
+    assert "trainer.logger: lightning.pytorch.loggers." in failed.err
+    assert failed.err.rstrip().endswith("pip install 'bitplanes[loggers]'")
+    assert not (tmp_path / "r").exists()
 
 
 def test_loggers_and_callbacks_stand_beside_ours(train, tmp_path):
