@@ -117,7 +117,8 @@ def test_one_version_everywhere():
 )
 def test_what_is_imported_is_a_dependency(project, folders):
     known = PROJECTS[project]["project"]
-    optional = names(known.get("optional-dependencies", {}).get("peers", []))
+    extras = known.get("optional-dependencies", {})
+    optional = names([*extras.get("peers", []), *extras.get("timm", [])])
     ours = {*folders, *sys.stdlib_module_names}
     for folder in folders:
         for file in (ROOT / project / folder).rglob("*.py"):
@@ -131,7 +132,7 @@ def test_what_is_imported_is_a_dependency(project, folders):
 
 def test_all_is_what_the_commands_can_use():
     extras = PROJECTS["."]["project"]["optional-dependencies"]
-    assert extras["all"] == ["bitplanes[launchers,loggers,peers]"]
+    assert extras["all"] == ["bitplanes[launchers,loggers,peers,timm]"]
     assert {"dev", "docs", "launchers", "loggers", "oracles", "peers"} <= set(extras)
 
 

@@ -96,6 +96,7 @@ class Classifier(LightningModule):
         self._packing: ActivationPacking | None = None
         self._random_numbers: dict[str, Tensor] = {}
         self._first_batch, self._images = 1, 0  # of the step that is accumulated
+        self._batches_a_step = 1
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self.network, self._no_decay, self._glorot_rates))
@@ -184,16 +185,19 @@ class Classifier(LightningModule):
         """Return what a loss takes beside logits and labels, after the network's forward pass."""
         return () if self._lesson is None else (self._lesson.answers(images),)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._batches_a_step = self.trainer.accumulate_grad_batches  # callbacks may change it
+
     def _weighed(self, loss: Tensor, count: int, index: int) -> Tensor:
         """Return the loss of a batch, weighed by its images against the first batch of its step."""
-        if index % self.trainer.accumulate_grad_batches == 0:
+        if index % self._batches_a_step == 0:
             self._first_batch, self._images = count, 0
         self._images += count
         return loss if count == self._first_batch else loss * (count / self._first_batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Lightning divides by accumulate_grad_batches, also where an epoch ends before so many.
-        expected = self._first_batch * self.trainer.accumulate_grad_batches
+        expected = self._first_batch * self._batches_a_step
         if self._images != expected:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             torch._foreach_mul_(gradients, expected / self._images)

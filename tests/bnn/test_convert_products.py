@@ -59,6 +59,7 @@ KINDS = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", KINDS)
 def test_attention_of_few_levels(name):
     torch.manual_seed(0)

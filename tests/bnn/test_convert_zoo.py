@@ -20,6 +20,7 @@ def report_of(network, shape, count, statistics, batch_size):
     return bnn.check_parity(network, packed, x, batch_size), packed
 
 
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize("name", CASES)
 def test_small_models(name):
     torch.manual_seed(0)
@@ -32,6 +33,7 @@ def test_small_models(name):
     assert report.agreement >= 0.9, str(report)
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW_STEMS else n for n in NAMES if "_cifar" not in n]
 )

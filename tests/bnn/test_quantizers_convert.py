@@ -63,6 +63,7 @@ def trained(weight, given):
     return net.eval()
 
 
+@pytest.mark.quick_cases(16)
 @pytest.mark.parametrize("name", configs.NAMES)
 def test_conversion_parity(name):
     weight, given = configs.factories()[name]
@@ -90,6 +91,7 @@ WIDTHS = [
 ]
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize(("weight", "given"), WIDTHS, ids=[str(i) for i in range(len(WIDTHS))])
 def test_other_widths_and_pairs_convert_too(weight, given):
     net, x = trained(weight, given), torch.randn(32, 1, 8, 8)

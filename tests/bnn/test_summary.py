@@ -63,7 +63,7 @@ def test_lenet5_in_bits():
 ZOO = [kind for kind in vars(models).values() if isinstance(kind, type) and issubclass(kind, nn.Module)]
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("kind", ZOO)
 def test_bytes_are_those_of_the_packed_file(kind, tmp_path):
     """Over the zoo (large networks at half their width, for time): summary == loaded weights == file payload."""
@@ -83,7 +83,7 @@ def test_bytes_are_those_of_the_packed_file(kind, tmp_path):
     assert 0 < (tmp_path / "packed.safetensors").stat().st_size - packed.nbytes < 1000 * len(packed.steps)
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("kind", "weight", "given"),
     [

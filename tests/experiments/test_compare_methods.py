@@ -63,7 +63,7 @@ def test_a_method_that_fails_is_named_and_costs_no_other(compare, tmp_path, monk
     ("arguments", "words"),
     [
         (["methods=[xnorr]"], "there is no method xnorr; methods are"),
-        (["collect_only=true"], "no run under runs/methods_mnist is finished"),
+        (["collect_only=true", "methods=[xnor,twn]"], "no run under runs/methods_mnist is finished"),
         (["budgets=x"], "Did you mean budget?"),
     ],
 )
@@ -112,6 +112,7 @@ def test_every_quantizer_is_a_method():
         found = methods(compose("compare_methods"))
         assert set(found) == {file.stem for file in (cli.CONFIGS / "quantizer").glob("*.yaml")} | {
             "bop",
+            "bop2",
             "parq",
             "proxquant",
             "binaryrelax",

@@ -1,9 +1,6 @@
 """The command that shows a data set, the contact sheet it draws, and training on one's own data."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,13 +8,6 @@ from PIL import Image
 
 from bnn.data import digits
 from paper_figures.contact_sheet import GAP, draw, sheet
-
-
-def run(*words, cwd):
-    command = [sys.executable, "-W", "ignore", "-m", *words]
-    # A command that ran in this process before may have left Hydra's wish for whole tracebacks.
-    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, env=environment)
 
 
 def test_a_sheet_shows_the_first_images_of_each_class():
@@ -40,21 +30,23 @@ def test_the_figure_names_the_classes():
 
 
 @pytest.mark.parametrize("word", ["name=digits", "data=digits"])
-def test_the_command_prints_and_draws(tmp_path, word):
-    done = run("experiments.data", word, "sheet=sheets/NAME.png", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_the_command_prints_and_draws(tmp_path, monkeypatch, command, word):
+    monkeypatch.chdir(tmp_path)
+    done = command("experiments.data", word, "sheet=sheets/NAME.png")
+    assert done.status == 0, done.err
     for text in (
         "digits: 10 classes, images 1 x 8 x 8",
         "training images, where 1 is white: mean",
         "1,197",
         "written:",
     ):
-        assert text in done.stdout
+        assert text in done.out
     with Image.open(tmp_path / "sheets" / "digits.png") as image:
         assert image.width > 1000
 
 
-def test_training_on_a_folder_of_ones_own(tmp_path):
+def test_training_on_a_folder_of_ones_own(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
     for name, low in (("dark", 0), ("bright", 180)):
         (tmp_path / "mine" / name).mkdir(parents=True)
@@ -64,13 +56,13 @@ def test_training_on_a_folder_of_ones_own(tmp_path):
             )
     own = ("data=folder", "data.root=mine", "data.size=8", "data.channels=1", "epochs=8", "batch_size=8")
     quiet = ("trainer.enable_progress_bar=false", "doctor.every=null", "quantizer=xnor")
-    done = run("experiments.train", *own, *quiet, "+model.num_classes=2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = command("experiments.train", *own, *quiet, "+model.num_classes=2")
+    assert done.status == 0, done.err
     (file,) = (tmp_path / "runs").rglob("result.json")
     result = json.loads(file.read_text())
     assert result["data"] == {"name": "mine", "train": 34, "validation": 4, "test": 10}
     assert result["accuracy"]["test"] > 0.6
-    few = run("experiments.train", *own, *quiet, "+model.num_classes=1", "seed=1", cwd=tmp_path)
-    assert few.returncode == 2
-    assert "has 1 outputs, mine has 2 classes: give model.num_classes=2" in few.stderr
+    few = command("experiments.train", *own, *quiet, "+model.num_classes=1", "seed=1")
+    assert few.status == 2
+    assert "has 1 outputs, mine has 2 classes: give model.num_classes=2" in few.err
     assert not list((tmp_path / "runs").rglob("seed1"))

@@ -81,6 +81,7 @@ def test_values_are_counted_for_each_row():
     assert most_values(torch.randn(2, 64)) > 256
 
 
+@pytest.mark.slow
 def test_a_network_is_tried_in_a_process_of_its_own(sources):
     row = network("Net", buffers={"scale": 3.0})
     found = published.tried(row, sources, 20, 300)

@@ -208,6 +208,7 @@ def products(folder, cpu, features):
     return done.stdout.split("=====\n")[:2]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="Numba compiles for x86 only on it")
 @pytest.mark.parametrize("cpu", sorted(PRODUCT_CPUS))
 def test_products_are_vector_instructions(cpu, tmp_path):

@@ -21,6 +21,7 @@ def written(path, layers, steps, **more):
     return path
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("layers", "steps"), [(1, 1), (3, 5), (20, 4)])
 def test_it_draws_any_report(layers, steps, tmp_path):
     results = written(tmp_path / "doctor.json", layers, steps, model="Net", data="digits", label="1/1", seed=3)
