@@ -17,7 +17,6 @@ from bnn.data.folder import folder as folder
 from bnn.data.fsdd import fsdd as fsdd
 from bnn.data.gtsrb import gtsrb as gtsrb
 from bnn.data.image_data import ImageData as ImageData
-from bnn.data.image_data import Normalize as Normalize
 from bnn.data.image_data import Split as Split
 from bnn.data.imagenet import imagenet as imagenet
 from bnn.data.large_images import FileSplit as FileSplit
@@ -26,6 +25,7 @@ from bnn.data.mixing import Cutout as Cutout
 from bnn.data.mixing import InTurn as InTurn
 from bnn.data.mixing import RandomResizedCrop as RandomResizedCrop
 from bnn.data.mnist import mnist as mnist
+from bnn.data.normalize import Normalize as Normalize
 from bnn.data.svhn import svhn as svhn
 from bnn.data.text import TextData as TextData
 from bnn.data.text import text as text

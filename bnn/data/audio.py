@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from bnn.data.batches import Batches
-from bnn.data.image_data import Normalize
+from bnn.data.labelled import Labelled
+from bnn.data.normalize import channel_statistics, check_labels
 from bnn.data.training_data import Kind, SplitName
 
 # What stands for 1.0 of samples of 16 bits.
@@ -25,10 +27,7 @@ class AudioSplit:
     def __post_init__(self) -> None:
         if self.sounds.dtype != torch.int16 or self.sounds.ndim != 3:
             raise ValueError(f"sounds must be int16 (N, C, L), got {self.sounds.dtype} {tuple(self.sounds.shape)}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.sounds.shape[:1]:
-            raise ValueError(
-                f"labels must be int64 ({len(self.sounds)},), got {self.labels.dtype} {tuple(self.labels.shape)}"
-            )
+        check_labels(self.labels, self.sounds)
 
     @property
     def inputs(self) -> Tensor:
@@ -37,7 +36,7 @@ class AudioSplit:
 
 
 @dataclass(frozen=True)
-class AudioData:
+class AudioData(Labelled):
     """Sounds with fixed splits, all of one length. The test split is never used to choose anything.
 
     rate: samples a second. classes: their names, or none.
@@ -53,6 +52,7 @@ class AudioData:
 
     kind: ClassVar[Kind] = "audio"
     evaluation_batch: ClassVar[int] = 500
+    max_value = FULL_SCALE
 
     @property
     def input_shape(self) -> tuple[int, int]:
@@ -60,30 +60,9 @@ class AudioData:
         channels, samples = self.train.sounds.shape[1:]
         return channels, samples
 
-    def count(self, split: SplitName) -> int:
-        """Return the number of sounds of a split."""
-        return len(getattr(self, split).labels)
-
-    def blank(self) -> Tensor:
-        """Return one silent sound, float32 (1, C, L)."""
-        return torch.zeros(1, *self.input_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of each channel over the training split, in [-1, 1], float32 (C,)."""
-        return self._samples().mean(1).float()
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation of each channel over the training split, float32 (C,)."""
-        return self._samples().std(1, correction=0).float()
-
-    def _samples(self) -> Tensor:
-        return self.train.sounds.transpose(0, 1).flatten(1).double() / FULL_SCALE
-
-    def normalizer(self) -> Normalize:
-        """Return the map from samples to floats with mean 0 and deviation 1 over the training split."""
-        return Normalize(self.mean, self.std, FULL_SCALE)
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        return channel_statistics(self.train.sounds, self.max_value)
 
     def batches(
         self,

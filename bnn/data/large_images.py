@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from bnn.data.batches import Loader, augmented
 from bnn.data.errors import DataError
-from bnn.data.image_data import Normalize
 from bnn.data.image_files import opened
+from bnn.data.labelled import Labelled
 from bnn.data.mixing import InTurn, RandomResizedCrop
+from bnn.data.normalize import channel_statistics
 from bnn.data.training_data import Kind, SplitName
 
 # Training images whose mean and deviation stand for those of all.
@@ -35,7 +36,7 @@ class FileSplit:
 
 
 @dataclass(frozen=True)
-class ImageFiles:
+class ImageFiles(Labelled):
     """Images of any sizes in files, with fixed splits. The test split is never used to choose anything.
 
     size: pixels of a side as the network takes them. resize: to what the shorter side is scaled before the middle is
@@ -58,7 +59,7 @@ class ImageFiles:
 
     kind: ClassVar[Kind] = "images"
     evaluation_batch: ClassVar[int] = 100
-    max_value: ClassVar[int] = 255
+    max_value = 255
 
     def __post_init__(self) -> None:
         for name, least in (("size", 1), ("resize", self.size), ("num_workers", 0)):
@@ -73,41 +74,18 @@ class ImageFiles:
         """(C, H, W) of one image."""
         return self.channels, self.size, self.size
 
-    def count(self, split: SplitName) -> int:
-        """Return the number of images of a split."""
-        return len(getattr(self, split).labels)
-
-    def blank(self) -> Tensor:
-        """Return one image of zeros, float32 (1, C, H, W)."""
-        return torch.zeros(1, *self.input_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of each channel in [0, 1], float32 (C,)."""
-        return self._statistics[0]
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation of each channel, float32 (C,)."""
-        return self._statistics[1]
-
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:
         if self.statistics is not None:
             return torch.tensor(self.statistics[0]), torch.tensor(self.statistics[1])
         total = len(self.train.files)
         pixels = self.pictures(np.linspace(0, total - 1, min(total, SAMPLE)).astype(int))
-        shares = torch.from_numpy(pixels).transpose(0, 1).flatten(1).double() / self.max_value
-        return shares.mean(1).float(), shares.std(1, correction=0).float()
+        return channel_statistics(torch.from_numpy(pixels), self.max_value)
 
     def pictures(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return some training images as evaluation would see them, uint8 (N, C, H, W)."""
         made = _Decoded(self, self.train, None, 0)
         return np.stack([made[0, int(at)][0].numpy() for at in index])
-
-    def normalizer(self) -> Normalize:
-        """Return the map from pixels to floats with mean 0 and deviation 1."""
-        return Normalize(self.mean, self.std, self.max_value)
 
     def batches(
         self,

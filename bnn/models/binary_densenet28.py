@@ -1,5 +1,6 @@
 """BinaryDenseNet-28: maps are kept and added to, so that no real number is lost to a sign."""
 
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import torch
@@ -33,6 +34,32 @@ class DenseLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the input and the new channels."""
         return torch.cat((x, self.conv(self.relu(self.norm(x)))), 1)
+
+
+def dense_stages(
+    channels: int,
+    counts: Sequence[int],
+    transitions: Sequence[int],
+    growth: int,
+    layers: Callable[[int], list[nn.Module]],
+) -> tuple[nn.Sequential, int]:
+    """Return dense stages with BN - MP2 - ReLU - 1x1 convolution between them and BN - ReLU behind, and their channels.
+
+    channels: of the input. counts: how often each stage adds `growth` channels, by the modules that `layers` makes for
+    a number of channels. transitions: output channels of the 1x1 convolutions, one fewer than stages.
+    """
+    modules: list[nn.Module] = []
+    for count, after in zip(counts, (*transitions, None), strict=True):
+        for _ in range(count):
+            modules += layers(channels)
+            channels += growth
+        modules.append(nn.BatchNorm2d(channels))
+        if after is None:
+            modules.append(nn.ReLU())
+        else:
+            modules += [nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(channels, after, 1, bias=False)]
+            channels = after
+    return nn.Sequential(*modules), channels
 
 
 class BinaryDenseNet28(nn.Module):
@@ -74,19 +101,10 @@ class BinaryDenseNet28(nn.Module):
         self.input_shape = input_shape(layout, in_channels)
         channels, growth = scaled(64, width), scaled(GROWTH, width)
         self.stem = stem_layers(layout, in_channels, channels, True, stem, pixels)
-        stages: list[nn.Module] = []
-        for count, transition in zip(LAYERS, (*TRANSITIONS, None), strict=True):
-            for _ in range(count):
-                stages.append(DenseLayer(channels, growth, options))
-                channels += growth
-            stages.append(nn.BatchNorm2d(channels))
-            if transition is None:
-                stages.append(nn.ReLU())
-                continue
-            after = scaled(transition, width)
-            stages += [nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(channels, after, 1, bias=False)]
-            channels = after
-        self.stages = nn.Sequential(*stages)
+        transitions = [scaled(after, width) for after in TRANSITIONS]
+        self.stages, channels = dense_stages(
+            channels, LAYERS, transitions, growth, lambda before: [DenseLayer(before, growth, options)]
+        )
         self.head = head(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

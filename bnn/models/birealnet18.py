@@ -35,6 +35,21 @@ class BiRealBlock(nn.Module):
         return self.norm(self.conv(self.relu(x))) + self.shortcut(x)
 
 
+def bireal_stages(before: int, width: float, options: LayerOptions) -> tuple[nn.Sequential, int]:
+    """Return four stages of four blocks each, 64 to 512 channels times `width`, and their output channels.
+
+    before: channels of the input. Each stage but the first halves height and width.
+    """
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    for stage, channels in enumerate((64, 128, 256, 512), start=1):
+        after = scaled(channels, width)
+        blocks = [BiRealBlock(before, after, 1 if stage == 1 else 2, options)]
+        blocks += [BiRealBlock(after, after, 1, options) for _ in range(3)]
+        stages[f"stage{stage}"] = nn.Sequential(*blocks)
+        before = after
+    return nn.Sequential(stages), before
+
+
 class BiRealNet18(nn.Module):
     """Bi-Real Net-18: ResNet-18 with a shortcut around every 3x3 convolution; first, last and 1x1 layers in FP32.
 
@@ -72,14 +87,7 @@ class BiRealNet18(nn.Module):
         self.input_shape = input_shape(layout, in_channels)
         before = scaled(64, width)
         self.stem = stem_layers(layout, in_channels, before, False, stem, pixels)
-        stages: OrderedDict[str, nn.Module] = OrderedDict()
-        for stage, channels in enumerate((64, 128, 256, 512), start=1):
-            after = scaled(channels, width)
-            blocks = [BiRealBlock(before, after, 1 if stage == 1 else 2, options)]
-            blocks += [BiRealBlock(after, after, 1, options) for _ in range(3)]
-            stages[f"stage{stage}"] = nn.Sequential(*blocks)
-            before = after
-        self.stages = nn.Sequential(stages)
+        self.stages, before = bireal_stages(before, width, options)
         self.head = head(before, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnn.layers import QuantConv2d
-from bnn.models.binary_densenet28 import DenseLayer
+from bnn.models.binary_densenet28 import DenseLayer, dense_stages
 from bnn.models.first_layer import StemKind, first_layers
 from bnn.models.options import LayerOptions, rectifier, scaled
 from bnn.models.stem import head
@@ -89,20 +89,14 @@ class MeliusNet22(nn.Module):
             pool=nn.MaxPool2d(2),
         )
         self.stem = nn.Sequential(layers)
-        stages: list[nn.Module] = []
-        for count, transition in zip(BLOCKS, (*TRANSITIONS, None), strict=True):
-            for _ in range(count):
-                stages.append(DenseLayer(channels, growth, options))
-                channels += growth
-                stages.append(ImprovementBlock(channels, growth, options))
-            stages.append(nn.BatchNorm2d(channels))
-            if transition is None:
-                stages.append(nn.ReLU())
-                continue
-            after = scaled(transition, width)
-            stages += [nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(channels, after, 1, bias=False)]
-            channels = after
-        self.stages = nn.Sequential(*stages)
+        transitions = [scaled(after, width) for after in TRANSITIONS]
+        self.stages, channels = dense_stages(
+            channels,
+            BLOCKS,
+            transitions,
+            growth,
+            lambda before: [DenseLayer(before, growth, options), ImprovementBlock(before + growth, growth, options)],
+        )
         self.head = head(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

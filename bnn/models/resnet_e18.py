@@ -1,11 +1,10 @@
 """ResNetE-18: a binary ResNet-18 without scales, as simple as it trains well."""
 
-from collections import OrderedDict
 from typing import Unpack
 
 from torch import Tensor, nn
 
-from bnn.models.birealnet18 import BiRealBlock
+from bnn.models.birealnet18 import bireal_stages
 from bnn.models.first_layer import StemKind
 from bnn.models.options import LayerOptions, scaled
 from bnn.models.stem import Layout, head, input_shape, stem_layers
@@ -51,14 +50,7 @@ class ResNetE18(nn.Module):
         self.stem = stem_layers(layout, in_channels, before, layout == "imagenet", stem, pixels)
         if layout == "imagenet":
             self.stem.add_module("norm2", nn.BatchNorm2d(before))
-        stages: OrderedDict[str, nn.Module] = OrderedDict()
-        for stage, channels in enumerate((64, 128, 256, 512), start=1):
-            after = scaled(channels, width)
-            blocks = [BiRealBlock(before, after, 1 if stage == 1 else 2, options)]
-            blocks += [BiRealBlock(after, after, 1, options) for _ in range(3)]
-            stages[f"stage{stage}"] = nn.Sequential(*blocks)
-            before = after
-        self.stages = nn.Sequential(stages)
+        self.stages, before = bireal_stages(before, width, options)
         self.relu = nn.ReLU()
         self.head = head(before, num_classes)
 
