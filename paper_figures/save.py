@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from paper_figures.style import DPI
@@ -13,7 +12,7 @@ TIMELESS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationD
 
 
 def save(figure: Figure, output: Path) -> None:
-    """Write the figure in the format of the name's ending (.png, .pdf, .svg; png without one), and close it.
+    """Write the figure in the format of the name's ending (.png, .pdf, .svg; png without one).
 
     SystemExit says what hinders it; a figure that was there stays as it was then.
     """
@@ -29,5 +28,4 @@ def save(figure: Figure, output: Path) -> None:
     except OSError as error:
         raise SystemExit(f"error: {output} cannot be written: {error}") from error
     finally:
-        plt.close(figure)
         temporary.unlink(missing_ok=True)

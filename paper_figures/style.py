@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -47,15 +44,18 @@ _SETTINGS: Any = {
 
 
 def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
-    """Return a figure of this height in inches and its axes, as `plt.subplots` does."""
-    plt.rcParams.update(_SETTINGS)
-    return plt.subplots(rows, columns, figsize=(WIDTH, height), **options)
+    """Return a figure of this height in inches and its axes, as `plt.subplots` does.
+
+    The figure belongs to nobody but the caller: pyplot does not know it, so one that is dropped is gone.
+    """
+    figure = empty(height)
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def empty(height: float) -> Figure:
     """Return a figure of this height in inches without axes."""
-    plt.rcParams.update(_SETTINGS)
-    return plt.figure(figsize=(WIDTH, height))
+    matplotlib.rcParams.update(_SETTINGS)
+    return Figure(figsize=(WIDTH, height))
 
 
 def wrapped(text: str, size: float = NORMAL, inches: float = WIDTH) -> str:

@@ -4,7 +4,6 @@ from functools import lru_cache
 from itertools import combinations
 from unittest.mock import patch
 
-import matplotlib.pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.text import Text
@@ -27,7 +26,6 @@ def drawn_texts(figure):
 
     with patch.object(Text, "draw", keep):
         FigureCanvasAgg(figure).draw()
-    plt.close(figure)  # what was drawn stays
     return [(text, text.get_window_extent()) for text in dict.fromkeys(found)]
 
 

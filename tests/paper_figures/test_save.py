@@ -17,7 +17,13 @@ def test_the_same_numbers_give_the_same_bytes(name, tmp_path):
         found.append((tmp_path / name).read_bytes())
     assert found[0] == found[1]
     assert [path.name for path in (tmp_path / name).parent.iterdir()] == ["a" + name[-4:]]
-    assert not plt.get_fignums()
+
+
+def test_pyplot_keeps_no_figure_alive():
+    """What a command or a test drops is gone, whether it was saved or not."""
+    before = plt.get_fignums()
+    figures = [style.panels(1, 2, 2)[0], style.empty(2)]
+    assert plt.get_fignums() == before and len(figures) == 2
 
 
 def test_what_fails_leaves_the_old_figure(tmp_path, monkeypatch):
@@ -40,4 +46,3 @@ def test_other_kinds_of_files_are_named(tmp_path):
     figure, _ = style.panels(1, 1, 2)
     with pytest.raises(SystemExit, match=r"should end in \.png, \.svg, \.pdf"):
         save(figure, tmp_path / "a.xyz")
-    plt.close(figure)
