@@ -158,7 +158,7 @@ def _of_loss(records: Sequence[Record], recent: Sequence[Record], classes: int |
     last, first = sum(losses) / len(losses), known[0].loss
     assert first is not None
     if classes is not None and last > 0.95 * math.log(classes):
-        text = f"the loss, {last:.2f}, is no better than guessing among {classes} classes ({math.log(classes):.2f})"
+        text = f"the loss, {last:.3g}, is no better than guessing among {classes} classes ({math.log(classes):.2f})"
         return [
             Finding("", "no better than guessing", last, text, "see the findings of its layers, from the last upwards")
         ]

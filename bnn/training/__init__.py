@@ -4,7 +4,6 @@ from bnn.training.beginning import begin_with as begin_with
 from bnn.training.checkup import REPORT as REPORT
 from bnn.training.checkup import Checkup as Checkup
 from bnn.training.classifier import Classifier as Classifier
-from bnn.training.classifier import DivergenceError as DivergenceError
 from bnn.training.curves import Cosine as Cosine
 from bnn.training.curves import CosineRise as CosineRise
 from bnn.training.curves import Exponential as Exponential
@@ -16,6 +15,7 @@ from bnn.training.curves import curve_lr as curve_lr
 from bnn.training.distillation import DistillationLoss as DistillationLoss
 from bnn.training.distillation import Teacher as Teacher
 from bnn.training.distillation import check_teacher as check_teacher
+from bnn.training.divergence import DivergenceError as DivergenceError
 from bnn.training.files import whole_file as whole_file
 from bnn.training.losses import SquaredHingeLoss as SquaredHingeLoss
 from bnn.training.oscillation import DampOscillations as DampOscillations

@@ -7,7 +7,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from bnn.doctor import Doctor, findings, records_of, report, watched_layers
+from bnn.doctor import Doctor, Finding, findings, records_of, report, watched_layers
+from bnn.training.divergence import DivergenceError
 from bnn.training.files import whole_file
 
 REPORT = "doctor.json"
@@ -16,9 +17,9 @@ REPORT = "doctor.json"
 class Checkup(Callback):
     """Watches the `network` of the Lightning module at every `every`-th step and writes `folder`/doctor.json.
 
-    The file is written after every epoch; a run that goes on keeps its records. latent_clip: see Doctor. classes:
-    number of classes, so that a network which only guesses is found. A network without
-    quantized layers is not watched, and leaves no file.
+    The file is written after every epoch, and when training diverges, whose error then has the findings; a run that
+    goes on keeps its records. latent_clip: see Doctor. classes: number of classes, so that a network which only guesses
+    is found. A network without quantized layers is not watched, and leaves no file.
     """
 
     def __init__(self, folder: Path, every: int, latent_clip: float | None = None, classes: int | None = None):
@@ -55,9 +56,19 @@ class Checkup(Callback):
             self._doctor.end(outputs["loss"].detach())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._doctor is None or not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._write()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, DivergenceError) and trainer.is_global_zero:
+            exception.findings = tuple(f"{finding}; {finding.advice}" for finding in self._write())
+
+    def _write(self) -> list[Finding]:
+        """Write the file; returns the findings in it."""
+        if self._doctor is None:
+            return []
         found = findings(self._doctor.records, self._classes)
         content = report(self._doctor.records, found, self._every)
         with whole_file(self._file) as file:
             file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        return found

@@ -14,16 +14,13 @@ from bnn.layers.base import QuantLayer
 from bnn.memory import ActivationPacking, pack_activations
 from bnn.optimizers import parameter_groups, scale_rates
 from bnn.training.distillation import Answers, DistillationLoss, Lesson, Teacher
+from bnn.training.divergence import DivergenceError, where_not_finite
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 _RANDOM_NUMBERS = "random_numbers"  # key in a checkpoint: states of PyTorch's generators
 _TEACHER = "teacher_sha256"  # key in a checkpoint
-
-
-class DivergenceError(RuntimeError):
-    """Training whose loss is no finite number any more: its weights are lost."""
 
 
 class Classifier(LightningModule):
@@ -45,8 +42,9 @@ class Classifier(LightningModule):
     Of a step over several batches (trainer.accumulate_grad_batches) the gradient is that of the mean over all their
     images, of fewer at the end of an epoch too; batch norm sees each batch by itself.
     teacher: whom a DistillationLoss asks; that of a run that goes on must be the same.
-    DivergenceError at the end of an epoch whose last loss is not finite; one step between others may be, as a scaler
-    of gradients (16-mixed) skips it.
+    DivergenceError when the loss is not finite: on the CPU at that step, and it names the layer; elsewhere, where
+    looking at each loss would make the device wait, and beside a scaler of gradients (16-mixed), which skips such
+    steps, at the end of an epoch whose last loss is not finite.
     Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1]; where each position has a
     label also `validation_bits` and `test_bits`, the mean of -log2 of the probability of the label: bits a token.
     """
@@ -97,6 +95,7 @@ class Classifier(LightningModule):
         self._random_numbers: dict[str, Tensor] = {}
         self._first_batch, self._images = 1, 0  # of the step that is accumulated
         self._batches_a_step = 1
+        self._looks_at_losses = False
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self.network, self._no_decay, self._glorot_rates))
@@ -113,6 +112,7 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         self._packing = pack_activations(self.network) if self._packs else None
+        self._looks_at_losses = self.device.type == "cpu" and self.trainer.scaler is None
         if self._teacher is not None and isinstance(self._loss, DistillationLoss):
             self._lesson = Lesson(self._teacher, self.network, self._loss.maps, self.device)
         if self._compile:
@@ -167,6 +167,9 @@ class Classifier(LightningModule):
         else:
             logits, labels = _examples(self._logits(images), labels)
             loss = self._loss(logits, labels, *self._answers(images))
+        if self._looks_at_losses and not math.isfinite(float(loss.detach())):
+            where = where_not_finite(self.network, images)
+            raise self._diverged(f"at epoch {self.current_epoch}, step {index} (both from 0); it begins in {where}")
         # Lightning's log() costs more than a step of a small network; sums of the epoch stay on the device.
         self._sums += torch.stack(
             [loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum(), _ones(labels)]
@@ -174,6 +177,14 @@ class Classifier(LightningModule):
         self._finite_steps = torch.where(loss.detach().isfinite(), index + 1, self._finite_steps)
         self._steps = index + 1
         return self._weighed(loss, len(labels), index)
+
+    @staticmethod
+    def _diverged(where: str) -> DivergenceError:
+        return DivergenceError(
+            f"the loss is not finite {where}: try a lower learning rate (optimizer.lr), a warm-up "
+            "(scheduler=warmup_cosine) or trainer.gradient_clip_val=1.0; +trainer.detect_anomaly=true finds the "
+            "operation, and doctor.json what the layers looked like"
+        )
 
     def _logits(self, images: Tensor) -> Tensor:
         """Return the outputs in training."""
@@ -225,11 +236,8 @@ class Classifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         if int(self._finite_steps) < self._steps:
-            step = f"epoch {self.current_epoch}, step {int(self._finite_steps)} of {self._steps} (both from 0)"
-            raise DivergenceError(
-                f"the loss is not finite from {step} on: try a lower learning rate (optimizer.lr), a warm-up "
-                "(scheduler=warmup_cosine) or trainer.gradient_clip_val=1.0; +trainer.detect_anomaly=true finds the "
-                "operation, and doctor.json what the layers looked like"
+            raise self._diverged(
+                f"from epoch {self.current_epoch}, step {int(self._finite_steps)} of {self._steps} on (both from 0)"
             )
         loss, right, seen = self._sums.tolist()
         self.log("train_loss", loss / seen)

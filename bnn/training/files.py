@@ -27,7 +27,8 @@ def whole_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno is not None and error.filename in (None, str(temporary)):
+        named = {error.filename, error.filename2} - {None}
+        if error.errno is not None and (not named or str(temporary) in named):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     except BaseException:

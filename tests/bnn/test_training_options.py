@@ -1,5 +1,10 @@
-"""Options of training against their definitions: averaged weights, accumulation, clipping, precision, compilation."""
+"""Options of training against their definitions: averaged weights, accumulation, clipping, precision, compilation.
 
+And what ends it early: a loss that is not finite, a disk that is full.
+"""
+
+import json
+import resource
 from functools import partial
 
 import pytest
@@ -10,10 +15,12 @@ from torch.nn.utils import parameters_to_vector
 
 import bnn
 from bnn.data import digits
+from bnn.doctor import records_of
 from bnn.layers import QuantConv2d, QuantLinear
 from bnn.models import DigitsCNN
 from bnn.quantizers import FullPrecision, LsqActivation, LsqWeight, SteSign, XnorWeight
-from bnn.training import Classifier, RunError, load_network, read_checkpoint, train
+from bnn.training import REPORT, Checkup, Classifier, DivergenceError, RunError, load_network, read_checkpoint, train
+from bnn.training.divergence import where_not_finite
 
 XNOR = {"weight_quantizer": XnorWeight, "input_quantizer": SteSign}
 LSQ = {"weight_quantizer": partial(LsqWeight, bits=2), "input_quantizer": partial(LsqActivation, bits=2, signed=True)}
@@ -225,3 +232,81 @@ def test_a_compiled_network_trains_alike(backend, quantizers, tmp_path, monkeypa
 def test_compiled_steps_keep_no_bits():
     with pytest.raises(ValueError, match="compile and pack_activations"):
         Classifier(network(), SGD, compile=True, pack_activations=True)
+
+
+# -- a loss that is not finite ----------------------------------------------------------------------------------------
+
+
+class Breaks(Callback):
+    """Multiplies the output of a layer, or its weight, by infinity from a step on."""
+
+    def __init__(self, layer, what, step):
+        self.layer, self.what, self.step = layer, what, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step != self.step:
+            return
+        layer = pl_module.network.get_submodule(self.layer)
+        if self.what == "weight":
+            layer.weight.data[0] = float("inf")
+        else:
+            layer.register_forward_hook(lambda module, arguments, output: output * float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("what", "where"),
+    [("weight", r"the values of conv3.weight, which"), ("output", r"the output of conv3 \(QuantConv2d\)")],
+)
+def test_training_stops_at_the_step_and_names_the_layer_that_is_not_finite(what, where, tmp_path):
+    checkup = Checkup(tmp_path, every=1, classes=10)
+    with pytest.raises(DivergenceError, match=rf"epoch 1, step 2 \(both from 0\); it begins in {where}") as raised:
+        run(network(), tmp_path, checkup, Breaks("conv3", what, 5), epochs=2)
+    content = json.loads((tmp_path / REPORT).read_text())
+    assert [record.step for record in records_of(content)] == [0, 1, 2, 3, 4]
+    said = [f"{found['layer']}: {found['text']}; {found['advice']}".removeprefix(": ") for found in content["findings"]]
+    assert list(raised.value.findings) == said
+    assert all(sentence in str(raised.value) for sentence in said[:4])
+    assert read_checkpoint(tmp_path)["epoch"] == 0  # the last good one
+
+
+def test_where_a_network_is_not_finite():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 3), nn.LogSoftmax(1)))
+    x = torch.ones(4, 2)
+    assert where_not_finite(net, x) == "the loss"
+    assert where_not_finite(net, x * float("nan")) == "the inputs"
+    net[1][0].weight.data.fill_(1e38)
+    net[0].weight.data.fill_(1e10)
+    assert where_not_finite(net, x) == "the output of 1.0 (Linear)"
+    net[1][0].bias.data[0] = float("nan")
+    net[0].bias.data[0] = float("nan")
+    assert where_not_finite(net, x) == "the values of 0.bias and of 1 more parameters, which the step before made"
+
+
+# -- a disk that is full ----------------------------------------------------------------------------------------------
+
+
+class Full(Callback):
+    """From an epoch on, files can have 1000 bytes: that is how a full disk looks to the one who writes."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_from_it(tmp_path):
+    undisturbed, disturbed = network(), network()
+    run(undisturbed, tmp_path / "undisturbed", epochs=3)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folder = tmp_path / "disturbed"
+    try:
+        with pytest.raises(OSError, match=r"last\.ckpt"):
+            run(network(), folder, Full(1), epochs=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_checkpoint(folder)["epoch"] == 0
+    assert [file.name for file in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    run(disturbed, folder, epochs=3)
+    assert torch.equal(parameters_to_vector(disturbed.parameters()), parameters_to_vector(undisturbed.parameters()))

@@ -47,7 +47,7 @@ def train(tmp_path, monkeypatch, command):
         (["optimizer.lr=-1"], ["Invalid learning rate: -1"]),
         (["optimizer.lr=abc"], ["optimizer.lr must be a number, got 'abc'"]),
         (["optimizer.lr=true"], ["optimizer.lr must be a number, got True"]),
-        (["optimizer.lr=1e30"], ["the loss is not finite from epoch 0, step 1 of 6", "optimizer.lr"]),
+        (["optimizer.lr=1e30"], ["the loss is not finite at epoch 0, step 1", "conv2", "optimizer.lr"]),
         (["seed=1.5"], ["seed must be a whole number, got 1.5"]),
         (["seed=null"], ["seed must be a whole number"]),
         (["seed=-1"], ["seed must be at least 0"]),
