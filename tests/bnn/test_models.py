@@ -406,3 +406,25 @@ def test_trained_like_state():
     assert not torch.equal(trained_like(twin, inputs, seed=4).conv2.weight, model.conv2.weight)
     with torch.no_grad():
         assert model(inputs).argmax(1).unique().numel() > 1
+
+
+def test_alexnet_in_the_usual_order_is_convolution_norm_activation_pool():
+    """Table 3b's order, walked through as it is written: pooling sees signs."""
+    torch.manual_seed(0)
+    net = AlexNet(5, order="cbap", width=0.0625, **BINARY)
+    trained_like(net, torch.randn(2, 3, 224, 224))
+    layers = dict(net.named_children())
+    x = out = torch.randn(2, 3, 224, 224)
+    for index in range(1, 8):
+        out = layers[f"norm{index}"](layers[f"conv{index}"](out))
+        if index < 7:
+            out = torch.where(out >= 0, 1.0, -1.0)
+        if f"pool{index}" in layers:
+            out = layers[f"pool{index}"](out)
+    expected = layers["conv8"](out.relu()).flatten(1)
+    torch.testing.assert_close(net(x), expected)
+    assert {name: p.numel() for name, p in net.named_parameters() if "conv" in name} == {
+        name: p.numel() for name, p in AlexNet(5, width=0.0625).named_parameters() if "conv" in name
+    }
+    with pytest.raises(ValueError, match=r"order must be .bacp. or .cbap., got 'abc'"):
+        AlexNet(order="abc")

@@ -16,7 +16,8 @@ FILES = sorted((cli.CONFIGS / "experiment").glob("*.yaml"))
 OF_IMAGES = ("mnist", "cifar10", "svhn", "imagenet", "digits", "demo")
 RECIPES = [file.stem for file in FILES if file.stem.endswith(OF_IMAGES)]
 # The whole of AlexNet's linear layers is of one size of image.
-SIZES = {"AlexNet": 224, "LeNet5": 28, "BiRealNet18": 64, "ResNet18": 64}
+SIZES = {"AlexNet": 224, "LeNet5": 28, "MLP": 28, "BiRealNet18": 64, "ResNet18": 64, "MeliusNet22": 64, "QuickNet": 64,
+         "BinaryDenseNet28": 64, "ReActNetA": 64, "RealToBinaryNet": 64, "ResNetE18": 64}  # fmt: skip
 
 
 def composed(name, *overrides):
@@ -52,8 +53,8 @@ def test_every_recipe_trains_and_converts(name, images, command, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     config = composed(name)
     model = _model(config)
-    large = model in ("BiRealNet18", "ResNet18") and "imagenet" not in name
-    channels = 1 if model in ("LeNet5", "DigitsCNN") else 3
+    large = model in ("BiRealNet18", "ResNet18", "ResNetE18") and "imagenet" not in name
+    channels = 1 if model in ("LeNet5", "MLP", "DigitsCNN") else 3
     size = 32 if large or model not in SIZES else SIZES[model]
     file = images(8 if model == "DigitsCNN" else size, channels, 3)
     # The narrowest network; LeNet-5 has no width. What the recipe has of a data set's own options goes with it.
@@ -61,8 +62,7 @@ def test_every_recipe_trains_and_converts(name, images, command, tmp_path, monke
     if "width" in config.model and model != "DigitsCNN":
         narrow = ["model.width=0.0625"]
     gone = [f"~data.{key}" for key in composed(name, "data=arrays").data if key not in _ARRAYS]
-    done = command(
-        "experiments.train",
+    run = [
         f"experiment={name}",
         "data=arrays",
         f"data.file={file}",
@@ -75,10 +75,15 @@ def test_every_recipe_trains_and_converts(name, images, command, tmp_path, monke
         "~trainer.limit_train_batches" if "limit_train_batches" in config.trainer else "seed=0",
         "+trainer.limit_train_batches=1",
         "trainer.enable_progress_bar=false",
-        "run_dir=run",
-    )
+    ]
+    if config.loss.get("share") == 1.0:  # it learns from a teacher alone
+        teacher = command("experiments.train", *run, "quantizer=fp32", "loss=cross_entropy", "stages=null", "run_dir=t")
+        assert teacher.status == 0, teacher.err
+        run.append("teacher.run=t")
+    done = command("experiments.train", *run, "run_dir=run")
     assert done.status == 0, done.err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [stage["name"] for stage in result.get("stages", [])] == list(config.stages or [])
     assert result["steps"] == 2
     assert "published" not in result  # noise is not what was published
     converted = command("experiments.convert", "run=run", "parity=4")
