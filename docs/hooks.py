@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from experiments import published
+from paper_figures import ledger_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -147,8 +148,24 @@ def published_table() -> str:
     return "\n".join(lines)
 
 
+def ledger_table() -> str:
+    """Return the Markdown tables of the fields of a ledger's entries, runs and packed runs."""
+    lines = []
+    titles = {
+        "An entry": "ENTRY_FIELDS",
+        "A run": "RUN_FIELDS",
+        "A run whose network was packed or timed": "PACKED_FIELDS",
+    }
+    for title, name in titles.items():
+        lines += [f"**{title}**", "", "| field | what it says |", "|---|---|"]
+        for field, (types, meaning) in getattr(ledger_file, name).items():
+            lines.append(f"| `{field}` | {meaning}{' (or null)' if type(None) in types else ''} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 # Tables that stand in a page where it has <!-- table: NAME -->.
-TABLES = {"published": published_table}
+TABLES = {"published": published_table, "ledger": ledger_table}
 
 
 def recipe_table(data: str) -> str:

@@ -1,245 +1,180 @@
-"""Runs to one table: python -m experiments.collect [folder=runs/NAME] [output=PATH.json].
+"""Runs to a ledger: python -m experiments.collect [folder=runs/NAME] [output=PATH.json].
 
-One row a run (result.json, and conversion.json where the run was converted); the terminal shows mean and spread over
-the seeds of each experiment. Options that differ within the table are columns, named by their dotted keys. Runs that
-have not ended are named and left out. Accuracies are shares in [0, 1] in files and per cent on the terminal.
+One entry for each experiment: mean, deviation and 95 % interval over its seeds, what was published, the config, and of
+each run its command, code, versions and hardware; runs that were converted have the packed file's numbers too. Options
+that differ within the table are `settings`, named by their dotted keys. Runs that have not ended are named with the
+reason (running, failed, stopped), and seeds of an experiment that do not belong together (other data, code or versions)
+are refused. Accuracies are shares in [0, 1] in files and per cent on the terminal. The format: docs/guides/ledger.md.
 """
 
 import csv
-import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig
 from rich.table import Table
 
 from experiments import cli
 from experiments.commands import quoted, shell_command
-from experiments.identity import comparable, differing, experiment_id, flat, is_among
-from experiments.published_numbers import per_cent
+from experiments.identity import comparable
+from experiments.ledger_entries import MAY_DIFFER, make_entries, mixture
+from experiments.lock import is_held
+from experiments.published_numbers import in_words
 from experiments.results import done, has_ended, read_json, write_json
+from experiments.run_records import Record, described, record_of, text_of
 from experiments.stages import is_stage
+from paper_figures.ledger_file import SCHEMA, VERSION, Entry, check_ledger, run_rows
 
-Row = dict[str, Any]
-
-# Options that other columns of the table stand for, as long as they follow from these.
-_FOLLOW = (
-    (("name",), ("name",)),
-    (("data",), ("data",)),
-    (("quantizer", "classifier.latent_clip", "classifier.center_latents", "schedules"), ("quantizer",)),
-    (("model.weight_quantizer", "model.input_quantizer"), ("quantizer",)),
-    (("model",), ("data", "model", "quantizer")),
-)
-_WHAT = ("experiment", "name", "data", "model", "quantizer", "label")
-
-# Every row has these columns, a converted run's the last five too; all others are options that differ.
-COLUMNS = (
-    *("command", *_WHAT, "seed", "epochs", "steps", "stopped_by"),
-    *("train_accuracy", "validation_accuracy", "test_accuracy", "parameters", "fp32_bytes", "train_seconds"),
-    *("published", "published_source"),
-    *("cpu", "torch", "finished"),
-    *("file_bytes", "test_accuracy_packed", "same_predictions", "test_images", "parity_ok"),
-)
+# A note of what went wrong, in the folder of a run that failed within a sweep.
+FAILURE = "failed.json"
 
 # More options than this stand in one column of the terminal's table.
 _OWN_COLUMNS = 3
 
 
-def find_results(folder: Path) -> tuple[list[Path], list[str]]:
-    """Return the result files of runs that ended under a folder, sorted, and what is left out, in words.
+def find_results(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the result files of runs that ended under a folder, and the folders of those that have not, both sorted.
 
     FileNotFoundError says what is missing; ValueError names a file that cannot be read.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; train first, or give folder=PATH of the runs")
-    found, left_out = [], []
+    found: list[Path] = []
+    left_out: list[Path] = []
     for path in sorted(folder.rglob("result.json")):
-        if is_stage(path.parent):
-            continue
-        result = read_json(path)
-        try:
-            ended, what = has_ended(result), done(result)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path.parent} was written by another version: {error} is missing") from error
-        if ended:
-            found.append(path)
-        else:
-            left_out.append(f"{path.parent} is not finished: {what}")
+        if not is_stage(path.parent):
+            (found if ended(path) else left_out).append(path)
     left_out += [
-        f"{path.parent} is not finished: it has no result.json"
+        path
         for path in sorted(folder.rglob("config.yaml"))
         if not path.with_name("result.json").exists() and not is_stage(path.parent)
     ]
-    if not found:
-        raise FileNotFoundError(
-            "\n  ".join([f"no finished run under {folder}: a run that is done has a result.json", *left_out])
-        )
-    return found, left_out
+    return found, sorted({path.parent for path in left_out})
 
 
-def row_of(result_file: Path) -> Row:
-    """Return one flat row of a run, with its config under "config"; ValueError names a file that lacks something."""
-    result = read_json(result_file)
+def ended(result_file: Path) -> bool:
+    """Return whether a result is that of a run which is over; ValueError names one that says too little."""
     try:
-        row = {
-            "command": result["command"],
-            "experiment": experiment_id(result["config"]),
-            "name": result["name"],
-            "quantizer": result["quantizer"],
-            "label": result["label"],
-            "seed": result["seed"],
-            "data": result["data"]["name"],
-            "model": result["config"]["model"]["_target_"].rpartition(".")[2],
-            "epochs": result["epochs"],
-            "steps": result.get("steps"),
-            "stopped_by": result.get("stopped_by"),
-            "train_accuracy": result["accuracy"]["train"],
-            "validation_accuracy": result["accuracy"]["validation"],
-            "test_accuracy": result["accuracy"]["test"],
-            "parameters": result["parameters"],
-            "fp32_bytes": 4 * result["parameters"],
-            "train_seconds": result["train_seconds"],
-            "published": result.get("published", {}).get("value"),
-            "published_source": result.get("published", {}).get("source"),
-            "cpu": result["hardware"]["cpu"],
-            "torch": result["versions"]["torch"],
-            "finished": result["finished"],
-            "config": comparable(result["config"]),
-        }
-        converted = result_file.with_name("conversion.json")
-        if converted.exists():
-            conversion = read_json(converted)
-            if conversion.get("steps", row["steps"]) == row["steps"]:  # else of weights that were trained further
-                row |= {
-                    "file_bytes": conversion["file_bytes"],
-                    "test_accuracy_packed": conversion["test_accuracy_packed"],
-                    "same_predictions": conversion["same_predictions"],
-                    "test_images": conversion["test_images"],
-                    "parity_ok": conversion["parity"]["ok"],
-                }
+        return has_ended(read_json(result_file))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{result_file.parent} was written by another version: {error} is missing") from error
-    return row
 
 
-def rows_of(result_files: Iterable[Path]) -> list[Row]:
-    """Return the rows of a table: those of row_of, with the options that differ as columns instead of "config".
+def state_of(folder: Path) -> tuple[str, str]:
+    """Return (status, reason) of a run that has not ended: running, failed, stopped, or missing if it never began."""
+    if is_held(folder):
+        return "running", "a process works on it"
+    if (folder / FAILURE).exists():
+        return "failed", read_json(folder / FAILURE)["reason"]
+    if (folder / "result.json").exists():
+        return "stopped", done(read_json(folder / "result.json"))
+    if (folder / "config.yaml").exists():
+        return "stopped", "it has no result.json"
+    return "missing", "it has not begun"
 
-    ValueError if two runs are the same seed of the same experiment.
-    """
-    files = list(result_files)
-    rows = [row_of(file) for file in files]
+
+def unfinished_record(folder: Path) -> Record:
+    """Return the record of a run's folder that holds no whole result."""
+    from experiments.runs import load_config
+
+    whole = load_config(folder)
+    status, reason = state_of(folder)
+    command = shell_command("train", [f"run_dir={quoted(folder)}", "..."])
+    if (folder / "result.json").exists():
+        command = read_json(folder / "result.json")["command"]
+    run = {"seed": whole.seed, "status": status, "reason": reason, "command": command}
+    return {**described(comparable(whole)), "run": run}
+
+
+def read_records(files: Collection[Path]) -> list[Record]:
+    """Return the records of result files. ValueError if two are the same seed of the same experiment."""
+    records = [record_of(file) for file in files]
     before: dict[tuple[str, int], Path] = {}
-    for row, file in zip(rows, files, strict=True):
-        key = (row["experiment"], row["seed"])
+    for record, file in zip(records, files, strict=True):
+        key = (record["experiment"], record["run"]["seed"])
         if key in before:
             raise ValueError(
                 f"{before[key].parent} and {file.parent} are the same run twice (experiment {key[0]}, seed {key[1]}); "
                 "remove one, or collect another folder"
             )
         before[key] = file
-    configs = [row.pop("config") for row in rows]
-    for setting in settings(rows, configs):
-        for row, config in zip(rows, configs, strict=True):
-            row[setting] = flat(config).get(setting)
-    return rows
+    return records
 
 
-def settings(rows: list[Row], configs: list[dict[str, Any]]) -> list[str]:
-    """Return the dotted keys that differ among the configs and do not follow from other columns of the rows."""
-    options = [flat(config) for config in configs]
-
-    def told(key: str) -> bool:
-        for keys, columns in _FOLLOW:
-            if is_among(key, keys):
-                values: dict[tuple[Any, ...], Any] = {}
-                where = [tuple(row[name] for name in columns) for row in rows]
-                found = [_text(one.get(key)) for one in options]
-                return all(values.setdefault(*pair) == pair[1] for pair in zip(where, found, strict=True))
-        return False
-
-    keys = [key for key in differing(configs) if key not in COLUMNS and not told(key)]
-    # ${...} in the configs repeats values: optimizer.lr is classifier.optimizer.lr, epochs is scheduler.T_max.
-    kept: list[str] = []
-    for key in sorted(keys, key=lambda key: (key.count("."), keys.index(key))):
-        others = [*kept, "epochs"]
-        if not any(
-            (other.rpartition(".")[2] == key.rpartition(".")[2] or other == "epochs")
-            and all(_text(one.get(key)) == _text(one.get(other)) for one in options)
-            for other in others
-        ):
-            kept.append(key)
-    return sorted(kept, key=keys.index)
+def without_mixtures(records: list[Record], allowed: Collection[str]) -> tuple[list[Record], list[str]]:
+    """Return the records of experiments whose seeds belong together, and why the others are refused, a line each."""
+    unknown = sorted(set(allowed) - set(MAY_DIFFER))
+    if unknown:
+        raise ValueError(f"mixed takes {', '.join(MAY_DIFFER)}, got {', '.join(unknown)}")
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["experiment"], []).append(record)
+    reasons = {key: reason for key, found in groups.items() if (reason := mixture(found, allowed)) is not None}
+    lines = [
+        f"{groups[key][0]['name']} {groups[key][0]['method']} {key}: {len(groups[key])} runs: {reason}"
+        for key, reason in reasons.items()
+    ]
+    return [record for record in records if record["experiment"] not in reasons], lines
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-def group(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return one summary for each experiment: mean, deviation and number of seeds, file size, options that differ."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["experiment"], []).append(row)
-    result = []
-    for members in groups.values():
-        accuracy = np.array([row["test_accuracy"] for row in members])
-        sizes = [row["file_bytes"] for row in members if "file_bytes" in row]
-        checked = [row for row in members if "parity_ok" in row]
-        first = members[0]
-        epochs = sorted({row["epochs"] for row in members})
-        result.append(
-            {
-                **{key: first[key] for key in (*_WHAT, "fp32_bytes")},
-                "seeds": len({row["seed"] for row in members}),
-                "epochs": "-".join(map(str, dict.fromkeys((epochs[0], epochs[-1])))),
-                "published": first["published"],
-                "mean": float(accuracy.mean()),
-                "std": float(accuracy.std(ddof=1)) if len(members) > 1 else None,
-                "validation": float(np.mean([row["validation_accuracy"] for row in members])),
-                "file_bytes": max(sizes) if sizes else None,
-                "parity": all(row["parity_ok"] for row in checked) if checked else None,
-                "settings": {key: _text(value) for key, value in first.items() if key not in COLUMNS},
-            }
-        )
-    return result
-
-
-def show(groups: list[dict[str, Any]]) -> None:
-    """Print the summaries as a table; what is the same in all of them stands in its title."""
-    keys = list(dict.fromkeys(key for g in groups for key in g["settings"]))
+def show(entries: list[Entry]) -> None:
+    """Print the entries as a table; what is the same in all of them stands in its title."""
+    keys = list(dict.fromkeys(key for entry in entries for key in entry["settings"]))
     own = keys if len(keys) <= _OWN_COLUMNS else ["settings"] if keys else []
-    same = [key for key in ("name", "model", "data", "epochs") if len({g[key] for g in groups}) == 1]
-    what = [key for key in (*_WHAT, "epochs") if key not in same]
-    common = ", ".join(f"{key} {groups[0][key]}" for key in same)
-    table = Table(title=f"finished runs ({common})" if common else "finished runs")
-    for column in (*what, *own):
+    what = ("experiment", "name", "data", "model", "method", "label", "epochs")
+    told = [{**entry, "epochs": _epochs(entry)} for entry in entries]
+    same = [key for key in ("name", "model", "data", "epochs") if len({entry[key] for entry in told}) == 1]
+    differ = [key for key in what if key not in same]
+    common = ", ".join(f"{key} {told[0][key]}" for key in same)
+    table = Table(title=f"runs ({common})" if common else "runs")
+    for column in (*differ, *own):
         table.add_column({"label": "W/A"}.get(column, column), overflow="fold")
-    published = ["published %"] if any(g["published"] is not None for g in groups) else []
-    for column in ("seeds", "test %", "+-", *published, "val %", "file kB", "parity"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for g in groups:
-        values = [g["settings"].get(key, "") for key in keys]
+    published = ["published"] if any(entry["published"] for entry in entries) else []
+    open_runs = ["not finished"] if any(entry["unfinished"] for entry in entries) else []
+    for column in ("seeds", "test", "+-", "95 % interval", *published, "file kB", "parity", *open_runs):
+        table.add_column(column, justify="right", no_wrap=column != "not finished")
+    for entry in told:
+        values = [text_of(entry["settings"].get(key)) for key in keys]
         if own == ["settings"]:
             values = [", ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))]
-        spread = "" if g["std"] is None else f"{100 * g['std']:.2f}"
-        size = "" if g["file_bytes"] is None else f"{g['file_bytes'] / 1000:,.1f}"
-        parity = {None: "", True: "ok", False: "FAILS"}[g["parity"]]
-        beside = [per_cent(g["published"])] if published else []
-        measured = (f"{100 * g['mean']:.2f}", spread, *beside, f"{100 * g['validation']:.2f}", size, parity)
-        table.add_row(*(g[key] for key in what), *values, str(g["seeds"]), *measured)
+        beside = [_in_words(entry, (entry["published"] or {}).get("value"))] if published else []
+        still = [", ".join(f"seed {run['seed']} {run['status']}" for run in entry["unfinished"])] if open_runs else []
+        where = ["" if entry[key] is None else str(entry[key]) for key in differ]
+        table.add_row(*where, *values, *_measured(entry, beside), *still)
     cli.console().print(table)
 
 
-def write_table(rows: list[Row], folder: Path, output: Path) -> None:
-    """Write rows as JSON and, beside it, as CSV."""
+def _epochs(entry: Entry) -> str:
+    epochs = sorted({run["epochs"] for run in entry["runs"]})
+    return "-".join(map(str, dict.fromkeys((epochs[0], epochs[-1])))) if epochs else ""
+
+
+def _in_words(entry: Entry, value: float | None) -> str:
+    return "" if value is None else in_words(entry["metric"], value)
+
+
+def _measured(entry: Entry, published: list[str]) -> list[str]:
+    """Return the numbers of a line of the table."""
+    interval = "" if entry["interval"] is None else " .. ".join(_in_words(entry, end) for end in entry["interval"])
+    scale, digits = (100, 2) if entry["metric"] == "test_accuracy" else (1, 3)
+    spread = "" if entry["std"] is None else f"{scale * entry['std']:.{digits}f}"
+    sizes = [run["file_bytes"] for run in entry["runs"] if "file_bytes" in run]
+    checked = [run["parity_ok"] for run in entry["runs"] if "parity_ok" in run]
+    parity = "" if not checked else "ok" if all(checked) else "FAILS"
+    size = f"{max(sizes) / 1000:,.1f}" if sizes else ""
+    return [str(len(entry["seeds"])), _in_words(entry, entry["mean"]), spread, interval, *published, size, parity]
+
+
+def write_ledger(entries: list[Entry], command: str, output: Path) -> None:
+    """Write a ledger and, beside it, one line for each run as CSV."""
     from bnn.training.files import whole_file
 
-    command = shell_command("collect", [f"folder={quoted(folder)}", f"output={quoted(output)}"])
-    write_json(output, {"command": command, "rows": rows})
+    content: dict[str, Any] = {"schema": SCHEMA, "version": VERSION, "command": command, "entries": entries}
+    check_ledger(content)
+    write_json(output, content)
+    rows = run_rows(entries)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with whole_file(output.with_suffix(".csv")) as file:
         writer = csv.DictWriter(file, columns, restval="")
@@ -247,32 +182,58 @@ def write_table(rows: list[Row], folder: Path, output: Path) -> None:
         writer.writerows(rows)
 
 
-def collect(folder: Path, output: Path | None, files: list[Path] | None = None) -> list[Row]:
-    """Collect, print and write; return the rows. files: only these results of the folder."""
+def collect(
+    folder: Path, output: Path | None, files: list[Path] | None = None, mixed: Collection[str] = ()
+) -> list[Entry]:
+    """Collect, print and write; return the entries. files: only these results of the folder.
+
+    FileNotFoundError if no run has ended, ValueError if none may be pooled; both say why.
+    """
     files, left_out = find_results(folder) if files is None else (files, [])
-    rows = rows_of(files)
-    show(group(rows))
-    for file, row in zip(files, rows, strict=True):
-        if row["stopped_by"]:
-            print(f"{file.parent} ended early: {done(read_json(file))}")
-        if file.with_name("conversion.json").exists() and "file_bytes" not in row:
+    unfinished = [unfinished_record(path) for path in left_out]
+    lines = [
+        f"{path} is not finished: {record['run']['status']}, {record['run']['reason']}"
+        for path, record in zip(left_out, unfinished, strict=True)
+    ]
+    if not files:
+        raise FileNotFoundError(
+            "\n  ".join([f"no finished run under {folder}: a run that is done has a result.json", *lines])
+        )
+    records, refused = without_mixtures(read_records(files), mixed)
+    if not records:
+        raise ValueError("\n  ".join(["no experiment has seeds that belong together:", *refused]))
+    entries = make_entries(records, unfinished)
+    show(entries)
+    for file in files:
+        result = read_json(file)
+        if result.get("stopped_by"):
+            print(f"{file.parent} ended early: {done(result)}")
+        converted = file.with_name("conversion.json")
+        if converted.exists() and read_json(converted).get("steps", result.get("steps")) != result.get("steps"):
             print(f"{file.parent} was trained further since it was converted: convert it again")
-    for text in left_out:
+    for text in lines:
         print(f"left out: {text}", file=sys.stderr)
+    for text in refused:
+        print(f"refused: {text}", file=sys.stderr)
     if output is not None:
-        write_table(rows, folder, output)
+        given = [f"folder={quoted(folder)}", f"output={quoted(output)}"]
+        given += [f"mixed=[{','.join(mixed)}]"] if mixed else []
+        write_ledger(entries, shell_command("collect", given), output)
         print(f"written: {output} and {output.with_suffix('.csv')}")
-    return rows
+    return entries
 
 
 def task(config: DictConfig) -> None:
     """Collect what the config names."""
-    collect(Path(config.folder), None if config.output is None else Path(config.output))
+    output = None if config.output is None else Path(config.output)
+    collect(Path(config.folder), output, mixed=list(config.mixed))
 
 
 def main() -> None:
     """Entry point."""
-    cli.run(task, "collect", expected=(OSError, ValueError))
+    from bnn.training import RunError
+
+    cli.run(task, "collect", expected=(RunError, OSError, ValueError))
 
 
 if __name__ == "__main__":

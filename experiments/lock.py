@@ -13,7 +13,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from experiments.results import write_json
 
-LOCK, OWNER = ".lock", ".lock.owner"
+LOCK, SOFT, OWNER = ".lock", ".lock.soft", ".lock.owner"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
@@ -32,37 +32,59 @@ def owner(folder: Path) -> str:
         return "another process"
 
 
-def _acquired(folder: Path) -> BaseFileLock:
+def _acquired(folder: Path, wait: bool) -> BaseFileLock:
     """Return the lock of a folder, held. The system frees a killed process's lock.
 
     Where the file system knows no such locks, a file with the process's id stands for one.
     """
     lock: BaseFileLock = FileLock(folder / LOCK)
     try:
-        return _wait(lock, folder)
+        return _acquire(lock, folder, wait)
     except OSError as error:
         if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
             raise
-    return _wait(SoftFileLock(folder / f"{LOCK}.soft"), folder)
+    return _acquire(SoftFileLock(folder / SOFT), folder, wait)
 
 
-def _wait(lock: BaseFileLock, folder: Path) -> BaseFileLock:
+def _acquire(lock: BaseFileLock, folder: Path, wait: bool) -> BaseFileLock:
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except Timeout as error:
+        if not wait:
+            raise HeldError(f"{folder}: {owner(folder)} works on this run") from error
         print(f"{folder}: {owner(folder)} works on this run; waiting for it", file=sys.stderr, flush=True)
         lock.acquire(poll_interval=0.2)
     return lock
 
 
+class HeldError(RuntimeError):
+    """Another process holds the folder."""
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a process works in a folder now; one that was killed holds nothing."""
+    if not any((folder / name).exists() for name in (LOCK, SOFT)):
+        return False
+    try:
+        _acquired(folder, wait=False).release()
+    except HeldError:
+        return True
+    except OSError:  # a folder of others, which nobody here works in
+        return False
+    return False
+
+
 @contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, which is made; says once who holds it now and waits. OSError if it cannot be made."""
+def run_lock(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a run's folder, which is made. OSError if it cannot be made.
+
+    wait: say once who holds it now, and wait; without, HeldError says who.
+    """
     if _is_helper():
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = _acquired(folder)
+    lock = _acquired(folder, wait)
     try:
         with contextlib.suppress(OSError):  # only for the words; a full disk is told by what matters
             write_json(folder / OWNER, {"pid": os.getpid(), "host": socket.gethostname()})

@@ -1,13 +1,14 @@
 """The number that was published for an experiment, which a result keeps and every report prints beside its own."""
 
+import math
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config_values import ConfigError
 
-# The metrics that a number may be of: shares in [0, 1].
-METRICS = ("test_accuracy",)
+# The metrics that a number may be of: a share in [0, 1], or bits that a language model needs for a token.
+METRICS = ("test_accuracy", "test_bits_per_character", "test_bits_per_byte")
 # What was measured, and by what: a run with another quantizer, network or data set has no such number.
 SETTING = ("quantizer", "model", "data")
 KEYS = ("metric", "value", "source", *SETTING)
@@ -28,8 +29,9 @@ def check_published(config: DictConfig) -> None:
     if entry.metric not in METRICS:
         raise ConfigError(f"published.metric must be one of {', '.join(METRICS)}, got {entry.metric!r}")
     value = entry.value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ConfigError(f"published.value must be a share in [0, 1], got {value!r}")
+    most, what = (1, "a share in [0, 1]") if entry.metric == METRICS[0] else (math.inf, "bits, 0 or more")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise ConfigError(f"published.value must be {what}, got {value!r}")
 
 
 def published_for(config: DictConfig, data: str) -> dict[str, Any] | None:
@@ -57,3 +59,12 @@ def per_cent(value: float | None) -> str:
         return ""
     digits = f"{100 * value:.2f}"
     return digits.removesuffix("0") if digits.endswith("0") else digits
+
+
+def in_words(metric: str, value: float) -> str:
+    """Return a value of a metric as tables show it: shares in per cent, bits as they are.
+
+    >>> in_words("test_accuracy", 0.9923), in_words("test_bits_per_character", 2.1234)
+    ('99.23', '2.123')
+    """
+    return f"{100 * value:.2f}" if metric == METRICS[0] else f"{value:.3f}"

@@ -137,6 +137,9 @@ def _run(
     """Train in a folder that this process holds."""
     from bnn.training import REPORT, Checkup, Scheduling, provenance, train
     from bnn.training.files import whole_file
+    from bnn.training.provenance import code_state
+
+    code_state()  # of now, not of the end
 
     data, costs = parts.data, parts.costs
     with whole_file(folder / "config.yaml") as file:

@@ -1,12 +1,11 @@
-"""Accuracy against bits: bitplanes figures accuracy_vs_bits [--results TABLE.json] [--output FIGURE.png].
+"""Accuracy against bits: bitplanes figures accuracy_vs_bits [--results LEDGER.json] [--output FIGURE.png].
 
-One point for each experiment of a table that `experiments.collect` wrote, by its W/A setting: mean over seeds, every
+One point for each experiment of a ledger that `experiments.collect` wrote, by its W/A setting: mean over seeds, every
 seed as a dot, the standard deviation as a bar, and the size of the packed file where runs were converted. The FP32 line
 is the 32/32 setting of the same table; settings that differ from it by no more than the choice of test images explains
 (95 % interval, `paper_figures.chance`) are hollow.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from paper_figures import style
 from paper_figures.chance import within_chance
 from paper_figures.from_file import draw_from_file
+from paper_figures.ledger_file import LedgerError, read_ledger, run_rows
 from paper_figures.save import save
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,26 +30,26 @@ FP32 = "32/32"
 Row = dict[str, Any]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a table; SystemExit with a message if it is missing or no table."""
+def read_rows(path: Path) -> list[Row]:
+    """Return a row for each finished run of a ledger; SystemExit with a message if it is missing or none."""
     try:
-        rows = json.loads(path.read_text())["rows"]
+        rows = run_rows(read_ledger(path))
     except FileNotFoundError:
         raise SystemExit(
             f"error: {path} is missing; run make demo, or experiments.collect with output={path}"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"error: {path} is no table of experiments.collect: {error!r}") from None
+    except LedgerError as error:
+        raise SystemExit(f"error: {error}; experiments.collect writes ledgers") from None
     if not rows:
-        raise SystemExit(f"error: {path} has no rows")
+        raise SystemExit(f"error: {path} has no finished run")
     return rows
 
 
 # Columns of a table that do not tell experiments apart; see experiments.collect.
 _MEASURED = (
-    *("command", "experiment", "label", "seed", "epochs", "steps", "stopped_by"),
+    *("command", "experiment", "label", "seed", "epochs", "steps", "stopped_by", "metric", "value", "method"),
     *("train_accuracy", "validation_accuracy", "test_accuracy", "parameters", "fp32_bytes", "train_seconds"),
-    *("cpu", "torch", "finished"),
+    *("cpu", "torch", "finished", "published", "published_source"),
     *("file_bytes", "test_accuracy_packed", "same_predictions", "test_images", "parity_ok"),
 )
 
@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
         __doc__,
         DEFAULT_RESULTS,
         DEFAULT_OUTPUT,
-        "table written by experiments.collect",
+        "ledger written by experiments.collect",
         lambda results, output: draw(read_rows(results), output),
         arguments,
     )

@@ -23,6 +23,8 @@ from hydra.utils import instantiate
 
 from bitplanes.__main__ import commands
 from experiments import cli
+from paper_figures import ledger_file
+from paper_figures.ledger_file import read_ledger, run_rows
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -253,7 +255,7 @@ def teardown_module():
 
 
 def test_accuracies_of_stems_are_those_of_the_result_file():
-    rows = json.loads((ROOT / "results" / "digits_stems.json").read_text())["rows"]
+    rows = run_rows(read_ledger(ROOT / "results" / "digits_stems.json"))
     for stem in ("int8", "fp32"):
         found = [row for row in rows if (row.get("model.stem") or "fp32") == stem]
         assert len(found) == 5
@@ -261,6 +263,15 @@ def test_accuracies_of_stems_are_those_of_the_result_file():
         mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
         assert f"{mean:.2f} % (+- {deviation:.2f})" in PAGES["guides/pixels.md"].replace("\n", " ")
         assert all(row["same_predictions"] == row["test_images"] == 400 and row["parity_ok"] for row in found)
+
+
+def test_the_format_of_the_ledger_is_that_of_the_code():
+    shown = hooks.on_page_markdown(
+        PAGES["guides/ledger.md"], SimpleNamespace(file=SimpleNamespace(src_uri="guides/ledger.md"))
+    )
+    fields = {**ledger_file.ENTRY_FIELDS, **ledger_file.RUN_FIELDS, **ledger_file.PACKED_FIELDS}
+    assert all(f"| `{field}` | {meaning}" in shown for field, (_, meaning) in fields.items())
+    assert f"version {ledger_file.VERSION}" in shown and ledger_file.SCHEMA in shown
 
 
 def test_the_table_of_published_networks_has_a_line_for_each():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import bnn
+from paper_figures.ledger_file import read_ledger, run_rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -15,6 +16,10 @@ README = (ROOT / "README.md").read_text()
 
 def rows(name, key):
     return json.loads((ROOT / "results" / name).read_text())[key]
+
+
+def runs(name):
+    return run_rows(read_ledger(ROOT / "results" / name))
 
 
 def cells(label):
@@ -25,7 +30,7 @@ def cells(label):
 
 @pytest.mark.parametrize(("label", "quantizer"), [("XNOR-Net, 1/1", "xnor"), ("FP32 twin", "fp32")])
 def test_accuracies_and_sizes(label, quantizer):
-    (row,) = [row for row in rows("lenet5_mnist.json", "rows") if row["quantizer"] == quantizer]
+    (row,) = [row for row in runs("lenet5_mnist.json") if row["quantizer"] == quantizer]
     accuracy, _published, size, same = cells(label)
     assert accuracy == f"{100 * row['test_accuracy']:.2f} %"
     assert size == f"{row['file_bytes'] / 1000:,.0f} kB"
@@ -103,7 +108,7 @@ def of_layer(name):
 
 def test_numbers_in_sentences():
     """Every number that a sentence takes from a result."""
-    mnist = rows("lenet5_mnist.json", "rows")
+    mnist = runs("lenet5_mnist.json")
     assert said(r"\(60,000 images, test split of ([\d,]+), one seed") == [mnist[0]["test_images"]]
     assert {row["seed"] for row in mnist} == {0}
     content = json.loads((ROOT / "results" / "networks.json").read_text())
@@ -133,7 +138,7 @@ def test_numbers_in_sentences():
 def test_what_is_said_of_the_picture_at_the_top():
     from paper_figures.chance import within_chance
 
-    digits = rows("digits_accuracy_vs_bits.json", "rows")
+    digits = runs("digits_accuracy_vs_bits.json")
     images, points = said(r"(\d+) test images: one image is ([\d.]+) points")
     assert {row["test_images"] for row in digits} == {images}
     assert points == 100 / images

@@ -34,6 +34,7 @@ ALLOWED = {
         "onnxruntime",
         "timm",
         "filelock",
+        "scipy",
     },
     "paper_figures": {"numpy", "matplotlib", "bnn", "torch"},  # torch for the curves of quantizers
 }

@@ -11,6 +11,7 @@ from conftest import TINY
 from omegaconf import OmegaConf
 
 from bnn.data.digits import digits
+from paper_figures.ledger_file import read_ledger, run_rows
 
 FAST = ("batch_sizes=[1]", "threads=[1]", "seconds=0.02", "own_layers=true", "layers=[]")
 # The command in a result leaves out what only says how loudly it ran.
@@ -269,7 +270,7 @@ def test_collect_and_figure(runs, command, monkeypatch):
     done = command("experiments.collect", "output=table.json")
     assert done.status == 0, done.err
     assert "1/1" in done.out
-    rows = read(runs.parent.parent / "table.json")["rows"]
+    rows = run_rows(read_ledger(runs.parent.parent / "table.json"))
     assert sorted(row["quantizer"] for row in rows) == ["fp32", "xnor"]
     with (runs.parent.parent / "table.csv").open() as file:
         table = {row["quantizer"]: row for row in csv.DictReader(file)}

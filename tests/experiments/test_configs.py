@@ -81,6 +81,7 @@ READERS = {
     "compare_methods": ("compare_methods",),
     "convert": ("convert",),
     "data": ("data",),
+    "ledger": ("ledger",),
     "published": ("published",),
     "timm": ("timm",),
     "training_step": ("training_step", "steps"),

@@ -11,9 +11,10 @@ import pytest
 from conftest import TINY
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments.collect import find_results, group, rows_of
+from experiments.collect import find_results, read_records
 from experiments.commands import quoted
 from experiments.identity import comparable, experiment_id
+from experiments.ledger_entries import make_entries
 from experiments.lock import run_lock
 
 ONE = (*TINY, "epochs=1", "batch_size=400", "quantizer=xnor")
@@ -79,9 +80,9 @@ def test_learning_rates_are_experiments_of_their_own(tmp_path, monkeypatch, comm
     assert command("experiments.train", *sweep).status == 0
     assert len(result_files(tmp_path)) == 4
     assert command("experiments.train", *sweep).out.count("already finished") == 4
-    rows = rows_of(find_results(tmp_path / "runs")[0])
-    assert {(g["seeds"], g["settings"]["optimizer.lr"]) for g in group(rows)} == {(2, "0.01"), (2, "0.001")}
-    assert [key for key in rows[0] if "." in key] == ["optimizer.lr"]
+    entries = make_entries(read_records(find_results(tmp_path / "runs")[0]))
+    assert {(len(e["seeds"]), e["settings"]["optimizer.lr"]) for e in entries} == {(2, 0.01), (2, 0.001)}
+    assert list(entries[0]["settings"]) == ["optimizer.lr"]
     done = command("experiments.collect", "output=table.json")
     assert "optimizer.lr" in done.out
     assert "optimizer.lr" in (tmp_path / "table.csv").read_text().splitlines()[0].split(",")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from ledgers import entry, ledger
 from matplotlib.colors import to_rgba
 from readable import faults, words
 
@@ -135,7 +136,14 @@ def test_the_committed_figure_says_that_its_differences_are_chance():
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("[", "no table"), ("{}", "no table"), ('{"rows": []}', "no rows"), (None, "is missing")]
+    ("text", "words"),
+    [
+        ("[", "no ledger"),
+        ("{}", "no ledger"),
+        ('{"rows": []}', "ledger move=FILE"),
+        (json.dumps(ledger([])), "no finished run"),
+        (None, "is missing"),
+    ],
 )
 def test_missing_and_other_files_are_named(text, words, tmp_path):
     path = tmp_path / "table.json"
@@ -147,6 +155,6 @@ def test_missing_and_other_files_are_named(text, words, tmp_path):
 
 def test_the_command_writes_it(tmp_path):
     source, picture = tmp_path / "table.json", tmp_path / "figure.svg"
-    source.write_text(json.dumps({"rows": table(fp32=(0.99,), signs=(0.9,))}))
+    source.write_text(json.dumps(ledger([entry("32/32", (0.99,)), entry("1/1", (0.9,))])))
     accuracy_vs_bits.main(["--results", str(source), "--output", str(picture)])
     assert picture.read_text().startswith("<?xml")
