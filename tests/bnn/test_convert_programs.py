@@ -54,7 +54,14 @@ def heads(x):
     return torch.bmm(scores, q).transpose(0, 1).reshape(t, n, c).transpose(0, 1)
 
 
+def through_data(m, x):
+    kept, same = x * 2, x
+    x.data = torch.where(x.data >= 0, 1.0, -1.0)
+    return m.bits(x) + kept + same
+
+
 SPELLED = {
+    "through data": through_data,
     "on shapes": on_shapes,
     "made here": made_here,
     "by keyword": lambda m, x: torch.clamp(input=m.bits(x), min=-1, max=torch.tensor(1.0)),
@@ -124,6 +131,26 @@ def test_nothing_is_left_on_the_network():
     before = [{**vars(module)} for module in network.modules()]
     bnn.check_parity(network, bnn.convert(network, images(1, 12)), images(3, 12))
     assert [{**vars(module)} for module in network.modules()] == before
+
+
+class BinarizedThroughData(nn.Linear):
+    def forward(self, x):
+        x.data = torch.where(x.data >= 0, 1.0, -1.0)
+        if not hasattr(self.weight, "org"):
+            self.weight.org = self.weight.data.clone()
+        self.weight.data = torch.where(self.weight.org >= 0, 1.0, -1.0)
+        return F.linear(x, self.weight, self.bias)
+
+
+def test_signs_and_weights_given_to_data_are_bits_and_inputs_stay():
+    torch.manual_seed(0)
+    network = nn.Sequential(BinarizedThroughData(12, 70), nn.BatchNorm1d(70), BinarizedThroughData(70, 5)).eval()
+    x = images(40, 12)
+    before = x.clone()
+    packed = bnn.convert(network, x, require_bits=True)
+    report = bnn.check_parity(network, packed, x)
+    assert report.ok and all(layer.on_bits for layer in report.explanation.layers), report
+    assert torch.equal(x, before)
 
 
 def test_exported_programs():

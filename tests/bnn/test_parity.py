@@ -409,6 +409,28 @@ def test_a_packed_network_of_other_weights_fails():
     assert not report.ok
 
 
+class Drifting(nn.Linear):
+    """Its weights change by a factor with every forward, as those of a network do that centres them each time."""
+
+    factor = 1 + 2.0**-23
+
+    def forward(self, x):
+        self.weight.data.mul_(self.factor)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("factor", "holds"), [(1 + 2.0**-23, True), (1.01, False)])
+def test_weights_that_change_in_forward_may_do_so_within_rounding(factor, holds):
+    torch.manual_seed(0)
+    network, x = Drifting(16, 4).eval(), images(30, 16)
+    packed = bnn.convert(network, x)
+    network.factor = factor
+    report = bnn.check_parity(network, packed, x)
+    assert report.ok == holds, report
+    if not holds:
+        assert report.first_difference.step == "graph"
+
+
 def test_a_part_in_train_mode_is_named():
     model = upset(DigitsCNN(**BINARY))
     packed = bnn.convert(model, images(1, 1, 8, 8))

@@ -6,7 +6,8 @@ that looks at shapes has run. In inference mode operations arrive whole, such as
 here the network runs with several numbers of inputs instead, and what is not alike in all runs depends on that number.
 
 Modules, autograd functions and functions that have a rule stay whole: what runs inside them is not recorded. Writes in
-place are recorded as functions: of the tensor that is written, and of the one of which it is a part.
+place are recorded as functions: of the tensor that is written, and of the one of which it is a part. `x.data = y` makes
+x another name of y.
 """
 
 import inspect
@@ -184,7 +185,16 @@ class _Recorder(TorchDispatchMode):
         node = self._node(part_of, part_of, given, {}, [x.clone()], "part_of")
         return self._know(x, Output(node, 0))
 
+    def _alias(self, x: Tensor) -> Tensor:
+        """Return a tensor of the same memory, which stays as it is if the network gives `x.data` other memory."""
+        self.within += 1
+        try:
+            return x.detach()
+        finally:
+            self.within -= 1
+
     def _know(self, x: Tensor, output: Output) -> Output:
+        x = self._alias(x)
         self.alive.append(x)
         region = _region(x)
         self.known[region] = output
@@ -223,6 +233,7 @@ class _Recorder(TorchDispatchMode):
     def _node(
         self, target: Any, run: Any, args: Any, kwargs: Any, results: list[Tensor], base: str, module: str = ""
     ) -> Node:
+        results = [self._alias(x) for x in results]
         node = Node(len(self.nodes), target, run, args, kwargs, results, base, self.owner, _line(), module)
         self.nodes.append(node)
         return node
@@ -279,7 +290,7 @@ class _Recorder(TorchDispatchMode):
 
     def _constant(self, result: Any) -> Any:
         if not self.within and isinstance(result, Tensor) and result.numel():
-            self.made.setdefault(result.untyped_storage().data_ptr(), result)
+            self.made.setdefault(result.untyped_storage().data_ptr(), self._alias(result))
         return result
 
     def _write(self, func: Any, args: Any, kwargs: Any) -> Any:

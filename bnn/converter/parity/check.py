@@ -278,14 +278,14 @@ def check_parity(
     _check_places(sources, recorder.places)
     batch_size = max(1, min(batch_size, MOST_BYTES // max(1, recorder.bytes_of_input)))
     quantizers = PlanesCheck(twin)
-    graph = Tally("graph", "the recorded run against the model", exact=True)
+    graph = Tally("graph", "the recorded run against the model", exact=False)
     comparison: _Comparison | None = None
     answers = Answers()
     for start in range(0, len(given[0]), batch_size):
         part = [x[start : start + batch_size] for x in given]
         arrays = [x.numpy() for x in part]
         with torch.no_grad(), OnCpu(), unfused(), quantizers:
-            expected = outputs_of(twin(*part))
+            expected = outputs_of(twin(*[x.clone() for x in part]))  # some networks write to their input
         for ours, theirs in zip(recorder.run(part), expected, strict=True):
             graph.add(ours, theirs)
         if comparison is None:
