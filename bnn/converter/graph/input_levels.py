@@ -34,8 +34,9 @@ def levels_of(quantizer: Quantizer, x: Value, place: str, source: str, channels_
         return as_one_term(quantizer.planes(spread(y))).levels().reshape(y.shape)
 
     uniform = not quantizer.channelwise and _takes(quantizer, spread(torch.zeros(1, x.shape[0] + 1)))
-    table = monotone_table(quantizer, planes, levels, x.shape[0], place)
-    at = edges(levels, table, 1 if uniform else x.shape[0])
+    channels = 1 if uniform else x.shape[0]  # those that are not asked are alike
+    table = monotone_table(quantizer, planes, levels, channels, place)
+    at = edges(levels, table, channels)
     check_same(quantizer, spread(at), place, " around the thresholds between its levels")
     spacing = None if quantizer.channelwise else quantizer.uniform
     return Levels(
