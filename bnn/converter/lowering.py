@@ -26,7 +26,8 @@ from bnn.converter.graph.values import (
     refused,
 )
 from bnn.converter.off_batch import by_parts
-from bnn.converter.recognize.pointwise import Pointwise
+from bnn.converter.recognize.detours import detour
+from bnn.converter.recognize.pointwise import Pointwise, quantized
 from bnn.converter.recognize.whole import ends, is_whole
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules, why_no_rule
 from bnn.converter.sources import levels_at
@@ -134,6 +135,9 @@ class Lowering:
         if len(made) != 1 or not isinstance(made[0], Value) or isinstance(made[0], OffBatch):
             return []
         found = self.pointwise.levels(node, args, kwargs, made[0])
+        if found is None and isinstance(made[0], Refused):
+            way = detour(node, self._value)
+            found = None if way is None else quantized(*way, exact=True) or quantized(*way)
         if found is None:
             return []
         try:

@@ -38,8 +38,10 @@ BATCH = 2
 _NUMBERS = ("item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "resolve_conj", "resolve_neg")
 # Operations that read nothing but the shape of their argument.
 _OF_SHAPE = (
-    "ones_like", "zeros_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty",
+    "ones_like", "zeros_like", "full_like", "new_zeros", "new_ones", "new_full",
 )  # fmt: skip
+# Operations whose result holds any numbers, which a network writes over.
+_OF_ANYTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 # Operations that give their argument, perhaps in other memory.
 _COPIES = ("clone", "contiguous", "detach", "alias", "lift_fresh")
 _OWN_FILES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
@@ -255,9 +257,11 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        base = func.overloadpacket.__name__
+        if not self.within and base in _OF_ANYTHING:
+            return self._constant(func(*args, **kwargs).zero_())
         if self.within or not self.depends((args, kwargs)):
             return self._constant(func(*args, **kwargs))
-        base = func.overloadpacket.__name__
         if base in _NUMBERS:
             raise _DataDependentError(
                 f"{self.owner or type(self.network).__name__} cannot be recorded: it asks for a number of Python that "

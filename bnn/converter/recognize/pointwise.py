@@ -82,8 +82,6 @@ class Pointwise:
         if packet not in _JUMPS and packet not in _OTHERS and packet not in _MASKED:
             return None
         operands = [a for a in leaves((args, kwargs)) if isinstance(a, Value)]
-        if len(operands) != len(node.operands):  # some depend on no input after all
-            return None
         jumps = packet in _JUMPS or any(a in self.views or isinstance(a, Unpacked) for a in operands)
         constants = [a for a in leaves((args, kwargs)) if isinstance(a, Tensor)]
         if not jumps or any(x.numel() != 1 and not _is_uniform(x) for x in constants):
@@ -97,17 +95,7 @@ class Pointwise:
         self.views[made] = view
         if isinstance(made, Unpacked) or packet is aten._to_copy:
             return None
-        base: Value = view[0]
-        function = view[1]
-        for _ in range(4):  # what bounds the function may lie before
-            found = staircase(function, *_range(base))
-            if found is not None and (quantizer := quantizer_of(found)) is not None:
-                return base, quantizer
-            if not isinstance(base, Channelwise) or not base.uniform:
-                return None
-            before = _as_columns(base.function)
-            base, function = base.inputs[0], _then(before, function)
-        return None
+        return quantized(*view)
 
     def _is_own(self, value: Value) -> bool:
         """Whether a value may be the one of which all operands are functions: one that does not jump itself."""
@@ -120,8 +108,10 @@ class Pointwise:
         if base is None or refused([base]) is not None:
             return None
         functions = [next(f for b, f in way if b is base) for way in ways]
-        dtypes = [part.node.results[part.index].dtype for part in node.operands]
-        run = node.run
+        # Of those operands that are values; what a network has written constants to is none.
+        pairs = zip(leaves((node.args, node.kwargs)), leaves((args, kwargs)), strict=True)
+        dtypes = [part.node.results[part.index].dtype for part, a in pairs if isinstance(a, Value)]
+        run, is_write = node.run, getattr(node.target, "overloadpacket", None) in _MASKED
         assert run is not None
 
         def function(x: Tensor) -> Tensor:
@@ -137,10 +127,28 @@ class Pointwise:
                 return part
 
             positional, named = mapped((args, kwargs), operand)
+            if is_write:  # of numbers that the mask chooses
+                positional = [positional[0].expand(x.shape), *positional[1:]]
             made: Tensor = run(*positional, **named)
             return made
 
         return base, _remembered(function)
+
+
+def quantized(base: Value, function: Function, exact: bool = False) -> tuple[Value, Quantizer] | None:
+    """Return a value, the base or one from which it is made, and the quantizer of it that a function of the base is.
+
+    exact: as of `staircase`.
+    """
+    for _ in range(4):  # what bounds the function may lie before
+        found = staircase(function, *_range(base), exact)
+        if found is not None and (quantizer := quantizer_of(found)) is not None:
+            return base, quantizer
+        if not isinstance(base, Channelwise) or not base.uniform:
+            return None
+        before = _as_columns(base.function)
+        base, function = base.inputs[0], _then(before, function)
+    return None
 
 
 def _is_uniform(x: Tensor) -> bool:

@@ -47,10 +47,15 @@ class Staircase:
     starts: Tensor
 
 
-def staircase(function: Function, low: float = -LARGEST_FLOAT, high: float = LARGEST_FLOAT) -> Staircase | None:
-    """Return the staircase that a function of floats in [low, high] is; None if it is none of at most 256 steps."""
+def staircase(
+    function: Function, low: float = -LARGEST_FLOAT, high: float = LARGEST_FLOAT, exact: bool = False
+) -> Staircase | None:
+    """Return the staircase that a function of floats in [low, high] is; None if it is none of at most 256 steps.
+
+    exact: its values do not differ by rounding either.
+    """
     found = _steps(function, low, high, 0.0, torch.float32)
-    if found is None:  # perhaps but for rounding
+    if found is None and not exact:  # perhaps but for rounding
         low, high = max(low, -LARGEST_CANCELLED), min(high, LARGEST_CANCELLED)
         found = _steps(function, low, high, ROUNDING, torch.float64)
     return found
