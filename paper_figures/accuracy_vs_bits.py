@@ -155,7 +155,7 @@ def plot(rows: list[Row]) -> Figure:
     one_task(rows)
     settings = by_setting(rows)
     has_sizes = any(row.get("file_bytes") for row in rows)
-    heights = {"height_ratios": (2.2, 1)} if has_sizes else {}
+    heights: dict[str, Any] = {"height_ratios": (2.2, 1)} if has_sizes else {}
     figure, axes = style.panels(1 + has_sizes, 1, 6.0 if has_sizes else 4.4, sharex=True, squeeze=False, **heights)
     top, bottom = axes[0, 0], axes[-1, 0]
     images = image_count(rows)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 WIDTH = 9.0
+HALF = 5.6  # of a figure that is shown about 560 pixels wide, two in a row
 DPI = 200
 SMALL, NORMAL, LARGE = 8.5, 9.5, 11.0
 BLUE, ORANGE, GREY, DARK, LINES = "#0072b2", "#d55e00", "#8c8c8c", "#444444", "#dddddd"
@@ -43,19 +44,19 @@ _SETTINGS: Any = {
 }
 
 
-def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
-    """Return a figure of this height in inches and its axes, as `plt.subplots` does.
+def panels(rows: int, columns: int, height: float, width: float = WIDTH, **options: Any) -> tuple[Figure, Any]:
+    """Return a figure of this height and width in inches and its axes, as `plt.subplots` does.
 
     The figure belongs to nobody but the caller: pyplot does not know it, so one that is dropped is gone.
     """
-    figure = empty(height)
+    figure = empty(height, width)
     return figure, figure.subplots(rows, columns, **options)
 
 
-def empty(height: float) -> Figure:
-    """Return a figure of this height in inches without axes."""
+def empty(height: float, width: float = WIDTH) -> Figure:
+    """Return a figure of this height and width in inches without axes."""
     matplotlib.rcParams.update(_SETTINGS)
-    return Figure(figsize=(WIDTH, height))
+    return Figure(figsize=(width, height))
 
 
 def wrapped(text: str, size: float = NORMAL, inches: float = WIDTH) -> str:

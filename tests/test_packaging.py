@@ -91,7 +91,7 @@ def test_the_wheel_holds_commands_and_configs_under_one_name(wheels):
     wanted |= {f"bitplanes/{name}" for name in sources("bitplanes", "*.py", "py.typed")}
     wanted |= {f"bitplanes/configs/{name}" for name in sources("configs", "*.yaml") if not name.startswith("local/")}
     for folder in ("experiments", "paper_figures"):
-        wanted |= {f"bitplanes/{folder}/{name}" for name in sources(folder, "*.py")}
+        wanted |= {f"bitplanes/{folder}/{name}" for name in sources(folder, "*.py", "*.html")}
     assert {name for name in files if ".dist-info" not in name} == wanted
     assert requires(metadata)["bitplanes-kernels"] == f"bitplanes-kernels=={bnn.__version__}"
     assert metadata["License-Expression"] == "Apache-2.0"

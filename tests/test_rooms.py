@@ -35,6 +35,7 @@ ALLOWED = {
         "timm",
         "filelock",
         "scipy",
+        "jinja2",
     },
     "paper_figures": {"numpy", "matplotlib", "bnn", "torch"},  # torch for the curves of quantizers
 }

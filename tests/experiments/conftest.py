@@ -1,6 +1,8 @@
 """Running the commands in this process, in a folder of their own."""
 
+import contextlib
 import importlib
+import io
 import sys
 from pathlib import Path
 
@@ -32,6 +34,30 @@ def command(monkeypatch, capfd):
         finally:
             GlobalHydra.instance().clear()
         return Outcome(status, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def module_command():
+    """module_command("experiments.train", "option=value", ..., folder=PATH) -> Outcome, for fixtures of a module."""
+
+    def call(module, *arguments, folder):
+        patch, out, err = pytest.MonkeyPatch(), io.StringIO(), io.StringIO()
+        GlobalHydra.instance().clear()
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [module, *arguments])
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        status = 0
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                importlib.import_module(module).main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        finally:
+            GlobalHydra.instance().clear()
+            patch.undo()
+        return Outcome(status, out.getvalue(), err.getvalue())
 
     return call
 

@@ -1,0 +1,75 @@
+"""Accuracy against what it costs, bytes or time: a point for each experiment, and the front that nothing beats."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from paper_figures import style
+
+
+@dataclass(frozen=True)
+class Point:
+    """One experiment.
+
+    name: label. cost: bytes or time, positive. values: one for each seed. spread: (least, largest) cost, if known.
+    """
+
+    name: str
+    cost: float
+    values: tuple[float, ...]
+    spread: tuple[float, float] | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean of the values."""
+        return float(np.mean(self.values))
+
+
+def front(points: Sequence[Point], lower_is_better: bool = False) -> list[Point]:
+    """Return the points that no other beats: none costs at most as much and is better, or less and is as good.
+
+    lower_is_better: of the values, as of bits a token.
+
+    >>> [p.name for p in front([Point("a", 1, (0.5,)), Point("b", 2, (0.4,)), Point("c", 3, (0.9,))])]
+    ['a', 'c']
+    """
+    sign = -1 if lower_is_better else 1
+    best, found = -np.inf, []
+    for point in sorted(points, key=lambda p: (p.cost, -sign * p.mean)):
+        if sign * point.mean > best:
+            best = sign * point.mean
+            found.append(point)
+    return found
+
+
+def plot(points: Sequence[Point], cost: str, value: str, lower_is_better: bool = False) -> Figure:
+    """Return accuracy against cost (logarithmic); bars are standard deviations over seeds and the spread of the cost.
+
+    cost, value: labels of the axes.
+    """
+    figure, axis = style.panels(1, 1, 3.8, style.HALF)
+    edge = front(points, lower_is_better)
+    axis.step(
+        [p.cost for p in edge], [p.mean for p in edge], where="post", color=style.GREY, linewidth=1, linestyle="--",
+        label="nothing is better at this cost",
+    )  # fmt: skip
+    for point in points:
+        sideways = None
+        if point.spread is not None:
+            sideways = [[point.cost - point.spread[0]], [point.spread[1] - point.cost]]
+        deviation = float(np.std(point.values, ddof=1)) if len(point.values) > 1 else None
+        colour = style.BLUE if point in edge else style.GREY
+        axis.errorbar(point.cost, point.mean, deviation, sideways, fmt="o", color=colour, capsize=3, markersize=6)
+        axis.annotate(point.name, (point.cost, point.mean), (6, 5), textcoords="offset points", fontsize=style.SMALL)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel(cost)
+    axis.set_ylabel(value)
+    axis.margins(0.15)
+    figure.legend(loc="outside upper center")
+    return figure
