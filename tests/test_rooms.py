@@ -36,6 +36,7 @@ ALLOWED = {
         "filelock",
         "scipy",
         "jinja2",
+        "lightning",
     },
     "paper_figures": {"numpy", "matplotlib", "bnn", "torch"},  # torch for the curves of quantizers
 }

@@ -1,4 +1,4 @@
-"""The two commands that time and weigh a training step, on a network of some milliseconds."""
+"""The commands that time and weigh a training step, on a network of some milliseconds."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import activation_memory, training_step
+from experiments import activation_memory, harness_speed, training_step
 from experiments.timing import Timing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -106,3 +106,39 @@ def test_peak_memory_of_a_fresh_process(monkeypatch):
         config = compose("activation_memory", ["batch_size=16"])
     plain, packed = (activation_memory.peak_bytes(config, packs) for packs in (False, True))
     assert 50e6 < packed < plain < 200e6
+
+
+def test_harness_speed(command, tmp_path, monkeypatch):
+    """Both loops take every step; the first of an epoch is not counted."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        arguments = ("steps=4", "epochs=2", "quantizer=xnor", "doctor=3", "output=out.json")
+        done = command("experiments.harness_speed", *SMALL[:-1], *arguments)
+    finally:
+        torch.set_num_threads(threads)
+    assert done.status == 0, done.err
+    assert "equal weights" in done.out
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["bare_ms"]["steps"] == content["harness_ms"]["steps"] == 2 * 3
+    for kind in ("best", "median", "mean"):
+        ours, theirs = content["harness_ms"][kind], content["bare_ms"][kind]
+        assert content["ratio"][kind] == pytest.approx(theirs / ours, rel=0.05)
+    assert (content["quantizer"], content["doctor"], content["threads"]) == ("xnor", 3, 1)
+
+
+def test_loops_that_do_not_do_the_same_are_not_compared(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bare = harness_speed.bare_steps
+
+    def another(network, *arguments):
+        next(network.parameters()).data.add_(1e-3)
+        return bare(network, *arguments)
+
+    monkeypatch.setattr(harness_speed, "bare_steps", another)
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(RuntimeError, match=r"the two loops did not do the same: .* differs"):
+            command("experiments.harness_speed", *SMALL[:-1], "steps=3", "epochs=1", "doctor=null")
+    finally:
+        torch.set_num_threads(threads)
