@@ -37,7 +37,10 @@ bench: $(STAMP) ## packed LeNet-5 and binary layers beside PyTorch FP32
 
 figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.accuracy_vs_bits
+	$(RUN) paper_figures.pareto
 	$(RUN) paper_figures.xnor_net_figure4
+	$(RUN) paper_figures.xnor_net_memory
+	$(RUN) paper_figures.xnor_net_tables
 	$(RUN) paper_figures.networks
 	$(RUN) paper_figures.doctor
 	$(RUN) paper_figures.quantizer_gallery

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -15,12 +16,14 @@ class Point:
     """One experiment.
 
     name: label. cost: bytes or time, positive. values: one for each seed. spread: (least, largest) cost, if known.
+    interval: of the mean, if it is known; else the bar is the standard deviation of the values.
     """
 
     name: str
     cost: float
     values: tuple[float, ...]
     spread: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def mean(self) -> float:
@@ -45,31 +48,36 @@ def front(points: Sequence[Point], lower_is_better: bool = False) -> list[Point]
     return found
 
 
-def plot(points: Sequence[Point], cost: str, value: str, lower_is_better: bool = False) -> Figure:
-    """Return accuracy against cost (logarithmic); bars are standard deviations over seeds and the spread of the cost.
-
-    cost, value: labels of the axes.
-    """
-    figure, axis = style.panels(1, 1, 3.8, style.HALF)
+def draw_points(axis: Axes, points: Sequence[Point], lower_is_better: bool = False) -> None:
+    """Draw points on an axis, costs logarithmic, and the step line of their front."""
     edge = front(points, lower_is_better)
+    line = ([point.cost for point in edge], [point.mean for point in edge])
     axis.step(
-        [p.cost for p in edge], [p.mean for p in edge], where="post", color=style.GREY, linewidth=1, linestyle="--",
-        label="nothing is better at this cost",
-    )  # fmt: skip
+        *line, where="post", color=style.GREY, linewidth=1, linestyle="--", label="nothing is better at this cost"
+    )
     for point in points:
-        sideways = None
+        sideways = upright = None
         if point.spread is not None:
             sideways = [[point.cost - point.spread[0]], [point.spread[1] - point.cost]]
-        deviation = float(np.std(point.values, ddof=1)) if len(point.values) > 1 else None
+        if point.interval is not None:
+            upright = [[point.mean - point.interval[0]], [point.interval[1] - point.mean]]
+        elif len(point.values) > 1:
+            upright = [[float(np.std(point.values, ddof=1))]] * 2
         colour = style.BLUE if point in edge else style.GREY
-        axis.errorbar(point.cost, point.mean, deviation, sideways, fmt="o", color=colour, capsize=3, markersize=6)
+        axis.errorbar(point.cost, point.mean, upright, sideways, fmt="o", color=colour, capsize=3, markersize=6)
         axis.annotate(point.name, (point.cost, point.mean), (6, 5), textcoords="offset points", fontsize=style.SMALL)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.margins(0.15)
+
+
+def plot(points: Sequence[Point], cost: str, value: str, lower_is_better: bool = False) -> Figure:
+    """Return a figure of quality against cost; see `draw_points`. cost, value: labels of the axes."""
+    figure, axis = style.panels(1, 1, 3.8, style.HALF)
+    draw_points(axis, points, lower_is_better)
     axis.set_xlabel(cost)
     axis.set_ylabel(value)
-    axis.margins(0.15)
     figure.legend(loc="outside upper center")
     return figure
