@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 # Loaded when they are first used: subpackages, and names of bnn.converter. (`bnn.convert` is the function.)
 _SUBPACKAGES = ("converter", "data", "doctor", "memory", "optimizers", "training")
-_OF_CONVERTER = ("ConversionError", "check_parity", "convert")
+_OF_CONVERTER = ("ConversionError", "check_parity", "convert", "convert_step")
 
 __all__ = [
     "ConversionError",
@@ -29,6 +29,7 @@ __all__ = [
     "calibrate",
     "check_parity",
     "convert",
+    "convert_step",
     "converter",
     "data",
     "doctor",

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rich.progress import Progress
 from rich.table import Table
 
-from experiments import benchmark_costs, benchmark_networks, benchmark_widths, cli
+from experiments import benchmark_costs, benchmark_decoder, benchmark_networks, benchmark_widths, cli
 from experiments.benchmark_kernels import binary_layers
 from experiments.commands import this_command
 from experiments.results import write_json
@@ -152,6 +152,8 @@ def task(config: DictConfig) -> None:
 
     if config.costs:
         return benchmark_costs.task(config)
+    if config.decoders:
+        return benchmark_decoder.task(config)
     if config.widths:
         return benchmark_widths.task(config)
     if config.networks:

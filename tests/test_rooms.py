@@ -138,6 +138,7 @@ FLOORS = {
             "ops/resize",
             "ops/gather",
             "ops/matmul",
+            "ops/cached_attention",
             "ops/input_scale",
         ],
         ["ops/depthwise"],
@@ -156,6 +157,7 @@ FLOORS = {
     ],
     "bnn/converter": [
         ["parity", "stored_bytes"],
+        ["convert_step"],
         ["convert"],
         ["explain", "verify", "rules", "packing"],
         ["lowering"],

@@ -2,6 +2,7 @@
 
 from bnn.converter.convert import convert as convert
 from bnn.converter.convert import explain as explain
+from bnn.converter.convert_step import convert_step as convert_step
 from bnn.converter.errors import ConversionError as ConversionError
 from bnn.converter.explain import Explanation as Explanation
 from bnn.converter.graph.builder import Builder as Builder

@@ -27,7 +27,8 @@ from bnn.layers.base import shapes_only
 from bnn.quantizers.data_initialized import warn_of_uninitialized
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what converts, for the header of a file."""
     own = {"python": platform.python_version(), "bitplanes": bnn.__version__}
     return own | {name: _version(name) for name in ("torch", "numpy", "numba")}
 
@@ -125,15 +126,29 @@ def convert(model: Model, example_input: Tensor | Sequence[Tensor], require_bits
     examples = check_examples(example_input)
     # Thresholds are those of the float32 network on a CPU, where the packed model runs.
     network = own_copy(model).to("cpu", torch.float32)
+    steps, ends = packed_steps(network, examples, require_bits)
+    shapes = [tuple(x.shape[1:]) for x in examples]
+    return bk.PackedModel(shapes, steps, {"model": type(model).__name__}, versions(), ends, dtypes_of(examples))
+
+
+def packed_steps(
+    network: nn.Module, examples: Sequence[Tensor], require_bits: bool = False
+) -> tuple[list[bk.StepSpec], list[tuple[str, tuple[int, ...]]]]:
+    """Return the steps that compute a network, and (register, shape) of its outputs; ConversionError, see `convert`.
+
+    network: one's own copy, in evaluation mode, float32 on a CPU.
+    """
     lowering, outputs = _lowered(network, examples)
     missed = explanation(outputs, lowering.lowered).missed if require_bits else ()
     if missed:
         raise ConversionError(f"{missed[0].place}: would run in floats, as {missed[0].reason}")
     steps, registers, _ = _emitted(outputs)
-    shapes = [tuple(x.shape[1:]) for x in examples]
-    dtypes = ["uint8" if x.dtype == torch.uint8 else "float32" for x in examples]
-    ends = [(register, value.shape) for register, value in zip(registers, outputs, strict=True)]
-    return bk.PackedModel(shapes, steps, {"model": type(model).__name__}, _versions(), ends, dtypes)
+    return steps, [(register, value.shape) for register, value in zip(registers, outputs, strict=True)]
+
+
+def dtypes_of(examples: Sequence[Tensor]) -> list[str]:
+    """Return the dtypes of the inputs of a packed network."""
+    return ["uint8" if x.dtype == torch.uint8 else "float32" for x in examples]
 
 
 def own_copy(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from bnn_kernels.model.program import input_register
+from bnn_kernels.steps.cached_attention import CachedAttention
 from bnn_kernels.steps.embedding import Embedding
 from torch import Tensor, nn
 
@@ -57,8 +58,8 @@ def _fits(value: Value, dtype: torch.dtype) -> bool:
     return torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max
 
 
-def _is_embedding(value: Value) -> bool:
-    return isinstance(value, OwnStep) and isinstance(value.fields, Embedding.Fields)
+def _reads_integers(value: Value) -> bool:
+    return isinstance(value, OwnStep) and isinstance(value.fields, Embedding.Fields | CachedAttention.Fields)
 
 
 class Lowering:
@@ -111,7 +112,7 @@ class Lowering:
             raise cause.error
         for value in live_values(outputs):
             for operand in value.inputs:
-                if isinstance(operand, Input) and operand.indices and not _is_embedding(value):
+                if isinstance(operand, Input) and operand.indices and not _reads_integers(value):
                     raise ConversionError(
                         f"{value.source or 'the network'}: an input of integers can be converted for embeddings only; "
                         "give a float example, and convert before the network"

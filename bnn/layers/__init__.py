@@ -2,6 +2,7 @@
 
 from bnn.layers.base import QuantLayer as QuantLayer
 from bnn.layers.bit_linear import BitLinear as BitLinear
+from bnn.layers.cached_attention import CachedAttention as CachedAttention
 from bnn.layers.conv import QuantConv1d as QuantConv1d
 from bnn.layers.conv import QuantConv2d as QuantConv2d
 from bnn.layers.conv import QuantConv3d as QuantConv3d

@@ -6,10 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnn.layers import QuantLinear
+from bnn.layers import CachedAttention, QuantLinear
 from bnn.models.options import LinearOptions
 
-KeyValueCache = list[tuple[Tensor, Tensor]]
+# Keys and values (N, context, heads, width / heads) of a block.
+KeyValueCache = tuple[Tensor, Tensor]
+# int64 (N, 1), how many tokens the caches hold, and the cache of each block.
+DecoderState = tuple[Tensor, list[KeyValueCache]]
 
 
 class BitLinearDecoder(nn.Module):
@@ -59,31 +62,34 @@ class BitLinearDecoder(nn.Module):
         length = tokens.shape[1]
         self._check(length)
         x = self.embedding(tokens)
+        cosine, sine = self.cosine[:length, None], self.sine[:length, None]
         for block in self._blocks:
-            x = block(x, self.cosine[:length], self.sine[:length])
+            x = block(x, cosine, sine)
         logits: Tensor = self.head(self.norm(x))
         return logits
 
-    def start(self, batch: int) -> KeyValueCache:
-        """Return the empty cache of `batch` sequences: keys and values (N, heads, 0, width / heads) of each block."""
-        device, dtype = self.embedding.weight.device, self.embedding.weight.dtype
-        empty = [block.attention.empty(batch, device, dtype) for block in self._blocks]
-        return [(keys, keys) for keys in empty]
+    def start(self, batch: int) -> DecoderState:
+        """Return the state of `batch` sequences before their first token: caches as large as the context."""
+        weight = self.embedding.weight
+        place = torch.zeros(batch, 1, dtype=torch.int64, device=weight.device)
+        return place, [block.attention.start(batch, self.context, weight) for block in self._blocks]
 
-    def step(self, tokens: Tensor, cache: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
-        """Return (logits of the tokens (N, T), the cache with them); the cache holds the tokens before.
+    def step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Return (logits of the tokens (N, T), the state with them); the state holds the tokens before.
 
-        The logits are those that `forward` gives for the whole sequence, within rounding.
+        The logits are those that `forward` gives for the whole sequence, within rounding. IndexError if the tokens are
+        more than the context. `bnn.convert_step` packs a step of one token.
         """
-        begin = cache[0][0].shape[2]
-        end = begin + tokens.shape[1]
-        self._check(end)
+        place, caches = state
+        count = tokens.shape[1]
+        places = place if count == 1 else place + torch.arange(count, device=place.device)
+        cosine, sine = F.embedding(places, self.cosine)[:, :, None], F.embedding(places, self.sine)[:, :, None]
         x = self.embedding(tokens)
-        longer: KeyValueCache = []
-        for block, held in zip(self._blocks, cache, strict=True):
-            x, grown = block.step(x, self.cosine[begin:end], self.sine[begin:end], held)
+        longer: list[KeyValueCache] = []
+        for block, held in zip(self._blocks, caches, strict=True):
+            x, grown = block.step(x, cosine, sine, held, place)
             longer.append(grown)
-        return self.head(self.norm(x)), longer
+        return self.head(self.norm(x)), (place + count, longer)
 
     @torch.no_grad()
     def generate(
@@ -102,11 +108,13 @@ class BitLinearDecoder(nn.Module):
             raise ValueError("tokens must hold at least one token of each sequence to go on from")
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature!r}")
-        cache, fresh = self.start(len(tokens)), tokens[:, -self.context :]
+        state, fresh, held = self.start(len(tokens)), tokens[:, -self.context :], 0
         for _ in range(count):
-            if cache[0][0].shape[2] + fresh.shape[1] > self.context:
-                cache, fresh = self.start(len(tokens)), tokens[:, -(self.context // 2 + 1) :][:, -self.context :]
-            logits, cache = self.step(fresh, cache)
+            if held + fresh.shape[1] > self.context:
+                state, held = self.start(len(tokens)), 0
+                fresh = tokens[:, -(self.context // 2 + 1) :][:, -self.context :]
+            logits, state = self.step(fresh, state)
+            held += fresh.shape[1]
             if temperature == 0:
                 fresh = logits[:, -1].argmax(1, keepdim=True)
             else:
@@ -139,10 +147,10 @@ class Block(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
     def step(
-        self, x: Tensor, cosine: Tensor, sine: Tensor, cache: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return what the block makes of the next tokens, and the longer cache."""
-        y, cache = self.attention.step(self.attention_norm(x), cosine, sine, cache)
+        self, x: Tensor, cosine: Tensor, sine: Tensor, cache: KeyValueCache, place: Tensor
+    ) -> tuple[Tensor, KeyValueCache]:
+        """Return what the block makes of the next tokens, and the cache with them."""
+        y, cache = self.attention.step(self.attention_norm(x), cosine, sine, cache, place)
         x = x + y
         return x + self.feed_forward(self.feed_forward_norm(x)), cache
 
@@ -158,34 +166,32 @@ class Attention(nn.Module):
         self.value = QuantLinear(width, width, bias=False, **quantizers)
         self.norm = nn.RMSNorm(width, eps=eps)
         self.output = QuantLinear(width, width, bias=False, **quantizers)
+        self.cached = CachedAttention()
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """Return the attention of each token (N, T, width) to itself and those before."""
-        query, key, value = self._projected(x, cosine, sine)
-        return self._joined(F.scaled_dot_product_attention(query, key, value, is_causal=True))
+        query, key, value = (y.transpose(1, 2) for y in self._projected(x, cosine, sine))
+        return self._joined(F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2))
 
     def step(
-        self, x: Tensor, cosine: Tensor, sine: Tensor, cache: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the attention of the next tokens to themselves and all before, and the longer cache."""
-        query, key, value = self._projected(x, cosine, sine)
-        key, value = torch.cat([cache[0], key], 2), torch.cat([cache[1], value], 2)
-        count, total = x.shape[1], key.shape[2]
-        seen = torch.ones(count, total, dtype=torch.bool, device=x.device).tril(total - count)
-        return self._joined(F.scaled_dot_product_attention(query, key, value, seen)), (key, value)
+        self, x: Tensor, cosine: Tensor, sine: Tensor, cache: KeyValueCache, place: Tensor
+    ) -> tuple[Tensor, KeyValueCache]:
+        """Return the attention of the next tokens to themselves and all before, and the cache with them."""
+        y, keys, values = self.cached(*self._projected(x, cosine, sine), *cache, place)
+        return self._joined(y), (keys, values)
 
-    def empty(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Return keys, or values, of no tokens."""
-        return torch.empty(batch, self.heads, 0, self.query.out_features // self.heads, device=device, dtype=dtype)
+    def start(self, batch: int, context: int, like: Tensor) -> KeyValueCache:
+        """Return the keys and values of no tokens, on the device of a tensor and of its dtype."""
+        shape = (batch, context, self.heads, self.query.out_features // self.heads)
+        return like.new_zeros(shape), like.new_zeros(shape)
 
     def _projected(self, x: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
+        """Return query, key and value (N, T, heads, width / heads)."""
+        query, key, value = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.query, self.key, self.value))
         return rotated(query, cosine, sine), rotated(key, cosine, sine), value
 
     def _joined(self, y: Tensor) -> Tensor:
-        joined: Tensor = self.output(self.norm(y.transpose(1, 2).flatten(2)))
+        joined: Tensor = self.output(self.norm(y.flatten(2)))
         return joined
 
 
@@ -206,20 +212,19 @@ class FeedForward(nn.Module):
 
 
 def rotation(length: int, features: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines (length, features) of the rotary embedding's angles.
+    """Return cosines and sines (length, features) of the rotary embedding's angles, the sines' first half negated.
 
     Feature i and i + features / 2 are a pair, which place t turns by t base^(-2 i / features). Su et al. 2021,
     arXiv:2104.09864, equations 15 and 34, with the pairs of GPT-NeoX and LLaMA's released code.
     """
     rate = base ** (-torch.arange(0, features, 2, dtype=torch.float64) / features)
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * rate.repeat(2)
-    return angle.cos().float(), angle.sin().float()
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
+    return angle.cos().repeat(1, 2).float(), torch.cat([-angle.sin(), angle.sin()], 1).float()
 
 
 def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Return x (..., T, features) with each pair of features turned by its place's angle."""
-    first, second = x.chunk(2, -1)
-    return x * cosine + torch.cat([-second, first], -1) * sine
+    """Return x (..., features) with each pair of features turned by its place's angle, see `rotation`."""
+    return x * cosine + x.roll(x.shape[-1] // 2, -1) * sine
 
 
 def _begin(module: nn.Module) -> None:

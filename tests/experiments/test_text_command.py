@@ -46,6 +46,19 @@ def test_a_language_model_is_trained_and_converted(poem, command):
     assert converted["bits_per_character_trained"] == pytest.approx(result["bits_per_character"]["test"], abs=1e-4)
     assert converted["bits_per_character_packed"] == pytest.approx(result["bits_per_character"]["test"], abs=0.01)
 
+    done = command("experiments.collect", "folder=whole", "output=table.json")
+    assert done.status == 0, done.err
+    assert f"{result['bits_per_character']['test']:.3f}" in done.out
+
+    done = command(
+        *("experiments.benchmark", "suite=decoder", "run=whole", "tokens=4", "seconds=0.01", "least_calls=1"),
+        "output=speed.json",
+    )
+    assert done.status == 0, done.err
+    (row,) = json.loads((poem / "speed.json").read_text())["decoders"]
+    assert row["same_tokens"] == 1
+    assert all(row[side]["tokens_per_second"]["best"] > 0 for side in ("packed", "pytorch", "fp32"))
+
 
 @pytest.mark.slow
 def test_a_language_model_goes_on_to_the_same_weights(poem, monkeypatch, command):

@@ -5,6 +5,7 @@ import re
 import bnn_kernels as bk
 import numpy as np
 from bnn_kernels.bits.storage import to_dense_bits
+from bnn_kernels.model.state import StateSpec
 
 SIGNS = {"signed": True, "multipliers": [1]}
 
@@ -41,7 +42,7 @@ class _Writer:
 
 
 def rich_model():
-    """Return a PackedModel of two inputs, (4, 6, 6) and (3,), and two outputs, (5,) and (4, 6, 6)."""
+    """Return a PackedModel of inputs (4, 6, 6) and (3,), outputs (5,) and (4, 6, 6), and four states."""
     w = _Writer()
     add, floats = w.add, w.floats
     binary = {"terms": [SIGNS], "pad_level": 0}
@@ -89,7 +90,11 @@ def rich_model():
     add("embedding", ["x11"], ["x12"], table, bits_0=w.bits(3, 6), scale_0=floats(3), scale_1=floats(3))
     add("avg_pool", ["x12"], ["x13"], {"kernel": [1, 2], "stride": [1, 1], "padding": [0, 0]})
     add("reshape", ["x13"], ["x14"], {"shape": [6]})
-    add("combine", ["r", "x14"], ["rr"], {"kind": "add"})
+    add("reshape", ["r"], ["r1"], {"shape": [1, 2, 3]})
+    add("cached_attention", ["r1", "r1", "r1", "x3", "x4", "x2"], ["r2"])
+    add("reshape", ["r2"], ["r3"], {"shape": [6]})
+    add("combine", ["r3", "x5"], ["r4"], {"kind": "multiply"})
+    add("combine", ["r4", "x14"], ["rr"], {"kind": "add"})
     add("concat", ["rr", "x1"], ["s"], {"count": 2})
     add("elementwise", ["s"], ["t"], {"channels": 9, "low": -2.0, "high": 2.0}, scale=floats(9), shift=floats(9))
     w.pack("t", "u", 9)
@@ -124,7 +129,9 @@ def rich_model():
     add("select", ["c"], ["c8"], channels=np.array([7, 5, 3, 1], np.int32))
     add("combine", ["c7", "c8"], ["y"], {"kind": "add"})
     outputs = [("w", (5,)), ("y", (4, 6, 6))]
-    return bk.PackedModel([(4, 6, 6), (3,)], w.steps, {"model": "Rich"}, {"torch": "0"}, outputs)
+    cache = StateSpec((5, 2, 3))
+    states = [StateSpec((1,), 0.0, 1.0), cache, cache, StateSpec((6,), 1.0, 0.0, "rr")]
+    return bk.PackedModel([(4, 6, 6), (3,)], w.steps, {"model": "Rich"}, {"torch": "0"}, outputs, states=states)
 
 
 def rich_inputs(n=3, seed=1):

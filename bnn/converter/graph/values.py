@@ -46,7 +46,10 @@ class Value:
 
 @dataclass(eq=False)
 class Input(Value):
-    """An input of the network. indices: it holds integers, which only embeddings read. pixels: it holds bytes."""
+    """An input of the network.
+
+    indices: it holds integers, which only embeddings and caches read. pixels: it holds bytes.
+    """
 
     register: str = "x"
     indices: bool = False

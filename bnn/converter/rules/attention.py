@@ -5,16 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from bnn_kernels.steps.cached_attention import CachedAttention as CachedAttentionStep
 from bnn_kernels.steps.level_matmul import LevelMatmul
 from bnn_kernels.steps.matmul import Matmul
 from torch import Tensor
 
 from bnn.converter.graph.builder import Builder
-from bnn.converter.graph.values import LevelProduct, Value
+from bnn.converter.graph.values import Input, LevelProduct, Value
 from bnn.converter.recognize.scaled import Link, scaled_levels, times
 from bnn.converter.registry import register_rule
 from bnn.converter.rules.layers import linear_of
 from bnn.converter.rules.normalize import softmax_of
+from bnn.layers import CachedAttention
 
 
 def _swapped(build: Builder, x: Value) -> Value:
@@ -116,3 +118,16 @@ def attention(
     if dropout_p or enable_gqa:
         build.fail("attention with dropout or grouped queries cannot be converted")
     return _attention(build, query, key, value, attn_mask, is_causal, scale)
+
+
+@register_rule(CachedAttention)
+def cached_attention(
+    build: Builder, layer: CachedAttention, query: Any, key: Any, value: Any, keys: Any, values: Any, place: Any
+) -> tuple[Value, Value, Value]:
+    """Attention of one token to a cache, which its key and value join in place."""
+    if not all(isinstance(x, Input) for x in (keys, values, place)):
+        build.fail("its caches and place must be those of a state as they are: convert with bnn.convert_step")
+    if not all(isinstance(x, Value) for x in (query, key, value)) or query.shape[0] != 1:
+        build.fail("can be converted for one token (N, 1, heads, features) at a time")
+    y = build.step((query, key, value, keys, values, place), query.shape, CachedAttentionStep.Fields())
+    return y, keys, values

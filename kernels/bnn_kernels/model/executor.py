@@ -13,6 +13,7 @@ from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.checks import plain
 from bnn_kernels.model.inputs import as_channels_last, channels_first, fill_inputs
 from bnn_kernels.model.program import OF_A_BYTE, Program, input_register
+from bnn_kernels.model.state import State, new_state
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.mapped import release_files
 from bnn_kernels.runtime.recording import Recording
@@ -26,11 +27,12 @@ AT_A_TIME = 1 << 24
 
 
 class _Recorded(NamedTuple):
-    """A recorded call: the memory of its inputs, and the registers that its outputs are in."""
+    """A recorded call: the memory of its inputs and its state, and the registers that its outputs are in."""
 
     recording: Recording
     inputs: list[np.ndarray]
     registers: dict[str, Any]
+    state: State
 
 
 def _memory(value: Any) -> np.ndarray:
@@ -58,8 +60,22 @@ class Executor:
         self.most_images = max(1, AT_A_TIME // program.bytes_of_an_image())
 
     def enter(self, *arrays: np.ndarray) -> dict[str, Any]:
-        """Return the input registers: checked, float32 or levels as bytes, maps channels last."""
-        return {input_register(i): self._entered(i, x) for i, x in enumerate(self._program.check(arrays))}
+        """Return the input registers, and those of a state at the start: float32 or levels as bytes, channels last."""
+        checked = self._program.check(arrays)
+        return self._entered_all(checked) | self.start(len(checked[0])).registers
+
+    def _entered_all(self, arrays: Sequence[np.ndarray]) -> dict[str, Any]:
+        return {input_register(i): self._entered(i, x) for i, x in enumerate(arrays)}
+
+    def start(self, batch: int) -> State:
+        """Return the state of that many sequences before the first step."""
+        program = self._program
+        shapes = [program.specs[name].shape for name in program.state_registers]
+        return new_state(program.states, program.state_registers, shapes, batch, program)
+
+    def step(self, inputs: Sequence[np.ndarray], state: State) -> Any:
+        """Return the outputs of checked inputs, and let the state be what follows."""
+        return _one_or_all(self._run_in(state.workspace, tuple(map(plain, inputs)), state))
 
     def _entered(self, index: int, x: np.ndarray) -> Any:
         if self._program.dtypes[index] == "uint8":
@@ -108,24 +124,33 @@ class Executor:
         return _one_or_all(results)
 
     def _call(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        count = len(inputs[0])
         workspace = self._workspaces.take()
         try:
-            recorded = workspace.recorded.get(count)
-            if recorded is not None:
-                return self._play(recorded, inputs)
-            again = workspace.last == count
-            workspace.last = count
-            results = self._record(workspace, count, inputs) if again else self._run_once(workspace, inputs)
-            # Steps have laid out what they need of the file.
-            release_files(tensor for placed in self._program.placed for tensor in placed.step.tensors.values())
-            return results
+            return self._run_in(workspace, inputs, None)
         finally:
             self._workspaces.give_back(workspace)
 
-    def _run_once(self, workspace: Workspace, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _run_in(self, workspace: Workspace, inputs: Sequence[np.ndarray], state: State | None) -> list[np.ndarray]:
+        """Run with the memory of a workspace. state: what is remembered; without one every call is a first step."""
+        count = len(inputs[0])
+        recorded = workspace.recorded.get(count)
+        if recorded is not None:
+            if state is None:
+                recorded.state.reset()
+            return self._play(recorded, inputs)
+        again = workspace.last == count
+        workspace.last = count
+        held = self.start(count) if state is None else state
+        run = self._record if again else self._run_once
+        results = run(workspace, inputs, held)
+        # Steps have laid out what they need of the file.
+        release_files(tensor for placed in self._program.placed for tensor in placed.step.tensors.values())
+        return results
+
+    def _run_once(self, workspace: Workspace, inputs: Sequence[np.ndarray], state: State) -> list[np.ndarray]:
         with in_use(workspace):
-            registers = self._run(workspace, self.enter(*inputs))
+            registers = self._run(workspace, self._entered_all(inputs) | state.registers)
+            state.advance(registers)
             # What a caller gets is his alone: not the memory of an input, nor that of another output.
             results: list[np.ndarray] = []
             for y in self._leave(registers, own=False):
@@ -148,7 +173,7 @@ class Executor:
                 workspace.drop(_memory(registers.pop(name)))
         return registers
 
-    def _record(self, workspace: Workspace, count: int, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _record(self, workspace: Workspace, inputs: Sequence[np.ndarray], state: State) -> list[np.ndarray]:
         """Run and record a call, in memory that stays the recording's own."""
         workspace.clear()
         recording = Recording()
@@ -157,16 +182,19 @@ class Executor:
             given = [x.u if isinstance(x, LevelBytes) else x for x in registers.values()]
             fill_inputs(given, inputs)
             with recording.running():
-                registers = self._run(own, registers)
+                registers = self._run(own, registers | state.registers)
+            state.advance(registers)
             results = self._leave(registers, own=True)
         while len(workspace.recorded) >= MOST_RECORDED:
             workspace.recorded.pop(next(iter(workspace.recorded)))
-        workspace.recorded[count] = _Recorded(recording, given, registers)
+        workspace.recorded[len(inputs[0])] = _Recorded(recording, given, registers, state)
         return results
 
     def _play(self, recorded: _Recorded, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         fill_inputs(recorded.inputs, inputs)
         recorded.recording.play(play_kernels)
+        if recorded.state.registers:
+            recorded.state.advance(recorded.registers)
         return self._leave(recorded.registers, own=True)
 
     def trace(self, inputs: Sequence[np.ndarray], replace: Callable[[str, Any], Any]) -> Any:

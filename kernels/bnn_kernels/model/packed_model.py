@@ -9,8 +9,10 @@ import numpy as np
 from bnn_kernels.checks import integer
 from bnn_kernels.model import saving, table
 from bnn_kernels.model.executor import Executor, shown
+from bnn_kernels.model.generate import generate
 from bnn_kernels.model.profile import step_times
 from bnn_kernels.model.program import Program
+from bnn_kernels.model.state import State, StateSpec
 from bnn_kernels.runtime.mapped import release_files
 from bnn_kernels.steps.base import Spec, check_shape, need
 from bnn_kernels.steps.fields import StepSpec
@@ -21,8 +23,8 @@ class PackedModel:
 
     input_shape: (C, H, W), (C, L) or (K,) of one input, or a list of such for several. steps: in order; registers "x",
     "x1", ... are the inputs. outputs: (register, shape) of what a call returns; by default what the last step writes
-    first. input_dtypes: "float32" or "uint8" for each input; float32 if not given. PlanError if a step is malformed or
-    the steps do not fit together.
+    first. input_dtypes: "float32" or "uint8" for each input; float32 if not given. states: of a network that computes
+    step by step, see `start`. PlanError if a step is malformed or the steps do not fit together.
 
     The number of images in a call is free, and several threads may call one model at the same time.
     """
@@ -35,6 +37,7 @@ class PackedModel:
         versions: dict[str, str] | None = None,
         outputs: Sequence[tuple[str, Sequence[int]]] | None = None,
         input_dtypes: Sequence[str] | None = None,
+        states: Sequence[StateSpec] | None = None,
     ):
         need(isinstance(input_shape, (tuple, list)), f"the input shape must be a tuple or a list, got {input_shape!r}")
         several = len(input_shape) > 0 and not isinstance(input_shape[0], (int, np.integer))
@@ -44,7 +47,8 @@ class PackedModel:
         self.steps = list(steps)
         self.info = dict(info or {})
         self.versions = dict(versions or {})
-        self._program = Program(self.input_shapes, self.steps, outputs, input_dtypes)
+        self._program = Program(self.input_shapes, self.steps, outputs, input_dtypes, states)
+        self.states = self._program.states
         self.input_dtypes = self._program.dtypes
         self._executor = Executor(self._program)
         self.outputs = self._program.outputs
@@ -66,9 +70,47 @@ class PackedModel:
 
         An input of `input_dtypes` "uint8" takes uint8, or numbers of another kind that are whole and 0 .. 255.
         TypeError on other arrays, ValueError on another shape, on other numbers where bytes are wanted, or on a NaN
-        that meets a quantizer.
+        that meets a quantizer. Of a network with states it is the first step from a new one.
         """
         return self._executor.call(self._program.check(inputs))
+
+    def start(self, batch: int = 1) -> State:
+        """Return what the network remembers of `batch` sequences before their first step, such as empty caches.
+
+        ValueError if it has no states: `bnn.convert_step` makes those that do.
+        """
+        if not self.states:
+            raise ValueError("the model has no states: only those that bnn.convert_step makes compute step by step")
+        return self._executor.start(integer(batch, "batch", 1))
+
+    @property
+    def most_steps(self) -> int | None:
+        """How many steps a state can take: what a decoder calls its context; None if there is no end."""
+        return self._program.most_steps
+
+    def step(self, *inputs: Any) -> Any:
+        """Return the outputs of the next step: `step(x, state)`, x (N, *input_shape); the state is changed.
+
+        Several inputs come one after the other, the state last. ValueError on another batch than the state's, on one of
+        another model, and after `most_steps` steps, when the state is left as it is.
+        """
+        *arrays, state = inputs or (None,)
+        if not isinstance(state, State):
+            raise TypeError(f"step takes inputs and, last, a state that start() gave, got {type(state).__name__}")
+        if state.owner is not self._program:
+            raise ValueError("the state is one of another model: begin with start() of this one")
+        if self.most_steps is not None and state.length >= self.most_steps:
+            raise ValueError(f"the state has taken {state.length} steps, and the model can take no more: start anew")
+        checked = self._program.check(arrays)
+        if len(checked[0]) != state.batch:
+            raise ValueError(f"the state is of {state.batch} sequences, the input of {len(checked[0])}")
+        return self._executor.step(checked, state)
+
+    def generate(
+        self, tokens: np.ndarray, count: int, temperature: float = 0.0, generator: np.random.Generator | None = None
+    ) -> np.ndarray:
+        """Return tokens (N, T), T >= 1, followed by `count` more, int64 (N, T + count); see `model.generate`."""
+        return generate(self, tokens, count, temperature, generator)
 
     def enter(self, *arrays: np.ndarray) -> dict[str, Any]:
         """Return the input registers: checked, float32 or levels as bytes, maps channels last."""
@@ -139,7 +181,8 @@ class PackedModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle what a file holds; layouts, buffers and recordings are made anew where it is used."""
-        return type(self), (self.input_shapes, self.steps, self.info, self.versions, self.outputs, self.input_dtypes)
+        given = (self.input_shapes, self.steps, self.info, self.versions, self.outputs, self.input_dtypes, self.states)
+        return type(self), given
 
     def __repr__(self) -> str:
         def shapes(items: Sequence[tuple[int, ...]]) -> str:
@@ -151,6 +194,7 @@ class PackedModel:
         return (
             f"PackedModel({str(name) + ': ' if name else ''}{shapes(self.input_shapes)}{kinds} -> "
             f"{shapes([shape for _, shape in self.outputs])}, {len(self.steps)} steps, {self.nbytes:,} bytes"
+            f"{f', {len(self.states)} states' if self.states else ''}"
             f"{''.join(f', {count:,} MACs {precision}' for precision, count in macs.items())})"
         )
 
@@ -158,7 +202,7 @@ class PackedModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a packed file, whole or not at all."""
-        given = self.input_shapes, self.steps, self.outputs, self.info, self.versions, self.input_dtypes
+        given = self.input_shapes, self.steps, self.outputs, self.info, self.versions, self.input_dtypes, self.states
         saving.write(path, saving.Saved(*given))
 
 
@@ -170,6 +214,8 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
     saving over it is safe, because that writes a new file under the same name.
     """
     saved = saving.read(path)
-    model = PackedModel(saved.inputs, saved.steps, saved.info, saved.versions, saved.outputs, saved.dtypes)
+    model = PackedModel(
+        saved.inputs, saved.steps, saved.info, saved.versions, saved.outputs, saved.dtypes, saved.states
+    )
     release_files(tensor for step in model.steps for tensor in step.tensors.values())
     return model

@@ -7,6 +7,7 @@ import numpy as np
 
 from bnn_kernels.bits.level_bytes import fit_bytes
 from bnn_kernels.errors import PlanError
+from bnn_kernels.model.state import StateSpec, checked_states, steps_until
 from bnn_kernels.steps.base import STEPS, Spec, Step, check_shape, need
 from bnn_kernels.steps.fields import StepSpec
 
@@ -73,8 +74,10 @@ class Program:
     """The steps of a plan, in order.
 
     input_shapes: without the batch. dtypes: of the inputs, see `DTYPES`; float32 if not given. outputs: (register,
-    shape), or None for what the last step writes first. specs: of every register. PlanError if a step is malformed or
-    the steps do not fit together.
+    shape), or None for what the last step writes first. states: what is kept from one call to the next, in the
+    registers after those of the inputs. specs: of every register. most_steps: how often a network that computes step
+    by step can be called before a counter is beyond a table or a cache; None if there is no end. PlanError if a step
+    is malformed or the steps do not fit together.
     """
 
     def __init__(
@@ -83,17 +86,25 @@ class Program:
         steps: Sequence[StepSpec],
         outputs: Sequence[tuple[str, Sequence[int]]] | None,
         dtypes: Sequence[str] | None = None,
+        states: Sequence[StateSpec] | None = None,
     ):
         need(len(steps) > 0, "a plan needs at least one step")
         self.input_shapes = list(input_shapes)
         self.dtypes = _checked_dtypes(dtypes, len(self.input_shapes))
         kinds = enumerate(zip(self.input_shapes, self.dtypes, strict=True))
         self.specs = {input_register(i): _input_spec(shape, dtype) for i, (shape, dtype) in kinds}
+        self.states = checked_states(states)
+        count = len(self.input_shapes)
+        self.state_registers = [input_register(count + i) for i in range(len(self.states))]
+        for register, state in zip(self.state_registers, self.states, strict=True):
+            self.specs[register] = _input_spec(state.shape, "float32")
         self.placed: list[Placed] = []
         for index, spec in enumerate(steps):
             self._add(index, spec)
         self.outputs = self._check_outputs(steps[-1].output, outputs)
-        kept = {register for register, _ in self.outputs}
+        self._check_states()
+        self.most_steps = self._most_steps()
+        kept = {register for register, _ in self.outputs} | {state.output for state in self.states}
         for placed in reversed(self.placed):
             for register in {*placed.inputs, *placed.outputs} - kept:
                 placed.dead.append(register)
@@ -163,9 +174,36 @@ class Program:
             need(as_spec_shape(shape) == self.specs[register].shape, f"output {register!r} has not shape {shape}")
         return checked
 
+    def _check_states(self) -> None:
+        """PlanError unless states become what fits them, and what steps change in place are states of their own."""
+        own = dict(zip(self.state_registers, self.states, strict=True))
+        for register, state in own.items():
+            if state.output:
+                need(state.output in self.specs, f"state {register!r} is to be {state.output!r}, which no step writes")
+                found = self.specs[state.output]
+                fits = found.kind == "float" and found.shape == self.specs[register].shape
+                need(fits, f"state {register!r} has the shape {state.shape}, {state.output!r} is {found}")
+        read = [name for placed in self.placed for name in placed.inputs]
+        read += [register for register, _ in self.outputs] + [state.output for state in self.states]
+        for placed in self.placed:
+            for name in (placed.inputs[i] for i in placed.step.in_place):
+                kept = name in own and not own[name].add and not own[name].output
+                need(kept, f"{placed.step.op} changes {name!r} in place, which is no state that is kept for that")
+                need(read.count(name) == 1, f"{placed.step.op} changes {name!r} in place, which something else reads")
+
+    def _most_steps(self) -> int | None:
+        own = dict(zip(self.state_registers, self.states, strict=True))
+        limits = [
+            steps_until(limit, own[placed.inputs[i]])
+            for placed in self.placed
+            for i, limit in placed.step.below(placed.given).items()
+            if placed.inputs[i] in own
+        ]
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def bytes_of_an_image(self) -> int:
         """Return the most bytes that the registers of one image take at a time."""
-        live = {input_register(i) for i in range(len(self.input_shapes))}
+        live = {input_register(i) for i in range(len(self.input_shapes))} | {*self.state_registers}
         most = 0
         for placed in self.placed:
             live.update(placed.outputs)

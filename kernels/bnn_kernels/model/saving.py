@@ -8,13 +8,14 @@ import numpy as np
 
 from bnn_kernels.errors import PackedFileError
 from bnn_kernels.model import file_format
+from bnn_kernels.model.state import StateSpec
 from bnn_kernels.steps.fields import StepSpec
 
 
 class Saved(NamedTuple):
     """What a file holds: shapes of the inputs, steps, (register, shape) of the outputs, versions and notes.
 
-    dtypes: of the inputs; None is float32.
+    dtypes: of the inputs; None is float32. states: of a network that computes step by step.
     """
 
     inputs: Sequence[tuple[int, ...]]
@@ -23,6 +24,7 @@ class Saved(NamedTuple):
     info: dict[str, Any]
     versions: dict[str, str]
     dtypes: Sequence[str] | None = None
+    states: Sequence[StateSpec] = ()
 
 
 def write(path: str | os.PathLike[str], saved: Saved) -> None:
@@ -47,6 +49,8 @@ def write(path: str | os.PathLike[str], saved: Saved) -> None:
     }
     if saved.dtypes is not None and any(dtype != "float32" for dtype in saved.dtypes):
         header["dtypes"] = list(saved.dtypes)
+    if saved.states:
+        header["states"] = [state.header() for state in saved.states]
     tensors = {f"{i}.{name}": t for i, spec in enumerate(saved.steps) for name, t in spec.tensors.items()}
     file_format.write(path, header, tensors)
 
@@ -69,7 +73,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
         inputs = [tuple(shape) for shape in header["inputs"]]
         outputs = [(str(register), tuple(shape)) for register, shape in header["outputs"]]
         dtypes = _names(header["dtypes"]) if "dtypes" in header else None
-        saved = Saved(inputs, steps, outputs, dict(header["info"]), dict(header["versions"]), dtypes)
+        states = [StateSpec.read(found) for found in header.get("states", [])]
+        saved = Saved(inputs, steps, outputs, dict(header["info"]), dict(header["versions"]), dtypes, states)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackedFileError(f"{path}: malformed header: {error!r}") from None
     if tensors:

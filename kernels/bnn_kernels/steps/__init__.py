@@ -1,6 +1,7 @@
 """The steps of a plan: what each takes, checks and runs. Importing this package registers all of them in `STEPS`."""
 
 from bnn_kernels.steps import binary as binary
+from bnn_kernels.steps import cached_attention as cached_attention
 from bnn_kernels.steps import elementwise as elementwise
 from bnn_kernels.steps import embedding as embedding
 from bnn_kernels.steps import float as float

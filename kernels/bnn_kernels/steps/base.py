@@ -56,6 +56,8 @@ class Step:
     arity: int = 1
     # How many of the first of them it may read as `LevelBytes`, see `reads_bytes`.
     level_inputs: int = 1
+    # Which of them it changes: states of a network that computes step by step, which no other step reads.
+    in_place: tuple[int, ...] = ()
 
     def __init__(self, attrs: dict[str, Any], tensors: dict[str, np.ndarray]):
         self.fields = self.Fields.read(attrs, tensors)
@@ -78,6 +80,10 @@ class Step:
         `recording.do` or `workspace.zeros`: nothing else happens when a recorded call is played back.
         """
         raise NotImplementedError
+
+    def below(self, inputs: list[Spec]) -> dict[int, int]:
+        """Return for inputs, by their index, what the whole numbers in them must be less than."""
+        return {}
 
     def macs(self, inputs: list[Spec]) -> int:
         """Multiply-accumulates for one image (0 for steps that are not layers)."""

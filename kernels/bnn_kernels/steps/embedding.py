@@ -37,6 +37,9 @@ class Embedding(Step):
         need(x.kind == "float" and len(x.shape) == 1, f"takes a vector of numbers, got {x}")
         return Spec("float", (self.shape[1], 1, x.shape[0]))
 
+    def below(self, inputs: list[Spec]) -> dict[int, int]:
+        return {0: self.shape[0]}
+
     def precision(self, inputs: list[Spec]) -> str:
         return f"W{weight_bits(self.fields)}A32"
 
