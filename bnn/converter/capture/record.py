@@ -160,6 +160,8 @@ class _Recorder(TorchDispatchMode):
         self.alive: list[Tensor] = []
         # Constants by their memory: of what a constant that is written to is a part.
         self.made: dict[int, Tensor] = {}
+        # Nodes that read constants, by the constants' memory.
+        self.readers: dict[int, list[Node]] = {}
         self.within = 0  # calls that stay whole
         self.path: list[str] = []
         self.calls: dict[str, int] = {}
@@ -238,6 +240,9 @@ class _Recorder(TorchDispatchMode):
         results = [self._alias(x) for x in results]
         node = Node(len(self.nodes), target, run, args, kwargs, results, base, self.owner, _line(), module)
         self.nodes.append(node)
+        for x in leaves((args, kwargs)):
+            if isinstance(x, Tensor) and x.numel():
+                self.readers.setdefault(x.untyped_storage().data_ptr(), []).append(node)
         return node
 
     def input(self, x: Tensor, name: str) -> Node:
@@ -261,6 +266,8 @@ class _Recorder(TorchDispatchMode):
         if not self.within and base in _OF_ANYTHING:
             return self._constant(func(*args, **kwargs).zero_())
         if self.within or not self.depends((args, kwargs)):
+            if func._schema.is_mutable and not self.within and isinstance(args[0], Tensor):
+                self._keep_constant(args[0])
             return self._constant(func(*args, **kwargs))
         if base in _NUMBERS:
             raise _DataDependentError(
@@ -318,6 +325,7 @@ class _Recorder(TorchDispatchMode):
         if result.shape != x.shape or result.dtype != x.dtype:
             result = result.to(x.dtype).expand(x.shape)
         self._keep(x)
+        self._keep_constant(x)
         x.copy_(result)
         args, kwargs = given
         node = self._node(overload, overload, args, kwargs, [result], name)
@@ -331,6 +339,21 @@ class _Recorder(TorchDispatchMode):
             for i, y in enumerate(node.results):
                 if y.numel() and y.untyped_storage().data_ptr() == place:
                     node.results[i] = y.clone()
+
+    def _keep_constant(self, x: Tensor) -> None:
+        """Let the constants that nodes have read be as they were when x's memory is overwritten."""
+        if not x.numel():
+            return
+        place = x.untyped_storage().data_ptr()
+
+        def kept(y: Any) -> Any:
+            same = isinstance(y, Tensor) and y.numel() and y.untyped_storage().data_ptr() == place
+            return y.clone() if same else y
+
+        self.within += 1
+        for node in self.readers.pop(place, ()):
+            node.args, node.kwargs = mapped((node.args, node.kwargs), kept)
+        self.within -= 1
 
     def _assign(self, x: Tensor, output: Output) -> None:
         place = x.untyped_storage().data_ptr()
