@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from experiments import published
+from experiments import published, timm
 from paper_figures import ledger_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,6 +148,28 @@ def published_table() -> str:
     return "\n".join(lines)
 
 
+def timm_table() -> str:
+    """Return the table of results/timm.json: what each architecture becomes with each policy of bits."""
+    rows = json.loads((ROOT / "results" / "timm.json").read_text(encoding="utf-8"))["rows"]
+    lines = [
+        "| architecture | images | W/A | layers on bits | same predictions | packed / FP32 | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found = "layers" in row
+        cells = [
+            f"`{row['name']}`",
+            f"{row['size']} x {row['size']}",
+            row["policy"],
+            f"{row['on_bits']} of {row['layers']}" if found else "",
+            f"{row['agreement']:.0%} of {row['inputs']}" if found else "",
+            f"{row['packed_bytes'] / 1000:,.0f} / {4 * row['parameters'] / 1000:,.0f} kB" if found else "",
+            timm.outcome(row).partition(". ")[0].replace("|", "/"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def ledger_table() -> str:
     """Return the Markdown tables of the fields of a ledger's entries, runs and packed runs."""
     lines = []
@@ -165,7 +187,7 @@ def ledger_table() -> str:
 
 
 # Tables that stand in a page where it has <!-- table: NAME -->.
-TABLES = {"published": published_table, "ledger": ledger_table}
+TABLES = {"published": published_table, "timm": timm_table, "ledger": ledger_table}
 
 
 def recipe_table(data: str) -> str:

@@ -283,3 +283,14 @@ def test_the_table_of_published_networks_has_a_line_for_each():
     for row, line in zip(rows, lines, strict=True):
         assert f"https://github.com/{row['repository']}/tree/{row['commit']}" in line and row["label"] in line
         assert len(row["commit"]) == 40 and ("layers" not in row or f"{row['on_bits']} of {row['layers']}" in line)
+
+
+def test_the_table_of_architectures_of_timm_has_a_line_for_each():
+    rows = json.loads((ROOT / "results" / "timm.json").read_text())["rows"]
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/published_code.md"))
+    shown = hooks.on_page_markdown("a\n\n<!-- table: timm -->\n", page)
+    lines = [line for line in shown.splitlines() if line.startswith("| `")]
+    assert len(lines) == len(rows) and {line.count("|") for line in lines} == {8}
+    for row, line in zip(rows, lines, strict=True):
+        assert f"`{row['name']}`" in line and row["policy"] in line
+        assert "layers" not in row or f"{row['on_bits']} of {row['layers']}" in line
