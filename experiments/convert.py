@@ -32,13 +32,13 @@ def convert_run(
 
     load_config(folder)  # a folder that is no run is told before anything is made in it
     with run_lock(folder):
-        return _convert_run(folder, inputs, output, tolerance, data_root)
+        return convert_held_run(folder, inputs, output, tolerance, data_root)
 
 
-def _convert_run(
-    folder: Path, inputs: int, output: Path | None, tolerance: float, data_root: str | None
+def convert_held_run(
+    folder: Path, inputs: int, output: Path | None = None, tolerance: float = 0.0, data_root: str | None = None
 ) -> tuple[dict[str, Any], str, bool]:
-
+    """Do what `convert_run` does, for a caller who holds the folder."""
     import bnn
     from bnn.training import provenance, read_checkpoint
     from experiments.runs import load_run

@@ -1,6 +1,6 @@
 """Lists, filters and judges results: python -m experiments.ledger ['where={data:mnist}'] [against=METHOD].
 
-Reads every ledger under `source` (files that `collect` wrote) and says of each entry with a published number
+Reads every ledger under `source` (files that `collect` or `sweep` wrote) and says of each entry with a published number
 whether it is reproduced or short and by how much; recipes whose number nobody here has measured yet are listed with
 the command that runs them. against=METHOD tests every other entry of the same data and network against that method, in
 pairs of seeds. move=FILE makes a ledger of a table that an older version wrote.

@@ -86,11 +86,18 @@ def _comparable(config: DictConfig) -> dict[str, Any]:
     return comparable({str(key): value for key, value in resolved.items()})
 
 
-def run(config: DictConfig, made_by: str, stage: str | None = None, before: Sequence[dict[str, Any]] = ()) -> Path:
+def run(
+    config: DictConfig,
+    made_by: str,
+    stage: str | None = None,
+    before: Sequence[dict[str, Any]] = (),
+    wait: bool = True,
+) -> Path:
     """Run one training from its config, unless it has ended; returns its folder.
 
     made_by: the command that makes this run again, for its result. stage, before: its name if it is a stage, and what
-    results say of the stages before it. Another process that works on the same run is waited for.
+    results say of the stages before it. wait: another process that works on the same run is waited for; without, it is
+    a HeldError.
     """
     from bnn.training import RunError
     from bnn.training.files import remove_leftovers
@@ -107,7 +114,7 @@ def run(config: DictConfig, made_by: str, stage: str | None = None, before: Sequ
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"run_dir={folder} cannot be made, choose another: {error.strerror}") from error
-    with run_lock(folder):
+    with run_lock(folder, wait):
         if not _has_ended(folder, same):
             remove_leftovers(folder)
             _run(config, parts, resolved, same, folder, made_by, stage, before)

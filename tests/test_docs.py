@@ -23,6 +23,7 @@ from hydra.utils import instantiate
 
 from bitplanes.__main__ import commands
 from experiments import cli
+from experiments.sweep_plan import cells_of
 from paper_figures import ledger_file
 from paper_figures.ledger_file import read_ledger, run_rows
 
@@ -139,7 +140,9 @@ def test_a_command_is_one(page, line, tmp_path, monkeypatch):
     overrides = [found for word in rest if word != "-m" and (found := first_of(word)) is not None]
     with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
         config = compose(command, [*searched, *overrides])
-        if searched:  # the page's own files: they must also build
+        if command == "sweep":
+            assert len(cells_of(config.sweep)) > 1
+        elif searched:  # the page's own files: they must also build
             monkeypatch.syspath_prepend(str(tmp_path))
             shape = instantiate(config.data).input_shape
             network = instantiate(config.model, _convert_="object")

@@ -83,6 +83,7 @@ READERS = {
     "data": ("data",),
     "ledger": ("ledger",),
     "published": ("published",),
+    "sweep": ("sweep", "sweep_plan"),
     "timm": ("timm",),
     "training_step": ("training_step", "steps"),
 }
