@@ -9,15 +9,18 @@ from functools import partial
 import pytest
 import quantizer_configs as configs
 import torch
+from hydra import compose, initialize_config_dir
 
 from bnn import quantizers as exported
 from bnn.layers import QuantConv2d, QuantLinear
 from bnn.quantizers import BinaryConnect, FullPrecision, PixelLevels, Quantizer, SteSign
 from bnn.quantizers.surrogate_sign import SurrogateSign
+from experiments import cli
 
 ALL = configs.quantizers()
 each = pytest.mark.parametrize(("role", "factory"), [case[1:] for case in ALL], ids=[case[0] for case in ALL])
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+SHAPES = [(4, 3, 3, 3), (5, 7), (1, 1), (2, 32, 1, 1)]
 EDGE = [-2.0, -1.0 - 1e-6, -1.0, -0.5, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0, 1.0 + 1e-6, 2.0]
 
 
@@ -41,14 +44,26 @@ def test_every_exported_quantizer_has_a_config():
     assert classes - {Quantizer, FullPrecision, PixelLevels} == {factory.func for _, _, factory in ALL}
 
 
+@pytest.mark.quick_cases(3)
+@pytest.mark.parametrize("name", configs.NAMES)
+def test_configs_are_what_hydra_composes(name):
+    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+        assert compose("train", [f"quantizer={name}"]).quantizer == configs.config(name)
+
+
 def test_subclasses_of_the_abstract_sign_define_only_a_slope():
     for c in SurrogateSign.__subclasses__():
         assert not {"forward", "planes"} & set(vars(c)), c
 
 
 @each
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (5, 7), (1, 1), (2, 32, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(torch.float32, shape) for shape in SHAPES]
+    + [pytest.param(dtype, shape, marks=pytest.mark.slow) for dtype in DTYPES[1:] for shape in SHAPES[2:]]
+    + list(zip(DTYPES[1:], (SHAPES[0], SHAPES[1], SHAPES[0]), strict=True)),
+    ids=str,
+)
 def test_planes_give_the_forward_value_bit_for_bit(role, factory, dtype, shape):
     for x in inputs(shape, dtype):
         quantizer = configs.make(role, factory, x)
@@ -225,6 +240,7 @@ def compiled_and_eager(name):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracing does so
+@pytest.mark.quick_cases(12)
 @pytest.mark.parametrize("name", configs.NAMES)
 def test_a_training_step_is_one_graph(name):
     """What asks for a number (`.item()`, `if tensor`) would break the graph."""

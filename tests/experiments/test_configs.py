@@ -67,7 +67,7 @@ def test_every_cure_of_oscillations_is_a_callback_of_the_trainer(name):
 
 @pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "quantizer"])
 def test_quantizers_say_what_they_are(name):
-    quantizer = composed(f"quantizer={name}").quantizer
+    quantizer = OmegaConf.load(cli.CONFIGS / "quantizer" / f"{name}.yaml")
     assert quantizer.name == name  # runs are filed under this name
     bits = r"(\d+( bases)?|t)"  # of weights and of activations
     assert re.fullmatch(rf"{bits}/{bits}(\+K)?( .+)?", quantizer.label)
