@@ -76,13 +76,18 @@ def test_quantizers_say_what_they_are(name):
 # Command: the modules that read its config. `_read` finds what they ask of it.
 READERS = {
     "activation_memory": ("activation_memory", "steps"),
-    "benchmark": ("benchmark", "benchmark_costs", "benchmark_kernels", "benchmark_networks", "benchmark_widths"),
+    "benchmark": (
+        *("benchmark", "benchmark_costs", "benchmark_decoder", "benchmark_kernels", "benchmark_networks"),
+        "benchmark_widths",
+    ),
     "collect": ("collect",),
     "compare_methods": ("compare_methods",),
     "convert": ("convert",),
     "data": ("data",),
+    "harness_speed": ("harness_speed", "steps"),
     "ledger": ("ledger",),
     "published": ("published",),
+    "report": ("report", "report_data"),
     "sweep": ("sweep", "sweep_plan"),
     "timm": ("timm",),
     "training_step": ("training_step", "steps"),
@@ -90,7 +95,7 @@ READERS = {
 # Built whole by its name.
 BUILT = {"data": {"data"}}
 # Read from the config of the run, which is another.
-OF_A_RUN = {"convert": {"data", "name", "seed", "quantizer"}}
+OF_A_RUN = {"convert": {"data", "name", "seed", "quantizer"}, "report": {"model"}}
 
 
 def _read(module):
