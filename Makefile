@@ -38,6 +38,7 @@ bench: $(STAMP) ## packed LeNet-5 and binary layers beside PyTorch FP32
 figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.accuracy_vs_bits
 	$(RUN) paper_figures.pareto
+	$(RUN) paper_figures.method_ranking
 	$(RUN) paper_figures.xnor_net_figure4
 	$(RUN) paper_figures.xnor_net_memory
 	$(RUN) paper_figures.xnor_net_tables
