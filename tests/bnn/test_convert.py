@@ -42,7 +42,7 @@ PAIRS = {
 BINARY = partial(QuantConv2d, weight_quantizer=XnorWeight, input_quantizer=SteSign)
 
 
-@pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize(("model", "shape"), [(LeNet5, (1, 28, 28)), (DigitsCNN, (1, 8, 8))])
 def test_models_convert_save_load_equal(pair, model, shape, tmp_path):
@@ -110,7 +110,7 @@ def test_everything_before_a_float_layers_quantizer(given, tmp_path):
         assert "pool_bits" not in ops
 
 
-@pytest.mark.quick_cases(24)
+@pytest.mark.quick_cases(16)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("padding", [0, 2, (0, 1), "same"])
 @pytest.mark.parametrize("dilation", [1, (2, 2)])

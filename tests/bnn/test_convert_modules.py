@@ -150,7 +150,7 @@ TRANSPOSED = [
 ]
 
 
-@pytest.mark.quick_cases(8)
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("geometry", TRANSPOSED, ids=str)
 @pytest.mark.parametrize("given", [SteSign, partial(DoReFaActivation, 2), AdaBinActivation, FullPrecision])
 def test_transposed_convolutions(geometry, given):

@@ -69,7 +69,7 @@ INPUTS = {
 WEIGHTS = {"xnor": XnorWeight, "adabin": AdaBinWeight, "lq2": partial(LqWeight, 2)}
 
 
-@pytest.mark.quick_cases(5)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("given", INPUTS)
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_every_pair_gives_the_very_numbers(weight, given, tmp_path):

@@ -56,7 +56,7 @@ BETWEEN = {
 }
 
 
-@pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("between", BETWEEN)
 @pytest.mark.parametrize("activation", ["lsq4", "lsq8 signed"])
 def test_between_layers(activation, between, tmp_path):
@@ -76,7 +76,7 @@ def test_between_layers(activation, between, tmp_path):
     assert any(step.op == "pool_int" for step in packed.steps) == ("pool" in between)
 
 
-@pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_all_widths(activation):
     conv, linear = layers(ACTIVATIONS[activation], 8)

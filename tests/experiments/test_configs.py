@@ -37,7 +37,7 @@ def composed(*overrides):
     return config
 
 
-@pytest.mark.quick_cases(40)
+@pytest.mark.quick_cases(30)
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_builds(group, name):
     config = composed(f"{group}={name}", *NEEDED.get(name, ()))
