@@ -75,8 +75,17 @@ def test_other_names():
 
 
 @pytest.mark.parametrize("factory", PACKED, ids=name)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(4, 3, 3, 3), (5, 7)])
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (torch.float32, (4, 3, 3, 3)),
+        (torch.float64, (5, 7)),
+        (torch.bfloat16, (4, 3, 3, 3)),
+        pytest.param(torch.float32, (5, 7), marks=pytest.mark.slow),
+        pytest.param(torch.float64, (4, 3, 3, 3), marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, (5, 7), marks=pytest.mark.slow),
+    ],
+)
 def test_planes_give_the_forward_value_bit_for_bit(factory, dtype, shape):
     quantizer = factory()
     edge = torch.tensor(EDGE * 16, dtype=dtype)[: int(np.prod(shape))].reshape(shape)
