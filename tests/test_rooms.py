@@ -139,6 +139,8 @@ FLOORS = {
             "ops/gather",
             "ops/matmul",
             "ops/cached_attention",
+            "ops/stretched",
+            "ops/over_channels",
             "ops/input_scale",
         ],
         ["ops/depthwise"],

@@ -9,8 +9,9 @@ import numpy as np
 
 from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.compile.jit import jit
+from bnn_kernels.ops.stretched import KINDS, combine
 from bnn_kernels.runtime.recording import do
-from bnn_kernels.runtime.workspace import empty
+from bnn_kernels.runtime.workspace import contiguous, empty
 from bnn_kernels.steps.base import LevelWriter, Spec, Step, need, step
 from bnn_kernels.steps.fields import Float32, StepFields
 from bnn_kernels.steps.finish import EpilogueFields, Finish
@@ -186,5 +187,6 @@ class Combine(Step):
 
     def run(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         out = empty(np.broadcast_shapes(a.shape, b.shape), np.float32)
-        do(self.function, a, b, out)
+        if self.fields.kind not in KINDS or not combine(self.fields.kind, contiguous(a), contiguous(b), out):
+            do(self.function, a, b, out)
         return out

@@ -5,8 +5,11 @@ from typing import Literal
 
 import numpy as np
 
+from bnn_kernels.checks import plain
+from bnn_kernels.ops.over_channels import absmax, normalize
+from bnn_kernels.ops.stretched import combine
 from bnn_kernels.runtime.recording import do
-from bnn_kernels.runtime.workspace import empty
+from bnn_kernels.runtime.workspace import contiguous, empty
 from bnn_kernels.steps.base import Spec, Step, need, step
 from bnn_kernels.steps.fields import Float32, StepFields
 
@@ -42,15 +45,8 @@ class Normalize(Step):
 
     def run(self, x: np.ndarray) -> np.ndarray:
         y = empty(x.shape, np.float32)
-        do(self._normalize, x, y)
+        normalize(contiguous(x), y, self.eps, self.center)
         return y
-
-    def _normalize(self, x: np.ndarray, y: np.ndarray) -> None:
-        mean = x.mean(-1, keepdims=True) if self.center else np.float32(0)
-        np.subtract(x, mean, out=y)
-        spread = np.square(y).mean(-1, keepdims=True)
-        spread += self.eps
-        y /= np.sqrt(spread, out=spread)
 
 
 @step
@@ -78,7 +74,10 @@ class Absmax(Step):
     def run(self, x: np.ndarray) -> np.ndarray:
         axes = tuple(range(1, x.ndim)) if self.over_all else (x.ndim - 1,)
         y = empty(tuple(1 if axis in axes else side for axis, side in enumerate(x.shape)), np.float32)
-        do(self._absmax, x, axes, y)
+        if self.over_all:
+            do(self._absmax, x, axes, y)
+        else:
+            absmax(contiguous(x), y, self.smallest, self.levels)
         return y
 
     def _absmax(self, x: np.ndarray, axes: tuple[int, ...], y: np.ndarray) -> None:
@@ -136,7 +135,7 @@ class ByPlace(Step):
 
     def build(self) -> None:
         self.function: np.ufunc = np.add if self.fields.kind == "add" else np.multiply
-        self.value = self.fields.value
+        self.value = plain(self.fields.value)
         need(self.value.ndim in (1, 3), f"tensor 'value' must have one or three axes, got {self.value.ndim}")
         self.shape = (*self.value.shape[2:], *self.value.shape[:2])
 
@@ -150,5 +149,7 @@ class ByPlace(Step):
 
     def run(self, x: np.ndarray) -> np.ndarray:
         y = empty(x.shape, np.float32)
-        do(self.function, x, self.value, y)
+        value = self.value.reshape(1, *self.value.shape)
+        if not combine(self.fields.kind, contiguous(x), value, y):
+            do(self.function, x, self.value, y)
         return y

@@ -1,0 +1,80 @@
+"""Normalization, and the largest number, over the channels of each position."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.runtime.threads import run_rows
+
+# Sums that are kept at a time: their additions do not wait for each other, and many small numbers add up precisely.
+PARTS = 8
+
+
+class Normal(NamedTuple):
+    """Channels of a position, and whether their mean is taken off."""
+
+    channels: int
+    center: int
+
+
+@inline
+def _sum(x, power):
+    """The sum of float32 numbers, or of their squares if power is 2, in eight parts."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
+    whole = len(x) - len(x) % PARTS
+    for i in range(0, whole, PARTS):
+        a, b, c, d = x[i], x[i + 1], x[i + 2], x[i + 3]
+        e, f, g, h = x[i + 4], x[i + 5], x[i + 6], x[i + 7]
+        if power == 2:
+            a, b, c, d, e, f, g, h = a * a, b * b, c * c, d * d, e * e, f * f, g * g, h * h
+        s0, s1, s2, s3, s4, s5, s6, s7 = s0 + a, s1 + b, s2 + c, s3 + d, s4 + e, s5 + f, s6 + g, s7 + h
+    for i in range(whole, len(x)):
+        s0 += x[i] * x[i] if power == 2 else x[i]
+    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+
+
+@jit
+def _normalize(x, y, eps, size, first, last):
+    """Positions of y flat (positions, channels): (x - mean) / sqrt(mean of its squares + eps)."""
+    size = Normal(*size)
+    count = np.float32(size.channels)
+    for row in range(first, last):
+        given = x[row * size.channels : (row + 1) * size.channels]
+        made = y[row * size.channels : (row + 1) * size.channels]
+        mean = np.float32(0)
+        if size.center:
+            mean = _sum(given, 1) / count
+        for i in range(size.channels):
+            made[i] = given[i] - mean
+        spread = np.float32(math.sqrt(_sum(made, 2) / count + eps))
+        for i in range(size.channels):
+            made[i] = made[i] / spread
+
+
+@jit
+def _absmax(x, y, smallest, levels, channels, first, last):
+    """Positions of y flat: the largest |x| of x flat (positions, channels), at least `smallest`, over `levels`."""
+    for row in range(first, last):
+        given = x[row * channels : (row + 1) * channels]
+        largest = smallest
+        strange = False
+        for i in range(channels):
+            value = abs(given[i])
+            strange |= value != value
+            largest = max(largest, value)
+        y[row] = np.float32(np.nan) if strange else largest / levels
+
+
+def normalize(x: np.ndarray, y: np.ndarray, eps: np.float32, center: bool) -> None:
+    """Write the normalized channels, the last axis, of contiguous float32 x to y."""
+    channels = x.shape[-1]
+    size = Normal(channels, int(center))
+    run_rows(_normalize, x.size // channels, x.size // 2, x.reshape(-1), y.reshape(-1), eps, tuple(size))
+
+
+def absmax(x: np.ndarray, y: np.ndarray, smallest: np.float32, levels: np.float32) -> None:
+    """Write max(max |x|, smallest) / levels over the last axis of contiguous float32 x to y; NaN if x has one."""
+    channels = x.shape[-1]
+    run_rows(_absmax, x.size // channels, x.size, x.reshape(-1), y.reshape(-1), smallest, levels, channels)
