@@ -42,9 +42,22 @@ def _shrink_variances(norm: Any, generator: torch.Generator) -> None:
     norm.running_var.masked_fill_(tiny, TINY)
 
 
+def _set_weight(weight: Tensor, generator: torch.Generator) -> None:
+    drawn = _draw(weight, generator) / weight[0].numel() ** 0.5
+    weight.copy_(drawn.masked_fill(_some(drawn, ZERO_WEIGHTS, generator), 0.0))
+
+
 def _set_others(module: nn.Module, generator: torch.Generator) -> None:
-    """Move parameters of activations and quantizers: shifts, which begin at 0, by adding; scales by a factor."""
-    for parameter in module.parameters(recurse=False):
+    """Move parameters of activations and quantizers: shifts, which begin at 0, by adding; scales by a factor.
+
+    A weight of a layer that is none of PyTorch's is drawn like theirs; what is not trained stays.
+    """
+    for name, parameter in module.named_parameters(recurse=False):
+        if not parameter.requires_grad:
+            continue
+        if name == "weight" and parameter.ndim > 1:
+            _set_weight(parameter, generator)
+            continue
         noise = _draw(parameter, generator)
         parameter.copy_(torch.where(parameter == 0, 0.2 * noise, parameter * torch.exp(0.3 * noise)))
 
@@ -56,7 +69,7 @@ def trained_like(model: nn.Module, inputs: Tensor, seed: int = 0) -> nn.Module:
     Weights are normal with variance 1 / fan-in and 1 % of exact zeros; gammas of batch norm have both signs and 5 % of
     zeros, betas are normal; running statistics are those of `inputs`, except for 3 % of channels whose variance is
     1e-6 and whose gamma is small, as of a channel that died; learned shifts, slopes and scales of other modules are
-    moved from their start. The same seed gives the same state.
+    moved from their start; parameters without gradients stay. The same seed gives the same state.
 
     inputs: a batch as the model takes it, of at least two examples.
     """
@@ -64,9 +77,7 @@ def trained_like(model: nn.Module, inputs: Tensor, seed: int = 0) -> nn.Module:
     norms = []
     for module in model.modules():
         if isinstance(module, LINEAR):
-            fan_in = module.weight[0].numel()
-            weight = _draw(module.weight, generator) / fan_in**0.5
-            module.weight.copy_(weight.masked_fill(_some(weight, ZERO_WEIGHTS, generator), 0.0))
+            _set_weight(module.weight, generator)
             bias: Tensor | None = getattr(module, "bias", None)  # an embedding has none
             if bias is not None:
                 bias.copy_(0.1 * _draw(bias, generator))
