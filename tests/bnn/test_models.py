@@ -410,6 +410,27 @@ def test_trained_like_state():
         assert model(inputs).argmax(1).unique().numel() > 1
 
 
+class OwnConv(nn.Module):
+    """A layer of somebody's own, begun with weights of one sign, beside a constant that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(200, 8, 3, 3) * 0.001)
+        self.two = nn.Parameter(torch.tensor([2.0]), requires_grad=False)
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight / self.two)
+
+
+def test_trained_like_state_of_layers_that_are_not_pytorchs():
+    layer = trained_like(OwnConv(), torch.randn(2, 8, 5, 5)).requires_grad_(False)
+    assert (
+        0.9 < float(layer.weight.std()) * 72**0.5 < 1.1 and abs(float((layer.weight > 0).float().mean()) - 0.5) < 0.05
+    )
+    assert 0 < int((layer.weight == 0).sum()) < 0.03 * layer.weight.numel()
+    assert float(layer.two) == 2.0
+
+
 def test_alexnet_in_the_usual_order_is_convolution_norm_activation_pool():
     """Table 3b's order, walked through as it is written: pooling sees signs."""
     torch.manual_seed(0)
