@@ -88,6 +88,7 @@ READERS = {
     "ledger": ("ledger",),
     "published": ("published",),
     "report": ("report", "report_data"),
+    "sensitivity": ("sensitivity",),
     "sweep": ("sweep", "sweep_plan"),
     "timm": ("timm",),
     "training_step": ("training_step", "steps"),
