@@ -112,7 +112,6 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         self._packing = pack_activations(self.network) if self._packs else None
-        self._looks_at_losses = self.device.type == "cpu" and self.trainer.scaler is None
         if self._teacher is not None and isinstance(self._loss, DistillationLoss):
             self._lesson = Lesson(self._teacher, self.network, self._loss.maps, self.device)
         if self._compile:
@@ -245,6 +244,7 @@ class Classifier(LightningModule):
         self._sums = self._zeros()
 
     def on_train_start(self) -> None:
+        self._looks_at_losses = self.device.type == "cpu" and self.trainer.scaler is None
         self._sums = self._zeros()
         # Not when a run goes on: centring what was clipped would move it again.
         if self.global_step == 0:

@@ -127,6 +127,7 @@ def test_bnn_shows_all_its_names():
         "ConversionError",
         "check_parity",
         "convert",
+        "convert_step",
         "converter",
         "data",
         "doctor",
