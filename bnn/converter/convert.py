@@ -89,9 +89,10 @@ def check_examples(example_input: Any) -> list[Tensor]:
                 "example_input must be a float tensor, uint8 pixels, or int32 or int64 (N, T) for embeddings, got "
                 f"{getattr(x, 'dtype', type(x))}"
             )
-        if x.ndim not in (2, 3, 4) or 0 in x.shape:
+        if x.ndim not in (2, 3, 4, 5) or 0 in x.shape:
             raise ConversionError(
-                f"example_input must have shape (N, C, H, W), (N, C, L) or (N, K) with N >= 1, got {tuple(x.shape)}"
+                "example_input must have shape (N, C, D, H, W), (N, C, H, W), (N, C, L) or (N, K) with N >= 1, got "
+                f"{tuple(x.shape)}"
             )
     return [as_input(x[:1]) for x in examples]
 
@@ -109,9 +110,9 @@ def convert(model: Model, example_input: Tensor | Sequence[Tensor], require_bits
     model: in evaluation mode. It is run on a few inputs, and the ATen operations that PyTorch runs are recorded, so any
         Python code is welcome; control flow that depends on data is not. It is not changed. Or an ExportedProgram of
         torch.export, exported in evaluation mode and with a dynamic batch.
-    example_input: float (N, C, H, W), (N, C, L) or (N, K), of which only the shape counts; a tuple for several inputs.
-        Integers (N, T), int32 or int64, are for embeddings. With uint8 pixels the packed network takes uint8; its
-        model normalizes them itself (`bnn.layers.PixelNormalize`, `bnn.quantizers.PixelLevels`).
+    example_input: float (N, C, D, H, W), (N, C, H, W), (N, C, L) or (N, K), of which only the shape counts; a tuple
+        for several inputs. Integers (N, T), int32 or int64, are for embeddings. With uint8 pixels the packed network
+        takes uint8; its model normalizes them itself (`bnn.layers.PixelNormalize`, `bnn.quantizers.PixelLevels`).
     require_bits: refuse a network in which a layer whose weights and inputs take few values would run in floats, as
         its inputs are not recognized as levels (`bnn.converter.explain` lists all layers).
 

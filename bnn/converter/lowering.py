@@ -1,12 +1,14 @@
 """From recorded operations to the typed graph: each operation asks its rule what it is made of."""
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from bnn_kernels.model.program import input_register
+from bnn_kernels.model.program import as_spec_shape, input_register
 from bnn_kernels.steps.cached_attention import CachedAttention
 from bnn_kernels.steps.embedding import Embedding
 from torch import Tensor, nn
@@ -78,7 +80,15 @@ class Lowering:
             found = node.results[0]
             pixels = found.dtype == torch.uint8
             indices = not found.is_floating_point() and not pixels
-            value = Input(tuple(found.shape[1:]), register=input_register(i), indices=indices, pixels=pixels)
+            shape = tuple(found.shape[1:])
+            value: Value = Input(
+                as_spec_shape(shape) if len(shape) == 4 else shape,
+                register=input_register(i),
+                indices=indices,
+                pixels=pixels,
+            )
+            if len(shape) == 4:  # a volume is a view of a map
+                value = Moved(shape, (value,), index=np.arange(1, math.prod(shape) + 1).reshape(shape))
             self.values[Output(node, 0)] = value if given is None else given[i]
         self.of_integers = any(node.results[0].dtype == torch.int64 for node in captured.inputs)
 

@@ -58,6 +58,9 @@ def check_values(lowered: Sequence[Lowered], outputs: list[Value]) -> None:
     known: dict[Value, Tensor] = {}
     for item in lowered:
         for value, real in _pairs(item):
+            if item.node.target is None and isinstance(value, Moved):  # an input that is a volume, a view of a map
+                (base,) = value.inputs
+                known.setdefault(base, _plain(real).reshape(-1, *base.shape))
             if not isinstance(value, Input | Refused) and (value in live or value in known):
                 evaluation = Evaluation(known)
                 with torch._C.DisableTorchFunction():  # modes are for the network, not for what it is compared with

@@ -381,7 +381,7 @@ def test_a_subclass_with_a_forward_of_its_own_is_looked_into():
             r"cat.*from image to image",
         ),
         (lambda m, x: m.c1(x).flatten(0, 1), r"flatten.*changes the batch"),
-        (lambda m, x: m.c1(x).view(-1, 6, 2, 4, 8) * 2, r"view.*takes part in a computation"),
+        (lambda m, x: m.c1(x).view(-1, 6, 2, 4, 2, 4) * 2, r"view.*takes part in a computation"),
         (lambda m, x: m.c1(F.dropout(x)), r"dropout.*training"),
         (lambda m, x: x.view(2, 6, 8, 8).mean(), r"mean.*over the batch"),
         (lambda m, x: {"a": m.c1(x)}, "returns a dict"),

@@ -160,6 +160,8 @@ class Builder:
             assert inside is not None
             return move_alike(x, self.by_place(x.inputs[0], kind, inside))
         value = constant[0]
+        if value.ndim == 4:  # the slices of a volume lie below one another
+            value = value.expand(-1, *x.shape[1:3], -1).flatten(1, 2)
         if value.ndim == 2:  # a sequence is a map of one row
             value = value[:, None]
         value = value.permute(1, 2, 0) if value.ndim == 3 else value
@@ -284,7 +286,15 @@ class Builder:
         if len(a.shape) != len(b.shape):
             self.fail(f"{kind} of {('N', *a.shape)} and {('N', *b.shape)}: reshape one of them to the other's rank")
         shape = tuple(max(m, n) for m, n in zip(a.shape, b.shape, strict=True))
+        if len(shape) == 4:  # depth and height are one axis of a plan: stretched together, or beforehand
+            a, b = (self._stretched(x, shape) for x in (a, b))
         return Combine(shape, (a, b), kind=kind)
+
+    def _stretched(self, x: Value, shape: tuple[int, ...]) -> Value:
+        if x.shape[1:3] in ((1, 1), shape[1:3]):
+            return x
+        stretched: Value = self.move(x, lambda p: p.expand(-1, -1, *shape[1:3], -1))
+        return stretched
 
     def concat(self, values: Sequence[Value]) -> Value:
         """Return the channels of all values one after the other."""

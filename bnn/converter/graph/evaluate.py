@@ -155,7 +155,9 @@ class Evaluation:
 
 
 def _as_map(x: Tensor) -> Tensor:
-    """Return a map; a sequence is one of one row."""
+    """Return a map; a sequence is one of one row, the slices of a volume lie below one another."""
+    if x.ndim == 5:
+        return x.flatten(2, 3)
     return x[:, :, None] if x.ndim == 3 else x
 
 

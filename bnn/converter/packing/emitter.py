@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from bnn_kernels import StepSpec
 from bnn_kernels.bits.threshold_storage import ThresholdArrays, compress
+from bnn_kernels.model.program import as_spec_shape
 from bnn_kernels.steps.binary import BinaryLayerFields
 from bnn_kernels.steps.elementwise import Activation, Elementwise
 from bnn_kernels.steps.elementwise import Combine as CombineStep
@@ -85,8 +86,8 @@ def emit(outputs: list[Value]) -> Emitted:
 
 
 def _shape(value: Value) -> tuple[int, ...]:
-    """Return the shape that a value has in a plan: a sequence is a map of one row."""
-    return (value.shape[0], 1, value.shape[1]) if len(value.shape) == 2 else value.shape
+    """Return the shape that a value has in a plan, where sequences and volumes are maps."""
+    return as_spec_shape(value.shape)
 
 
 def _is_pixels(value: Value, wish: Stretch) -> TypeGuard[Input]:

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from bnn_kernels.model.program import as_spec_shape
 from bnn_kernels.steps.fields import StepFields
 from bnn_kernels.steps.shape import MOST_AXES, Permute, Reshape, Select
 
@@ -10,23 +11,19 @@ from bnn.converter.errors import ConversionError
 from bnn.converter.graph.values import Moved
 
 
-def _as_map(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
-
-
 def moving_steps(value: Moved) -> list[StepFields]:
     """Return the fields of the steps that move the operand's numbers; ConversionError if none do."""
     (operand,) = value.inputs
     shape, before = value.shape, operand.shape
-    if len(shape) > 3:
+    if len(shape) > 4:
         raise ConversionError(
             f"{value.source or 'a view'}: a value of shape {('N', *shape)} takes part in a computation; only those of "
-            "shape (N, C, H, W), (N, C, L) and (N, K) can be converted"
+            "shape (N, C, D, H, W), (N, C, H, W), (N, C, L) and (N, K) can be converted"
         )
     index = value.index
     if (index.reshape(-1) == np.arange(1, index.size + 1)).all() and index.size == np.prod(before):
-        return [Reshape.Fields(shape=list(_as_map(shape)))]
-    source, target = _as_map(before), _as_map(shape)
+        return [Reshape.Fields(shape=list(as_spec_shape(shape)))]
+    source, target = as_spec_shape(before), as_spec_shape(shape)
     size = target if len(source) == len(target) else _same_rank(index, source)
     found = _select(index.reshape(size), source)
     if found is not None:

@@ -9,3 +9,4 @@ from bnn.converter.rules import pool as pool
 from bnn.converter.rules import quantized as quantized
 from bnn.converter.rules import shape as shape
 from bnn.converter.rules import transposed as transposed
+from bnn.converter.rules import volume as volume

@@ -15,7 +15,7 @@ from bnn.converter.registry import register_rule
 aten = torch.ops.aten
 
 
-class _Side:
+class Side:
     """The windows of pooling along one side: starts and ends, which may lie in the padding."""
 
     def __init__(self, extent: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool):
@@ -45,16 +45,16 @@ class _Side:
 
 def _sides(
     build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, ceil: bool, dilation: Any = 1
-) -> list[_Side]:
+) -> list[Side]:
     extents = x.shape[1:] if len(x.shape) == 3 else (1, x.shape[-1])
     kernels = build.sides(x, kernel, 1)
     strides = build.sides(x, kernel if stride is None or stride == [] else stride, 1)
     paddings = build.sides(x, padding, 0)
     dilations = build.sides(x, dilation, 1)
-    return [_Side(*side, ceil) for side in zip(extents, kernels, strides, paddings, dilations, strict=True)]
+    return [Side(*side, ceil) for side in zip(extents, kernels, strides, paddings, dilations, strict=True)]
 
 
-def _windows(
+def pool_windows(
     build: Builder, x: Value, kind: Literal["max", "avg"], windows: list[np.ndarray], sizes: list[np.ndarray],
     dilation: list[int] | None = None,
 ) -> Value:  # fmt: skip
@@ -76,7 +76,7 @@ def _max(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, dilat
     if all(side.is_plain for side in sides):
         return build.pool(x, "max", kernel, stride, padding, dilation)
     spread = build.sides(x, dilation, 1)
-    return _windows(build, x, "max", [side.inside for side in sides], [], None if spread == [1, 1] else spread)
+    return pool_windows(build, x, "max", [side.inside for side in sides], [], None if spread == [1, 1] else spread)
 
 
 @register_rule(aten.max_pool1d, aten.max_pool2d)
@@ -90,13 +90,14 @@ def max_pool(
 @register_rule(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices)
 def max_pool_with_places(build: Builder, x: Value, *args: Any) -> Any:
     """Maximum over windows, of which the places cannot be converted."""
-    return _and_places(build, _max(build, x, *(*args, *_MAX_DEFAULTS[len(args) - 1 :])))
+    return indices_refused(build, _max(build, x, *(*args, *_MAX_DEFAULTS[len(args) - 1 :])))
 
 
 _MAX_DEFAULTS = (None, 0, 1, False)
 
 
-def _and_places(build: Builder, y: Value) -> tuple[Value, Value]:
+def indices_refused(build: Builder, y: Value) -> tuple[Value, Value]:
+    """Return a maximum, and its places as a value that is refused where it is used."""
     error = ConversionError(f"{build.place}: the places (indices) of a maximum cannot be converted")
     return y, Refused(y.shape, error=error)
 
@@ -111,7 +112,7 @@ def _avg(
         sizes = [np.full_like(sizes[0], divisor), np.ones_like(sizes[1])]
     elif all(side.is_plain and (size == k).all() for side, size, k in zip(sides, sizes, kernels, strict=True)):
         return build.pool(x, "avg", kernel, stride, padding)
-    return _windows(build, x, "avg", [side.inside for side in sides], sizes)
+    return pool_windows(build, x, "avg", [side.inside for side in sides], sizes)
 
 
 @register_rule(aten.avg_pool1d, aten.avg_pool2d)
@@ -136,7 +137,7 @@ def _adaptive(build: Builder, x: Value, size: Any, kind: Literal["max", "avg"]) 
         windows.append(np.stack([place * extent // count, -(-(place + 1) * extent // count)], 1))
     if len(windows) == 1:
         windows.insert(0, np.array([[0, 1]]))
-    return _windows(build, x, kind, windows, [side[:, 1] - side[:, 0] for side in windows])
+    return pool_windows(build, x, kind, windows, [side[:, 1] - side[:, 0] for side in windows])
 
 
 @register_rule(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d)
@@ -148,7 +149,7 @@ def adaptive_avg_pool(build: Builder, x: Value, size: Any) -> Value:
 @register_rule(aten.adaptive_max_pool1d, aten.adaptive_max_pool2d)
 def adaptive_max_pool(build: Builder, x: Value, size: Any) -> Any:
     """Maximum over parts of the map that are as equal as can be."""
-    return _and_places(build, _adaptive(build, x, size, "max"))
+    return indices_refused(build, _adaptive(build, x, size, "max"))
 
 
 def _axes(build: Builder, x: Value, dim: Any) -> list[int]:
@@ -169,13 +170,13 @@ def _over_axes(build: Builder, x: Value, kind: str, dim: Any, keepdim: bool) -> 
     axes = _axes(build, x, dim)
     kept = [axis for axis in range(1, rank) if axis not in axes]
     shape = [1 if axis in axes else side for axis, side in enumerate(x.shape, 1) if keepdim or axis not in axes]
-    if axes != list(range(2, rank)):
+    if axes != list(range(2, rank)) or rank > 4:
         # What is left become the channels of a sequence, along which goes what is reduced.
         x = build.move(x, lambda p: p.permute(0, *kept, *axes).reshape(2, -1, math.prod(p.shape[a] for a in axes)))
     kernel = list(x.shape[1:])
     if kind == "sum":
         whole = [np.array([[0, side]]) for side in (kernel if len(kernel) == 2 else [1, *kernel])]
-        pooled = _windows(build, x, "avg", whole, [np.ones(1)] * 2)
+        pooled = pool_windows(build, x, "avg", whole, [np.ones(1)] * 2)
     else:
         pooled = build.pool(x, kind, kernel, kernel, [0] * len(kernel))
     return build.move(pooled, lambda p: p.reshape(2, *shape))
@@ -190,7 +191,7 @@ def total(build: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtyp
 @register_rule(aten.max.dim)
 def maximum(build: Builder, x: Value, dim: int, keepdim: bool = False) -> Any:
     """Maximum over an axis, of which the places cannot be converted."""
-    return _and_places(build, _over_axes(build, x, "max", dim, keepdim))
+    return indices_refused(build, _over_axes(build, x, "max", dim, keepdim))
 
 
 @register_rule(aten.mean)
@@ -226,7 +227,7 @@ def smallest(build: Builder, x: Value) -> Value:
 @register_rule(aten.min.dim)
 def minimum(build: Builder, x: Value, dim: int, keepdim: bool = False) -> Any:
     """Minimum over an axis, of which the places cannot be converted."""
-    return _and_places(build, amin(build, x, dim, keepdim))
+    return indices_refused(build, amin(build, x, dim, keepdim))
 
 
 @register_rule(aten.aminmax)

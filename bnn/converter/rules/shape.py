@@ -20,6 +20,7 @@ aten = torch.ops.aten
 _MOVES = (
     aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.transpose, aten.t, aten.permute, aten.squeeze,
     aten.unsqueeze, aten.slice, aten.select, aten.chunk, aten.split, aten.split_with_sizes, aten.unbind, aten.expand,
+    aten.unsafe_split, aten.unsafe_chunk,
     aten.repeat, aten.repeat_interleave, aten.index_select, aten.flip, aten.roll, aten.as_strided, aten.unfold,
     aten.channel_shuffle, aten.native_channel_shuffle, aten.pixel_shuffle, aten.pixel_unshuffle, aten.im2col,
 )  # fmt: skip

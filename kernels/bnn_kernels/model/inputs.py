@@ -15,7 +15,9 @@ OUT_BLOCK = 64
 
 
 def as_channels_last(x: np.ndarray) -> np.ndarray:
-    """Return a view of maps (N, C, H, W) as (N, H, W, C), of sequences as maps of one row; vectors pass."""
+    """Return maps (N, C, H, W) as (N, H, W, C), sequences as maps of one row, volumes as slices below one another."""
+    if x.ndim == 5:
+        x = x.reshape(*x.shape[:2], -1, x.shape[4])
     if x.ndim == 3:
         x = x[:, :, None]
     return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x

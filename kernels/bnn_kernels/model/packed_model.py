@@ -21,10 +21,10 @@ from bnn_kernels.steps.fields import StepSpec
 class PackedModel:
     """A plan of steps over named registers.
 
-    input_shape: (C, H, W), (C, L) or (K,) of one input, or a list of such for several. steps: in order; registers "x",
-    "x1", ... are the inputs. outputs: (register, shape) of what a call returns; by default what the last step writes
-    first. input_dtypes: "float32" or "uint8" for each input; float32 if not given. states: of a network that computes
-    step by step, see `start`. PlanError if a step is malformed or the steps do not fit together.
+    input_shape: (C, D, H, W), (C, H, W), (C, L) or (K,) of one input, or a list of such for several. steps: in order;
+    registers "x", "x1", ... are the inputs. outputs: (register, shape) of what a call returns; by default what the last
+    step writes first. input_dtypes: "float32" or "uint8" for each input; float32 if not given. states: of a network
+    that computes step by step, see `start`. PlanError if a step is malformed or the steps do not fit together.
 
     The number of images in a call is free, and several threads may call one model at the same time.
     """
@@ -41,7 +41,9 @@ class PackedModel:
     ):
         need(isinstance(input_shape, (tuple, list)), f"the input shape must be a tuple or a list, got {input_shape!r}")
         several = len(input_shape) > 0 and not isinstance(input_shape[0], (int, np.integer))
-        self.input_shapes = [check_shape(shape, "input") for shape in (input_shape if several else [input_shape])]
+        self.input_shapes = [
+            check_shape(shape, "input", most=4) for shape in (input_shape if several else [input_shape])
+        ]
         if not isinstance(steps, (list, tuple)) or not all(isinstance(step, StepSpec) for step in steps):
             raise TypeError(f"steps must be a list of StepSpec, got {steps!r:.200}")
         self.steps = list(steps)

@@ -23,7 +23,12 @@ def input_register(index: int) -> str:
 
 
 def as_spec_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that a value has within a plan: a sequence (C, L) is a map of one row."""
+    """Return the shape that a value has within a plan.
+
+    A sequence (C, L) is a map of one row; of a volume (C, D, H, W) the slices lie below one another, (C, D * H, W).
+    """
+    if len(shape) == 4:
+        return shape[0], shape[1] * shape[2], shape[3]
     return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
 
 
@@ -164,7 +169,7 @@ class Program:
     ) -> list[tuple[str, tuple[int, ...]]]:
         try:
             given = [(last, self.specs[last].shape)] if outputs is None else outputs
-            checked = [(register, check_shape(shape, "output")) for register, shape in given]
+            checked = [(register, check_shape(shape, "output", most=4)) for register, shape in given]
         except TypeError:
             raise PlanError(f"outputs must be (register, shape) pairs, got {outputs!r:.200}") from None
         need(len(checked) > 0, "a plan needs at least one output")

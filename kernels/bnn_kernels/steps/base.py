@@ -145,11 +145,15 @@ class Step:
 LARGEST_VALUE = 1 << 31
 
 
-def check_shape(shape: Any, name: str) -> tuple[int, ...]:
-    """Return a shape without batch, (C, H, W), (C, L) or (K,), as a tuple of ints; PlanError if it is none."""
-    fits = isinstance(shape, (tuple, list)) and 1 <= len(shape) <= 3
+def check_shape(shape: Any, name: str, most: int = 3) -> tuple[int, ...]:
+    """Return a shape without batch, (C, H, W), (C, L) or (K,), as a tuple of ints; PlanError if it is none.
+
+    most: axes that it may have; 4 allows volumes (C, D, H, W) as well.
+    """
+    fits = isinstance(shape, (tuple, list)) and 1 <= len(shape) <= most
     if not fits or any(not isinstance(v, (int, np.integer)) or isinstance(v, bool) or v < 1 for v in shape):
-        raise PlanError(f"{name} shape must be (C, H, W), (C, L) or (K,) of positive integers, got {shape!r}")
+        volume = "(C, D, H, W), " if most > 3 else ""
+        raise PlanError(f"{name} shape must be {volume}(C, H, W), (C, L) or (K,) of positive integers, got {shape!r}")
     if math.prod(shape) > LARGEST_VALUE:
         raise PlanError(f"{name} shape {tuple(shape)} is larger than any network's")
     return tuple(int(v) for v in shape)
