@@ -260,9 +260,10 @@ def test_summaries_run_no_quantizer_on_the_way(kind):
 
 
 def test_what_cannot_be_packed_is_estimated_and_says_so():
-    model = nn.Sequential(QuantConv3d(2, 4, 3, weight_quantizer=XnorWeight, input_quantizer=SteSign))
-    summary = bnn.summary(model, (2, 5, 5, 5))
-    assert summary.estimated
+    layer = partial(QuantConv3d, 2, 4, 3, weight_quantizer=XnorWeight, input_quantizer=SteSign)
+    assert not bnn.summary(nn.Sequential(layer()), (2, 5, 5, 5)).estimated
+    summary = bnn.summary(nn.Sequential(layer(input_scale=True)), (2, 5, 5, 5))
+    assert "input_scale" in summary.estimated
     assert "estimate" in str(summary)
     assert summary.bytes == 4 * 2 * 27 / 8 + 4 * 4 + 4 * 4
     diverged = nn.Sequential(nn.Linear(4, 4))
