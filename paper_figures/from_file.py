@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from paper_figures.ledger_file import Entry, LedgerError, read_ledger
+
 
 def draw_from_file(
     description: str | None,
@@ -20,3 +22,13 @@ def draw_from_file(
     options = parser.parse_args(arguments)
     draw(options.results, options.output)
     print(f"written: {options.output}")
+
+
+def read_entries(results: Path) -> list[Entry]:
+    """Return the entries of a ledger; SystemExit with a message if the file is missing or no ledger."""
+    try:
+        return read_ledger(results)
+    except FileNotFoundError:
+        raise SystemExit(f"error: {results} is missing; experiments.collect output={results} writes it") from None
+    except LedgerError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -12,8 +12,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from paper_figures import style
-from paper_figures.from_file import draw_from_file
-from paper_figures.ledger_file import Entry, LedgerError, lower_is_better, read_ledger
+from paper_figures.from_file import draw_from_file, read_entries
+from paper_figures.ledger_file import Entry, lower_is_better
 from paper_figures.save import save
 
 DEFAULT_RESULTS = Path("results") / "digits_accuracy_vs_bits.json"
@@ -75,12 +75,7 @@ def _name(entry: Entry) -> str:
 
 def draw(results: Path, output: Path) -> None:
     """Draw a ledger's file."""
-    try:
-        entries = read_ledger(results)
-    except FileNotFoundError:
-        raise SystemExit(f"error: {results} is missing; experiments.collect output={results} writes it") from None
-    except LedgerError as error:
-        raise SystemExit(f"error: {error}") from None
+    entries = read_entries(results)
     save(plot(entries), output)
 
 

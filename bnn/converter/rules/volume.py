@@ -176,8 +176,7 @@ def _padded(build: Builder, stack: _Stack, x: Value, pad: float) -> Value:
     y = stack.of_input(build, x)
     if not pad or not stack.pads:
         return y
-    inside = stack.of_input(build, x)
-    ones = torch.zeros(1, *inside.shape)
+    ones = torch.zeros(1, *y.shape)
     for t in range(stack.kernel[0]):
         there = stack._tap(t)(torch.ones(1, *x.shape))
         ones[:, t * x.shape[0] : (t + 1) * x.shape[0]] = there
