@@ -51,6 +51,7 @@ NOT_THE_EXPERIMENT = (
 # Options that came later, and what stands for training as it was before: runs with and without are one experiment.
 _AS_BEFORE: dict[str, Any] = {
     "ema": None,
+    "quantizer.widths": None,
     "start.run": None,
     "start.weights": "last",
     "stages": None,

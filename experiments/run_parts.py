@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.command_help import CONFIGS
 from experiments.config_values import ConfigError, check_numbers, whole_number
+from experiments.layer_widths import set_widths
 from experiments.published_numbers import check_published
 from experiments.targets import build, check
 from experiments.teacher import build_teacher
@@ -62,7 +63,7 @@ def _check_quantizer(config: DictConfig) -> None:
     needed = OmegaConf.load(CONFIGS / "quantizer" / "fp32.yaml")
     if not isinstance(quantizer, DictConfig):
         raise ConfigError(f"quantizer is {quantizer!r}; it is a file of configs/quantizer, such as quantizer=xnor")
-    missing = [str(name) for name in needed if name not in quantizer]
+    missing = [str(name) for name in needed if name not in quantizer and name != "widths"]
     if missing:
         raise ConfigError(
             f"the quantizer's config lacks {', '.join(missing)}: begin its file with `defaults: [fp32]`, which "
@@ -112,7 +113,7 @@ def begin(network: Any, config: DictConfig) -> None:
 
     if config.start.weights not in ("last", "best"):
         raise ConfigError(f"start.weights is last or best, got {config.start.weights!r}")
-    folder = find_run(Path(str(config.start.run)))
+    folder = find_run(Path(str(config.start.run)), config.seed)
     if not (folder / "result.json").exists():
         raise ConfigError(f"start.run={config.start.run} has not ended: train it first, with the command that began it")
     try:
@@ -134,6 +135,7 @@ def build_parts(config: DictConfig) -> Parts:
     data = build(config, "data")
     seed_everything(config.seed)
     network = build(config, "model")
+    set_widths(network, config)
     if bnn.takes_pixels(network):
         if data.kind != "images":
             raise ConfigError(f"{config.model._target_} takes pixels, and {data.name} is {data.kind}")

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from bnn.training import BEST_CHECKPOINT, CHECKPOINT, RunError, load_network
 from experiments import cli
 from experiments.identity import comparable, differing, flat, is_among
+from experiments.layer_widths import set_widths
 from experiments.stages import is_stage
 
 CONFIG = "config.yaml"
@@ -37,14 +38,22 @@ def load_config(folder: Path) -> DictConfig:
     return config
 
 
-def find_run(folder: Path) -> Path:
+def find_run(folder: Path, seed: int | None = None) -> Path:
     """Return the run's folder that `folder` names.
 
     Itself, or the one run that lies below it; NAME/QUANTIZER/seed0 may stand for NAME/QUANTIZER/EXPERIMENT/seed0.
+    seed: of the runs seed0, seed1, ... that lie directly below, those of one experiment, the one of this seed is meant.
     RunError if there is no run or more than one.
     """
     if (folder / CONFIG).exists():
         return folder
+    if seed is not None and (seeds := seeds_of(folder)):
+        if seed not in seeds:
+            raise RunError(
+                f"{folder} has runs of the seeds {', '.join(map(str, seeds))} and none of seed {seed}: train it, or "
+                f"name {folder}/seed{seeds[0]} to take that one for every seed"
+            )
+        return folder / f"seed{seed}"
     pattern = folder.rglob(CONFIG) if folder.is_dir() else folder.parent.glob(f"*/{glob.escape(folder.name)}/{CONFIG}")
     found = sorted(path.parent for path in pattern if not is_stage(path.parent))
     if not found:
@@ -61,6 +70,12 @@ def find_run(folder: Path) -> Path:
     return found[0]
 
 
+def seeds_of(folder: Path) -> list[int]:
+    """Return the seeds of the runs seed0, seed1, ... that lie directly in a folder, in order."""
+    names = [path.parent.name for path in folder.glob(f"seed*/{CONFIG}")]
+    return sorted(int(name[4:]) for name in names if name[4:].isdecimal())
+
+
 def load_run(folder: Path, best: bool = False) -> tuple[DictConfig, Any]:
     """Return (config, trained network in evaluation mode) of a run; RunError if it is not there.
 
@@ -68,6 +83,7 @@ def load_run(folder: Path, best: bool = False) -> tuple[DictConfig, Any]:
     """
     config = load_config(folder)
     network = instantiate(config.model, _convert_="object")
+    set_widths(network, config)
     return config, load_network(network, folder, BEST_CHECKPOINT if best else CHECKPOINT)
 
 

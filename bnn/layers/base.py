@@ -94,6 +94,7 @@ class QuantLayer:
     weight_quantizer: Quantizer
     input_quantizer: Quantizer
     input_scale: bool
+    _channels: tuple[int, int, int]  # of outputs, of inputs, and the axis of the inputs'
     # Set by bnn.memory.pack_activations: how what the backward pass needs is kept.
     saving: Any = None
 
@@ -102,6 +103,7 @@ class QuantLayer:
         input_axis: int,
     ) -> None:  # fmt: skip
         """Make both quantizers, of as many output and input channels; the input has its channels on `input_axis`."""
+        self._channels = outputs, inputs, input_axis
         weight = self.weight
         self.weight_quantizer = make_quantizer(
             weight_quantizer,
@@ -114,6 +116,16 @@ class QuantLayer:
         self.input_quantizer = make_quantizer(
             input_quantizer, "input_quantizer", weight, channels=inputs, channel_axis=input_axis
         )
+
+    def set_quantizers(self, weight_quantizer: QuantizerFactory, input_quantizer: QuantizerFactory) -> None:
+        """Take new quantizers, made by these factories as the layer's own were; the latent weight stays.
+
+        What the old ones learned is lost. TypeError, ValueError as of the constructor.
+        """
+        self._make_quantizers(weight_quantizer, input_quantizer, *self._channels)
+        for quantizer in (self.weight_quantizer, self.input_quantizer):
+            quantizer.train(self.training)
+        self._check_input_scale()
 
     def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None, pad: float) -> Tensor:
         """Apply the bare linear operation; `pad` is what lies outside the map."""
