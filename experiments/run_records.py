@@ -24,10 +24,10 @@ _FOLLOW = (
 def bits_of(label: str) -> tuple[str, str]:
     """Return the bits of weights and of activations that a quantizer's label begins with.
 
-    >>> bits_of("1/1+K"), bits_of("t/8 BitNet"), bits_of("3 bases/1")
-    (('1', '1'), ('t', '8'), ('3 bases', '1'))
+    >>> bits_of("1/1+K"), bits_of("t/8 BitNet"), bits_of("3 bases/1"), bits_of("2.5/3 by layer")
+    (('1', '1'), ('t', '8'), ('3 bases', '1'), ('2.5', '3'))
     """
-    found = re.match(r"(\w+(?: bases)?)/(\w+(?: bases)?)", label)
+    found = re.match(r"([\w.]+(?: bases)?)/([\w.]+(?: bases)?)", label)
     return (found[1], found[2]) if found else ("?", "?")
 
 

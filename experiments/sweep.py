@@ -155,7 +155,7 @@ def _duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _shown(jobs: list[Job]) -> Iterator[Callable[[Job], None]]:
+def shown(jobs: list[Job]) -> Iterator[Callable[[Job], None]]:
     """Show the table while the jobs run, on a terminal; elsewhere give a line for each job that ended."""
     console = cli.console()
     if console.is_terminal:
@@ -232,7 +232,7 @@ def task(config: DictConfig) -> None:
     output = Path(config.output or f"results/{config.sweep.name}.json")
     failed: list[str] = []
     if not config.collect_only:
-        with _shown(jobs) as report:
+        with shown(jobs) as report:
             failed = run_jobs(jobs, report)
         if config.sweep.get("latency"):
             if not config.sweep.get("convert"):

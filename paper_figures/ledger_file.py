@@ -30,7 +30,7 @@ ENTRY_FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "model": (_TEXT, "class of the network"),
     "method": (_TEXT, "quantizer, or the method that was compared"),
     "label": (_TEXT, "W/A bits and method, as figures write them"),
-    "weight_bits": (_TEXT, "bits a weight: a number, t for ternary, or 'N bases'"),
+    "weight_bits": (_TEXT, "bits a weight: a number, their mean if layers differ, t for ternary, or 'N bases'"),
     "activation_bits": (_TEXT, "bits an activation"),
     "settings": ((dict,), "{dotted option: value} of what else differs between the entries of this file"),
     "experiment": ((str, type(None)), "hash of the config"),

@@ -80,6 +80,7 @@ READERS = {
         *("benchmark", "benchmark_costs", "benchmark_decoder", "benchmark_kernels", "benchmark_networks"),
         "benchmark_widths",
     ),
+    "bits_by_layer": ("bits_by_layer",),
     "collect": ("collect",),
     "compare_methods": ("compare_methods",),
     "convert": ("convert",),
