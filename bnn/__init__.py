@@ -7,10 +7,11 @@
 import importlib
 from typing import Any
 
+from bnn import calibration as calibration
 from bnn import layers as layers
 from bnn import models as models
 from bnn import quantizers as quantizers
-from bnn.calibrate import calibrate as calibrate
+from bnn.calibration import calibrate as calibrate
 from bnn.pixels import Pixels as Pixels
 from bnn.pixels import set_pixels as set_pixels
 from bnn.pixels import takes_pixels as takes_pixels
@@ -27,6 +28,7 @@ __all__ = [
     "ConversionError",
     "Pixels",
     "calibrate",
+    "calibration",
     "check_parity",
     "convert",
     "convert_step",

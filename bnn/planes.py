@@ -43,6 +43,7 @@ class Term:
         those of the channels are 1: scales of samples or tokens. No gradient passes it.
     zero_points: int64 (C,) for the channels of axis 1 of an input, or (1,), which planes {0,1} alone may have; None is
         0. A level of 0, which pads a map, need not be one that the planes have.
+    largest: a bound of the magnitudes of levels, where zero points would otherwise be read from the device to know it.
     PlanesError on anything else.
     """
 
@@ -51,6 +52,7 @@ class Term:
     multipliers: tuple[int, ...]
     scale: Tensor
     zero_points: Tensor | None = None
+    largest: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, Tensor) or self.bits.dtype != torch.bool or self.bits.ndim < 1:
@@ -87,6 +89,8 @@ class Term:
     @property
     def max_level(self) -> int:
         """Largest magnitude that a level can have."""
+        if self.largest is not None:
+            return self.largest
         positive = sum(m for m in self.multipliers if m > 0)
         negative = -sum(m for m in self.multipliers if m < 0)
         if self.zero_points is not None:

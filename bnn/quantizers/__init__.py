@@ -4,6 +4,7 @@ from bnn.quantizers.abc_activation import AbcActivation as AbcActivation
 from bnn.quantizers.abc_weight import AbcWeight as AbcWeight
 from bnn.quantizers.adabin import AdaBinActivation as AdaBinActivation
 from bnn.quantizers.adabin import AdaBinWeight as AdaBinWeight
+from bnn.quantizers.affine_activation import AffineActivation as AffineActivation
 from bnn.quantizers.approx_sign import ApproxSign as ApproxSign
 from bnn.quantizers.base import FullPrecision as FullPrecision
 from bnn.quantizers.base import Quantizer as Quantizer

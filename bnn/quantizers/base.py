@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bnn.planes import Planes, PlanesError
 from bnn.quantizers.description import Description
+from bnn.quantizers.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,15 @@ class Quantizer(nn.Module):
         tries on both sides of every threshold.
         """
         return None
+
+    @property
+    def grid(self) -> Grid | None:
+        """The evenly spaced levels whose step `set_grid` sets, see `bnn.calibrate`; None where there are none."""
+        return None
+
+    def set_grid(self, step: Tensor, zero_point: Tensor) -> None:
+        """Set the step, and the zero point of a grid that has one: (1,), or a number for each channel, in place."""
+        raise TypeError(f"{type(self).__name__} has no evenly spaced levels whose step could be set")
 
     def planes(self, x: Tensor) -> Planes:
         """Return the bit planes of `x`'s quantized values; TypeError for a quantizer that has none."""

@@ -20,13 +20,14 @@ from bnn.quantizers.base import Uniform
 from bnn.quantizers.data_initialized import DataInitialized, mean_over_processes
 from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.filters import filters, like_filters
+from bnn.quantizers.grid import Grid
 from bnn.quantizers.straight_through import sign
 
 _SIGNS = (-1, 1)  # the bounds of signed levels of one bit
 
 
-def _levels(x: Tensor, step: Tensor, bounds: tuple[int, int]) -> Tensor:
-    if bounds == _SIGNS:
+def _levels(x: Tensor, step: Tensor, bounds: tuple[Any, Any]) -> Tensor:
+    if isinstance(bounds[0], int) and bounds == _SIGNS:
         return sign(x)
     # + 0.0: small negative numbers round to -0.0, planes know only 0.
     return (x / step).clamp(*bounds).round() + 0.0
@@ -38,11 +39,14 @@ def _stable_slope(ratio: Tensor, amplitude: float) -> Tensor:
     return (1 - wave) / (1 + wave)
 
 
-class _LearnedStep(torch.autograd.Function):
-    """levels * step, with equations 3 and 5. The step has one axis of channels, made to go with x, or none."""
+class LearnedStep(torch.autograd.Function):
+    """levels * step, with equations 3 and 5. The step has one axis of channels, made to go with x, or none.
+
+    bounds: the lowest and highest level, integers or tensors of x's dtype.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, bounds: tuple[int, int], factor: float, amplitude: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, bounds: tuple[Any, Any], factor: float, amplitude: float) -> Tensor:
         ctx.save_for_backward(
             x, step
         )  # and not the levels: another tensor of x's size, which x and the step give again
@@ -99,7 +103,18 @@ class _Lsq(DataInitialized):
         self.initialize_once(x)
         step = self._step(x)
         factor = (self._features(x) * self.bounds[1]) ** -0.5
-        return _LearnedStep.apply(x, step, self.bounds, factor, self.amplitude)
+        return LearnedStep.apply(x, step, self.bounds, factor, self.amplitude)
+
+    @property
+    def grid(self) -> Grid | None:
+        """The bounds, and as many steps as there are; signs have no range that a step could cover."""
+        return (
+            None if self.bounds == _SIGNS else Grid(*self.bounds, channels=len(self.step) if self.step.ndim else None)
+        )
+
+    def set_grid(self, step: Tensor, zero_point: Tensor) -> None:
+        self.step.detach().copy_(step.reshape(self.step.shape))
+        self.initialized.fill_(True)
 
     @property
     def uniform(self) -> Uniform | None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bnn.planes import Planes, Term, check_bits, code_bits, powers_of_two
 from bnn.quantizers.base import Quantizer, Uniform
 from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
+from bnn.quantizers.grid import Grid
 
 
 class _LearnedClip(torch.autograd.Function):
@@ -77,6 +78,14 @@ class Pact(Quantizer):
         scale = alpha / n
         # clip after the division: alpha / scale may round to a little more than n. + 0.0: planes know no -0.0.
         return (x / scale).clamp(0, n).round() + 0.0, scale
+
+    @property
+    def grid(self) -> Grid:
+        """Levels 0 to n; alpha is n steps."""
+        return Grid(0, 2**self._bits - 1)
+
+    def set_grid(self, step: Tensor, zero_point: Tensor) -> None:
+        self.alpha.detach().copy_((2**self._bits - 1) * step.reshape(()))
 
     def forward(self, x: Tensor) -> Tensor:
         alpha = self._alpha(x)

@@ -195,11 +195,17 @@ def test_sequences_of_bytes():
     check(trained(nn.Sequential(layer, nn.ReLU()), x), x)
 
 
+@pytest.mark.parametrize("mean", [0.4, tuple(i / 108 for i in range(108))])
+def test_linear_layers_on_pixels(mean):
+    x = pixels(5, 3, 6, 6)
+    given = partial(PixelLevels, mean, 0.2)
+    linear = QuantLinear(108, 4, weight_quantizer=eight_bits, input_quantizer=given)
+    packed, _ = check(trained(nn.Sequential(nn.Flatten(), linear), x), x)
+    assert not any(step.op.startswith("float") for step in packed.steps)
+
+
 def test_what_cannot_be_converted():
     x = pixels(2, 3, 6, 6)
-    linear = QuantLinear(108, 4, weight_quantizer=eight_bits, input_quantizer=PixelLevels)
-    with pytest.raises(ConversionError, match=r"1: .*zero points, such as pixels, can be converted for convolutions"):
-        bnn.convert(trained(nn.Sequential(nn.Flatten(), linear), x), x)
     with pytest.raises(ValueError, match=r"pad_value \+1 cannot be had of inputs with zero points"):
         trained(nn.Sequential(stem(3, 4, 3, padding=1, pad_value=1)), x)(x)
     with pytest.raises(ConversionError, match=r"input of shape \(N, 2, 6, 6\)"):

@@ -135,7 +135,7 @@ def test_bnn_shows_all_its_names():
         "optimizers",
         "training",
     }
-    names = lazy | {"calibrate", "layers", "models", "quantize", "quantizers", "summary"}
+    names = lazy | {"calibrate", "calibration", "layers", "models", "quantize", "quantizers", "summary"}
     names |= {"Pixels", "set_pixels", "takes_pixels"}
     code = (
         "import sys, bnn; names = dir(bnn); print('numba' in sys.modules or 'lightning' in sys.modules); print(*names)"

@@ -84,6 +84,8 @@ def test_planes_give_the_forward_value_bit_for_bit(role, factory, dtype, shape):
                 for term in planes.terms:
                     levels = term.levels()
                     assert levels.abs().max() <= term.max_level
+                    if term.zero_points is not None:
+                        levels = levels + term.zero_points
                     assert set(levels.flatten().tolist()) <= set(term.possible_levels())
 
 

@@ -124,6 +124,10 @@ def quantized_conv(build: Builder, layer: Any, x: Value) -> Value:
 @register_rule(QuantLinear)
 def quantized_linear(build: Builder, layer: Any, x: Value) -> Value:
     """Return what a quantized linear layer makes of vectors, or of the last axis of tokens."""
+    if len(x.shape) == 1 and _has_zero_points(layer):  # which steps of convolutions know: one token
+        y = quantized_linear(build, layer, build.move(x, lambda p: p[:, None]))
+        moved: Value = build.move(y, lambda p: p[:, 0])
+        return moved
     tokens = len(x.shape) > 1
     conv: ConvSides | None = None
     shape: tuple[int, ...] = (layer.weight.shape[0],)
@@ -140,6 +144,14 @@ def quantized_linear(build: Builder, layer: Any, x: Value) -> Value:
         y = float_layer(given, weight, bias, conv, shape)
     y = y if scale is None else rescaled(build, y, scale, layer.bias)
     return build.channels_last(y) if tokens else y
+
+
+def _has_zero_points(layer: Any) -> bool:
+    """Whether a linear layer multiplies levels of inputs that count as less their zero points."""
+    if not (layer.input_quantizer.packable and layer.weight_quantizer.packable):
+        return False
+    terms = layer.input_quantizer.planes(torch.zeros(1, layer.in_features)).terms
+    return any(term.zero_points is not None for term in terms)
 
 
 Weight = Tensor | tuple[Term, ...]
@@ -227,8 +239,7 @@ def binary_layer(
     stored = stored_planes(terms)
     fields: BinaryLayerFields
     if conv is None:
-        if planes.terms[0].zero_points is not None:
-            build.fail("inputs with zero points, such as pixels, can be converted for convolutions only")
+        assert planes.terms[0].zero_points is None, "a linear layer with zero points is a convolution of one token"
         sides = list(terms[0].bits.shape[1:])
         fields = BinaryLinear.Fields(shape=sides, output="float", **stored, **given)
     else:

@@ -1,0 +1,10 @@
+"""Post-training quantization: ranges from some batches, and methods that make up for what quantizing costs."""
+
+from bnn.calibration.calibrate import calibrate as calibrate
+from bnn.calibration.distribution import Distribution as Distribution
+from bnn.calibration.histogram import Histogram as Histogram
+from bnn.calibration.observers import Entropy as Entropy
+from bnn.calibration.observers import MeanSquaredError as MeanSquaredError
+from bnn.calibration.observers import MinMax as MinMax
+from bnn.calibration.observers import Observer as Observer
+from bnn.calibration.observers import Percentile as Percentile
