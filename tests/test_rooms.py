@@ -130,6 +130,7 @@ FLOORS = {
     "kernels/bnn_kernels": [
         ["model"],
         ["steps"],
+        ["ops/recurrent"],
         [
             "ops/packed_layers",
             "ops/level_product",

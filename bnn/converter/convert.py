@@ -117,9 +117,10 @@ def convert(model: Model, example_input: Tensor | Sequence[Tensor], require_bits
         its inputs are not recognized as levels (`bnn.converter.explain` lists all layers).
 
     Returns a PackedModel that answers like `model(x)` in evaluation: exactly where integers are fed in, within float
-    rounding elsewhere; `bnn.check_parity` shows it layer by layer. Raises ConversionError, with the dotted path of the
-    module, on what it cannot convert; `bnn.converter.register_rule` teaches it a module of your own. Warns of
-    quantizers that have never seen data (`bnn.calibrate`).
+    rounding elsewhere; `bnn.check_parity` shows it layer by layer. Outputs in tuples within tuples, such as
+    (y, (h, c)), come in one tuple. Raises ConversionError, with the dotted path of the module, on what it cannot
+    convert; `bnn.converter.register_rule` teaches it a module of your own. Warns of quantizers that have never seen
+    data (`bnn.calibrate`).
     """
     model = as_module(model)
     check_model(model)
@@ -127,15 +128,18 @@ def convert(model: Model, example_input: Tensor | Sequence[Tensor], require_bits
     examples = check_examples(example_input)
     # Thresholds are those of the float32 network on a CPU, where the packed model runs.
     network = own_copy(model).to("cpu", torch.float32)
-    steps, ends = packed_steps(network, examples, require_bits)
+    steps, ends, axes = packed_steps(network, examples, require_bits)
     shapes = [tuple(x.shape[1:]) for x in examples]
-    return bk.PackedModel(shapes, steps, {"model": type(model).__name__}, versions(), ends, dtypes_of(examples))
+    info = {"model": type(model).__name__}
+    return bk.PackedModel(shapes, steps, info, versions(), ends, dtypes_of(examples), batch_axes=axes)
 
 
 def packed_steps(
     network: nn.Module, examples: Sequence[Tensor], require_bits: bool = False
-) -> tuple[list[bk.StepSpec], list[tuple[str, tuple[int, ...]]]]:
-    """Return the steps that compute a network, and (register, shape) of its outputs; ConversionError, see `convert`.
+) -> tuple[list[bk.StepSpec], list[tuple[str, tuple[int, ...]]], list[int]]:
+    """Return the steps that compute a network, and (register, shape) and the batch's axis of each of its outputs.
+
+    ConversionError, see `convert`.
 
     network: one's own copy, in evaluation mode, float32 on a CPU.
     """
@@ -144,7 +148,8 @@ def packed_steps(
     if missed:
         raise ConversionError(f"{missed[0].place}: would run in floats, as {missed[0].reason}")
     steps, registers, _ = _emitted(outputs)
-    return steps, [(register, value.shape) for register, value in zip(registers, outputs, strict=True)]
+    ends = [(register, value.shape) for register, value in zip(registers, outputs, strict=True)]
+    return steps, ends, lowering.batch_axes
 
 
 def dtypes_of(examples: Sequence[Tensor]) -> list[str]:
@@ -195,7 +200,7 @@ def _lowered(network: nn.Module, examples: Sequence[Tensor], checked: bool = Tru
         if checked:
             check_recording(network, captured)
             check_values(lowering.lowered, outputs)
-            check_batches(network, examples, lowering.lowered, outputs)
+            check_batches(network, examples, lowering.lowered, outputs, lowering.ends)
     return lowering, outputs
 
 

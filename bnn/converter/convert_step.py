@@ -69,7 +69,9 @@ def convert_step(model: nn.Module, example_input: Tensor) -> bk.PackedModel:
         states = _states(step, example)
     step.returned = [i for i, state in enumerate(states) if not state.add]
     vars(own)["forward"] = step.forward  # of a copy: what is recorded is a step
-    steps, (output, *news) = packed_steps(own, [example, *leaves(step.structure)])
+    steps, (output, *news), axes = packed_steps(own, [example, *leaves(step.structure)])
+    if any(axes):
+        raise ConversionError("the batch must be the first axis of what step returns: transpose it")
     states = _with_outputs(states, steps, dict(zip(step.returned, (name for name, _ in news), strict=True)))
     info = {"model": type(model).__name__}
     return bk.PackedModel([tuple(example.shape[1:])], steps, info, versions(), [output], dtypes_of([example]), states)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bnn_kernels.steps.matmul import Matmul
+from bnn_kernels.steps.recurrent import Recurrent
+from bnn_kernels.steps.weights import weight_bits
 from torch import Tensor
 
 from bnn.converter.graph.values import BinaryLayer, FloatLayer, LevelProduct, Levels, OwnStep, Value, live_values
@@ -89,6 +91,10 @@ def _of_layer(value: Value, found: dict[Value, Tensor]) -> LayerExplanation | No
         return LayerExplanation(value.owner, first, second)
     if isinstance(value, OwnStep) and isinstance(value.fields, Matmul.Fields):
         return LayerExplanation(value.owner, None, None, "it multiplies two values that depend on the input")
+    if isinstance(value, OwnStep) and isinstance(value.fields, Recurrent.Fields):
+        reason = "its weights take many values" if value.fields.terms is None else "its hidden states are floats"
+        bits = None if value.fields.terms is None else weight_bits(value.fields)
+        return LayerExplanation(value.owner, bits, None, reason)
     return None
 
 

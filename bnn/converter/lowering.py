@@ -33,7 +33,7 @@ from bnn.converter.recognize.detours import detour
 from bnn.converter.recognize.pointwise import Pointwise, quantized
 from bnn.converter.recognize.whole import ends, is_whole
 from bnn.converter.registry import Rule, rule_of_function, rule_of_module, supported_modules, why_no_rule
-from bnn.converter.sources import levels_at
+from bnn.converter.sources import batch_first, levels_at
 from bnn.quantizers.base import Quantizer
 
 
@@ -60,6 +60,11 @@ def _fits(value: Value, dtype: torch.dtype) -> bool:
     return torch.iinfo(dtype).min <= low and high <= torch.iinfo(dtype).max
 
 
+def _in_order(result: Any) -> list[Any]:
+    """Return what lies in tuples and lists, such as an LSTM's output and its states (h, c)."""
+    return [part for item in result for part in _in_order(item)] if isinstance(result, tuple | list) else [result]
+
+
 def _reads_integers(value: Value) -> bool:
     return isinstance(value, OwnStep) and isinstance(value.fields, Embedding.Fields | CachedAttention.Fields)
 
@@ -76,6 +81,9 @@ class Lowering:
         self.values: dict[Output, Any] = {}
         self.lowered: list[Lowered] = []
         self.pointwise = Pointwise()
+        self.batch_axes: list[int] = []
+        # Outputs whose batch is not their first axis, and which one it is.
+        self.ends: dict[Value, int] = {}
         for i, node in enumerate(captured.inputs):
             found = node.results[0]
             pixels = found.dtype == torch.uint8
@@ -105,9 +113,12 @@ class Lowering:
         return mapped(self.captured.result, self._value)
 
     def outputs(self) -> list[Value]:
-        """Return the outputs of the network; ConversionError if one of them cannot be converted."""
+        """Return the outputs of the network, batch first; ConversionError if one of them cannot be converted.
+
+        batch_axes: where the network itself has the batch of each.
+        """
         result = self.run()
-        outputs = list(result) if isinstance(result, tuple | list) else [result]
+        outputs = _in_order(result)
         for value in outputs:
             if not isinstance(value, Value):
                 kind = (
@@ -117,6 +128,8 @@ class Lowering:
                     "a network that returns a tensor, or a tuple of tensors, that depends on its input can be "
                     f"converted; this one returns {kind}"
                 )
+        ends = [self._batch_first(value) for value in outputs]
+        outputs, self.batch_axes = [value for value, _ in ends], [axis for _, axis in ends]
         cause = refused(outputs)
         if cause is not None:
             raise cause.error
@@ -128,6 +141,16 @@ class Lowering:
                         "give a float example, and convert before the network"
                     )
         return outputs
+
+    def _batch_first(self, value: Value) -> tuple[Value, int]:
+        """Return an output batch first, and which axis the network has it on: 1 of the states of nn.LSTM."""
+        for axis in range(1, value.places.ndim) if isinstance(value, OffBatch) else ():
+            moved: Value = Builder(self.place).move(value, functools.partial(torch.movedim, source=axis, destination=0))
+            if not isinstance(moved, OffBatch):
+                moved.source = moved.source or batch_first(value.source, axis)
+                self.ends[value] = axis
+                return moved, axis
+        return value, 0
 
     def _value(self, part: Any) -> Any:
         return self.values[part] if isinstance(part, Output) else part
@@ -226,7 +249,7 @@ class Lowering:
                 )
             if not self.is_part:
                 self._name(value, node.place_of(i))
-            for part in live_values([value]):
+            for part in live_values([value.base if isinstance(value, OffBatch) else value]):
                 part.owner = part.owner or build.place
 
     @staticmethod

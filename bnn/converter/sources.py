@@ -1,4 +1,4 @@
-"""How a step names levels that PyTorch computes as values alone: the place, and what each level stands for there."""
+"""How a step names what PyTorch computes in another form: levels as values, tensors whose batch is another axis."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,7 @@ from bnn.planes import Planes
 
 _IN_STEPS = " in steps of "
 _IN_VALUES = " in values "
+_ON_AXIS = " with its batch on axis "
 
 Reader = Callable[[np.ndarray], np.ndarray]
 
@@ -26,13 +27,24 @@ def levels_at(place: str, planes: Planes, table: LevelTable) -> str:
     return f"{place}{_IN_VALUES}{' '.join(f'{level}:{value!r}' for level, value in pairs)}"
 
 
+def batch_first(place: str, axis: int) -> str:
+    """Return the source of what a place computes with its batch on another axis."""
+    return f"{place}{_ON_AXIS}{axis}"
+
+
 def place_of(source: str) -> str:
     """Return the place in a source."""
-    return source.partition(_IN_STEPS)[0].partition(_IN_VALUES)[0]
+    return source.partition(_IN_STEPS)[0].partition(_IN_VALUES)[0].partition(_ON_AXIS)[0]
 
 
 def reader(source: str) -> Reader | None:
-    """Return the function from values to int32 levels of the same shape, None if the source tells of no values."""
+    """Return the function from what the place computes to what the step does, None if they are the same.
+
+    Of levels it gives int32 of the shape of the values.
+    """
+    _, _, axis = source.partition(_ON_AXIS)
+    if axis:
+        return lambda values: np.moveaxis(values, int(axis), 0)
     _, steps, scale = source.partition(_IN_STEPS)
     if steps:
         return lambda values: np.rint(values / np.float32(scale)).astype(np.int32)

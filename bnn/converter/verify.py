@@ -106,9 +106,13 @@ def _same(made: Tensor, real: Tensor, evaluation: Evaluation) -> bool:
 
 
 def check_batches(
-    network: nn.Module, examples: Sequence[Tensor], lowered: Sequence[Lowered], outputs: list[Value]
-) -> None:
-    """ConversionError at the first place that treats an image in another way in a batch of another size."""
+    network: nn.Module, examples: Sequence[Tensor], lowered: Sequence[Lowered], outputs: list[Value],
+    ends: dict[Value, int],
+) -> None:  # fmt: skip
+    """ConversionError at the first place that treats an image in another way in a batch of another size.
+
+    ends: the outputs of the network whose batch is another axis than the first, and which one it is.
+    """
     live = set(live_values(outputs))
     for seed, counts in enumerate(OTHER_BATCHES, 1):
         for count in counts:
@@ -121,7 +125,7 @@ def check_batches(
                     f"{error.place}: does not run on a batch of {count} images as it does on one of {BATCH}: "
                     f"{error.reason}"
                 ) from None
-            _Batch(captured, count, live).run(lowered)
+            _Batch(captured, count, live, ends).run(lowered)
             break
 
 
@@ -132,8 +136,8 @@ class _Batch:
     trial in turns: signs of other numbers may fall otherwise.
     """
 
-    def __init__(self, captured: Captured, count: int, live: set[Value]):
-        self.nodes, self.count, self.live = captured.nodes, count, live
+    def __init__(self, captured: Captured, count: int, live: set[Value], ends: dict[Value, int]):
+        self.nodes, self.count, self.live, self.ends = captured.nodes, count, live, ends
         self.images = torch.arange(count) % BATCH
         # Nodes of the trial whose results are images, each by itself; and of others, what they compute here.
         self.of_images: dict[Node, Node] = {}
@@ -165,8 +169,12 @@ class _Batch:
             self._is_alike(item, here)
             return
         if any(isinstance(value, OffBatch) for value, _ in pairs):
-            for i, x in enumerate(self._call(node, here)):
+            found = self._call(node, here)
+            for i, x in enumerate(found):
                 self.others[Output(here, i)] = x
+            for (value, real), x in zip(pairs, self._of_values(item, found), strict=True):
+                if value in self.ends or (value in self.live and not isinstance(value, OffBatch)):
+                    self._hold(node, real.movedim(self.ends.get(value, 0), 0), x.movedim(self.ends.get(value, 0), 0))
             return
         # Views of one image may be views of a batch of two alone.
         moves = any(isinstance(value, Moved) or value in self.values_before for value, _ in pairs)
@@ -214,12 +222,16 @@ class _Batch:
 
     def _compare(self, item: Lowered, here: Node) -> None:
         for (_, real), b in zip(_pairs(item), self._of_values(item, self._call(item.node, here)), strict=True):
-            a = real[self.images]
-            # A squeeze takes the axis of the batch off too where there is one image.
-            if self.count == 1 and a.numel() == b.numel():
-                b = b.reshape(a.shape)
-            if a.shape != b.shape or not torch.allclose(a.float(), b.float(), rtol=1e-5, atol=1e-6, equal_nan=True):
-                self._fail(item.node, "gives an image other numbers")
+            self._hold(item.node, real, b)
+
+    def _hold(self, node: Node, real: Tensor, b: Tensor) -> None:
+        """Hold what images of the trial, batch first, become here against what they became there."""
+        a = real[self.images]
+        # A squeeze takes the axis of the batch off too where there is one image.
+        if self.count == 1 and a.numel() == b.numel():
+            b = b.reshape(a.shape)
+        if a.shape != b.shape or not torch.allclose(a.float(), b.float(), rtol=1e-5, atol=1e-6, equal_nan=True):
+            self._fail(node, "gives an image other numbers")
 
     @staticmethod
     def _of_values(item: Lowered, found: list[Tensor]) -> list[Tensor]:

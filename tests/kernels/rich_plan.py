@@ -88,7 +88,9 @@ def rich_model():
     add("select", ["x1"], ["x11"], channels=np.array([-1, -1], np.int32))
     table = {"shape": [3, 6], "terms": [SIGNS], "weight_offset": True}
     add("embedding", ["x11"], ["x12"], table, bits_0=w.bits(3, 6), scale_0=floats(3), scale_1=floats(3))
-    add("avg_pool", ["x12"], ["x13"], {"kernel": [1, 2], "stride": [1, 1], "padding": [0, 0]})
+    few = {"kind": "rnn_tanh", "shape": [6, 6], "backwards": True, "takes_hidden": True, "terms": [SIGNS]}
+    add("recurrent", ["x12", "x5"], ["x122"], few, bits_0=w.bits(6, 6), scale_0=floats(6) / 6, bias=floats(6))
+    add("avg_pool", ["x122"], ["x13"], {"kernel": [1, 2], "stride": [1, 1], "padding": [0, 0]})
     add("reshape", ["x13"], ["x14"], {"shape": [6]})
     add("reshape", ["r"], ["r1"], {"shape": [1, 2, 3]})
     add("cached_attention", ["r1", "r1", "r1", "x3", "x4", "x2"], ["r2"])

@@ -15,7 +15,7 @@ from rich_plan import rich_inputs, rich_model
 
 OLD = Path(__file__).parent / "data" / "rich_of_2026_11_24.safetensors"
 # Steps that are newer than that file.
-LATER = {"resize", "level_matmul", "cached_attention"}
+LATER = {"resize", "level_matmul", "cached_attention", "recurrent"}
 # Parameters that are several tensors, and their names in a file before the number.
 NUMBERED = {"bits": "bits", "scales": "scale"}
 

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from bnn.converter.capture.record import leaves
 from bnn.converter.parity.report import FLOAT_TOLERANCE
 from bnn.converter.tally import difference, largest_number
 
 
 def outputs_of(result: Any) -> tuple[np.ndarray, ...]:
     """Return the outputs of a call of either network as arrays."""
-    parts = result.values() if isinstance(result, dict) else result if isinstance(result, tuple | list) else (result,)
-    return tuple(part.numpy() if isinstance(part, Tensor) else part for part in parts)
+    return tuple(part.numpy() if isinstance(part, Tensor) else part for part in leaves(result))
 
 
 class Answers:

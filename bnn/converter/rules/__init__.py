@@ -7,6 +7,7 @@ from bnn.converter.rules import layers as layers
 from bnn.converter.rules import normalize as normalize
 from bnn.converter.rules import pool as pool
 from bnn.converter.rules import quantized as quantized
+from bnn.converter.rules import recurrent as recurrent
 from bnn.converter.rules import shape as shape
 from bnn.converter.rules import transposed as transposed
 from bnn.converter.rules import volume as volume

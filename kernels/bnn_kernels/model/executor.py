@@ -44,10 +44,6 @@ def shown(value: Any) -> Any:
     return as_planes(value) if isinstance(value, LevelBytes) else value
 
 
-def _one_or_all(results: Sequence[np.ndarray]) -> Any:
-    return results[0] if len(results) == 1 else tuple(results)
-
-
 class Executor:
     """Runs a program; several threads may call one executor at the same time.
 
@@ -75,7 +71,7 @@ class Executor:
 
     def step(self, inputs: Sequence[np.ndarray], state: State) -> Any:
         """Return the outputs of checked inputs, and let the state be what follows."""
-        return _one_or_all(self._run_in(state.workspace, tuple(map(plain, inputs)), state))
+        return self._handed_out(self._run_in(state.workspace, tuple(map(plain, inputs)), state))
 
     def _entered(self, index: int, x: np.ndarray) -> Any:
         if self._program.dtypes[index] == "uint8":
@@ -104,6 +100,11 @@ class Executor:
             results.append(y.reshape(-1, *shape))
         return results
 
+    def _handed_out(self, results: Sequence[np.ndarray]) -> Any:
+        """Return the outputs with their batch where a caller has it, and one alone if there is one."""
+        moved = [np.moveaxis(y, 0, axis) for y, axis in zip(results, self._program.batch_axes, strict=True)]
+        return moved[0] if len(moved) == 1 else tuple(moved)
+
     def call(self, inputs: Sequence[np.ndarray]) -> Any:
         """Return the outputs of checked inputs, in memory that is the caller's alone."""
         # Kernels are compiled for arrays that can be written.
@@ -113,7 +114,7 @@ class Executor:
                 break
         count, most = len(inputs[0]), self.most_images
         if count <= most:
-            return _one_or_all(self._call(inputs))
+            return self._handed_out(self._call(inputs))
         results: list[np.ndarray] = []
         for first in range(0, count, most):
             part = self._call([x[first : first + most] for x in inputs])
@@ -121,7 +122,7 @@ class Executor:
                 if first == 0:
                     results.append(new_array((count, *y.shape[1:]), np.float32, "the output"))
                 results[i][first : first + most] = y
-        return _one_or_all(results)
+        return self._handed_out(results)
 
     def _call(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         workspace = self._workspaces.take()
@@ -207,4 +208,4 @@ class Executor:
                 planes = shown(part)
                 given = replace(name, planes)
                 registers[name] = part if given is planes else given
-        return _one_or_all(self._leave(registers, own=True))
+        return self._handed_out(self._leave(registers, own=True))

@@ -24,7 +24,9 @@ class PackedModel:
     input_shape: (C, D, H, W), (C, H, W), (C, L) or (K,) of one input, or a list of such for several. steps: in order;
     registers "x", "x1", ... are the inputs. outputs: (register, shape) of what a call returns; by default what the last
     step writes first. input_dtypes: "float32" or "uint8" for each input; float32 if not given. states: of a network
-    that computes step by step, see `start`. PlanError if a step is malformed or the steps do not fit together.
+    that computes step by step, see `start`. batch_axes: which axis of each output is the batch's, 0 if not given; 1 of
+    the last states (layers, N, hidden) of a recurrent network. PlanError if a step is malformed or the steps do not
+    fit together.
 
     The number of images in a call is free, and several threads may call one model at the same time.
     """
@@ -38,6 +40,7 @@ class PackedModel:
         outputs: Sequence[tuple[str, Sequence[int]]] | None = None,
         input_dtypes: Sequence[str] | None = None,
         states: Sequence[StateSpec] | None = None,
+        batch_axes: Sequence[int] | None = None,
     ):
         need(isinstance(input_shape, (tuple, list)), f"the input shape must be a tuple or a list, got {input_shape!r}")
         several = len(input_shape) > 0 and not isinstance(input_shape[0], (int, np.integer))
@@ -49,11 +52,12 @@ class PackedModel:
         self.steps = list(steps)
         self.info = dict(info or {})
         self.versions = dict(versions or {})
-        self._program = Program(self.input_shapes, self.steps, outputs, input_dtypes, states)
+        self._program = Program(self.input_shapes, self.steps, outputs, input_dtypes, states, batch_axes)
         self.states = self._program.states
         self.input_dtypes = self._program.dtypes
         self._executor = Executor(self._program)
         self.outputs = self._program.outputs
+        self.batch_axes = self._program.batch_axes
 
     @property
     def specs(self) -> dict[str, Spec]:
@@ -184,18 +188,20 @@ class PackedModel:
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle what a file holds; layouts, buffers and recordings are made anew where it is used."""
         given = (self.input_shapes, self.steps, self.info, self.versions, self.outputs, self.input_dtypes, self.states)
-        return type(self), given
+        return type(self), (*given, self.batch_axes)
 
     def __repr__(self) -> str:
-        def shapes(items: Sequence[tuple[int, ...]]) -> str:
-            return ", ".join(f"(N, {', '.join(map(str, shape))})" for shape in items)
+        def shapes(items: Sequence[tuple[int, ...]], axes: Sequence[int] | None = None) -> str:
+            places = zip(items, axes or [0] * len(items), strict=True)
+            return ", ".join(f"({', '.join(map(str, (*shape[:axis], 'N', *shape[axis:])))})" for shape, axis in places)
 
         name = self.info.get("model", "")
         macs = table.macs_by_precision(self.costs())
         kinds = f" {', '.join(self.input_dtypes)}" if "uint8" in self.input_dtypes else ""
         return (
             f"PackedModel({str(name) + ': ' if name else ''}{shapes(self.input_shapes)}{kinds} -> "
-            f"{shapes([shape for _, shape in self.outputs])}, {len(self.steps)} steps, {self.nbytes:,} bytes"
+            f"{shapes([shape for _, shape in self.outputs], self.batch_axes)}, {len(self.steps)} steps, "
+            f"{self.nbytes:,} bytes"
             f"{f', {len(self.states)} states' if self.states else ''}"
             f"{''.join(f', {count:,} MACs {precision}' for precision, count in macs.items())})"
         )
@@ -205,7 +211,7 @@ class PackedModel:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a packed file, whole or not at all."""
         given = self.input_shapes, self.steps, self.outputs, self.info, self.versions, self.input_dtypes, self.states
-        saving.write(path, saving.Saved(*given))
+        saving.write(path, saving.Saved(*given, self.batch_axes))
 
 
 def load(path: str | os.PathLike[str]) -> PackedModel:
@@ -216,8 +222,7 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
     saving over it is safe, because that writes a new file under the same name.
     """
     saved = saving.read(path)
-    model = PackedModel(
-        saved.inputs, saved.steps, saved.info, saved.versions, saved.outputs, saved.dtypes, saved.states
-    )
+    given = saved.inputs, saved.steps, saved.info, saved.versions, saved.outputs, saved.dtypes, saved.states
+    model = PackedModel(*given, saved.batch_axes)
     release_files(tensor for step in model.steps for tensor in step.tensors.values())
     return model

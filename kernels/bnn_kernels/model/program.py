@@ -79,10 +79,10 @@ class Program:
     """The steps of a plan, in order.
 
     input_shapes: without the batch. dtypes: of the inputs, see `DTYPES`; float32 if not given. outputs: (register,
-    shape), or None for what the last step writes first. states: what is kept from one call to the next, in the
-    registers after those of the inputs. specs: of every register. most_steps: how often a network that computes step
-    by step can be called before a counter is beyond a table or a cache; None if there is no end. PlanError if a step
-    is malformed or the steps do not fit together.
+    shape), or None for what the last step writes first. batch_axes: which axis of each output is the batch's, None for
+    the first. states: what is kept from one call to the next, in the registers after those of the inputs. specs: of
+    every register. most_steps: how often a network that computes step by step can be called before a counter is beyond
+    a table or a cache; None if there is no end. PlanError if a step is malformed or the steps do not fit together.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Program:
         outputs: Sequence[tuple[str, Sequence[int]]] | None,
         dtypes: Sequence[str] | None = None,
         states: Sequence[StateSpec] | None = None,
+        batch_axes: Sequence[int] | None = None,
     ):
         need(len(steps) > 0, "a plan needs at least one step")
         self.input_shapes = list(input_shapes)
@@ -107,6 +108,7 @@ class Program:
         for index, spec in enumerate(steps):
             self._add(index, spec)
         self.outputs = self._check_outputs(steps[-1].output, outputs)
+        self.batch_axes = self._check_axes(batch_axes)
         self._check_states()
         self.most_steps = self._most_steps()
         kept = {register for register, _ in self.outputs} | {state.output for state in self.states}
@@ -178,6 +180,13 @@ class Program:
             need(self.specs[register].kind != "bits", "a plan ends with numbers, not with bits")
             need(as_spec_shape(shape) == self.specs[register].shape, f"output {register!r} has not shape {shape}")
         return checked
+
+    def _check_axes(self, given: Sequence[int] | None) -> list[int]:
+        axes = [0] * len(self.outputs) if given is None else list(given)
+        need(len(axes) == len(self.outputs), f"{len(axes)} axes of the batch for {len(self.outputs)} outputs")
+        for axis, (_, shape) in zip(axes, self.outputs, strict=True):
+            need(type(axis) is int and 0 <= axis <= len(shape), f"axis {axis!r:.50} is none of an output (N, *{shape})")
+        return axes
 
     def _check_states(self) -> None:
         """PlanError unless states become what fits them, and what steps change in place are states of their own."""

@@ -15,7 +15,8 @@ from bnn_kernels.steps.fields import StepSpec
 class Saved(NamedTuple):
     """What a file holds: shapes of the inputs, steps, (register, shape) of the outputs, versions and notes.
 
-    dtypes: of the inputs; None is float32. states: of a network that computes step by step.
+    dtypes: of the inputs; None is float32. states: of a network that computes step by step. batch_axes: of the outputs;
+    None is 0.
     """
 
     inputs: Sequence[tuple[int, ...]]
@@ -25,6 +26,7 @@ class Saved(NamedTuple):
     versions: dict[str, str]
     dtypes: Sequence[str] | None = None
     states: Sequence[StateSpec] = ()
+    batch_axes: Sequence[int] | None = None
 
 
 def write(path: str | os.PathLike[str], saved: Saved) -> None:
@@ -51,6 +53,8 @@ def write(path: str | os.PathLike[str], saved: Saved) -> None:
         header["dtypes"] = list(saved.dtypes)
     if saved.states:
         header["states"] = [state.header() for state in saved.states]
+    if saved.batch_axes is not None and any(saved.batch_axes):
+        header["batch_axes"] = list(saved.batch_axes)
     tensors = {f"{i}.{name}": t for i, spec in enumerate(saved.steps) for name, t in spec.tensors.items()}
     file_format.write(path, header, tensors)
 
@@ -74,7 +78,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
         outputs = [(str(register), tuple(shape)) for register, shape in header["outputs"]]
         dtypes = _names(header["dtypes"]) if "dtypes" in header else None
         states = [StateSpec.read(found) for found in header.get("states", [])]
-        saved = Saved(inputs, steps, outputs, dict(header["info"]), dict(header["versions"]), dtypes, states)
+        axes = list(header["batch_axes"]) if "batch_axes" in header else None
+        saved = Saved(inputs, steps, outputs, dict(header["info"]), dict(header["versions"]), dtypes, states, axes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackedFileError(f"{path}: malformed header: {error!r}") from None
     if tensors:

@@ -10,6 +10,7 @@ from bnn_kernels.steps import matmul as matmul
 from bnn_kernels.steps import normalize as normalize
 from bnn_kernels.steps import pack as pack
 from bnn_kernels.steps import pool as pool
+from bnn_kernels.steps import recurrent as recurrent
 from bnn_kernels.steps import resize as resize
 from bnn_kernels.steps import shape as shape
 from bnn_kernels.steps import thresholds as thresholds
