@@ -62,8 +62,8 @@ def draw_losses(axis: Axes, layers: dict[str, list[dict[str, Any]]]) -> None:
             for one in found
             if one["bits"] == bits
         ]
-        look = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
-        axis.plot(*zip(*points, strict=True), **look, linewidth=1, label=str(bits))
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        axis.plot(*zip(*points, strict=True), color=colour, marker=marker, linewidth=1, label=str(bits))
     axis.axhline(0, color=style.DARK, linewidth=0.8, zorder=1)
     axis.set_yscale("symlog", linthresh=_LINEAR)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -95,7 +95,7 @@ def points_of(content: dict[str, Any], entries: list[Entry], cost: str) -> dict[
         name = str(*widths) if not one["budgets"] else ""
         interval = None if entry["interval"] is None else tuple(100 * end for end in entry["interval"])
         spread = (min(costs), max(costs))
-        found[one["cell"]] = Point(name, statistics.median(costs), values, spread, interval)  # type: ignore[arg-type]
+        found[one["cell"]] = Point(name, statistics.median(costs), values, spread, interval)
     return found
 
 
@@ -114,12 +114,11 @@ def draw_front(axis: Axes, points: dict[str, Point], base: Entry | None) -> None
         uniform = point.name != ""
         low, high = point.spread or (point.cost, point.cost)
         ends = point.interval or (point.mean, point.mean)
-        bars = {
-            "xerr": [[point.cost - low], [high - point.cost]],
-            "yerr": [[point.mean - ends[0]], [ends[1] - point.mean]],
-        }
+        sideways, upright = [[point.cost - low], [high - point.cost]], [[point.mean - ends[0]], [ends[1] - point.mean]]
         colour = style.ORANGE if uniform else style.BLUE
-        axis.errorbar(point.cost, point.mean, **bars, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.6, zorder=2)
+        axis.errorbar(
+            point.cost, point.mean, upright, sideways, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.6, zorder=2
+        )
         marker = f"${point.name}$" if uniform else "o"
         axis.plot([point.cost], [point.mean], marker=marker, color=colour, markersize=9 if uniform else 6, zorder=3)
     if base is not None and base["mean"] is not None:
