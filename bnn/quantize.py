@@ -25,6 +25,7 @@ from bnn.layers import (
     QuantLinear,
 )
 from bnn.layers.base import QuantizerFactory, QuantLayer
+from bnn.model_copy import copied
 from bnn.pixels import Pixels, eight_bits, pixel_levels
 from bnn.quantize_stem import check_stem, stem_path, take_deviations
 from bnn.quantizers.base import FullPrecision
@@ -321,7 +322,7 @@ def _matches(pattern: str, names: Iterable[str], flow: DataFlow, within: bool) -
 
 def _copied(model: nn.Module, share_parameters: bool) -> nn.Module:
     kept = {id(p): p for p in model.parameters()} if share_parameters else {}
-    return copy.deepcopy(model, kept)
+    return copied(model, kept)
 
 
 def _replaced(
@@ -342,6 +343,11 @@ def _why_not(module: nn.Module) -> str:
     if isinstance(module, tuple(_KINDS)):
         base = next(base.__name__ for base in type(module).__mro__ if base in _KINDS)
         return f"{kind} is a {base} of its own kind, which QuantLayers do not know"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return (
+            f"{kind} cannot be quantized as a layer (its weights can, by torch.nn.utils.parametrize, see "
+            "docs/conversion.md)"
+        )
     return f"{kind} cannot be quantized"
 
 

@@ -1,7 +1,6 @@
 """bnn.convert: a trained network becomes a packed model."""
 
 import contextlib
-import copy
 import importlib
 import platform
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from bnn.converter.lowering import Lowering
 from bnn.converter.packing.emitter import Emitted, emit
 from bnn.converter.verify import check_batches, check_planes, check_recording, check_values
 from bnn.layers.base import shapes_only
+from bnn.model_copy import copied
 from bnn.quantizers.data_initialized import warn_of_uninitialized
 
 
@@ -162,7 +162,7 @@ def own_copy(model: nn.Module) -> nn.Module:
     if type(model).__module__.startswith("torch.export."):
         return model
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise ConversionError(f"{type(model).__name__} cannot be copied by copy.deepcopy: {error}") from error
 

@@ -1,12 +1,12 @@
 """What a network would take in a packed file, by the module whose numbers are stored, without building the file."""
 
-import copy
 import warnings
 
 import torch
 from torch import Tensor, nn
 
 from bnn.converter.convert import check_examples, check_model, plan
+from bnn.model_copy import copied
 
 
 def stored_bytes(model: nn.Module, example: Tensor) -> dict[str, int]:
@@ -19,7 +19,7 @@ def stored_bytes(model: nn.Module, example: Tensor) -> dict[str, int]:
     """
     # Without the memory of a copy: what sets a parameter's data sets that of the twin's parameter.
     shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter}
-    twin = copy.deepcopy(model, dict(shared)).to("cpu", torch.float32).eval()
+    twin = copied(model, shared).to("cpu", torch.float32).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of quantizers that wait for training: sizes do not depend on it
         check_model(twin)

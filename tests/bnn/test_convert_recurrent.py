@@ -122,27 +122,17 @@ def test_between_an_embedding_and_a_binary_layer(kind):
     assert head.on_bits
 
 
-class Few(nn.Module):
-    """Ternary or binary weights by a parametrization."""
-
-    def __init__(self, quantizer: type) -> None:
-        super().__init__()
-        self.quantizer = quantizer()
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return self.quantizer(weight)
-
-
 @pytest.mark.parametrize(("quantizer", "bits"), [(TernaryWeight, 2), (XnorWeight, 1)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_of_few_values_are_stored_as_bits(kind, quantizer, bits):
     torch.manual_seed(0)
-    model = nn.Sequential()
     layer = kind(64, 64, batch_first=True)
     for name in ("weight_ih_l0", "weight_hh_l0"):
-        parametrize.register_parametrization(layer, name, Few(quantizer))
-    model = AsTuple(layer).eval()
+        parametrize.register_parametrization(layer, name, quantizer())
     x = torch.randn(BATCH, TIME, 64, generator=torch.Generator().manual_seed(1))
+    layer(x)[0].sum().backward()  # what it has made of its weights has a gradient from now on
+    assert bool(layer.parametrizations.weight_hh_l0.original.grad.any())
+    model = AsTuple(layer).eval()
     packed, _ = check(model, x, None, 1e-5)
     stored = {
         spec.op: sum(t.nbytes for name, t in spec.tensors.items() if name.startswith("bits")) for spec in packed.steps
