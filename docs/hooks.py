@@ -177,6 +177,7 @@ def ledger_table() -> str:
         "An entry": "ENTRY_FIELDS",
         "A run": "RUN_FIELDS",
         "A run whose network was packed or timed": "PACKED_FIELDS",
+        "A run of `compare-methods`": "JUDGED_FIELDS",
     }
     for title, name in titles.items():
         lines += [f"**{title}**", "", "| field | what it says |", "|---|---|"]

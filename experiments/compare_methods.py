@@ -1,26 +1,28 @@
 """Every method with the same small budget and some seeds: python -m experiments.compare_methods.
 
-Trains what is missing, one run after the other, and writes a table of mean and spread with the doctor's findings;
+Trains what is missing, one run after the other, and writes a ledger, the best method first, with the doctor's findings;
 started again it goes on where it stopped. A run that is hardly better than guessing, or whose loss is not finite, has
 diverged: the status is 1 if one has and the doctor finds nothing, or if a run fails.
 """
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from experiments import cli
+from experiments.collect import FAILURE, read_records, state_of, without_mixtures, write_ledger
 from experiments.commands import quoted, shell_command, this_command
-from experiments.identity import experiment_id
+from experiments.identity import comparable, experiment_id
+from experiments.ledger_entries import make_entries
 from experiments.published_numbers import per_cent
 from experiments.results import has_ended, read_json, write_json
-
-Row = dict[str, Any]
+from experiments.run_records import Record, described
+from paper_figures.ledger_file import Entry
 
 # Findings that say by themselves that training failed.
 _FAILED = ("not finite", "no better than guessing")
@@ -65,104 +67,90 @@ def train_missing(config: DictConfig) -> list[str]:
     for seed in config.seeds:  # all methods once, then the next seed: a table of fewer seeds comes first
         for method in runs:
             run_config = runs[method][seed]
+            note, command = Path(run_config.run_dir) / FAILURE, shell_command("train", options_of(config, method, seed))
             try:
-                train.run(run_config, shell_command("train", options_of(config, method, seed)))
+                train.run(run_config, command)
+                note.unlink(missing_ok=True)
             except Exception as error:  # one broken method must not cost the others their run
-                failed.append(f"{run_config.run_dir}: {type(error).__name__}: {error}")
+                reason = f"{type(error).__name__}: {error}"
+                note.parent.mkdir(parents=True, exist_ok=True)
+                write_json(note, {"reason": reason, "command": command})
+                failed.append(f"{run_config.run_dir}: {reason}")
                 print(failed[-1], file=sys.stderr)
     return failed
 
 
-def results_of(config: DictConfig, method: str) -> list[Row]:
-    """Return the results of a method's runs that have ended."""
-    files = [Path(run.run_dir) / "result.json" for run in runs_of(config, method).values()]
-    return [result for result in (read_json(file) for file in files if file.exists()) if has_ended(result)]
+def entries_of(config: DictConfig, chosen: dict[str, list[str]]) -> tuple[list[Entry], list[str]]:
+    """Return the entries of methods, the best first, with what has not ended; and what was refused, and why."""
+    records: list[Record] = []
+    unfinished: list[Record] = []
+    for method in chosen:
+        label = {"label": config.more[method].label} if method in config.more else {}
+        ended = {}
+        for seed, run_config in runs_of(config, method).items():
+            file = Path(run_config.run_dir) / "result.json"
+            if file.exists() and has_ended(read_json(file)):
+                ended[file] = seed
+                continue
+            status, reason = state_of(file.parent)
+            command = shell_command("train", options_of(config, method, seed))
+            run = {"seed": seed, "status": status, "reason": reason, "command": command}
+            unfinished.append({**described(comparable(run_config)), "method": method, **label, "run": run})
+        for record, file in zip(read_records(list(ended)), ended, strict=True):
+            record["run"]["diverged"] = diverged(read_json(file))
+            records.append({**record, "method": method, **label})
+    kept, refused = without_mixtures(records, list(config.mixed))
+    entries = make_entries(kept, unfinished)
+    return sorted(
+        entries, key=lambda entry: -math.inf if entry["mean"] is None else entry["mean"], reverse=True
+    ), refused
 
 
-def row_of(config: DictConfig, method: str, results: list[Row]) -> Row:
-    """Return the row of a method from the results of its runs."""
-    accuracy = np.array([result["accuracy"]["test"] for result in results])
-    runs = [
-        {
-            "seed": result["seed"],
-            "test_accuracy": result["accuracy"]["test"],
-            "train_accuracy": result["accuracy"]["train"],
-            "diverged": diverged(result),
-            "findings": [": ".join(filter(None, (f["layer"], f["text"]))) for f in result["findings"]],
-        }
-        for result in results
-    ]
-    return {
-        "method": method,
-        "experiment": experiment_id(results[0]["config"]),
-        "label": config.more[method].label if method in config.more else results[0]["label"],
-        "seeds": len(results),
-        "mean": round(float(accuracy.mean()), 6),
-        "std": round(float(accuracy.std(ddof=1)), 6) if len(results) > 1 else None,
-        "published": results[0].get("published"),
-        "diverged": sum(run["diverged"] for run in runs),
-        "command": results[0]["command"],
-        "runs": runs,
-    }
-
-
-def diverged(result: Row) -> bool:
+def diverged(result: dict[str, Any]) -> bool:
     """Return whether a run failed: its loss is not finite or that of guessing, or its answers are hardly better."""
     guessing = 1 / result["config"]["model"].get("num_classes", 10)
     return result["accuracy"]["test"] < 2 * guessing or any(f["kind"] in _FAILED for f in result["findings"])
 
 
-def show(rows: list[Row]) -> None:
-    """Print the rows, best first."""
+def show(entries: list[Entry]) -> None:
+    """Print the entries in their order."""
     table = Table(title="methods with the same budget")
     for column, side in (("method", "left"), ("W/A", "left"), ("seeds", "right"), ("test %", "right"), ("+-", "right")):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
-    published = any(row["published"] for row in rows)
+    published = any(entry["published"] for entry in entries)
     if published:
         table.add_column("published %", justify="right")
     table.add_column("found by the doctor in the first run", overflow="fold")
-    for row in rows:
-        spread = "" if row["std"] is None else f"{100 * row['std']:.2f}"
-        found = "; ".join(row["runs"][0]["findings"][:3])
-        beside = [per_cent(row["published"]["value"]) if row["published"] else ""] if published else []
-        measured = (str(row["seeds"]), f"{100 * row['mean']:.2f}", spread)
-        table.add_row(row["method"], row["label"], *measured, *beside, found)
+    for entry in entries:
+        mean = "" if entry["mean"] is None else f"{100 * entry['mean']:.2f}"
+        spread = "" if entry["std"] is None else f"{100 * entry['std']:.2f}"
+        found = "; ".join(entry["runs"][0]["findings"][:3]) if entry["runs"] else entry["status"]
+        beside = [per_cent(entry["published"]["value"]) if entry["published"] else ""] if published else []
+        measured = (str(len(entry["seeds"])), mean, spread)
+        table.add_row(entry["method"], entry["label"], *measured, *beside, found)
     cli.console().print(table)
 
 
 def task(config: DictConfig) -> None:
-    """Train what is missing, then write the table."""
-    from bnn.training import provenance
-
+    """Train what is missing, then write the ledger."""
     chosen = methods(config)
     if len(set(config.seeds)) < len(config.seeds):
         raise ValueError(f"a seed stands twice in seeds={list(config.seeds)}")
     failed = [] if config.collect_only else train_missing(config)
-    results = {method: results_of(config, method) for method in chosen}
-    rows = [row_of(config, method, found) for method, found in results.items() if found]
-    if not rows:
-        raise ValueError(f"no run under {config.folder} is finished; leave collect_only out to train")
-    rows.sort(key=lambda row: -row["mean"])
-    show(rows)
-    first = next(found[0] for found in results.values() if found)
-    budget = compose("train", [f"experiment={config.budget}", *config.overrides])
-    keys = ("name", "epochs", "batch_size", "optimizer", "scheduler", "trainer")
-    write_json(
-        Path(config.output),
-        {
-            "command": this_command(["collect_only"]),
-            "data": first["data"],
-            "model": first["config"]["model"]["_target_"].rpartition(".")[2],
-            "budget": {key: OmegaConf.to_container(budget, resolve=True)[key] for key in keys},  # type: ignore[index,call-overload]
-            "missing": [name for name in chosen if name not in {row["method"] for row in rows}],
-            "rows": rows,
-            **provenance(),
-        },
-    )
-    print(f"written: {config.output}")
-    silent = [row["method"] for row in rows if any(run["diverged"] and not run["findings"] for run in row["runs"])]
+    entries, refused = entries_of(config, chosen)
+    if not any(entry["runs"] for entry in entries):
+        reasons = [f"refused: {text}" for text in refused] or ["leave collect_only out to train"]
+        raise ValueError("\n  ".join([f"no run under {config.folder} is finished; {reasons[0]}", *reasons[1:]]))
+    show(entries)
+    output = Path(config.output)
+    write_ledger(entries, this_command(["collect_only"]), output)
+    print(f"written: {output} and {output.with_suffix('.csv')}")
+    silent = [
+        entry["method"] for entry in entries if any(run["diverged"] and not run["findings"] for run in entry["runs"])
+    ]
     if silent:
         failed.append(f"diverged without a finding: {', '.join(silent)}")
+    failed += [f"refused: {text}" for text in refused]
     if failed:
         print("\n".join(failed), file=sys.stderr)
         sys.exit(1)

@@ -16,7 +16,8 @@ _KNOWN = {
     *("published", "published_source", "cpu", "torch", "finished"),
     *("file_bytes", "test_accuracy_packed", "same_predictions", "test_images", "parity_ok"),
 }
-_PACKED = ("file_bytes", "test_accuracy_packed", "same_predictions", "test_images", "parity_ok")
+# What runs may have beside what all have.
+_MORE = ("file_bytes", "test_accuracy_packed", "same_predictions", "test_images", "parity_ok", "diverged")
 
 
 def entries_of_table(content: dict[str, Any]) -> list[Entry]:
@@ -96,7 +97,7 @@ def _run(row: dict[str, Any], origin: dict[str, Any] | None = None) -> dict[str,
         "versions": origin["versions"],
         "hardware": origin["hardware"],
         "finished": row.get("finished"),
-        **{key: row[key] for key in _PACKED if key in row},
+        **{key: row[key] for key in _MORE if key in row},
     }
 
 

@@ -83,6 +83,13 @@ PACKED_FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
         "{median, low, high, calls, cpu}: microseconds for one input, one thread; quartiles",
     ),
 }
+# Of runs that `experiments.compare_methods` judged.
+JUDGED_FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "diverged": (
+        (bool,),
+        "whether training failed: the loss not finite or that of guessing, or answers hardly better than guessing",
+    ),
+}
 STATES = ("complete", "running", "failed", "stopped", "missing")
 
 
@@ -123,7 +130,8 @@ def check_ledger(content: Any) -> None:
         _check_fields(where, entry, ENTRY_FIELDS)
         for run in entry["runs"]:
             _check_fields(f"{where}, a run", run, RUN_FIELDS)
-            _check_fields(f"{where}, a run", run, {key: PACKED_FIELDS[key] for key in PACKED_FIELDS if key in run})
+            optional = PACKED_FIELDS | JUDGED_FIELDS
+            _check_fields(f"{where}, a run", run, {key: optional[key] for key in optional if key in run})
         _check_sums(where, entry)
 
 

@@ -272,7 +272,12 @@ def test_the_format_of_the_ledger_is_that_of_the_code():
     shown = hooks.on_page_markdown(
         PAGES["guides/ledger.md"], SimpleNamespace(file=SimpleNamespace(src_uri="guides/ledger.md"))
     )
-    fields = {**ledger_file.ENTRY_FIELDS, **ledger_file.RUN_FIELDS, **ledger_file.PACKED_FIELDS}
+    fields = {
+        **ledger_file.ENTRY_FIELDS,
+        **ledger_file.RUN_FIELDS,
+        **ledger_file.PACKED_FIELDS,
+        **ledger_file.JUDGED_FIELDS,
+    }
     assert all(f"| `{field}` | {meaning}" in shown for field, (_, meaning) in fields.items())
     assert f"version {ledger_file.VERSION}" in shown and ledger_file.SCHEMA in shown
 

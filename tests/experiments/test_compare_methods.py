@@ -6,7 +6,8 @@ import re
 import pytest
 
 from experiments import cli
-from experiments.compare_methods import diverged, results_of
+from experiments.compare_methods import diverged, entries_of
+from paper_figures.ledger_file import read_ledger
 
 SMALL = (
     "overrides=['data=digits','model=digits_cnn','model.width=4','epochs=4','batch_size=100','trainer.accelerator=cpu']",
@@ -29,20 +30,24 @@ def test_a_comparison_goes_on_where_it_stopped(compare, tmp_path):
     second = compare("methods=[xnor,bop]", "seeds=[0,1]")
     assert second.status == 0
     assert [path.read_bytes() for path in results] == before
-    table = json.loads((tmp_path / "table.json").read_text())
-    assert {row["method"]: row["seeds"] for row in table["rows"]} == {"bop": 2, "xnor": 2}
-    for row in table["rows"]:
-        accuracy = [run["test_accuracy"] for run in row["runs"]]
-        assert row["mean"] == pytest.approx(sum(accuracy) / 2, abs=1e-6)
-        assert row["std"] == pytest.approx(abs(accuracy[0] - accuracy[1]) / 2**0.5, abs=1e-6)
-    bop = next(row for row in table["rows"] if row["method"] == "bop")
-    assert "optimizer=bop" in bop["command"]
-    assert {row["label"] for row in table["rows"]} == {"1/1", "1/1 Bop"}
-    assert table["budget"]["epochs"] == 4
-    assert table["missing"] == []
+    entries = {entry["method"]: entry for entry in read_ledger(tmp_path / "table.json")}
+    assert {method: entry["seeds"] for method, entry in entries.items()} == {"bop": [0, 1], "xnor": [0, 1]}
+    means = [entry["mean"] for entry in entries.values()]
+    assert means == sorted(means, reverse=True)
+    for entry in entries.values():
+        accuracy = [run["value"] for run in entry["runs"]]
+        assert entry["std"] == pytest.approx(abs(accuracy[0] - accuracy[1]) / 2**0.5, abs=1e-6)
+        assert entry["config"]["epochs"] == 4 and entry["status"] == "complete"
+        assert all(run["diverged"] is (run["value"] < 0.2) for run in entry["runs"])
+        assert all("seed=0" in run["command"] or "seed=1" in run["command"] for run in entry["runs"])
+    assert "optimizer=bop" in entries["bop"]["command"]
+    assert {entry["label"] for entry in entries.values()} == {"1/1", "1/1 Bop"}
+    assert (tmp_path / "table.csv").read_text().count("\n") == 5
     third = compare("methods=[twn,xnor]", "seeds=[0]", "collect_only=true")
     assert third.status == 0
-    assert json.loads((tmp_path / "table.json").read_text())["missing"] == ["twn"]
+    xnor, twn = read_ledger(tmp_path / "table.json")
+    assert (xnor["method"], xnor["seeds"], twn["method"], twn["status"]) == ("xnor", [0], "twn", "missing")
+    assert "quantizer=twn" in twn["command"] and twn["mean"] is None
 
 
 def test_a_method_that_fails_is_named_and_costs_no_other(compare, tmp_path, monkeypatch):
@@ -56,7 +61,9 @@ def test_a_method_that_fails_is_named_and_costs_no_other(compare, tmp_path, monk
     assert done.status == 1
     assert re.search("twn/[0-9a-f]{8}/seed0: RuntimeError", done.err)
     assert "torn" in done.err
-    assert [row["method"] for row in json.loads((tmp_path / "table.json").read_text())["rows"]] == ["fp32"]
+    fp32, twn = read_ledger(tmp_path / "table.json")
+    assert (fp32["method"], fp32["status"], twn["method"], twn["status"]) == ("fp32", "complete", "twn", "failed")
+    assert twn["unfinished"][0]["reason"] == "RuntimeError: torn"
 
 
 @pytest.mark.parametrize(
@@ -117,14 +124,15 @@ def test_every_quantizer_is_a_method():
             "proxquant",
             "binaryrelax",
         }
-        assert results_of(compose("compare_methods", ["folder=nowhere"]), "xnor") == []
+        entries, refused = entries_of(compose("compare_methods", ["folder=nowhere"]), {"xnor": found["xnor"]})
+        assert ([entry["status"] for entry in entries], refused) == (["missing"], [])
 
 
 def test_the_documents_table_is_that_of_the_result():
     text = (cli.CONFIGS.parent / "docs" / "training.md").read_text()
-    content = json.loads((cli.CONFIGS.parent / "results" / "methods_mnist.json").read_text())
-    for row in content["rows"]:
-        assert row["seeds"] == 3
-        (line,) = [line for line in text.splitlines() if line.startswith(f"| `{row['method']}` | ")]
-        assert f" | {100 * row['mean']:.2f} ± {100 * row['std']:.2f} | {row['diverged'] or ''}" in line
-        assert all(run["findings"] for run in row["runs"] if run["diverged"])
+    for entry in read_ledger(cli.CONFIGS.parent / "results" / "methods_mnist.json"):
+        assert entry["seeds"] == [0, 1, 2]
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| `{entry['method']}` | ")]
+        failed = sum(run["diverged"] for run in entry["runs"])
+        assert f" | {100 * entry['mean']:.2f} ± {100 * entry['std']:.2f} | {failed or ''}" in line
+        assert all(run["findings"] for run in entry["runs"] if run["diverged"])

@@ -225,12 +225,30 @@ def test_old_tables_become_ledgers(tmp_path, monkeypatch, command):
 
 
 def test_a_comparison_of_methods_becomes_entries():
-    content = json.loads((cli.CONFIGS.parent / "results" / "methods_mnist.json").read_text())
-    entries = entries_of_table(content)
-    assert len(entries) == len(content["rows"])
-    for entry, row in zip(entries, content["rows"], strict=True):
-        assert (entry["method"], entry["mean"], entry["std"]) == (row["method"], row["mean"], row["std"])
-        assert [run["findings"] for run in entry["runs"]] == [run["findings"] for run in row["runs"]]
+    def row(method, accuracies, **more):
+        runs = [
+            {"seed": seed, "test_accuracy": value, "train_accuracy": 0.9, "diverged": value < 0.2, "findings": ["a: b"]}
+            for seed, value in enumerate(accuracies)
+        ]
+        first = f"python -m experiments.train experiment=methods_mnist quantizer={method} seed=0"
+        return {"method": method, "label": "1/1", "command": first, "runs": runs, **more}
+
+    content = {
+        "command": "python -m experiments.compare_methods",
+        "data": {"name": "mnist", "train": 55000, "validation": 5000, "test": 10000},
+        "model": "LeNet5",
+        "budget": {"name": "methods_mnist", "epochs": 4},
+        "rows": [row("xnor", [0.97, 0.98]), row("bnn", [0.1, 0.96], published=None, experiment="12345678")],
+        "versions": {"torch": "2.0"},
+        "hardware": {"cpu": "one"},
+    }
+    xnor, bnn = entries_of_table(content)
+    check_ledger({"schema": "bitplanes ledger", "version": 1, "command": "x", "entries": [xnor, bnn]})
+    assert (xnor["method"], xnor["mean"], xnor["std"]) == ("xnor", 0.975, pytest.approx(0.007071, abs=1e-6))
+    assert [run["diverged"] for run in bnn["runs"]] == [True, False]
+    assert [run["findings"] for run in xnor["runs"]] == [["a: b"], ["a: b"]]
+    assert [run["command"].rpartition(" ")[2] for run in xnor["runs"]] == ["seed=0", "seed=1"]
+    assert (xnor["test_examples"], xnor["config"], xnor["runs"][0]["finished"]) == (10000, None, None)
 
 
 def a_ledger():
