@@ -1,5 +1,6 @@
 """Post-training quantization: ranges from some batches, and methods that make up for what quantizing costs."""
 
+from bnn.calibration.adaptive_rounding import adaptive_rounding as adaptive_rounding
 from bnn.calibration.batch_norm import reestimate_batch_norm as reestimate_batch_norm
 from bnn.calibration.bias_correction import correct_bias as correct_bias
 from bnn.calibration.calibrate import calibrate as calibrate

@@ -63,6 +63,16 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, list) else model(inputs)
 
 
+def counterparts(original: nn.Module, layers: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Return what a float network has at the paths of quantized layers; ValueError if it is another network."""
+    found = dict(original.named_modules())
+    for path, layer in layers.items():
+        weight = getattr(found.get(path), "weight", None)
+        if not isinstance(weight, Tensor) or weight.shape != layer.weight.shape:
+            raise ValueError(f"{path}: the float network has no such layer there; give the network that was quantized")
+    return {path: found[path] for path in layers}
+
+
 @contextmanager
 def random_numbers_kept(model: nn.Module) -> Iterator[None]:
     """Leave the random number generators of the CPU and of the model's device as they were."""

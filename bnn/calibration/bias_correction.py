@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnn.calibration.batches import call, device_of, evaluating, inputs_of, random_numbers_kept, repeatable
+from bnn.calibration.batches import (
+    call,
+    counterparts,
+    device_of,
+    evaluating,
+    inputs_of,
+    random_numbers_kept,
+    repeatable,
+)
 from bnn.layers.base import QuantLayer
 
 
@@ -64,15 +72,10 @@ def correct_bias(model: nn.Module, original: nn.Module, batches: Iterable[Any]) 
         raise ValueError(
             "the model has no quantized layer whose bias could be corrected: quantize it with bnn.quantize"
         )
-    theirs = dict(original.named_modules())
-    missing = [path for path, layer in layers.items() if not _alike(theirs.get(path), layer)]
-    if missing:
-        raise ValueError(
-            f"{missing[0]}: the float network has no such layer there; give the very network that was quantized"
-        )
+    theirs = counterparts(original, layers)
     batches = repeatable(batches)
     with torch.no_grad(), random_numbers_kept(model), evaluating(original), evaluating(model):
-        expected = _means(original, {path: theirs[path] for path in layers}, batches)
+        expected = _means(original, theirs, batches)
         order = list(_means(model, layers, batches))
         for path in order:
             if path not in expected:
@@ -83,11 +86,6 @@ def correct_bias(model: nn.Module, original: nn.Module, batches: Iterable[Any]) 
                 layers[path].bias = nn.Parameter(torch.zeros_like(change))
             layers[path].bias += change
     return model
-
-
-def _alike(theirs: nn.Module | None, layer: Any) -> bool:
-    weight = getattr(theirs, "weight", None)
-    return isinstance(weight, Tensor) and weight.shape == layer.weight.shape
 
 
 def _means(
