@@ -6,6 +6,8 @@ is the 32/32 setting of the same table; settings that differ from it by no more 
 (95 % interval, `paper_figures.chance`) are hollow.
 """
 
+import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_RESULTS = ROOT / "results" / "digits_accuracy_vs_bits.json"
 DEFAULT_OUTPUT = ROOT / "results" / "figures" / "accuracy_vs_bits.png"
 
-# From few bits to many: weight bits first, then activation bits.
-ORDER = ("1/1 BNN", "1/1", "1/1+K", "2/2", "4/4", "8/8", "1/32", "t/32", "32/32")
 FP32 = "32/32"
+# W/A and what a label says beside it; t is ternary.
+_LABEL = re.compile(r"(t|[\d.]+)(?: bases)?/(t|[\d.]+)(?: bases)?(.*)", re.S)
 Row = dict[str, Any]
 
 
@@ -81,11 +83,20 @@ def by_setting(rows: list[Row]) -> dict[str, list[Row]]:
         name = "\n".join([label, *more])
         result[f"{name}\n{experiment}" if name in result else name] = members
 
-    def order(name: str) -> tuple[int, str]:
-        label = name.partition("\n")[0]
-        return (ORDER.index(label) if label in ORDER else len(ORDER), name)
+    return {name: result[name] for name in sorted(result, key=_order)}
 
-    return {name: result[name] for name in sorted(result, key=order)}
+
+def _order(name: str) -> tuple[float, float, str]:
+    """Return what settings are sorted by: bits of weights, then of activations, each from few to many; then the name.
+
+    >>> sorted(["32/32", "8/2", "t/1", "1/32", "2/1", "1/1 LSQ", "1/1", "signs"], key=_order)
+    ['1/1', '1/1 LSQ', '1/32', 't/1', '2/1', '8/2', '32/32', 'signs']
+    """
+    found = _LABEL.fullmatch(name)
+    if found is None:
+        return math.inf, math.inf, name
+    weight, activation = (math.log2(3) if bits == "t" else float(bits) for bits in found.groups()[:2])
+    return weight, activation, found[3]
 
 
 def also_differing(rows: list[Row]) -> list[str]:

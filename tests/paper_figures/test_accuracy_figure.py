@@ -107,6 +107,30 @@ def test_experiments_of_one_label_are_not_pooled():
     assert "settings differ in optimizer.lr too" in written
 
 
+def test_a_grid_of_widths_is_in_order_and_each_mean_stands_at_its_label(tmp_path):
+    weights, inputs = ("32", "t", "8", "1", "2"), ("8", "32", "1", "2")
+    values = {f"{w}/{a}": 0.5 + 0.01 * index for index, (w, a) in enumerate((w, a) for w in weights for a in inputs)}
+    entries = [
+        entry(label, (value, value + 0.02), sizes=(1000 + index, 1000 + index))
+        for index, (label, value) in enumerate(values.items())
+    ]
+    file = tmp_path / "grid.json"
+    file.write_text(json.dumps(ledger(entries)))
+    figure = accuracy_vs_bits.plot(accuracy_vs_bits.read_rows(file))
+    assert faults(figure) == []
+    top, bottom = figure.axes
+    labels = [text.get_text() for text in bottom.get_xticklabels()]
+    assert labels == [f"{w}/{a}" for w in ("1", "t", "2", "8", "32") for a in ("1", "2", "8", "32")]
+    means = [100 * (values[label] + 0.01) for label in labels]
+    assert [(place, mean) for place, mean, _ in markers(top)] == [
+        (at, pytest.approx(mean)) for at, mean in enumerate(means)
+    ]
+    assert [text.get_text() for text in top.texts] == [f"{mean:.1f}" for mean in means]
+    assert [text.get_position()[0] for text in top.texts] == list(range(len(means)))
+    heights = [patch.get_height() for patch in bottom.patches]
+    assert heights == pytest.approx([1 + 0.001 * list(values).index(label) for label in labels])
+
+
 @pytest.mark.parametrize("other", [{"data": "mnist"}, {"model": "LeNet5"}])
 def test_mixed_data_or_models_are_refused(other):
     with pytest.raises(SystemExit, match=r"the table mixes .* collect the runs of one"):
