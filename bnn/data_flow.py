@@ -32,7 +32,9 @@ class DataFlow:
     not_negative: frozenset[str]
 
 
-class _Tracer(fx.Tracer):
+class LayerTracer(fx.Tracer):
+    """Traces a model into a graph in which some of its layers, and what torch has, are single nodes."""
+
     def __init__(self, leaves: Iterable[nn.Module]):
         super().__init__()
         self.leaves = set(map(id, leaves))
@@ -117,7 +119,7 @@ def readers_of_input(
     if id(model) in names:
         return [names[id(model)]]
     try:
-        graph = _Tracer(layers.values()).trace(model)
+        graph = LayerTracer(layers.values()).trace(model)
     except Exception:  # fx runs the model's own code on proxies: anything can be raised
         return [] if example is None else _handed(model, layers, example)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -167,7 +169,7 @@ def data_flow(
     if id(model) in names:  # the model is a layer, tracing would look into it
         return DataFlow(frozenset({""}), frozenset({""}), frozenset())
     try:
-        graph = _Tracer(layers.values()).trace(model)
+        graph = LayerTracer(layers.values()).trace(model)
     except Exception as error:  # fx runs the model's own code on proxies: anything can be raised
         if example is not None:
             return _executed(model, layers, example)
