@@ -22,8 +22,9 @@ from experiments.run_parts import summary_of
 
 
 def convert_run(
-    folder: Path, inputs: int, output: Path | None = None, tolerance: float = 0.0, data_root: str | None = None
-) -> tuple[dict[str, Any], str, bool]:
+    folder: Path, inputs: int, output: Path | None = None, tolerance: float = 0.0, data_root: str | None = None,
+    sign_of_zero: int = 0,
+) -> tuple[dict[str, Any], str, bool]:  # fmt: skip
     """Convert one run and write its files; return (content of conversion.json, report as text, whether it passes).
 
     A process that trains or converts the run now is waited for.
@@ -32,12 +33,13 @@ def convert_run(
 
     load_config(folder)  # a folder that is no run is told before anything is made in it
     with run_lock(folder):
-        return convert_held_run(folder, inputs, output, tolerance, data_root)
+        return convert_held_run(folder, inputs, output, tolerance, data_root, sign_of_zero)
 
 
 def convert_held_run(
-    folder: Path, inputs: int, output: Path | None = None, tolerance: float = 0.0, data_root: str | None = None
-) -> tuple[dict[str, Any], str, bool]:
+    folder: Path, inputs: int, output: Path | None = None, tolerance: float = 0.0, data_root: str | None = None,
+    sign_of_zero: int = 0,
+) -> tuple[dict[str, Any], str, bool]:  # fmt: skip
     """Do what `convert_run` does, for a caller who holds the folder."""
     import bnn
     from bnn.training import provenance, read_checkpoint
@@ -49,7 +51,7 @@ def convert_held_run(
     data = instantiate(config.data)
     pixels = bnn.takes_pixels(network)
     examples = _first(data, pixels, max(1, inputs))
-    packed = bnn.convert(network, examples[:1])
+    packed = bnn.convert(network, examples[:1], sign_of_zero=sign_of_zero)
     packed.info |= {
         "name": config.name,
         "quantizer": config.quantizer.name,
@@ -139,7 +141,9 @@ def task(config: DictConfig) -> None:
 
     folder = find_run(Path(config.run))
     output = None if config.output is None else Path(config.output)
-    content, text, passes = convert_run(folder, config.parity, output, config.tolerance, config.data_root)
+    content, text, passes = convert_run(
+        folder, config.parity, output, config.tolerance, config.data_root, config.sign_of_zero
+    )
     print(text)
     print(
         f"{output or folder / 'packed.safetensors'}: {content['file_bytes']:,} bytes "

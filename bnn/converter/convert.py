@@ -16,6 +16,7 @@ import bnn
 from bnn.converter import rules as rules  # registers them
 from bnn.converter.capture.exported import Model, as_module
 from bnn.converter.capture.record import capture, random_inputs
+from bnn.converter.capture.sign_of_zero import sign_of_zero_is
 from bnn.converter.errors import ConversionError
 from bnn.converter.explain import Explanation, explanation
 from bnn.converter.graph.values import Value
@@ -104,7 +105,9 @@ def as_input(x: Tensor) -> Tensor:
     return x.detach().to("cpu", torch.float32 if x.is_floating_point() else torch.int64)
 
 
-def convert(model: Model, example_input: Tensor | Sequence[Tensor], require_bits: bool = False) -> bk.PackedModel:
+def convert(
+    model: Model, example_input: Tensor | Sequence[Tensor], require_bits: bool = False, sign_of_zero: int = 0
+) -> bk.PackedModel:
     """Convert a trained network into bits.
 
     model: in evaluation mode. It is run on a few inputs, and the ATen operations that PyTorch runs are recorded, so any
@@ -115,6 +118,9 @@ def convert(model: Model, example_input: Tensor | Sequence[Tensor], require_bits
         takes uint8; its model normalizes them itself (`bnn.layers.PixelNormalize`, `bnn.quantizers.PixelLevels`).
     require_bits: refuse a network in which a layer whose weights and inputs take few values would run in floats, as
         its inputs are not recognized as levels (`bnn.converter.explain` lists all layers).
+    sign_of_zero: what torch.sign makes of 0 in the packed network: 0, as in PyTorch, where signs that may meet a 0 are
+        two planes of bits, or 1, so that they are one. `bnn.check_parity` then holds it against the model with that
+        sign, and says how many signs were of 0.
 
     Returns a PackedModel that answers like `model(x)` in evaluation: exactly where integers are fed in, within float
     rounding elsewhere; `bnn.check_parity` shows it layer by layer. Outputs in tuples within tuples, such as
@@ -128,9 +134,12 @@ def convert(model: Model, example_input: Tensor | Sequence[Tensor], require_bits
     examples = check_examples(example_input)
     # Thresholds are those of the float32 network on a CPU, where the packed model runs.
     network = own_copy(model).to("cpu", torch.float32)
-    steps, ends, axes = packed_steps(network, examples, require_bits)
+    with sign_of_zero_is(sign_of_zero):
+        steps, ends, axes = packed_steps(network, examples, require_bits)
     shapes = [tuple(x.shape[1:]) for x in examples]
-    info = {"model": type(model).__name__}
+    info: dict[str, Any] = {"model": type(model).__name__}
+    if sign_of_zero:
+        info["sign_of_zero"] = sign_of_zero
     return bk.PackedModel(shapes, steps, info, versions(), ends, dtypes_of(examples), batch_axes=axes)
 
 
@@ -167,15 +176,16 @@ def own_copy(model: nn.Module) -> nn.Module:
         raise ConversionError(f"{type(model).__name__} cannot be copied by copy.deepcopy: {error}") from error
 
 
-def explain(model: Model, example_input: Tensor | Sequence[Tensor]) -> Explanation:
+def explain(model: Model, example_input: Tensor | Sequence[Tensor], sign_of_zero: int = 0) -> Explanation:
     """Return which layers of a network become bits in `bnn.convert`, and why others stay floats; print it for a table.
 
-    model, example_input: as for `bnn.convert`. ConversionError if the network cannot be converted at all.
+    model, example_input, sign_of_zero: as for `bnn.convert`. ConversionError if the network cannot be converted at all.
     """
     model = as_module(model)
     check_model(model)
     network = own_copy(model).to("cpu", torch.float32)
-    lowering, outputs = _lowered(network, check_examples(example_input))
+    with sign_of_zero_is(sign_of_zero):
+        lowering, outputs = _lowered(network, check_examples(example_input))
     return explanation(outputs, lowering.lowered)
 
 

@@ -10,22 +10,29 @@ from torch import Tensor
 
 from bnn.converter.graph.values import BinaryLayer, FloatLayer, LevelProduct, Levels, OwnStep, Value, live_values
 from bnn.converter.lowering import Lowered
+from bnn.converter.recognize.zeros import has_level_of_zero
 from bnn.planes import Term
 
 # An input takes few values if each occurs several times in the trial.
 MOST_VALUES = 256
 FEWEST_OF_EACH = 4
+OF_ZERO = "two for the inputs, as a sign that may meet 0 is 0 there: sign_of_zero=1 takes torch.sign(0) as +1"
 
 
 @dataclass(frozen=True)
 class LayerExplanation:
-    """One layer. weight_bits, input_bits: planes of a number, None for floats. reason: why it does not run on bits."""
+    """One layer.
+
+    weight_bits, input_bits: planes of a number, None for floats. reason: why it does not run on bits. note: what could
+    make its bits fewer.
+    """
 
     place: str
     weight_bits: int | None
     input_bits: int | None
     reason: str = ""
     missed: bool = False
+    note: str = ""
 
     @property
     def on_bits(self) -> bool:
@@ -52,9 +59,9 @@ class Explanation:
     def __str__(self) -> str:
         rows = [("layer", "weights", "inputs", "runs on")]
         for layer in self.layers:
-            bits = [str(part) if part else "float" for part in (layer.weight_bits, layer.input_bits)]
-            weights, inputs = bits
-            rows.append((layer.place, weights, inputs, "bits" if layer.on_bits else f"floats: {layer.reason}"))
+            weights, inputs = (str(part) if part else "float" for part in (layer.weight_bits, layer.input_bits))
+            bits = f"bits{', ' if layer.note else ''}{layer.note}"
+            rows.append((layer.place, weights, inputs, bits if layer.on_bits else f"floats: {layer.reason}"))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join("  ".join((*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3])) for row in rows)
 
@@ -75,7 +82,8 @@ def _of_layer(value: Value, found: dict[Value, Tensor]) -> LayerExplanation | No
     if isinstance(value, BinaryLayer):
         levels = value.inputs[0]
         assert isinstance(levels, Levels)
-        return LayerExplanation(value.path, _bits(value.terms), levels.planes.bits)
+        note = OF_ZERO if has_level_of_zero(levels) else ""
+        return LayerExplanation(value.path, _bits(value.terms), levels.planes.bits, note=note)
     if isinstance(value, FloatLayer):
         (operand,) = value.inputs
         count = _values(found.get(operand))
@@ -88,7 +96,8 @@ def _of_layer(value: Value, found: dict[Value, Tensor]) -> LayerExplanation | No
         return LayerExplanation(value.owner, _bits(value.terms), None, reason, missed=True)
     if isinstance(value, LevelProduct):
         first, second = (x.planes.bits for x in value.inputs if isinstance(x, Levels))
-        return LayerExplanation(value.owner, first, second)
+        note = OF_ZERO if any(isinstance(x, Levels) and has_level_of_zero(x) for x in value.inputs) else ""
+        return LayerExplanation(value.owner, first, second, note=note)
     if isinstance(value, OwnStep) and isinstance(value.fields, Matmul.Fields):
         return LayerExplanation(value.owner, None, None, "it multiplies two values that depend on the input")
     if isinstance(value, OwnStep) and isinstance(value.fields, Recurrent.Fields):

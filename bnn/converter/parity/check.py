@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bnn.converter.capture.exported import Model, as_module
 from bnn.converter.capture.on_cpu import OnCpu
 from bnn.converter.capture.record import Node, Output, capture, unfused
+from bnn.converter.capture.sign_of_zero import sign_of_zero_is
 from bnn.converter.convert import as_input, check_examples, explain, own_copy
 from bnn.converter.errors import ConversionError
 from bnn.converter.explain import Explanation
@@ -243,10 +244,10 @@ def _check_places(sources: set[str], places: set[str]) -> None:
             )
 
 
-def _explanation(model: nn.Module, examples: Sequence[Tensor]) -> Explanation:
+def _explanation(model: nn.Module, examples: Sequence[Tensor], sign_of_zero: int) -> Explanation:
     """Return which layers run on bits; nothing if the model, which is not what was converted, cannot be converted."""
     try:
-        return explain(model, examples)
+        return explain(model, examples, sign_of_zero)
     except ConversionError:
         return Explanation()
 
@@ -273,7 +274,8 @@ def check_parity(
     twin = own_copy(model).to("cpu", torch.float32)
     sources = {source for spec in packed.steps for source in spec.sources if source}
     recorder = _Recorder(twin, sources)
-    with torch.no_grad():
+    sign_of_zero = packed.info.get("sign_of_zero", 0)
+    with torch.no_grad(), sign_of_zero_is(sign_of_zero):
         recorder.run([x[:2] for x in given])
     _check_places(sources, recorder.places)
     batch_size = max(1, min(batch_size, MOST_BYTES // max(1, recorder.bytes_of_input)))
@@ -281,12 +283,16 @@ def check_parity(
     graph = Tally("graph", "the recorded run against the model", exact=False)
     comparison: _Comparison | None = None
     answers = Answers()
+    signs = zeros = 0
     for start in range(0, len(given[0]), batch_size):
         part = [x[start : start + batch_size] for x in given]
         arrays = [x.numpy() for x in part]
-        with torch.no_grad(), OnCpu(), unfused(), quantizers:
+        with torch.no_grad(), OnCpu(), unfused(), quantizers, sign_of_zero_is(sign_of_zero) as met:
             expected = outputs_of(twin(*[x.clone() for x in part]))  # some networks write to their input
-        for ours, theirs in zip(recorder.run(part), expected, strict=True):
+        signs, zeros = signs + met.signs, zeros + met.zeros
+        with sign_of_zero_is(sign_of_zero):
+            recorded = recorder.run(part)
+        for ours, theirs in zip(recorded, expected, strict=True):
             graph.add(ours, theirs)
         if comparison is None:
             comparison = _Comparison(packed, set(recorder.values))
@@ -304,7 +310,9 @@ def check_parity(
         inputs=len(given[0]),
         steps=rows,
         free=FreeRun(comparison.rows(comparison.free)),
-        explain=functools.partial(_explanation, model, [x[:1] for x in given]),
+        explain=functools.partial(_explanation, model, [x[:1] for x in given], sign_of_zero),
+        signs=signs,
+        signs_of_zero=zeros,
         network=tuple(map(StepParity.of, (*quantizers.used(), graph))),
         **answers.result(),
     )

@@ -89,7 +89,9 @@ class ParityReport:
     agreement: share of equal predictions (argmax over axis 1 of the first output) when both run freely; None where
     there are no classes to choose from. undecided: share of others, for which both networks have both classes within
     rounding of each other. classes: how many different ones PyTorch predicts. max_difference: the largest of all
-    outputs. finite: whether PyTorch's outputs hold no NaN. explain: tells which layers run on bits.
+    outputs. finite: whether PyTorch's outputs hold no NaN. signs, signs_of_zero: of a network that was converted with
+    sign_of_zero=1, how many signs PyTorch takes, and how many of them of a 0, which both networks count as +1. explain:
+    tells which layers run on bits.
     """
 
     inputs: int
@@ -101,6 +103,8 @@ class ParityReport:
     undecided: float = 0.0
     classes: int = 0
     finite: bool = True
+    signs: int = 0
+    signs_of_zero: int = 0
     explain: Callable[[], Explanation] = field(default=Explanation, repr=False, compare=False)
 
     @cached_property
@@ -138,6 +142,8 @@ class ParityReport:
             "predictions_undecided": self.undecided,
             "predicted_classes": self.classes,
             "finite": self.finite,
+            "signs": self.signs,
+            "signs_of_zero": self.signs_of_zero,
             "max_output_difference": _number(self.max_difference),
             "largest_relative_difference": _number(self.largest_relative_difference),
             "first_difference": None if first is None else f"{first.step} ({first.source})",
@@ -191,6 +197,8 @@ class ParityReport:
             )
         for layer in self.explanation.in_floats:
             lines.append(f"{layer.place} runs in floats: {layer.reason}")
+        if self.signs:
+            lines.append(f"{self.signs_of_zero:,} of {self.signs:,} signs are of 0, and count as +1 in both networks")
         lines.append(self._conclusion())
         return "\n".join(lines)
 

@@ -8,10 +8,19 @@ import torch
 from bnn_kernels.steps.pool import MaxPool
 from torch import Tensor
 
-from bnn.converter.graph.values import Affine, BinaryLayer, Channelwise, FloatLayer, Pool, Value
+from bnn.converter.graph.values import Affine, BinaryLayer, Channelwise, FloatLayer, Levels, Pool, Value
+from bnn.converter.recognize.staircase import Steps
 
 # Sums of a layer that are tried at most.
 MOST_SUMS = 1 << 24
+
+
+def has_level_of_zero(levels: Levels) -> bool:
+    """Whether levels are signs with a third level for the one number 0."""
+    quantizer, zero = levels.quantizer, torch.tensor(0.0)
+    if not isinstance(quantizer, Steps) or len(quantizer.starts) != 2:
+        return False
+    return torch.equal(quantizer.starts, torch.stack([zero, torch.nextafter(zero, torch.tensor(1.0))]))
 
 
 def meets_no_zero(x: Value) -> bool:

@@ -15,6 +15,7 @@ from bnn_kernels.steps.float import FloatConv, FloatLayerFields, FloatLinear
 from bnn_kernels.steps.normalize import Absmax as AbsmaxStep
 from torch import Tensor, nn
 
+from bnn.converter.capture.sign_of_zero import zero_is_positive
 from bnn.converter.graph.builder import Builder, ConvSides
 from bnn.converter.graph.input_levels import levels_of
 from bnn.converter.graph.values import BinaryLayer, FloatLayer, Levels, Unpacked, Value
@@ -29,11 +30,11 @@ from bnn.planes import Planes, Term
 from bnn.quantizers.base import Absmax
 
 
-@register_rule(torch.ops.aten.sign)
+@register_rule(torch.ops.aten.sign, torch.ops.aten.sgn)
 def sign(build: Builder, x: Value) -> Value:
-    """-1, 0 or +1: three levels, or two where no 0 is to be expected."""
+    """-1, 0 or +1: three levels, or two where no 0 is to be expected, or sign(0) is to be +1."""
     zero = torch.tensor(0.0)
-    starts = [zero] if meets_no_zero(x) else [zero, torch.nextafter(zero, torch.tensor(1.0))]
+    starts = [zero] if zero_is_positive() or meets_no_zero(x) else [zero, torch.nextafter(zero, torch.tensor(1.0))]
     return build.quantize(x, Steps(2.0 / len(starts), -1.0, torch.arange(len(starts) + 1), torch.stack(starts)))
 
 
