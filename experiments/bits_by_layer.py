@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from experiments import cli
-from experiments.collect import show, write_ledger
+from experiments.collect import write_ledger
 from experiments.commands import key_of, quoted, this_command
 from experiments.config_values import ConfigError
 from experiments.identity import experiment_id
@@ -30,7 +30,7 @@ from experiments.layer_costs import check_widths, read_costs
 from experiments.layer_plan import Plan, make_plan
 from experiments.lock import run_lock
 from experiments.results import has_ended, read_json, write_json
-from experiments.seed_statistics import paired
+from experiments.seed_statistics import LEVEL, holm, paired
 from experiments.sensitivity import check_cost
 from experiments.sensitivity import show as show_layers
 from experiments.sweep import entries_of, measure_latency, run_jobs, shown
@@ -156,57 +156,67 @@ def latency_of(entry: Entry) -> float | None:
 
 
 def comparisons(plan: Plan, entries: list[Entry]) -> list[dict[str, Any]]:
-    """Return, for each uniform width whose cost was a budget, how the assignment within it compares with it.
+    """Return how each assignment compares with the cheapest uniform width that costs at least as much.
 
-    Test accuracies are paired over seeds, p is not adjusted for the number of comparisons; latencies of both stand
-    beside it, those of the trained networks.
+    Costs are those of the plan. Test accuracies are paired over seeds; p_holm is p adjusted for the number of
+    comparisons. Beside them stand the latencies of both, those of the trained networks.
     """
-    by_cell = {entry["method"]: entry for entry in entries}
+    by_cell = {entry["method"]: entry for entry in entries if entry["runs"]}
     key = "predicted_us" if plan["cost"] == "latency" else "bytes"
-    found = []
-    for one in plan["assignments"]:
-        for other in plan["assignments"]:
-            if other["budgets"] or not any(abs(budget - other[key]) < 1e-6 for budget in one["budgets"]):
-                continue
-            pair = [by_cell.get(cell, {"runs": []}) for cell in (one["cell"], other["cell"])]
-            first, second = ({run["seed"]: run["value"] for run in entry["runs"]} for entry in pair)
-            if set(first) & set(second):
-                test = paired(first, second)
-                found.append(
-                    {
-                        "by_layer": one["cell"],
-                        "uniform": other["cell"],
-                        "seeds": test.seeds,
-                        "difference": round(test.difference, 6),
-                        "interval": None if test.interval is None else [round(end, 6) for end in test.interval],
-                        "p": None if test.p is None else round(test.p, 6),
-                        "within_chance": test.within_chance,
-                        "latency_us": [latency_of(entry) for entry in pair],
-                    }
-                )
-    return found
+    pairs, tests = [], []
+    for one in (one for one in plan["assignments"] if one["budgets"]):
+        dearer = [other for other in plan["assignments"] if not other["budgets"] and other[key] >= one[key]]
+        if not dearer:
+            continue
+        cells = one["cell"], min(dearer, key=lambda other: other[key])["cell"]
+        if not all(cell in by_cell for cell in cells):
+            continue
+        first, second = ({run["seed"]: run["value"] for run in by_cell[cell]["runs"]} for cell in cells)
+        if set(first) & set(second):
+            pairs.append(cells)
+            tests.append(paired(first, second))
+    return [
+        {
+            "by_layer": first,
+            "uniform": second,
+            "seeds": test.seeds,
+            "difference": round(test.difference, 6),
+            "interval": None if test.interval is None else [round(end, 6) for end in test.interval],
+            "p": None if test.p is None else round(test.p, 6),
+            "p_holm": None if adjusted is None else round(adjusted, 6),
+            "within_chance": adjusted is None or adjusted > 1 - LEVEL,
+            "latency_us": [latency_of(by_cell[cell]) for cell in (first, second)],
+        }
+        for (first, second), test, adjusted in zip(pairs, tests, holm([test.p for test in tests]), strict=True)
+    ]
 
 
 def say(plan: Plan, entries: list[Entry], found: list[dict[str, Any]]) -> None:
-    """Print the assignments, and how those of a uniform width's budget compare with it."""
-    by_cell = {entry["method"]: entry for entry in entries}
-    table = Table(title="bits by layer; microseconds for one input and one thread")
-    columns = ("cell", "bits", "bytes of weights", "us added up", "us before training", "us trained", "test %")
+    """Print the assignments, and how they compare with uniform widths."""
+    by_cell = {entry["method"]: entry for entry in entries if entry["runs"]}
+    first = next(iter(by_cell.values()), {"model": plan["model"], "seeds": []})
+    table = Table(
+        title=f"{first['model']} on {plan['data']}, {len(first['seeds'])} seeds; one input, one thread", min_width=100
+    )
+    columns = ("cell", "bits", "kB of weights", "us added up", "us before training", "us trained", "test %", "+-")
     for column in columns:
         table.add_column(column, justify="left" if column in columns[:2] else "right")
-    for one in plan["assignments"]:
+    base = {"cell": BASE, "widths": {}}
+    for one in (base, *plan["assignments"]):
         entry = by_cell.get(one["cell"])
-        measured = (None, None) if entry is None or not entry["runs"] else (latency_of(entry), 100 * entry["mean"])
-        numbers = (one.get("predicted_us"), one.get("measured_us"), measured[0], measured[1])
-        texts = ("" if number is None else f"{number:.2f}" for number in numbers)
-        table.add_row(one["cell"], "-".join(map(str, one["widths"].values())), f"{one['bytes']:,}", *texts)
+        measured: tuple[float | None, ...] = (None, None, None)
+        if entry is not None:
+            measured = latency_of(entry), 100 * entry["mean"], None if entry["std"] is None else 100 * entry["std"]
+        numbers = (one["bytes"] / 1000 if "bytes" in one else None, one.get("predicted_us"), one.get("measured_us"))
+        texts = ("" if number is None else f"{number:.2f}" for number in (*numbers, *measured))
+        table.add_row(one["cell"], "-".join(map(str, one["widths"].values())), *texts)
     cli.console().print(table)
     for pair in found:
-        chance = "within chance" if pair["within_chance"] else f"p = {pair['p']:.3g}"
+        chance = "within chance" if pair["within_chance"] else f"p = {pair['p_holm']:.3g} (Holm)"
         times = "" if None in pair["latency_us"] else " ({:.1f} and {:.1f} us)".format(*pair["latency_us"])
         print(
-            f"{pair['by_layer']} against {pair['uniform']} within its budget{times}: {100 * pair['difference']:+.2f} "
-            f"points of test accuracy over {pair['seeds']} seeds, {chance}"
+            f"{pair['by_layer']} against {pair['uniform']}{times}: {100 * pair['difference']:+.2f} points of test "
+            f"accuracy over {pair['seeds']} seeds, {chance}"
         )
 
 
@@ -234,7 +244,6 @@ def task(config: DictConfig) -> None:
         failed = run_jobs([*base, *jobs], report)
     measure_latency([*base, *jobs], Path("runs") / str(config.name) / ".latency")
     entries, refused = entries_of([*base, *jobs], list(config.mixed))
-    show(entries)
     found = comparisons(plan, entries)
     say(plan, entries, found)
     command = this_command()

@@ -9,6 +9,7 @@ from experiments import bits_by_layer, layer_costs, sweep
 from experiments.layer_costs import Choice, cost_of, read_costs
 from experiments.layer_plan import default_budgets, found_widths
 from experiments.results import read_json
+from experiments.seed_statistics import holm, paired
 from paper_figures.ledger_file import read_ledger
 
 COMMAND = ("experiments.bits_by_layer", "bits=[1,8]", "batches=1", "batch_size=64")
@@ -42,6 +43,45 @@ def test_budgets_are_those_of_uniform_widths_and_between():
     assert all(cost_of(costs, widths, "bytes") <= min(budgets) for widths, budgets in found)
     timed = found_widths(costs, [1, 2, 4, 8], "latency", 1000.0, [600.0, 1000.0])
     assert timed == [({"a": 8, "b": 4}, [600.0])]  # 1,000 allows all the widest, which is uniform
+
+
+def test_an_assignment_is_compared_with_the_uniform_width_of_its_cost():
+    def entry(cell, *values, us=10.0):
+        runs = [{"seed": seed, "value": value, "latency_us": {"median": us}} for seed, value in enumerate(values)]
+        return {"method": cell, "runs": runs}
+
+    plan = {
+        "cost": "latency",
+        "assignments": [
+            {"cell": cell, "budgets": budgets, "predicted_us": us}
+            for cell, budgets, us in (
+                ("1/1", [], 10.0),
+                ("2/2", [], 20.0),
+                ("8/8", [], 20.5),
+                ("by layer 1", [15.0], 14.0),
+                ("by layer 2", [20.0, 20.5], 20.0),
+                ("by layer 3", [30.0], 29.0),  # no uniform width costs as much
+            )
+        ],
+    }
+    better, worse, equal = (0.99, 0.985, 0.99), (0.9, 0.91, 0.9), (0.9, 0.91, 0.91)
+    entries = [entry("1/1", *worse), entry("2/2", *worse, us=21.0), entry("8/8", *better)]
+    entries += [entry("by layer 1", *better, us=15.0), entry("by layer 2", *equal), entry("by layer 3", *better)]
+    first, second = bits_by_layer.comparisons(plan, entries)
+    assert [(found["by_layer"], found["uniform"]) for found in (first, second)] == [
+        ("by layer 1", "2/2"),
+        ("by layer 2", "2/2"),
+    ]
+    test, other = (
+        paired(dict(enumerate(better)), dict(enumerate(worse))),
+        paired(*map(dict, map(enumerate, (equal, worse)))),
+    )
+    assert (first["difference"], first["p"]) == (round(test.difference, 6), round(test.p, 6))
+    adjusted = holm([test.p, other.p])
+    assert [first["p_holm"], second["p_holm"]] == [pytest.approx(p, abs=1e-6) for p in adjusted]
+    assert (first["within_chance"], second["within_chance"]) == (False, True)
+    assert first["latency_us"] == [15.0, 21.0]
+    assert bits_by_layer.comparisons(plan, entries[:3]) == []
 
 
 @pytest.mark.slow
