@@ -24,6 +24,23 @@ def dynamic(x):
     return (x * scale).round().clamp(-128, 127) / scale
 
 
+def with_zero_point(x, axis=-1):
+    """Four bits between the ends of each token, or of each feature (-2); the zero point is a whole number."""
+    low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
+    scale = (high - low) / 15
+    zero = (-low / scale).round()
+    return (((x / scale).round() + zero).clamp(0, 15) - zero) * scale
+
+
+def lsq_plus(x, step=0.11, offset=-0.37):
+    return ((x - offset) / step).round().clamp(0, 15) * step + offset
+
+
+def around_the_mean(x):
+    mean = x.mean(-1, keepdim=True)
+    return torch.where(x > mean, 0.5, -0.5) + mean
+
+
 class Attention(nn.Module):
     """Scores of what q makes of queries and keys, and what p makes of their softmax times what v makes of values."""
 
@@ -50,6 +67,9 @@ KINDS = {
     "ternary": (lambda x: (x > 0.3).float() - (x < -0.3).float(), rounded(3, 0.1), signs, ["A2A2", "A2A1"]),
     "of 4 bits": (lambda x: (x * 4).round().clamp(-8, 7) / 4, rounded(15, 1 / 15), rounded(15, 0.1), ["A4A4", "A4A4"]),
     "scales of tokens": (dynamic, rounded(255, 1 / 255), signs, ["A8A8", "A8A1"]),
+    "zero points": (with_zero_point, rounded(15, 1 / 15), lambda x: with_zero_point(x, -2), ["A4A4"] * 2),
+    "offsets": (lsq_plus, lambda x: (x * 15).round() / 15, lsq_plus, ["A4A4"] * 2),
+    "offsets and zero points": (around_the_mean, rounded(3, 0.3), lsq_plus, ["A1A1", "A2A4"]),
     "scales of heads": (
         lambda x: signs(x) * torch.tensor([0.5, 0.7]).reshape(-1, 1, 1),
         rounded(1, 0.3),
@@ -83,6 +103,25 @@ def test_products_are_the_very_numbers_of_pytorch():
         assert [step.op for step in packed.steps if "matmul" in step.op] == ["level_matmul"] * 3
         for ours, theirs in zip(packed(x.numpy()), Products()(x), strict=True):
             np.testing.assert_array_equal(ours, theirs.numpy())
+
+
+def test_products_with_zero_points_are_the_very_numbers_of_pytorch():
+    """Whole zero points of each token on both sides, and scales that are powers of two."""
+
+    def levels(x, step):
+        zero = (x.mean(-1, keepdim=True) * 4).round()
+        scale = torch.where(x.amax(-1, keepdim=True) > 2, 2.0, 0.5)
+        return (((x / step).round() + zero).clamp(0, 15) - zero) * scale
+
+    class Product(nn.Module):
+        def forward(self, x):
+            return levels(x, 0.5) @ levels(x.roll(1, -1), 0.25).transpose(-1, -2)
+
+    for shape in ((2, 3, 5, 7), (2, 1, 40, 65), (2, 2, 3, 129)):
+        x = torch.randn(shape)
+        packed = bnn.convert(Product().eval(), x[:1])
+        assert [step.op for step in packed.steps if "matmul" in step.op] == ["level_matmul"]
+        np.testing.assert_array_equal(packed(x.numpy()), Product()(x).numpy())
 
 
 def test_heads_in_the_batch():

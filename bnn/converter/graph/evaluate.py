@@ -85,7 +85,7 @@ class Evaluation:
         if isinstance(value, OwnStep):
             return self._step(value, value.fields)
         if isinstance(value, LevelProduct):
-            return torch.einsum("nkhr,nkhc->nchr", *map(self._unpacked, value.inputs))
+            return torch.einsum("nkhr,nkhc->nchr", *map(self._without_offset, value.inputs))
         given = [self(operand) for operand in value.inputs]
         x = given[0]
         if isinstance(value, FloatLayer):
@@ -133,6 +133,12 @@ class Evaluation:
         if len(parts) == 1:
             return (made * parts[0].scale).to(torch.float32)
         return torch.from_numpy(values_of_codes(levels.planes)[table.codes])[table.rank(made)]
+
+    def _without_offset(self, levels: Value) -> Tensor:
+        """Return the values of levels less what is added to all of them."""
+        assert isinstance(levels, Levels)
+        made, offset = self._unpacked(levels), levels.planes.offset
+        return made if offset is None else made - offset
 
     def _binary_layer(self, layer: BinaryLayer) -> Tensor:
         levels = layer.inputs[0]

@@ -1,13 +1,14 @@
 """Whole numbers between known ends are levels, whatever computes them: round(x / s) + z, (x > d) - (x < -d).
 
-Ends follow from clamps. What is divided by a scale that is made of its own largest number, as x / (max|x| / 127), has
-ends too: they are found by trying numbers of every size, as each image reaches them.
+Ends follow from clamps and from softmax. What is divided by a scale that is made of its own largest number, as
+x / (max|x| / 127), has ends too: they are found by trying numbers of every size, as each image reaches them.
 """
 
 import math
 from collections.abc import Iterator
 
 import torch
+from bnn_kernels.steps.normalize import Softmax
 from bnn_kernels.steps.pool import MaxPool
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from bnn.converter.graph.values import (
     Curve,
     Input,
     Moved,
+    OwnStep,
     Pool,
     Unpacked,
     Value,
@@ -124,6 +126,8 @@ def ends(x: Value) -> Ends:
     if isinstance(x, Unpacked):
         values = values_of(x)
         return float(values.min()), float(values.max())
+    if isinstance(x, OwnStep) and isinstance(x.fields, Softmax.Fields) and not x.fields.log:
+        return 0.0, 1.0
     if isinstance(x, Channelwise):
         return _ends_of_function(x)
     if isinstance(x, Add | Combine):

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from bnn.converter.graph.builder import Builder
 from bnn.converter.graph.values import Input, LevelProduct, Value
-from bnn.converter.recognize.scaled import Link, scaled_levels, times
+from bnn.converter.recognize.scaled import Link, Scaled, scaled_levels, times
 from bnn.converter.registry import register_rule
 from bnn.converter.rules.layers import linear_of
 from bnn.converter.rules.normalize import softmax_of
+from bnn.converter.rules.pool import over_axes
 from bnn.layers import CachedAttention
 
 
@@ -69,28 +70,71 @@ def _product(build: Builder, a: Value, b: Value) -> Value:
     return y
 
 
+class _Side:
+    """One side of a product (C, H, R) of levels: what is done to them, and their sums over what is multiplied.
+
+    The sums, (1, H, R) of the first side and (C, H, 1) of the second, are of what the levels have become so far.
+    """
+
+    def __init__(self, build: Builder, x: Scaled, turned: bool):
+        self.build, self.count = build, x.levels.shape[0]
+        self.links = [Link(link.kind, self._placed(link.by)) for link in x.links] if turned else list(x.links)
+        sums = over_axes(build, x.levels, "sum", 1, True)
+        offset = x.levels.planes.offset
+        if offset is not None:
+            sums = build.affine(sums, shift=-self.count * float(offset))
+            self.links.insert(0, Link("add", offset.to(torch.float64).reshape(1, 1, 1)))
+        self.sums: Value = self._placed(sums) if turned else sums
+
+    def _placed(self, x: Value | Tensor) -> Any:
+        """Return what belongs to columns, (1, H, C), as one of the product, (C, H, 1)."""
+        return x.transpose(0, 2) if isinstance(x, Tensor) else self.build.move(x, lambda p: p.transpose(1, 3))
+
+    def follow(self, y: Value, other: "_Side", shifts: bool) -> Value:
+        """Return the product after the next operations on this side: all that are left, or the first sums alone."""
+        build = self.build
+        while self.links and (self.links[0].kind == "add" or not shifts):
+            link = self.links.pop(0)
+            if link.kind == "add":
+                y = build.add(y, _by(build, other.sums, link.by))
+                self.sums = _sum(build, self.sums, link.by, self.count)
+            else:
+                y, self.sums = times(build, y, link), times(build, self.sums, link)
+        return y
+
+
+def _by(build: Builder, x: Value, factor: Value | Tensor) -> Value:
+    return build.multiply(x, factor) if isinstance(factor, Value) else build.affine(x, scale=factor[None])
+
+
+def _sum(build: Builder, x: Value, shift: Value | Tensor, count: int) -> Value:
+    """Return x + count shift."""
+    if isinstance(shift, Value):
+        return build.add(x, build.affine(shift, scale=float(count)))
+    return build.affine(x, shift=count * shift[None])
+
+
 def _product_of_levels(build: Builder, a: Value, b: Value) -> Value | None:
-    """Return the products (H, R, C) of levels (H, R, K) and (H, K, C), perhaps scaled; None if they are no levels."""
+    """Return the products (H, R, C) of levels (H, R, K) and (H, K, C), perhaps scaled and shifted; None if it is none.
+
+    A shift z of one side adds z times the sums of the other side. Zero points come first, while the sums are whole, so
+    that they are exact.
+    """
     first = scaled_levels(build, build.channels_first(a))
     second = scaled_levels(build, build.move(b, lambda p: p.transpose(1, 2)))
     if first is None or second is None:
         return None
     for x in (first, second):
-        terms, offset = x.levels.planes.terms, x.levels.planes.offset
-        if len(terms) > 1 or offset is not None or terms[0].zero_points is not None or x.shifts:
-            return None
-        if any(link.shape[0] != 1 for link in x.links):
+        terms = x.levels.planes.terms
+        if len(terms) > 1 or terms[0].zero_points is not None or any(link.shape[0] != 1 for link in x.links):
             return None
     scale = math.prod(float(x.levels.planes.terms[0].scale) for x in (first, second))
     shape = (b.shape[2], *a.shape[:2])
     levels = first.levels.inputs[0], second.levels.inputs[0]
     y: Value = LevelProduct(shape, levels, fields=LevelMatmul.Fields(scale=float(np.float32(scale))))
-    for link in first.links:
-        y = times(build, y, link)
-    for link in second.links:  # (1, H, C) -> (C, H, 1)
-        by = link.by
-        turned = by.transpose(0, 2) if isinstance(by, Tensor) else build.move(by, lambda p: p.transpose(1, 3))
-        y = times(build, y, Link(link.kind, turned))
+    one, two = _Side(build, first, turned=False), _Side(build, second, turned=True)
+    for shifts in (True, False):
+        y = two.follow(one.follow(y, two, shifts), one, shifts)
     return build.channels_last(y)
 
 

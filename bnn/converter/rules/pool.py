@@ -165,7 +165,8 @@ def _axes(build: Builder, x: Value, dim: Any) -> list[int]:
     return axes
 
 
-def _over_axes(build: Builder, x: Value, kind: str, dim: Any, keepdim: bool) -> Value:
+def over_axes(build: Builder, x: Value, kind: str, dim: Any, keepdim: bool) -> Value:
+    """Return the "sum", mean ("avg") or maximum ("max") over axes, counted with the batch's; None is all but that."""
     rank = len(x.shape) + 1
     axes = _axes(build, x, dim)
     kept = [axis for axis in range(1, rank) if axis not in axes]
@@ -185,37 +186,37 @@ def _over_axes(build: Builder, x: Value, kind: str, dim: Any, keepdim: bool) -> 
 @register_rule(aten.sum)
 def total(build: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """Sum over any axes but the batch's."""
-    return _over_axes(build, x, "sum", dim, keepdim)
+    return over_axes(build, x, "sum", dim, keepdim)
 
 
 @register_rule(aten.max.dim)
 def maximum(build: Builder, x: Value, dim: int, keepdim: bool = False) -> Any:
     """Maximum over an axis, of which the places cannot be converted."""
-    return indices_refused(build, _over_axes(build, x, "max", dim, keepdim))
+    return indices_refused(build, over_axes(build, x, "max", dim, keepdim))
 
 
 @register_rule(aten.mean)
 def mean(build: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     """Mean over any axes but the batch's."""
-    return _over_axes(build, x, "avg", dim, keepdim)
+    return over_axes(build, x, "avg", dim, keepdim)
 
 
 @register_rule(aten.amax)
 def amax(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     """Maximum over any axes but the batch's."""
-    return _over_axes(build, x, "max", dim, keepdim)
+    return over_axes(build, x, "max", dim, keepdim)
 
 
 @register_rule(aten.max.default)
 def largest(build: Builder, x: Value) -> Value:
     """The maximum of all images, which is refused."""
-    return _over_axes(build, x, "max", None, False)
+    return over_axes(build, x, "max", None, False)
 
 
 @register_rule(aten.amin)
 def amin(build: Builder, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     """Minimum over any axes but the batch's."""
-    return build.affine(_over_axes(build, build.affine(x, scale=-1.0), "max", dim, keepdim), scale=-1.0)
+    return build.affine(over_axes(build, build.affine(x, scale=-1.0), "max", dim, keepdim), scale=-1.0)
 
 
 @register_rule(aten.min.default)
@@ -246,10 +247,10 @@ def _spread(build: Builder, x: Value, dim: Any, correction: Any, keepdim: bool) 
     left = count - (1 if correction is None else correction)
     if left <= 0:
         build.fail(f"the variance of {count} numbers with correction {correction} is no number")
-    middle = _over_axes(build, x, "avg", axes, True)
+    middle = over_axes(build, x, "avg", axes, True)
     apart = build.add(x, build.affine(middle, scale=-1.0))
     squares = build.curve(apart, "square", torch.square, monotone=False)
-    var = build.affine(_over_axes(build, squares, "avg", axes, keepdim), scale=count / left)
+    var = build.affine(over_axes(build, squares, "avg", axes, keepdim), scale=count / left)
     return var, build.move(middle, lambda p: p.reshape(2, *var.shape))
 
 
@@ -289,10 +290,10 @@ def vector_norm(
     """Sum of sizes, root of the sum of squares, or largest size, over any axes but the batch's."""
     sizes = build.curve(x, "abs", torch.abs, monotone=False)
     if order == math.inf:
-        return _over_axes(build, sizes, "max", dim, keepdim)
+        return over_axes(build, sizes, "max", dim, keepdim)
     if order == 1:
-        return _over_axes(build, sizes, "sum", dim, keepdim)
+        return over_axes(build, sizes, "sum", dim, keepdim)
     if order != 2:
         build.fail(f"a norm can be converted of order 1, 2 and infinity, got {order}")
     squares = build.curve(x, "square", torch.square, monotone=False)
-    return build.curve(_over_axes(build, squares, "sum", dim, keepdim), "sqrt", torch.sqrt, monotone=False)
+    return build.curve(over_axes(build, squares, "sum", dim, keepdim), "sqrt", torch.sqrt, monotone=False)
