@@ -138,7 +138,7 @@ class FileBatches(Loader):
         loader = DataLoader(self._images, batch_sampler=wanted, num_workers=self._workers, generator=torch.Generator())
         for batch, (images, labels) in enumerate(loader):
             normalized = self._normalize(images.to(self._device))
-            inputs = augmented(self._augment, normalized, self._seed, epoch, batch)
+            inputs = augmented(self._augment, normalized, self._seed, epoch, batch, self._rank)
             yield inputs if self._finish is None else self._finish(inputs), labels.to(self._device)
 
 

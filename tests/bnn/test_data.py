@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from bnn.data import Batches, DataError, ImageData, RandomCropFlip, Split, digits, mnist
 from bnn.data import mnist as mnist_function
 from bnn.data.idx import parse_idx
+from bnn.data.text import Windows
 
 mnist_module = __import__("sys").modules["bnn.data.mnist"]
 
@@ -77,6 +78,47 @@ def test_batches_are_the_whole_split_in_an_order_of_epoch_and_seed():
     assert torch.equal(second, epoch(make(), 1))
     images, _ = next(iter(make(augment=lambda x: x * 0)))
     assert images.abs().max() == 0
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_processes_together_see_the_batches_of_one(processes):
+    data = digits()
+
+    def make(shuffle):
+        text = Windows(torch.arange(1000), 10, 8, shuffle, seed=1)
+        return Batches(data.train, data.normalizer(), 70, shuffle, seed=1), text
+
+    for shuffle in (True, False):
+        for kind, whole in enumerate(make(shuffle)):
+            ranks = [make(shuffle)[kind].share(rank, processes) for rank in range(processes)]
+            assert {len(rank) for rank in ranks} == {len(whole)}
+            for at, (together, *parts) in enumerate(zip(whole, *ranks, strict=True)):
+                counts = [rank.counts(at) for rank in ranks]
+                own = [one for one, _ in counts]
+                assert {every for _, every in counts} == {len(together[0])}
+                assert max(own) - min(own) <= 1
+                for values, *shares in zip(together, *parts, strict=True):
+                    kept = [share[:count] for share, count in zip(shares, own, strict=True)]
+                    assert torch.equal(torch.cat(kept), values)
+                    assert all(len(share) == max(1, count) for share, count in zip(shares, own, strict=True))
+
+
+def test_processes_draw_augmentations_of_their_own_and_the_first_those_of_one_alone():
+    same = Split(torch.arange(64, dtype=torch.uint8).expand(64, 64).reshape(64, 1, 8, 8), torch.zeros(64).long())
+
+    def make(rank, processes, size):
+        return Batches(same, lambda x: x.float(), size, True, 0, augment=RandomCropFlip(2)).share(rank, processes)
+
+    alone, first, second = make(0, 1, 16), make(0, 2, 32), make(1, 2, 32)
+    for (images, _), (ours, _), (theirs, _) in zip(alone, first, second, strict=False):
+        assert torch.equal(images, ours)
+        assert not torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("rank", "processes"), [(2, 2), (-1, 2), (0, 0)])
+def test_bad_ranks_are_refused(rank, processes):
+    with pytest.raises(ValueError, match="rank must be one of"):
+        Windows(torch.arange(100), 10, 2).share(rank, processes)
 
 
 @pytest.mark.parametrize("size", [0, -1])

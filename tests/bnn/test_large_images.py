@@ -160,3 +160,12 @@ def test_mistakes_with_imagenet_are_named(root, tmp_path):
         imagenet(str(tmp_path))
     with pytest.raises(DataError, match=r"data\.num_workers must be a whole number of at least 0, got -1"):
         data(root, -1)
+
+
+def test_processes_decode_their_parts_of_the_same_batches(root):
+    found = data(root)
+    options = {"shuffle": True, "seed": 3, "augment": RandomResizedCrop()}
+    together = batches(found, **options)
+    parts = [list(found.batches("train", 4, **options).share(rank, 2)) for rank in range(2)]
+    for whole, *shares in zip(together, *parts, strict=True):
+        assert all(torch.equal(torch.cat(values), value) for value, *values in zip(whole, *shares, strict=True))
