@@ -44,6 +44,7 @@ NOT_THE_EXPERIMENT = (
             "max_time",
             "num_sanity_val_steps",
             "profiler",
+            "strategy",
         )
     ),
 )
@@ -58,6 +59,8 @@ _AS_BEFORE: dict[str, Any] = {
     "teacher.run": None,
     "teacher.model": None,
     "teacher.weights": None,
+    "trainer.devices": 1,
+    "trainer.num_nodes": 1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.gradient_clip_val": None,
     "trainer.gradient_clip_algorithm": "norm",
@@ -101,6 +104,8 @@ def _plain(value: Any, key: str, run_dir: str | None) -> Any:
     if isinstance(value, DictConfig):
         below = ((str(name), f"{key}.{name}" if key else str(name)) for name in value)
         return {name: _plain(value[name], full, run_dir) for name, full in below if not _left_out(full, value[name])}
+    if isinstance(value, ListConfig) and key == "trainer.devices":
+        return len(value)  # which of them changes nothing
     if isinstance(value, ListConfig):
         return [_plain(item, key, run_dir) for item in value]
     if isinstance(value, str):
@@ -115,7 +120,9 @@ def _plain(value: Any, key: str, run_dir: str | None) -> Any:
 
 
 def _left_out(key: str, value: Any) -> bool:
-    return is_among(key, NOT_THE_EXPERIMENT) or (key in _AS_BEFORE and value == _AS_BEFORE[key])
+    if is_among(key, NOT_THE_EXPERIMENT):
+        return True
+    return key in _AS_BEFORE and _plain(value, key, None) == _AS_BEFORE[key]
 
 
 def experiment_id(config: DictConfig | dict[str, Any]) -> str:

@@ -17,12 +17,6 @@ LOCK, SOFT, OWNER = ".lock", ".lock.soft", ".lock.owner"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
-def _is_helper() -> bool:
-    """Return whether this is a process of a distributed run that is not its first: the first holds the folder."""
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    return rank.isdigit() and int(rank) > 0
-
-
 def owner(folder: Path) -> str:
     """Return who holds a folder, in words."""
     try:
@@ -80,9 +74,6 @@ def run_lock(folder: Path, wait: bool = True) -> Iterator[None]:
 
     wait: say once who holds it now, and wait; without, HeldError says who.
     """
-    if _is_helper():
-        yield
-        return
     folder.mkdir(parents=True, exist_ok=True)
     lock = _acquired(folder, wait)
     try:

@@ -22,7 +22,8 @@ from experiments.teacher import build_teacher
 class Parts:
     """All that `bnn.training.train` takes of a config.
 
-    costs: the network's bnn.summary. teacher: what a result says of the teacher that the classifier has.
+    costs: the network's bnn.summary. teacher: what a result says of the teacher that the classifier has. processes: how
+    many train together.
     """
 
     data: Any
@@ -33,6 +34,7 @@ class Parts:
     trainer: dict[str, Any]
     schedules: list[Any]
     teacher: dict[str, Any] | None
+    processes: int
 
 
 # What the inputs of a kind of data are called.
@@ -170,6 +172,32 @@ def build_parts(config: DictConfig) -> Parts:
             trainer[key] = build(config, f"trainer.{key}")
     if config.ema is not None:
         WeightAverage(config.ema)
-    check_trainer(trainer, config.epochs, Path(config.run_dir))
+    processes = check_trainer(trainer, config.epochs, config.batch_size, Path(config.run_dir))
     augment = build(config, "augment") if "augment" in config else None
-    return Parts(data, network, costs, classifier, augment, trainer, build(config, "schedules") or [], of_teacher)
+    return Parts(
+        data, network, costs, classifier, augment, trainer, build(config, "schedules") or [], of_teacher, processes
+    )
+
+
+def trained(config: DictConfig, parts: Parts) -> Any:
+    """Train what was built from a config, or go on with it, and return the Outcome; the folder is there and held."""
+    from bnn.training import Checkup, Scheduling, train
+
+    folder = Path(config.run_dir)
+    callbacks: list[Any] = [Scheduling(parts.schedules)]
+    if config.doctor.every is not None:
+        callbacks.append(Checkup(folder, config.doctor.every, config.classifier.latent_clip, parts.data.num_classes))
+    return train(
+        parts.classifier,
+        parts.network,
+        parts.data,
+        folder,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=parts.augment,
+        trainer=parts.trainer,
+        callbacks=callbacks,
+        ema=config.ema,
+        keep_best=config.keep_best,
+    )

@@ -11,16 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import cli
 from experiments.commands import this_command
+from experiments.config_values import ConfigError
 from experiments.identity import NOT_THE_EXPERIMENT, OF_THE_DATA, comparable, differing, experiment_id, flat
 from experiments.lock import run_lock
 from experiments.objectives import check_objectives, values_of
+from experiments.processes import by_torchrun, dismiss, follow, is_follower, others, torchrun_command
 from experiments.published_numbers import per_cent, published_for
 from experiments.results import bits_name, done, has_ended, is_complete, read_json, write_json
-from experiments.run_parts import Parts, build_parts, check_values
+from experiments.run_parts import Parts, build_parts, check_values, trained
 from experiments.stages import stage_configs, summary
 
 # Not in the recorded command: the run is the same without.
@@ -110,6 +114,8 @@ def run(
     if _has_ended(folder, same):
         return folder
     parts = build_parts(config)  # a mistake must not take the folder
+    if parts.processes > 1 and OmegaConf.select(config, "trainer.num_nodes", default=1) != 1 and not by_torchrun():
+        raise ConfigError("trainer.num_nodes above 1 is for torchrun, which starts the processes of all machines")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -142,7 +148,7 @@ def _run(
     before: Sequence[dict[str, Any]],
 ) -> None:
     """Train in a folder that this process holds."""
-    from bnn.training import REPORT, Checkup, Scheduling, provenance, train
+    from bnn.training import REPORT, provenance
     from bnn.training.files import whole_file
     from bnn.training.provenance import code_state
 
@@ -151,23 +157,8 @@ def _run(
     data, costs = parts.data, parts.costs
     with whole_file(folder / "config.yaml") as file:
         OmegaConf.save(OmegaConf.create(resolved), file)
-    callbacks: list[Any] = [Scheduling(parts.schedules)]
-    if config.doctor.every is not None:
-        callbacks.append(Checkup(folder, config.doctor.every, config.classifier.latent_clip, data.num_classes))
-    outcome = train(
-        parts.classifier,
-        parts.network,
-        data,
-        folder,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        augment=parts.augment,
-        trainer=parts.trainer,
-        callbacks=callbacks,
-        ema=config.ema,
-        keep_best=config.keep_best,
-    )
+    with others(resolved, parts.processes):
+        outcome = trained(config, parts)
     run_is: dict[str, Any] = {
         "command": made_by,
         "experiment": experiment_id(same),
@@ -206,6 +197,7 @@ def _run(
         "steps": outcome.steps,
         "stopped_by": outcome.stopped_by,
         "interruptions": outcome.interruptions,
+        "processes": outcome.processes,
         **({"start": OmegaConf.to_container(config.start)} if config.start.run is not None else {}),
         **({"teacher": parts.teacher} if parts.teacher else {}),
         "limits": limits,
@@ -251,9 +243,17 @@ def _measured(outcome: Any, data: Any) -> str:
 def task(config: DictConfig) -> float | tuple[float, ...]:
     """Run what the command line says; returns its objectives, by which a sweeper may search."""
     check_objectives(config)
+    if by_torchrun() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError("torchrun starts one run: start a sweep (-m) without it, with trainer.devices=N")
     begin = run if config.stages is None else run_stages
-    folder = begin(config, this_command(NOT_REPEATED))
+    folder = begin(config, torchrun_command(this_command(NOT_REPEATED)))
     return values_of(folder, config.objectives)
+
+
+def quiet() -> None:
+    """Keep Lightning's own reports from the terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def main() -> None:
@@ -261,8 +261,14 @@ def main() -> None:
     from bnn.data import DataError
     from bnn.training import DivergenceError, RunError
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    cli.run(task, "train", expected=(DataError, DivergenceError, RunError, OSError, ValueError))
+    quiet()
+    if is_follower():
+        follow()
+        return
+    try:
+        cli.run(task, "train", expected=(DataError, DivergenceError, RunError, OSError, ValueError))
+    finally:
+        dismiss()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from bnn.doctor.doctor import METRICS as METRICS
 from bnn.doctor.doctor import Doctor as Doctor
 from bnn.doctor.doctor import Record as Record
+from bnn.doctor.doctor import mean_record as mean_record
 from bnn.doctor.doctor import watched_layers as watched_layers
 from bnn.doctor.findings import KINDS as KINDS
 from bnn.doctor.findings import Finding as Finding

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,22 @@ class Record:
     step: int
     loss: float | None
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def mean_record(records: Sequence[Record]) -> Record:
+    """Return what several processes measured at one step of one network: of each number the mean of those that are.
+
+    Weights are the same in all; of inputs each process has seen its own. ValueError if the steps are not one.
+    """
+    if len({record.step for record in records}) != 1:
+        raise ValueError(f"records are of the steps {[record.step for record in records]}, not of one")
+    losses = [record.loss for record in records if record.loss is not None]
+    layers: dict[str, dict[str, float]] = {}
+    for name in records[0].layers:
+        rows = [record.layers[name] for record in records]
+        found = {metric: [row[metric] for row in rows if metric in row] for metric in METRICS}
+        layers[name] = {metric: math.fsum(values) / len(values) for metric, values in found.items() if values}
+    return Record(records[0].step, math.fsum(losses) / len(losses) if losses else None, layers)
 
 
 def _rows(tensor: Tensor, axis: int) -> Tensor:

@@ -7,9 +7,10 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from bnn.doctor import Doctor, Finding, findings, records_of, report, watched_layers
+from bnn.doctor import Doctor, Finding, findings, mean_record, records_of, report, watched_layers
 from bnn.training.divergence import DivergenceError
 from bnn.training.files import whole_file
+from bnn.training.processes import gathered
 
 REPORT = "doctor.json"
 
@@ -18,8 +19,9 @@ class Checkup(Callback):
     """Watches the `network` of the Lightning module at every `every`-th step and writes `folder`/doctor.json.
 
     The file is written after every epoch, and when training diverges, whose error then has the findings; a run that
-    goes on keeps its records. latent_clip: see Doctor. classes: number of classes, so that a network which only guesses
-    is found. A network without quantized layers is not watched, and leaves no file.
+    goes on keeps its records. Of processes that train together they are the means, and the first writes. latent_clip:
+    see Doctor. classes: number of classes, so that a network which only guesses is found. A network without quantized
+    layers is not watched, and leaves no file.
     """
 
     def __init__(self, folder: Path, every: int, latent_clip: float | None = None, classes: int | None = None):
@@ -52,8 +54,12 @@ class Checkup(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._doctor is not None and self._begun is not None and trainer.global_step > self._begun:
+            last = self._doctor.records[-1] if self._doctor.records else None
             self._begun = None
             self._doctor.end(outputs["loss"].detach())
+            records = self._doctor.records
+            if records and records[-1] is not last:
+                records[-1] = mean_record(gathered(records[-1]))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:

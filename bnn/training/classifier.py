@@ -9,17 +9,20 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from bnn.data import Loader
 from bnn.latent import center_latent_weights, clip_latent_weights
 from bnn.layers.base import QuantLayer
 from bnn.memory import ActivationPacking, pack_activations
 from bnn.optimizers import parameter_groups, scale_rates
 from bnn.training.distillation import Answers, DistillationLoss, Lesson, Teacher
 from bnn.training.divergence import DivergenceError, where_not_finite
+from bnn.training.processes import anywhere, gathered, seed_of, summed, take_buffers_of_the_first
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
-_RANDOM_NUMBERS = "random_numbers"  # key in a checkpoint: states of PyTorch's generators
+# Keys in a checkpoint: states of PyTorch's generators, those of the first process and of the others in order.
+_RANDOM_NUMBERS, _OF_OTHERS = "random_numbers", "random_numbers_of_others"
 _TEACHER = "teacher_sha256"  # key in a checkpoint
 
 
@@ -45,6 +48,10 @@ class Classifier(LightningModule):
     DivergenceError when the loss is not finite: on the CPU at that step, and it names the layer; elsewhere, where
     looking at each loss would make the device wait, and beside a scaler of gradients (16-mixed), which skips such
     steps, at the end of an epoch whose last loss is not finite.
+    Processes that train together (Lightning's DDP) each see their share of a batch, and a step has the gradient of the
+    mean over all its images; losses, accuracies and bits are those of all processes. Batch norm sees each share by
+    itself, and what is evaluated and kept are the statistics, and all other buffers, of the first process. Processes
+    draw numbers of their own, all from one seed.
     Logs `train_loss`, `train_accuracy`, `validation_accuracy`, `test_accuracy` in [0, 1]; where each position has a
     label also `validation_bits` and `test_bits`, the mean of -log2 of the probability of the label: bits a token.
     """
@@ -85,7 +92,9 @@ class Classifier(LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._latent_clip = latent_clip
-        self._sums = self._zeros()
+        self._sums, self._measured = self._zeros(), self._zeros()
+        self._loader: Any = None
+        self._processes = 1
         self._steps, self._finite_steps = 0, torch.zeros((), dtype=torch.int64)
         self._center_latents = center_latents
         self._no_decay = no_decay
@@ -95,7 +104,7 @@ class Classifier(LightningModule):
         self._random_numbers: dict[str, Tensor] = {}
         self._first_batch, self._images = 1, 0  # of the step that is accumulated
         self._batches_a_step = 1
-        self._looks_at_losses = False
+        self._looks_at_losses = self._gives_bits = False
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(parameter_groups(self.network, self._no_decay, self._glorot_rates))
@@ -130,12 +139,15 @@ class Classifier(LightningModule):
         states = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
-        checkpoint[_RANDOM_NUMBERS] = states
+        checkpoint[_RANDOM_NUMBERS], *others = gathered(states)
+        if others:
+            checkpoint[_OF_OTHERS] = others
         if self._teacher is not None:
             checkpoint[_TEACHER] = self._teacher.sha256
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._random_numbers = checkpoint.get(_RANDOM_NUMBERS, {})
+        ranks = [checkpoint.get(_RANDOM_NUMBERS, {}), *checkpoint.get(_OF_OTHERS, [])]
+        self._random_numbers = ranks[self.global_rank] if self.global_rank < len(ranks) else {}
         if self._teacher is not None and checkpoint.get(_TEACHER) != self._teacher.sha256:
             raise ValueError(
                 f"the run began with another teacher (SHA-256 {checkpoint.get(_TEACHER)}, now {self._teacher.sha256}): "
@@ -154,6 +166,7 @@ class Classifier(LightningModule):
         loader: Any = self.trainer.train_dataloader
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(self.current_epoch)
+        self._loader, self._processes = loader, self.trainer.world_size
         self._steps, self._finite_steps = 0, torch.zeros((), dtype=torch.int64, device=self.device)
         for module in self.network.modules():
             if isinstance(module, QuantLayer):
@@ -161,21 +174,27 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
+        own, together = self._counts(self._loader, index, len(images))
         if self._mixup > 0:
             logits, loss, labels = self._mixed(images, labels)
         else:
             logits, labels = _examples(self._logits(images), labels)
             loss = self._loss(logits, labels, *self._answers(images))
-        if self._looks_at_losses and not math.isfinite(float(loss.detach())):
-            where = where_not_finite(self.network, images)
+        if self._looks_at_losses and anywhere(not math.isfinite(float(loss.detach()))):
+            found = gathered(where_not_finite(self.network, images))
+            where = next((layer for layer in found if layer != "the loss"), "the loss")
             raise self._diverged(f"at epoch {self.current_epoch}, step {index} (both from 0); it begins in {where}")
         # Lightning's log() costs more than a step of a small network; sums of the epoch stay on the device.
-        self._sums += torch.stack(
-            [loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum(), _ones(labels)]
-        )
+        count = len(labels) if own else 0
+        right = (logits.detach().argmax(1) == labels).sum()
+        self._sums += torch.stack([loss.detach() * count, right if own else right * 0, _number(count, labels)])
         self._finite_steps = torch.where(loss.detach().isfinite(), index + 1, self._finite_steps)
         self._steps = index + 1
-        return self._weighed(loss, len(labels), index)
+        return self._weighed(loss, own, together, index)
+
+    def _counts(self, loader: Any, batch: int, here: int) -> tuple[int, int]:
+        """Return the examples of a batch that count: those of this process, and those of all."""
+        return loader.counts(batch) if isinstance(loader, Loader) else (here, here * self._processes)
 
     @staticmethod
     def _diverged(where: str) -> DivergenceError:
@@ -198,12 +217,16 @@ class Classifier(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._batches_a_step = self.trainer.accumulate_grad_batches  # callbacks may change it
 
-    def _weighed(self, loss: Tensor, count: int, index: int) -> Tensor:
-        """Return the loss of a batch, weighed by its images against the first batch of its step."""
+    def _weighed(self, loss: Tensor, own: int, together: int, index: int) -> Tensor:
+        """Return the loss of a batch, weighed by its images against the first batch of its step.
+
+        Gradients are averaged over processes, each as if it had as many images as the others.
+        """
         if index % self._batches_a_step == 0:
-            self._first_batch, self._images = count, 0
-        self._images += count
-        return loss if count == self._first_batch else loss * (count / self._first_batch)
+            self._first_batch, self._images = together, 0
+        self._images += together
+        weight = own * self._processes / self._first_batch
+        return loss if weight == 1 else loss * weight
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Lightning divides by accumulate_grad_batches, also where an epoch ends before so many.
@@ -234,14 +257,17 @@ class Classifier(LightningModule):
         self._keep_latents()
 
     def on_train_epoch_end(self) -> None:
-        if int(self._finite_steps) < self._steps:
-            raise self._diverged(
-                f"from epoch {self.current_epoch}, step {int(self._finite_steps)} of {self._steps} on (both from 0)"
-            )
-        loss, right, seen = self._sums.tolist()
-        self.log("train_loss", loss / seen)
-        self.log("train_accuracy", right / seen, prog_bar=True)
+        finite = min(gathered(int(self._finite_steps)))
+        if finite < self._steps:
+            raise self._diverged(f"from epoch {self.current_epoch}, step {finite} of {self._steps} on (both from 0)")
+        loss, right, seen = summed(self._sums).tolist()
+        self._report("train_loss", loss / seen)
+        self._report("train_accuracy", right / seen, prog_bar=True)
         self._sums = self._zeros()
+
+    def _report(self, name: str, value: float, prog_bar: bool = False) -> None:
+        """Log a number of an epoch that all processes know; the largest of equal ones, for a mean would round."""
+        self.log(name, value, prog_bar=prog_bar, on_epoch=True, reduce_fx="max", sync_dist=True)
 
     def on_train_start(self) -> None:
         self._looks_at_losses = self.device.type == "cpu" and self.trainer.scaler is None
@@ -249,22 +275,49 @@ class Classifier(LightningModule):
         # Not when a run goes on: centring what was clipped would move it again.
         if self.global_step == 0:
             self._keep_latents()
+        if self.global_rank > 0:
+            torch.manual_seed(seed_of(torch.initial_seed(), self.global_rank))
         self._restore_random_numbers()
 
+    def on_validation_epoch_start(self) -> None:
+        self._begin_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        self._begin_evaluation()
+
+    def _begin_evaluation(self) -> None:
+        take_buffers_of_the_first(self.network)
+        self._measured, self._processes = self._zeros(), self.trainer.world_size
+        self._gives_bits = False
+
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        self._evaluate(batch, "validation")
+        self._evaluate(batch, index, self.trainer.val_dataloaders)
 
     def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        self._evaluate(batch, "test")
+        self._evaluate(batch, index, self.trainer.test_dataloaders)
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], split: str) -> None:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], index: int, loader: Any) -> None:
         images, given = batch
+        self._gives_bits = given.ndim > 1
+        if self._counts(loader, index, len(images))[0] == 0:
+            return
         logits, labels = _examples(self.network(images), given)
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        self.log(f"{split}_accuracy", accuracy, prog_bar=True, on_epoch=True, batch_size=len(labels))
-        if given.ndim > 1:
-            bits = F.cross_entropy(logits.float(), labels) / math.log(2)
-            self.log(f"{split}_bits", bits, prog_bar=True, on_epoch=True, batch_size=len(labels))
+        right, bits = (logits.argmax(1) == labels).sum(), _number(0, labels)
+        if self._gives_bits:
+            bits = F.cross_entropy(logits.float(), labels) / math.log(2) * len(labels)
+        self._measured += torch.stack([right, bits, _number(len(labels), labels)])
+
+    def on_validation_epoch_end(self) -> None:
+        self._end_evaluation("validation")
+
+    def on_test_epoch_end(self) -> None:
+        self._end_evaluation("test")
+
+    def _end_evaluation(self, split: str) -> None:
+        right, bits, seen = summed(self._measured).tolist()
+        self._report(f"{split}_accuracy", right / seen, prog_bar=True)
+        if self._gives_bits:
+            self._report(f"{split}_bits", bits / seen, prog_bar=True)
 
     def _keep_latents(self) -> None:
         if self._center_latents:
@@ -281,5 +334,5 @@ def _examples(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return (logits, labels) if labels.ndim == 1 else (logits.flatten(0, -2), labels.flatten())
 
 
-def _ones(labels: Tensor) -> Tensor:
-    return torch.tensor(float(len(labels)), device=labels.device)
+def _number(value: float, like: Tensor) -> Tensor:
+    return torch.tensor(float(value), device=like.device)

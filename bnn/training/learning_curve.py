@@ -60,6 +60,8 @@ class LearningCurve(Checkpoint):
         fresh = names if self._validated else [name for name in names if not name.startswith("validation_")]
         measured = {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items() if name in fresh}
         self._rows.append({"epoch": str(trainer.current_epoch), "lr": self._rate, **measured})
+        if not trainer.is_global_zero:
+            return
         with whole_file(self._file) as file:
             more = [BITS] if any(BITS in row for row in self._rows) else []
             writer = csv.DictWriter(file, [*COLUMNS, *more], restval="")

@@ -24,6 +24,7 @@ from bnn.pixels import takes_pixels
 from bnn.training.classifier import Classifier
 from bnn.training.files import whole_path
 from bnn.training.learning_curve import LearningCurve, epochs_in, last_value
+from bnn.training.processes import EndsAtOnce
 from bnn.training.trainer_arguments import make_trainer
 from bnn.training.weight_average import WeightAverage
 
@@ -61,7 +62,7 @@ class Outcome:
     rows of the learning curve; an epoch that max_steps cut short counts. steps: of the optimizer. seconds: of training.
     stopped_by: None if all epochs ran in full, else TIME, STEPS, TRIAL or EARLY (any callback). validation_bits,
     test_bits: of a language model, the mean of -log2 of the probability that it gives to the next token. interruptions:
-    how often training went on from a checkpoint.
+    how often training went on from a checkpoint. processes: that trained together, at last.
     """
 
     train_accuracy: float
@@ -76,6 +77,7 @@ class Outcome:
     validation_bits: float | None = None
     test_bits: float | None = None
     interruptions: int = 0
+    processes: int = 1
 
 
 class _Clock:
@@ -149,13 +151,15 @@ class _LastCheckpoint(Checkpoint):
         accuracy = float(trainer.callback_metrics.get("validation_accuracy", -1.0))
         if self._keep_best and self._validated and accuracy > self._best:
             self._best = accuracy
-            with whole_path(self._best_file) as temporary:
-                trainer.save_checkpoint(temporary, weights_only=False)
+            self._save(trainer, self._best_file)
         self._validated = False
+        self._save(trainer, self._file)
+
+    def _save(self, trainer: Trainer, file: Path) -> None:
         if not trainer.is_global_zero:
-            trainer.save_checkpoint(self._file, weights_only=False)  # takes part; the first process alone writes
+            trainer.save_checkpoint(file, weights_only=False)  # takes part; the first process alone writes
             return
-        with whole_path(self._file) as temporary:
+        with whole_path(file) as temporary:
             trainer.save_checkpoint(temporary, weights_only=False)
 
 
@@ -167,11 +171,24 @@ def _take_time_limit(arguments: dict[str, Any]) -> _TimeLimit:
         raise ValueError(f"trainer.max_time: {error}") from error
 
 
-def check_trainer(trainer: dict[str, Any], epochs: int, folder: Path) -> None:
-    """ValueError, naming it, on an argument of the Trainer that `train` cannot use; nothing is written."""
+def check_trainer(trainer: dict[str, Any], epochs: int, batch_size: int, folder: Path) -> int:
+    """Return the number of processes that train together; nothing is written.
+
+    ValueError, naming it, on an argument of the Trainer that `train` cannot use.
+    """
     arguments = dict(trainer)
     _take_time_limit(arguments)
-    make_trainer(arguments, epochs, folder, (), ())
+    processes = make_trainer(arguments, epochs, folder, (), ()).world_size
+    _check_share(batch_size, processes)
+    return processes
+
+
+def _check_share(batch_size: int, processes: int) -> None:
+    if batch_size < processes:
+        raise ValueError(
+            f"batch_size={batch_size} is the images of a batch of all processes together, and there are {processes}: "
+            "give a larger batch or fewer devices"
+        )
 
 
 def seed_everything(seed: int) -> None:
@@ -206,8 +223,10 @@ def train(
     The network holds the trained weights afterwards. One in evaluation mode is set to training mode; parts of a network
     in training mode that are in evaluation mode stay so, frozen statistics of batch norm for instance.
     trainer["max_time"] counts from this start: a run that it ended goes on at the next. With fast_dev_run nothing is
-    kept. RunError if the checkpoint in `folder` is damaged or does not fit the network; ValueError for arguments that
-    cannot be used; DivergenceError if the loss is no finite number any more at the end of an epoch.
+    kept. With several devices, in processes that Lightning's DDP or torchrun starts, batch_size is that of all: each
+    takes its share of every batch, and the first alone writes.
+    RunError if the checkpoint in `folder` is damaged or does not fit the network; ValueError for arguments that cannot
+    be used; DivergenceError if the loss is no finite number any more at the end of an epoch.
     """
     for name, number, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
@@ -220,15 +239,15 @@ def train(
     checkpoint = _LastCheckpoint(folder, clock, keep_best)
     kept = [] if arguments.get("fast_dev_run") else [checkpoint]
     average = [] if ema is None else [WeightAverage(ema)]
-    before, after = [*average, *callbacks, limit], [LearningCurve(folder / CURVE), *kept]
+    before, after = [EndsAtOnce(), *average, *callbacks, limit], [LearningCurve(folder / CURVE), *kept]
     lightning_trainer = make_trainer(arguments, epochs, folder, before, after)
+    _check_share(batch_size, lightning_trainer.world_size)
     device = lightning_trainer.strategy.root_device
     pixels = takes_pixels(network)
     train_batches = data.batches("train", batch_size, shuffle=True, seed=seed, augment=augment, pixels=pixels)
-    train_batches.to(device)
-    validation, test = (
-        data.batches(split, data.evaluation_batch, pixels=pixels).to(device) for split in ("validation", "test")
-    )
+    validation, test = (data.batches(split, data.evaluation_batch, pixels=pixels) for split in ("validation", "test"))
+    for batches in (train_batches, validation, test):
+        batches.to(device).share(lightning_trainer.global_rank, lightning_trainer.world_size)
     if not network.training:  # as load_network leaves it; Lightning would train it so
         network.train()
     module = classifier(network)
@@ -261,11 +280,14 @@ def train(
     test_batches = int(sum(lightning_trainer.num_test_batches))
     if lightning_trainer.received_sigterm:  # during an evaluation Lightning notes the signal and goes on
         raise SystemExit(128 + signal.SIGTERM)
+    curve = folder / CURVE  # which the first process alone writes
+    mine = (last_value(curve, "train_accuracy"), epochs_in(curve)) if lightning_trainer.is_global_zero else (0.0, 0)
+    train_accuracy, epochs_done = lightning_trainer.strategy.broadcast(mine)
     return Outcome(
-        last_value(folder / CURVE, "train_accuracy"),
+        train_accuracy,
         measured["validation_accuracy"],
         measured["test_accuracy"],
-        epochs_in(folder / CURVE),
+        epochs_done,
         seconds,
         lightning_trainer.global_step,
         _stopped_by(lightning_trainer, limit, epochs),
@@ -274,6 +296,7 @@ def train(
         measured.get("validation_bits"),
         measured.get("test_bits"),
         checkpoint.interruptions,
+        lightning_trainer.world_size,
     )
 
 

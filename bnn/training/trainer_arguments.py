@@ -11,6 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 # Ours to set, and what to use instead.
 _REFUSED = {
@@ -32,10 +35,10 @@ _LEFT_OUT = {
 def make_trainer(
     given: dict[str, Any], epochs: int, folder: Path, callbacks: Sequence[Callback], last: Sequence[Callback]
 ) -> Trainer:
-    """Return a Trainer for one process that leaves its files in `folder`; ValueError names what cannot be given.
+    """Return a Trainer that leaves its files in `folder`; ValueError names what cannot be given.
 
-    given: the user's arguments. callbacks, last: ours, called before and after those of `given`. logger=True is
-    Lightning's CSVLogger in `folder`/lightning_logs.
+    Each of several processes has one. given: the user's arguments. callbacks, last: ours, called before and after those
+    of `given`. logger=True is Lightning's CSVLogger in `folder`/lightning_logs.
     """
     known = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
     for name in given:
@@ -54,6 +57,7 @@ def make_trainer(
         "devices": 1,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # batches are shared by bnn.data
         "default_root_dir": folder,
         **given,
     }
@@ -74,19 +78,35 @@ def make_trainer(
         raise ValueError(f"trainer.callbacks are Lightning callbacks (_target_: ...), got {wrong[0]!r}")
     if _needs_plain_progress(arguments) and not any(isinstance(callback, ProgressBar) for callback in extra):
         extra.append(TQDMProgressBar())
+    if "plugins" not in arguments and (arguments["devices"], arguments.get("num_nodes", 1)) != (1, 1):
+        # Of Slurm's own processes there is one: those that train together are its children, or torchrun's.
+        environments = TorchElasticEnvironment, LightningEnvironment
+        arguments["plugins"] = [next(each() for each in environments if each.detect())]
     try:
         trainer = Trainer(max_epochs=epochs, logger=logger, callbacks=[*callbacks, *extra, *last], **arguments)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"trainer: {error}") from error
     if trainer.world_size > 1:
-        raise ValueError(
-            f"trainer: {trainer.world_size} processes were asked for (devices, num_nodes), but one run is trained by "
-            "one process on one device; several runs at a time are several commands, or a sweep (-m)"
-        )
+        _check_processes(trainer, arguments)
     for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "max_steps"):
         if getattr(trainer, name) == 0:
             raise ValueError(f"trainer.{name}=0 leaves nothing to {_LEFT_OUT[name]}")
     return trainer
+
+
+def _check_processes(trainer: Trainer, arguments: dict[str, Any]) -> None:
+    """ValueError unless several processes train by DDP, each started as a program of its own."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy) or not isinstance(strategy.launcher, _SubprocessScriptLauncher):
+        raise ValueError(
+            f"trainer.strategy={arguments.get('strategy')} cannot be given: {trainer.world_size} processes train one "
+            "network by trainer.strategy=ddp"
+        )
+    if arguments.get("sync_batchnorm") and strategy.root_device.type == "cpu":
+        raise ValueError(
+            "trainer.sync_batchnorm=true needs graphics cards; on the CPU batch norm sees each process's images by "
+            "themselves"
+        )
 
 
 def _needs_plain_progress(arguments: dict[str, Any]) -> bool:

@@ -30,7 +30,10 @@ def train(tmp_path, monkeypatch, command):
         (["+trainer.max_epochs=5"], ["trainer.max_epochs cannot be given: use epochs"]),
         (["trainer.max_epochs=5"], ["no option 'trainer.max_epochs'", "+trainer.max_epochs=5"]),
         (["+trainer.max_epoch=5"], ["no argument 'max_epoch'", "Did you mean max_epochs?"]),
-        (["+trainer.devices=2"], ["2 processes", "one process"]),
+        (["trainer.devices=2", "trainer.strategy=ddp_spawn"], ["trainer.strategy=ddp_spawn", "trainer.strategy=ddp"]),
+        (["trainer.devices=2", "+trainer.sync_batchnorm=true"], ["trainer.sync_batchnorm=true needs graphics cards"]),
+        (["trainer.devices=2", "batch_size=1"], ["batch_size=1", "there are 2", "fewer devices"]),
+        (["trainer.num_nodes=2"], ["trainer.num_nodes above 1 is for torchrun"]),
         (["+trainer.overfit_batches=1"], ["limit_train_batches"]),
         (["+trainer.enable_checkpointing=false"], ["enable_checkpointing"]),
         (["+trainer.callbacks=5"], ["trainer.callbacks"]),
@@ -94,7 +97,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(name,
         assert f"error: output={name} cannot be written: {words}" in done.err
 
 
-@pytest.mark.parametrize("option", ["+trainer.max_epochs=5", "+trainer.devices=2", "trainer.precision=7"])
+@pytest.mark.parametrize("option", ["+trainer.max_epochs=5", "trainer.num_nodes=2", "trainer.precision=7"])
 def test_a_refused_option_takes_no_folder(option, train, tmp_path):
     assert train(option, "run_dir=taken").status == 2
     assert not (tmp_path / "taken").exists()
