@@ -92,7 +92,7 @@ class AffineActivation(LsqActivation):
     @property
     def uniform(self) -> Uniform:
         """Division by the step."""
-        return Uniform(float(self._step(torch.zeros(1)).detach()), True, *self.bounds)
+        return Uniform(float(self._step(torch.zeros(1)).detach()), True, *self.bounds, zero=int(self.zero_point))
 
     def planes(self, x: Tensor) -> Planes:
         x = x.detach()

@@ -28,13 +28,15 @@ class Uniform:
     """Evenly spaced levels of float32: level = round(min(max(x / factor, low), high)), halves to even.
 
     factor: a positive float32. divides: whether x is divided by it, else multiplied, as the quantizer itself does it.
-    low, high: the lowest and highest level.
+    low, high: the lowest and highest level. zero: what is added to a level to give the one that the planes hold, where
+    they have a zero point.
     """
 
     factor: float
     divides: bool
     low: int
     high: int
+    zero: int = 0
 
 
 class Quantizer(nn.Module):

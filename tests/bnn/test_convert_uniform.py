@@ -10,12 +10,13 @@ from torch import nn
 import bnn
 from bnn.layers import QuantConv1d, QuantConv2d, QuantLinear
 from bnn.planes import Planes
-from bnn.quantizers import DoReFaActivation, LsqActivation, LsqWeight, Pact
+from bnn.quantizers import AffineActivation, DoReFaActivation, LsqActivation, LsqWeight, Pact
 from bnn.quantizers.base import Uniform
 
 ACTIVATIONS = {
     **{f"lsq{k}": partial(LsqActivation, k) for k in range(3, 9)},
     **{f"lsq{k} signed": partial(LsqActivation, k, signed=True) for k in range(3, 9)},
+    **{f"affine{k}": partial(AffineActivation, k) for k in (3, 8)},
     "dorefa4": partial(DoReFaActivation, 4),
     "dorefa8": partial(DoReFaActivation, 8),
     "pact4": partial(Pact, 4, alpha=3.0),

@@ -87,6 +87,7 @@ READERS = {
     "data": ("data",),
     "harness_speed": ("harness_speed", "steps"),
     "ledger": ("ledger",),
+    "post_training": ("post_training",),
     "published": ("published",),
     "report": ("report", "report_data"),
     "sensitivity": ("sensitivity",),

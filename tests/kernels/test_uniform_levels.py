@@ -3,20 +3,21 @@
 import bnn_kernels as bk
 import numpy as np
 import pytest
+from bnn_kernels.bits.level_bytes import as_planes
 from bnn_kernels.bits.tensor import unpack_codes
 from bnn_kernels.model.packed_model import PackedModel
 
 WIDTHS = [(bits, signed) for bits in range(1, 9) for signed in (False, True) if bits > 1 or not signed]
 
 
-def levels(bits, signed, factor=0.3, divides=True):
+def levels(bits, signed, factor=0.3, divides=True, zero=0):
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    return bk.UniformLevels(float(np.float32(factor)), divides, low, high, bits)
+    return bk.UniformLevels(float(np.float32(factor)), divides, low - zero, high - zero, bits, zero)
 
 
 def formula(v, made):
     factor = np.float32(made.factor)
-    return np.rint(np.clip(v / factor if made.divides else v * factor, made.low, made.high)).astype(int)
+    return np.rint(np.clip(v / factor if made.divides else v * factor, made.low, made.high)).astype(int) + made.zero
 
 
 @pytest.mark.parametrize(("bits", "signed"), WIDTHS)
@@ -32,6 +33,21 @@ def test_levels_are_those_of_the_formula(bits, signed, channels):
         np.testing.assert_array_equal(bk.unpack(bits_of), formula(floats, made).transpose(0, 3, 1, 2))
         np.testing.assert_array_equal(epilogue.apply_reference(y, keep=False)[1].words, bits_of.words)
         assert epilogue(y, keep=False)[0] is None
+
+
+@pytest.mark.parametrize(("bits", "zero"), [(2, 1), (4, 15), (4, 6), (8, 0), (8, 31), (8, 200)])
+@pytest.mark.parametrize("channels", [3, 16, 70])
+def test_levels_with_a_zero_point(bits, zero, channels, tmp_path):
+    rng = np.random.default_rng(zero)
+    made = levels(bits, False, 0.37, zero=zero)
+    assert bk.UniformLevels.of(made.attribute()) == made
+    y = (rng.standard_normal((2, 3, 5, channels)) * 2**bits / 3).astype(np.float32)
+    expected = formula(y, made)
+    assert expected.min() >= 0 and expected.max() <= 2**bits - 1 and len(np.unique(expected)) > 2
+    for as_bytes in (False, True):
+        _, found = bk.Epilogue(channels, levels=made, as_bytes=as_bytes)(y, keep=False)
+        np.testing.assert_array_equal(bk.unpack(as_planes(found)), expected.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(made.codes(y), expected)
 
 
 def test_halves_are_rounded_to_even_and_zeros_have_no_sign():
@@ -104,6 +120,8 @@ def test_pack_and_the_file(shape, tmp_path):
         ({"low": 0, "high": 16}, "do not fit 4 bits"),
         ({"low": 2, "high": 1}, "do not fit"),
         ({"low": 0.5}, "low"),
+        ({"zero": 1}, "do not fit 4 bits"),
+        ({"zero": 0.5}, "zero"),
         ({"more": 1}, "more"),
     ],
 )

@@ -89,7 +89,9 @@ def _candidate(stretch: Stretch) -> Rounding | None:
         return None  # behind a flattened map
     form = fit([(part, None) for part in parts]) if parts else EpilogueForm()
     try:
-        levels = UniformLevels(spacing.factor, spacing.divides, spacing.low, spacing.high, len(table.multipliers))
+        levels = UniformLevels(
+            spacing.factor, spacing.divides, spacing.low, spacing.high, len(table.multipliers), spacing.zero
+        )
     except (TypeError, ValueError):
         return None
     if form is None or levels.multipliers != table.multipliers:

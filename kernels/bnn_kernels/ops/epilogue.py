@@ -208,12 +208,14 @@ class Epilogue:
         rest = self.check(shape, residual)
         floats = new_array(shape, np.float32, "an output") if keep else None
         n, h, w, channels = shape
-        planes, row_bytes, base = len(self.multipliers), words_for(channels) * 8, 0
+        planes, row_bytes = len(self.multipliers), words_for(channels) * 8
+        base = 0 if self.levels is None else self.levels.zero
         made: LevelTensor | None = None
         bits = _NO_BITS
         if self.as_bytes:
             made = new_level_bytes((n, channels, h, w), False, self.multipliers)
-            bits, row_bytes, base = made.data, channels, level_code(self.multipliers, False).base
+            bits, row_bytes = made.data, channels
+            base += level_code(self.multipliers, False).base
         elif planes:
             size = (planes, n, h, w, words_for(channels))
             words = new_array(size, np.uint64, "an output", zeros=channels % 64 != 0)

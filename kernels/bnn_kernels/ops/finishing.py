@@ -27,7 +27,7 @@ class EpilogueOutput(NamedTuple):
     parts: which parts there are, `BEFORE` to `AFFINE`. table: float32 flat, see `Epilogue.table`. flip:
     uint8 (lanes / 8,). residual, out: float32 flat (positions, channels). bits: uint8 flat
     (planes, positions, row_bytes), or (positions, row_bytes) of levels as bytes; plane_bytes: of one plane. base: what
-    levels as bytes are shifted by. nan: uint8 (1,), set where a NaN should become a bit.
+    levels are shifted by. nan: uint8 (1,), set where a NaN should become a bit.
     """
 
     parts: int
@@ -188,7 +188,7 @@ def finish_planes(y, position, c, left, output):
     count = min(left, 8)
     v = _floats(y, position, c, count, output)
     live = _live(count)
-    level = _level(v, live, output)
+    level = int32x8.add(_level(v, live, output), int32x8.splat(np.int32(output.base)))
     to = position * output.row_bytes + (c >> 3)
     for p in range(output.planes):
         byte.store(output.bits, p * output.plane_bytes + to, int32x8.bit_mask(level, p) & live)
