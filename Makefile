@@ -39,6 +39,7 @@ figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.accuracy_vs_bits
 	$(RUN) paper_figures.pareto
 	$(RUN) paper_figures.method_ranking
+	$(RUN) paper_figures.sensitivity
 	$(RUN) paper_figures.xnor_net_figure4
 	$(RUN) paper_figures.xnor_net_memory
 	$(RUN) paper_figures.xnor_net_tables

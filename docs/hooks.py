@@ -187,8 +187,47 @@ def ledger_table() -> str:
     return "\n".join(lines)
 
 
+def bits_by_layer_table() -> str:
+    """Return the table of results/bits_by_layer_mnist_layers.json and its ledger: what each assignment of bits cost."""
+    file = ROOT / "results" / "bits_by_layer_mnist_layers.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    ledger = json.loads(file.with_name(content["ledger"]).read_text(encoding="utf-8"))
+    entries = {entry["method"]: entry for entry in ledger["entries"]}
+    lines = [
+        f"| bits of {', '.join(content['layers'])} | kB of weights | us, added up | us, measured | test accuracy, % |",
+        "|---|---|---|---|---|",
+    ]
+    for one in content["assignments"]:
+        entry = entries[one["cell"]]
+        bits = ", ".join(map(str, one["widths"].values()))
+        accuracy = f"{100 * entry['mean']:.2f} ± {100 * entry['std']:.2f}"
+        times = f"{one['predicted_us']:.0f} | {one['measured_us']:.0f}"
+        lines.append(f"| {bits} | {one['bytes'] / 1000:.0f} | {times} | {accuracy} |")
+    base = entries["base"]
+    lines.append(f"| FP32 | | | | {100 * base['mean']:.2f} ± {100 * base['std']:.2f} |")
+    said = []
+    for pair in content["comparisons"]:
+        bits = [
+            ", ".join(map(str, one["widths"].values()))
+            for key in ("by_layer", "uniform")
+            for one in content["assignments"]
+            if one["cell"] == pair[key]
+        ]
+        p = "" if pair["p_holm"] is None else f", p = {pair['p_holm']:.2g}"
+        said.append(
+            f"{bits[0]} against {bits[1]} bits: {100 * pair['difference']:+.2f} points over {pair['seeds']} seeds{p}, "
+            f"in {pair['latency_us'][0]:.0f} and {pair['latency_us'][1]:.0f} us"
+        )
+    return "\n".join([*lines, "", f"{'; '.join(said)} (paired t-tests, adjusted by Holm; trained networks)."])
+
+
 # Tables that stand in a page where it has <!-- table: NAME -->.
-TABLES = {"published": published_table, "timm": timm_table, "ledger": ledger_table}
+TABLES = {
+    "published": published_table,
+    "timm": timm_table,
+    "ledger": ledger_table,
+    "bits_by_layer": bits_by_layer_table,
+}
 
 
 def recipe_table(data: str) -> str:

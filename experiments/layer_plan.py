@@ -25,9 +25,14 @@ Plan = dict[str, Any]
 
 
 def default_budgets(costs: LayerCosts, bits: Sequence[int], cost: str, reference: float) -> list[float]:
-    """Return what the uniform widths cost, all but the cheapest, and the geometric means of neighbours, ascending."""
+    """Return what the uniform widths cost, all but the cheapest, and the geometric means of neighbours, ascending.
+
+    Sums of disturbed timings may be negative, and then the arithmetic mean stands for the geometric one.
+    """
     uniform = sorted(cost_of(costs, dict.fromkeys(costs, width), cost, reference) for width in bits)
-    between = [round((low * high) ** 0.5, 2) for low, high in itertools.pairwise(uniform)]
+    between = [
+        round((low * high) ** 0.5 if low > 0 else (low + high) / 2, 2) for low, high in itertools.pairwise(uniform)
+    ]
     return sorted({*uniform[1:], *between})
 
 

@@ -302,3 +302,25 @@ def test_the_table_of_architectures_of_timm_has_a_line_for_each():
     for row, line in zip(rows, lines, strict=True):
         assert f"`{row['name']}`" in line and row["policy"] in line
         assert "layers" not in row or f"{row['on_bits']} of {row['layers']}" in line
+
+
+def test_the_table_of_bits_by_layer_is_that_of_the_results():
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/sweeps.md"))
+    shown = hooks.on_page_markdown(PAGES["guides/sweeps.md"], page)
+    content = json.loads((ROOT / "results" / "bits_by_layer_mnist_layers.json").read_text())
+    entries = {entry["method"]: entry for entry in read_ledger(ROOT / "results" / content["ledger"])}
+    assert set(content["layers"]) == {"conv2", "linear3"}
+    for one in content["assignments"]:
+        accuracies = [100 * run["test_accuracy"] for run in entries[one["cell"]]["runs"]]
+        mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+        (line,) = [
+            line
+            for line in shown.splitlines()
+            if line.startswith(f"| {one['widths']['conv2']}, {one['widths']['linear3']} |")
+        ]
+        assert line.endswith(f"| {one['measured_us']:.0f} | {mean:.2f} ± {deviation:.2f} |")
+        assert abs(one["predicted_us"] / one["measured_us"] - 1) < 0.03  # as the page says
+    of_the_convolution = {one["bits"]: one["more_us"] for one in content["layers"]["conv2"]}
+    assert of_the_convolution[1] < -10 and all(abs(of_the_convolution[bits]) < 5 for bits in (2, 4, 8))
+    for pair in content["comparisons"]:
+        assert f"{100 * pair['difference']:+.2f} points over {pair['seeds']} seeds" in shown

@@ -41,6 +41,7 @@ def test_budgets_are_those_of_uniform_widths_and_between():
     assert [widths for widths, _ in found] == [{"a": 4, "b": 1}, {"a": 8, "b": 1}, {"a": 8, "b": 2}, {"a": 8, "b": 4}]
     assert [budgets for _, budgets in found] == [[between[0]], [220], [between[1], 440], [between[2]]]
     assert all(cost_of(costs, widths, "bytes") <= min(budgets) for widths, budgets in found)
+    assert default_budgets(costs, [1, 8], "latency", 100.0) == [-285, 100]  # timings that add up to less than nothing
     timed = found_widths(costs, [1, 2, 4, 8], "latency", 1000.0, [600.0, 1000.0])
     assert timed == [({"a": 8, "b": 4}, [600.0])]  # 1,000 allows all the widest, which is uniform
 
