@@ -1,11 +1,12 @@
 """Direct FP32 convolution, channels last, with its epilogue: the stem of a binary network, and FP32 shortcuts.
 
-Lanes are filters. A tile of six output positions and sixteen filters keeps its sums in registers; each step loads
-the weights of sixteen filters and takes one input of each position: twelve multiply-adds of eight lanes for eight
-loads, where two loads and two multiply-adds can start in a cycle (with AVX-512 six of sixteen lanes for seven). No
-im2col: a table says how far from the first input of a window each other one lies. A tile takes any six positions, so
-rows of 7 or 14 leave nothing of it empty; sixteen filters see all positions before the next sixteen, so that their
-weights come from the cache.
+Lanes are filters. A tile of several output positions and one or two vectors of sixteen filters keeps its sums in
+registers; each step loads the weights and one input of each position. With AVX-512 eight positions and 32 filters:
+sixteen multiply-adds for ten loads, in eight cycles, of which an addition takes four (six sums, of six positions and
+sixteen filters, would wait for each other a quarter of the time). With AVX2 six positions and sixteen filters, two
+registers each: twelve multiply-adds for eight loads. No im2col: a table says how far from the first input of a window
+each other one lies. A tile takes any positions, so rows of 7 or 14 leave nothing of it empty; the filters of a tile see
+all positions before the next ones, so that their weights come from the cache.
 """
 
 import functools
@@ -15,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnn_kernels.bits.level_bytes import LevelTensor
-from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.compile.isa import isa
+from bnn_kernels.compile.jit import jit
 from bnn_kernels.compile.simd import float32x8, float32x16
+from bnn_kernels.compile.simd.float_tiles import tile
 from bnn_kernels.ops.coded_weight import CodedWeight
 from bnn_kernels.ops.depthwise.floats import FloatDepthwise
 from bnn_kernels.ops.depthwise.windows import Filter, suits
@@ -71,7 +74,7 @@ class FrameSizes(NamedTuple):
 
 # That of a matrix product.
 POINTWISE = Geometry(1, 1, 1, 1, 0, 0, 1, 1)
-# Positions that one share of the work has, about: whole tiles of six.
+# Positions that one share of the work has, about: whole tiles.
 CHUNK = 48
 
 
@@ -103,44 +106,9 @@ def window_starts(out: tuple[int, int], strides: tuple[int, int], width: int, ch
     return ((y * strides[0] * width + x * strides[1]) * channels).reshape(-1).astype(np.uint64)
 
 
-def _tiles(simd: Any) -> tuple[Any, Any]:
-    """Return the tiles of six windows and of one, with a vector of filters; each sum has one order, k = 0, 1, ..."""
-
-    @inline
-    def six(x, offsets, at, w, j, sums):
-        """Write the products of six windows, which begin at `at`, with a vector of filters to sums (6, 16)."""
-        a0, a1, a2, a3, a4, a5 = at
-        s0 = s1 = s2 = s3 = s4 = s5 = simd.zero()
-        for k in range(len(offsets)):
-            offset = offsets[k]
-            weights = simd.load(w, j)
-            j += np.uint64(16)
-            s0 = simd.multiply_add(simd.broadcast(x, a0 + offset), weights, s0)
-            s1 = simd.multiply_add(simd.broadcast(x, a1 + offset), weights, s1)
-            s2 = simd.multiply_add(simd.broadcast(x, a2 + offset), weights, s2)
-            s3 = simd.multiply_add(simd.broadcast(x, a3 + offset), weights, s3)
-            s4 = simd.multiply_add(simd.broadcast(x, a4 + offset), weights, s4)
-            s5 = simd.multiply_add(simd.broadcast(x, a5 + offset), weights, s5)
-        simd.store(sums, np.uint64(0), s0)
-        simd.store(sums, np.uint64(16), s1)
-        simd.store(sums, np.uint64(32), s2)
-        simd.store(sums, np.uint64(48), s3)
-        simd.store(sums, np.uint64(64), s4)
-        simd.store(sums, np.uint64(80), s5)
-
-    @inline
-    def one(x, offsets, at, w, j, sums):
-        total = simd.zero()
-        for k in range(len(offsets)):
-            total = simd.multiply_add(simd.broadcast(x, at + offsets[k]), simd.load(w, j), total)
-            j += np.uint64(16)
-        simd.store(sums, np.uint64(0), total)
-
-    return six, one
-
-
-_six_by_sixteen, _one_by_sixteen = _tiles(float32x16)
-_six_by_eight, _one_by_eight = _tiles(float32x8)
+def tile_shape() -> tuple[int, int]:
+    """Return (windows, vectors of 16 filters) of a tile: as many sums as the registers hold."""
+    return (8, 2) if isa() == "avx512" else (6, 1)
 
 
 @functools.cache
@@ -150,9 +118,13 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
     kind: of output, see `ops.finishing`.
     """
     finish = finisher(kind)
+    windows, most = tile_shape()
+    wide, wide_one = tile(windows, most, 16), tile(1, most, 16)
+    sixteen, one_by_sixteen = tile(windows, 1, 16), tile(1, 1, 16)
+    eight, one_by_eight = tile(windows, 1, 8), tile(1, 1, 8)
 
     def multiply(x, offsets, weights, per_word, starts, size, output, first, last):
-        """Shares (blocks of 16 filters over all groups, chunks of positions): a block's weights stay in the cache.
+        """Shares (`most` blocks of 16 filters, chunks of positions): the blocks' weights stay in the cache.
 
         x float32 flat (N, H, W, C), border included; offsets from `window_offsets`; starts from `window_starts`;
         per_word: weights to a word of few bits; size: `Sizes`; output: `EpilogueOutput`. The bias is added last, as
@@ -160,24 +132,31 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
         """
         size = Sizes(*size)
         chunks = (size.positions + size.chunk - 1) // size.chunk
-        sums = np.zeros(96, np.float32)
+        parts = (size.blocks + most - 1) // most
+        length = len(offsets) * 16
+        sums = np.zeros(windows * most * 16, np.float32)
         begin = np.empty(size.chunk, np.uint64)
         ready = addresses(output)
-        opened = np.empty(len(offsets) * 16 if expand is not None else 0, np.float32)
-        last_block = -1
+        opened = np.empty(length * most if expand is not None else 0, np.float32)
+        last_part = -1
         for share in range(first, last):
-            block = share // chunks
-            g = block // size.blocks
-            f = (block - g * size.blocks) * 16
-            left = size.filters - f
+            part = share // chunks
+            g = part // parts
+            block = (part - g * parts) * most
+            channel = g * size.filters + block * 16
+            left = size.filters - block * 16
+            vectors = min(most, size.blocks - block)
+            block += g * size.blocks
             if expand is not None:
-                if block != last_block:
-                    expand(weights, block, len(offsets), per_word, opened)
-                    last_block = block
+                if part != last_part:
+                    for v in range(vectors):
+                        expand(weights, block + v, len(offsets), per_word, opened[v * length :])
+                    last_part = part
                 w, j = opened, np.uint64(0)
             else:
-                w, j = weights, np.uint64(block * len(offsets) * 16)
-            start = (share - block * chunks) * size.chunk
+                w, j = weights, np.uint64(block * length)
+            apart = np.uint64(length)
+            start = (share - part * chunks) * size.chunk
             count = min(size.chunk, size.positions - start)
             n = start // size.per_image
             place = start - n * size.per_image
@@ -187,39 +166,38 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
                 if place == size.per_image:
                     place = 0
                     n += 1
+            end = np.uint64(count - 1)
             i = 0
             while i < count:
-                # A last tile of fewer than six positions begins earlier; a single one left is cheaper by itself.
-                tile = i if i == count - 1 else max(0, min(i, count - 6))
-                if i == count - 1:
-                    if left > 8:
-                        _one_by_sixteen(x, offsets, begin[i], w, j, sums)
+                # A last tile of fewer positions begins earlier; a single one left is cheaper by itself.
+                single = i == count - 1
+                first_of = i if single else max(0, min(i, count - windows))
+                at = np.uint64(first_of)
+                if vectors > 1:
+                    if single:
+                        wide_one(x, offsets, begin, at, end, w, j, apart, sums)
                     else:
-                        _one_by_eight(x, offsets, begin[i], w, j, sums)
+                        wide(x, offsets, begin, at, end, w, j, apart, sums)
+                elif left > 8:
+                    if single:
+                        one_by_sixteen(x, offsets, begin, at, end, w, j, apart, sums)
+                    else:
+                        sixteen(x, offsets, begin, at, end, w, j, apart, sums)
+                elif single:
+                    one_by_eight(x, offsets, begin, at, end, w, j, apart, sums)
                 else:
-                    end = count - 1
-                    at = (
-                        begin[tile],
-                        begin[min(tile + 1, end)],
-                        begin[min(tile + 2, end)],
-                        begin[min(tile + 3, end)],
-                        begin[min(tile + 4, end)],
-                        begin[min(tile + 5, end)],
-                    )
-                    if left > 8:
-                        _six_by_sixteen(x, offsets, at, w, j, sums)
-                    else:
-                        _six_by_eight(x, offsets, at, w, j, sums)
-                to = min(tile + 6, count)
+                    eight(x, offsets, begin, at, end, w, j, apart, sums)
+                to = min(first_of + windows, count)
                 for k in range(i, to):
-                    for half in range(2 if left > 8 else 1):
-                        value = float32x8.load(sums, np.uint64((k - tile) * 16 + half * 8))
-                        finish(value, start + k, g * size.filters + f + half * 8, left - half * 8, ready)
+                    row = (k - first_of) * vectors * 16
+                    for f in range(0, min(left, vectors * 16), 8):
+                        value = float32x8.load(sums, np.uint64(row + f))
+                        finish(value, start + k, channel + f, left - f, ready)
                 i = to
 
-    multiply.__name__ = multiply.__qualname__ = (
-        f"multiply_{'float32' if expand is None else expand.py_func.__name__}_{finish.py_func.__name__}"
-    )
+    source = "float32" if expand is None else expand.py_func.__name__
+    full_name = f"multiply_{source}_{windows}x{most}_{finish.py_func.__name__}"
+    multiply.__name__ = multiply.__qualname__ = full_name
     return jit(multiply)
 
 
@@ -327,11 +305,12 @@ class FloatConv2d:
             return results()
         offsets = window_offsets(c // self.groups, c, w, (kh, kw, dy, dx))
         starts = window_starts((ho, wo), (sy, sx), w, c)
+        windows, vectors = tile_shape()
         chunks = max(1, positions // CHUNK)
-        chunk = -(-positions // (6 * chunks)) * 6
+        chunk = -(-positions // (windows * chunks)) * windows
         blocks = -(-self.filters // BLOCK)
         size = (h * w * c, positions, ho * wo, chunk, self.filters, c // self.groups, blocks)
-        shares = self.groups * blocks * -(-positions // max(1, chunk))
+        shares = self.groups * -(-blocks // vectors) * -(-positions // max(1, chunk))
         kernel, per_word = (
             multiply_kernel(None if self._few is None else self._few.expand, epilogue.kind),
             0 if self._few is None else self._few.per_word,
