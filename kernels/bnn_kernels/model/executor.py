@@ -11,7 +11,7 @@ import numpy as np
 from bnn_kernels.bits.level_bytes import LevelBytes, as_planes, new_level_bytes
 from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.checks import plain
-from bnn_kernels.model.inputs import as_channels_last, channels_first, fill_inputs
+from bnn_kernels.model.inputs import as_channels_last, channels_first, fill_inputs, lies_channels_last
 from bnn_kernels.model.program import OF_A_BYTE, Program, input_register
 from bnn_kernels.model.state import State, new_state
 from bnn_kernels.runtime.arrays import new_array
@@ -86,12 +86,18 @@ class Executor:
             return new_level_bytes((len(x), *self._program.specs[input_register(index)].shape), False, OF_A_BYTE)
         return empty(as_channels_last(x).shape, np.float32)
 
-    def _leave(self, registers: dict[str, Any], own: bool) -> list[np.ndarray]:
-        """Return the outputs, channels first; own: copies whatever they are."""
+    def _leave(self, registers: dict[str, Any], inputs: Sequence[np.ndarray], own: bool) -> list[np.ndarray]:
+        """Return the outputs, channels first; own: copies whatever they are.
+
+        In memory a map lies as the inputs do: with its channels last if one of them has them last, as in PyTorch.
+        """
         results = []
+        last = any(map(lies_channels_last, inputs))
         for register, shape in self._program.outputs:
             y = registers[register]
-            if y.ndim == 4 and (own or y.shape[3] > 1):
+            if y.ndim == 4 and last and len(shape) == 3:
+                y = (y.copy() if own else y).transpose(0, 3, 1, 2)
+            elif y.ndim == 4 and (own or y.shape[3] > 1):
                 y = channels_first(y)
             elif y.ndim == 4:
                 y = y.transpose(0, 3, 1, 2)
@@ -154,7 +160,7 @@ class Executor:
             state.advance(registers)
             # What a caller gets is his alone: not the memory of an input, nor that of another output.
             results: list[np.ndarray] = []
-            for y in self._leave(registers, own=False):
+            for y in self._leave(registers, inputs, own=False):
                 shared = any(np.may_share_memory(y, other) for other in (*inputs, *results))
                 results.append(y.copy() if shared else y)
             for register in {register for register, _ in self._program.outputs}:
@@ -185,7 +191,7 @@ class Executor:
             with recording.running():
                 registers = self._run(own, registers | state.registers)
             state.advance(registers)
-            results = self._leave(registers, own=True)
+            results = self._leave(registers, inputs, own=True)
         while len(workspace.recorded) >= MOST_RECORDED:
             workspace.recorded.pop(next(iter(workspace.recorded)))
         workspace.recorded[len(inputs[0])] = _Recorded(recording, given, registers, state)
@@ -196,7 +202,7 @@ class Executor:
         recorded.recording.play(play_kernels)
         if recorded.state.registers:
             recorded.state.advance(recorded.registers)
-        return self._leave(recorded.registers, own=True)
+        return self._leave(recorded.registers, inputs, own=True)
 
     def trace(self, inputs: Sequence[np.ndarray], replace: Callable[[str, Any], Any]) -> Any:
         """Run step by step; `replace(register, value)` sees each value and returns what later steps are to get."""
@@ -208,4 +214,4 @@ class Executor:
                 planes = shown(part)
                 given = replace(name, planes)
                 registers[name] = part if given is planes else given
-        return self._handed_out(self._leave(registers, own=True))
+        return self._handed_out(self._leave(registers, inputs, own=True))

@@ -23,6 +23,11 @@ def as_channels_last(x: np.ndarray) -> np.ndarray:
     return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
 
 
+def lies_channels_last(x: np.ndarray) -> bool:
+    """Whether maps (N, C, H, W) of several channels lie in memory as (N, H, W, C)."""
+    return x.ndim == 4 and not x.flags.c_contiguous and x.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
 @jit
 def _interleave(x, out, size, first, last):
     """Rows (n, pixel / 8) of out flat (N, pixels, C): x flat (N, C, pixels)."""

@@ -74,6 +74,9 @@ class PackedModel:
     def __call__(self, *inputs: np.ndarray) -> Any:
         """Return float32 outputs of float inputs (N, *input_shape), channels first on both sides; a tuple if several.
 
+        Maps that lie in memory with their channels last, as PyTorch's `channels_last` tensors, save copies, and the
+        maps that come out lie so too.
+
         An input of `input_dtypes` "uint8" takes uint8, or numbers of another kind that are whole and 0 .. 255.
         TypeError on other arrays, ValueError on another shape, on other numbers where bytes are wanted, or on a NaN
         that meets a quantizer. Of a network with states it is the first step from a new one.

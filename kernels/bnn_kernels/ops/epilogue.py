@@ -25,7 +25,7 @@ from bnn_kernels.bits.level_bytes import LevelTensor, level_code, new_level_byte
 from bnn_kernels.bits.tensor import BitTensor, pack_codes, raise_nan, words_for
 from bnn_kernels.bits.uniform import UniformLevels
 from bnn_kernels.compile.jit import jit
-from bnn_kernels.compile.simd import float32x8
+from bnn_kernels.compile.simd import float32x8, float32x16
 from bnn_kernels.ops.finishing import (
     ACTIVATION,
     AFFINE,
@@ -35,6 +35,7 @@ from bnn_kernels.ops.finishing import (
     CLAMP,
     DIVIDES,
     KEEP,
+    LANES,
     NORM,
     SAME,
     BytesOutput,
@@ -43,13 +44,12 @@ from bnn_kernels.ops.finishing import (
     addresses,
     finisher,
     lanes_of,
+    wide_finisher,
 )
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.recording import new_flag
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import contiguous
-
-LANES = float32x8.LANES
 
 _NO_MAP = np.empty(0, np.float32)
 _NO_BITS = np.empty(0, np.uint8)
@@ -58,14 +58,18 @@ _NO_BITS = np.empty(0, np.uint8)
 @functools.cache
 def _rows_kernel(kind: type) -> Any:
     """Return the kernel for rows of y float32 or int32 flat (R, C), with a kind of output of `finishing`."""
-    finish = finisher(kind)
+    finish, finish_wide = finisher(kind), wide_finisher(kind)
 
     def epilogue_rows(y, output, first, last):
         ready = addresses(output)
         channels = ready.channels
         scratch = np.zeros(8, np.float32)
         for row in range(first, last):
-            for c in range(0, channels, 8):
+            wide = channels - channels % 16
+            for c in range(0, wide, 16):
+                v = float32x16.load_as_floats(y, np.uint64(row * channels + c))
+                finish_wide(v, row, c, channels - c, ready)
+            for c in range(wide, channels, 8):
                 at = row * channels + c
                 left = channels - c
                 if left >= 8:

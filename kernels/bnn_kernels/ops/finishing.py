@@ -1,4 +1,4 @@
-"""What follows a layer's sums, for eight channels of a position at a time: floats, and signs or levels of them.
+"""What follows a layer's sums, for 16 or 8 channels of a position at a time: floats, and signs or levels of them.
 
 `epilogue` says which operations there are, and in which order. The type of an output says what is made beside floats,
 so that a kernel holds the code of that alone, see `finisher`.
@@ -9,14 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnn_kernels.compile.jit import inline
-from bnn_kernels.compile.simd import byte, float32x8, int32x8
+from bnn_kernels.compile.simd import byte, float32x8, float32x16, int32x8, vector_math
 
 # Bits of `Epilogue.parts`: which parts there are.
 BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE, DIVIDES = (1 << i for i in range(9))
 
-# `Epilogue.table` begins with numbers that are the same in all channels, eight of each.
-LOW, HIGH, FACTOR, LEAST, MOST = range(0, 40, 8)
-SAME = 40
+# What most outputs have none of.
+MORE = BEFORE | AFTER | ACTIVATION | CLAMP | AFFINE
+
+# `Epilogue.table` begins with numbers that are the same in all channels, sixteen of each.
+LANES = float32x16.LANES
+LOW, HIGH, FACTOR, LEAST, MOST = range(0, 5 * LANES, LANES)
+SAME = 5 * LANES
 # Behind them lie the rows of the parts that there are, a number a channel: those of AFFINE (scale, shift), NORM (scale,
 # shift), ACTIVATION (pre, slope, post) and BITS (bounds).
 
@@ -103,121 +107,188 @@ def addresses(output):
     )
 
 
-@inline
-def _floats(y, position, c, count, output):
-    """Return channels c .. c+7 of one position, of which there are `count`, as floats."""
-    parts, lanes, table = output.parts, output.lanes, output.table
-    at = position * output.channels + c
-    v, row = y, SAME + c
-    if parts & AFFINE:
-        v = float32x8.multiply(v, float32x8.load_from(table, row))
-        v = float32x8.add(v, float32x8.load_from(table, row + lanes))
-        row += 2 * lanes
-    if parts & NORM:
-        gain, offset = float32x8.load_from(table, row), float32x8.load_from(table, row + lanes)
-        v = float32x8.multiply_add(v, gain, offset)
-        row += 2 * lanes
-    rest = v
-    if parts & (BEFORE | AFTER):
-        rest = (
-            float32x8.load_from(output.residual, at) if count == 8 else float32x8.load_some(output.residual, at, count)
-        )
-    if parts & BEFORE:
-        v = float32x8.add(v, rest)
-    if parts & ACTIVATION:
-        v = float32x8.subtract(v, float32x8.load_from(table, row))
-        v = float32x8.scale_negative(v, float32x8.load_from(table, row + lanes))
-        v = float32x8.add(v, float32x8.load_from(table, row + 2 * lanes))
-    if parts & CLAMP:
-        v = float32x8.clamp(v, float32x8.load_from(table, LOW), float32x8.load_from(table, HIGH))
-    if parts & AFTER:
-        v = float32x8.add(v, rest)
-    return v
+class _Memory(NamedTuple):
+    """How a number of channels is read and written: load(address, at), the others with `count` of them at the end."""
+
+    load: Any
+    load_some: Any
+    store_some: Any
+    load_bits: Any
+    store_bits: Any
+    store_bytes: Any
 
 
-@inline
-def _keep(v, position, c, count, output):
-    """Write the floats, if they are wanted."""
-    at = position * output.channels + c
-    if output.parts & KEEP:
+def _memory_of_eight() -> _Memory:
+    """Return it for eight channels, of which some may not be there."""
+    load, store = float32x8.load_from, float32x8.store_to
+
+    @inline
+    def load_some(address, at, count):
+        return load(address, at) if count == 8 else float32x8.load_some(address, at, count)
+
+    @inline
+    def store_some(address, at, v, count):
         if count == 8:
-            float32x8.store_to(output.out, at, v)
+            store(address, at, v)
         else:
-            float32x8.store_some(output.out, at, v, count)
+            float32x8.store_some(address, at, v, count)
+
+    @inline
+    def load_bits(address, at):
+        return byte.load(address, at)
+
+    @inline
+    def store_bits(address, at, mask):
+        byte.store(address, at, mask)
+
+    @inline
+    def store_bytes(address, at, levels, count):
+        if count == 8:
+            vector_math.store_bytes_to(address, at, levels)
+        else:
+            word = int32x8.low_bytes(levels)
+            for k in range(count):
+                byte.store(address, at + k, word >> np.uint64(8 * k))
+
+    return _Memory(load, load_some, store_some, load_bits, store_bits, store_bytes)
 
 
-@inline
-def _level(v, live, output):
-    """Return int32 levels of floats, in two's complement; a NaN in a live lane is noted."""
-    table = output.table
-    factor = float32x8.load_from(table, FACTOR)
-    scaled = float32x8.divide(v, factor) if output.parts & DIVIDES else float32x8.multiply(v, factor)
-    least, most = float32x8.load_from(table, LEAST), float32x8.load_from(table, MOST)
-    if float32x8.unordered(scaled) & live:
-        byte.store(output.nan, 0, np.uint64(1))
-    return float32x8.rounded(float32x8.clamp(scaled, least, most))
+def _memory_of_sixteen() -> _Memory:
+    """Return it for sixteen channels, all of which are there."""
+    load, store = float32x16.load_from, float32x16.store_to
+
+    @inline
+    def load_some(address, at, count):
+        return load(address, at)
+
+    @inline
+    def store_some(address, at, v, count):
+        store(address, at, v)
+
+    @inline
+    def load_bits(address, at):
+        return byte.load(address, at) | byte.load(address, at + 1) << np.uint64(8)
+
+    @inline
+    def store_bits(address, at, mask):
+        byte.store(address, at, mask)
+        byte.store(address, at + 1, mask >> np.uint64(8))
+
+    @inline
+    def store_bytes(address, at, levels, count):
+        vector_math.store_bytes_to(address, at, levels)
+
+    return _Memory(load, load_some, store_some, load_bits, store_bits, store_bytes)
 
 
-@inline
-def _live(count):
-    return (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+def _finishers(memory: _Memory, width: int) -> dict[type, Any]:
+    """Return what finishes so many channels for each kind of output.
 
+    finish(y, position, c, left, output): channels c, c+1, ... of one position from y as floats; left: channels from c
+    on; output: `EpilogueAddresses`.
+    """
+    load, load_some, store_some, load_bits, store_bits, store_bytes = memory
 
-# Each finishes channels c .. c+7 of one position from y as floats; left: channels from c on; output:
-# `EpilogueAddresses`.
+    @inline
+    def floats(y, position, c, count, output):
+        """Return channels c, c+1, ... of one position, of which there are `count`, as floats."""
+        parts, stride, table = output.parts, output.lanes, output.table
+        v, row = y, SAME + c
+        if not parts & MORE:
+            if parts & NORM:
+                v = vector_math.multiply_add(v, load(table, row), load(table, row + stride))
+            return v
+        at = position * output.channels + c
+        if parts & AFFINE:
+            v = vector_math.multiply(v, load(table, row))
+            v = vector_math.add(v, load(table, row + stride))
+            row += 2 * stride
+        if parts & NORM:
+            gain, offset = load(table, row), load(table, row + stride)
+            v = vector_math.multiply_add(v, gain, offset)
+            row += 2 * stride
+        rest = v
+        if parts & (BEFORE | AFTER):
+            rest = load_some(output.residual, at, count)
+        if parts & BEFORE:
+            v = vector_math.add(v, rest)
+        if parts & ACTIVATION:
+            v = vector_math.subtract(v, load(table, row))
+            v = vector_math.scale_negative(v, load(table, row + stride))
+            v = vector_math.add(v, load(table, row + 2 * stride))
+        if parts & CLAMP:
+            v = vector_math.clamp(v, load(table, LOW), load(table, HIGH))
+        if parts & AFTER:
+            v = vector_math.add(v, rest)
+        return v
 
+    @inline
+    def keep(v, position, c, count, output):
+        """Write the floats, if they are wanted."""
+        at = position * output.channels + c
+        if output.parts & KEEP:
+            store_some(output.out, at, v, count)
 
-@inline
-def finish_signs(y, position, c, left, output):
-    """For an `EpilogueOutput`."""
-    count = min(left, 8)
-    v = _floats(y, position, c, count, output)
-    if output.parts & BITS:
-        live = _live(count)
-        mask, bad = float32x8.below(v, float32x8.load_from(output.table, output.bounds + c))
-        flip = byte.load(output.flip, c >> 3)
-        byte.store(output.bits, position * output.row_bytes + (c >> 3), (mask ^ flip) & live)
-        if bad & live:
+    @inline
+    def level(v, live, output):
+        """Return int32 levels of floats, shifted, in two's complement; a NaN in a live lane is noted."""
+        table = output.table
+        factor = load(table, FACTOR)
+        scaled = vector_math.divide(v, factor) if output.parts & DIVIDES else vector_math.multiply(v, factor)
+        if vector_math.unordered(scaled) & live:
             byte.store(output.nan, 0, np.uint64(1))
-    _keep(v, position, c, count, output)
+        rounded = vector_math.rounded(vector_math.clamp(scaled, load(table, LEAST), load(table, MOST)))
+        return vector_math.raised(rounded, np.int32(output.base))
+
+    @inline
+    def finish_signs(y, position, c, left, output):
+        """For an `EpilogueOutput`."""
+        count = min(left, width)
+        v = floats(y, position, c, count, output)
+        if output.parts & BITS:
+            live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+            mask, bad = vector_math.below(v, load(output.table, output.bounds + c))
+            flip = load_bits(output.flip, c >> 3)
+            store_bits(output.bits, position * output.row_bytes + (c >> 3), (mask ^ flip) & live)
+            if bad & live:
+                byte.store(output.nan, 0, np.uint64(1))
+        keep(v, position, c, count, output)
+
+    @inline
+    def finish_planes(y, position, c, left, output):
+        """For a `PlanesOutput`."""
+        count = min(left, width)
+        v = floats(y, position, c, count, output)
+        live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+        levels = level(v, live, output)
+        to = position * output.row_bytes + (c >> 3)
+        for p in range(output.planes):
+            store_bits(output.bits, p * output.plane_bytes + to, vector_math.bit_mask(levels, p) & live)
+        keep(v, position, c, count, output)
+
+    @inline
+    def finish_bytes(y, position, c, left, output):
+        """For a `BytesOutput`."""
+        count = min(left, width)
+        v = floats(y, position, c, count, output)
+        live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+        levels = level(v, live, output)
+        to = position * output.row_bytes + c
+        store_bytes(output.bits, to, levels, count)
+        keep(v, position, c, count, output)
+
+    return {EpilogueOutput: finish_signs, PlanesOutput: finish_planes, BytesOutput: finish_bytes}
 
 
-@inline
-def finish_planes(y, position, c, left, output):
-    """For a `PlanesOutput`."""
-    count = min(left, 8)
-    v = _floats(y, position, c, count, output)
-    live = _live(count)
-    level = int32x8.add(_level(v, live, output), int32x8.splat(np.int32(output.base)))
-    to = position * output.row_bytes + (c >> 3)
-    for p in range(output.planes):
-        byte.store(output.bits, p * output.plane_bytes + to, int32x8.bit_mask(level, p) & live)
-    _keep(v, position, c, count, output)
-
-
-@inline
-def finish_bytes(y, position, c, left, output):
-    """For a `BytesOutput`."""
-    count = min(left, 8)
-    v = _floats(y, position, c, count, output)
-    level = int32x8.add(_level(v, _live(count), output), int32x8.splat(np.int32(output.base)))
-    to = position * output.row_bytes + c
-    if count == 8:
-        int32x8.store_bytes_to(output.bits, to, level)
-    else:
-        word = int32x8.low_bytes(level)
-        for k in range(count):
-            byte.store(output.bits, to + k, word >> np.uint64(8 * k))
-    _keep(v, position, c, count, output)
-
-
-_FINISHERS: dict[type, Any] = {
-    EpilogueOutput: finish_signs,
-    PlanesOutput: finish_planes,
-    BytesOutput: finish_bytes,
-}
+_EIGHT = _finishers(_memory_of_eight(), float32x8.LANES)
+_SIXTEEN = _finishers(_memory_of_sixteen(), LANES)
 
 
 def finisher(kind: type) -> Any:
-    """Return what finishes eight channels for a kind of output."""
-    return _FINISHERS[kind]
+    """Return what finishes eight channels for a kind of output, of which some may not be there."""
+    return _EIGHT[kind]
+
+
+def wide_finisher(kind: type) -> Any:
+    """Return what finishes sixteen channels for a kind of output, all of which are there."""
+    return _SIXTEEN[kind]

@@ -25,7 +25,7 @@ from bnn_kernels.ops.depthwise.floats import FloatDepthwise
 from bnn_kernels.ops.depthwise.windows import Filter, suits
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.few_bit_weight import FewBitWeight
-from bnn_kernels.ops.finishing import addresses, finisher
+from bnn_kernels.ops.finishing import addresses, finisher, wide_finisher
 from bnn_kernels.runtime.arrays import aligned_zeros
 from bnn_kernels.runtime.mapped import release
 from bnn_kernels.runtime.threads import run_rows
@@ -117,7 +117,7 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
 
     kind: of output, see `ops.finishing`.
     """
-    finish = finisher(kind)
+    finish, finish_wide = finisher(kind), wide_finisher(kind)
     windows, most = tile_shape()
     wide, wide_one = tile(windows, most, 16), tile(1, most, 16)
     sixteen, one_by_sixteen = tile(windows, 1, 16), tile(1, 1, 16)
@@ -190,9 +190,15 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
                 to = min(first_of + windows, count)
                 for k in range(i, to):
                     row = (k - first_of) * vectors * 16
-                    for f in range(0, min(left, vectors * 16), 8):
-                        value = float32x8.load(sums, np.uint64(row + f))
-                        finish(value, start + k, channel + f, left - f, ready)
+                    f, end_of_row = 0, min(left, vectors * 16)
+                    while f + 16 <= end_of_row:
+                        value = float32x16.load(sums, np.uint64(row + f))
+                        finish_wide(value, start + k, channel + f, left - f, ready)
+                        f += 16
+                    while f < end_of_row:
+                        few = float32x8.load(sums, np.uint64(row + f))
+                        finish(few, start + k, channel + f, left - f, ready)
+                        f += 8
                 i = to
 
     source = "float32" if expand is None else expand.py_func.__name__

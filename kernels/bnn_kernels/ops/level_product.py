@@ -21,7 +21,7 @@ from bnn_kernels.bits.sum_range import largest_level, largest_sum
 from bnn_kernels.bits.tensor import BitTensor, words_for
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.popcount import popcount
-from bnn_kernels.compile.simd import float32x8, int32x8, uint64x8
+from bnn_kernels.compile.simd import float32x8, int32x8, uint64x8, vector_math
 from bnn_kernels.compile.simd.int32_products import dots
 from bnn_kernels.ops.binary_conv.popcount import bare, counters, weighted
 from bnn_kernels.runtime.threads import run_rows
@@ -152,7 +152,7 @@ def _count_kernel(single: bool) -> Any:
                     for k in range(here):
                         total = int32x8.add(int32x8.multiply(t[k], both), of_columns)
                         total = int32x8.add(total, int32x8.splat(of_rows[tile + k]))
-                        made = float32x8.multiply(float32x8.from_int32(total), scales)
+                        made = vector_math.multiply(vector_math.as_floats(total), scales)
                         at = (row + tile + k) * columns + b * 8
                         if left >= 8:
                             float32x8.store(y, np.uint64(at), made)

@@ -1,7 +1,7 @@
 """Where a convolution's sums go: integers, signs of thresholds, or floats and levels through an epilogue.
 
-A kernel hands each output eight neighbouring filters at one position as int32. With one pair of planes that is the bare
-popcount, with several their weighted sum; what is left to do is one factor and what taps and weights add:
+A kernel hands each output 16 or 8 neighbouring filters at one position as int32. With one pair of planes that is the
+bare popcount, with several their weighted sum; what is left to do is one factor and what taps and weights add:
 
     dot = sum * factor + offsets[kind of border, filter]
 
@@ -17,8 +17,15 @@ import numpy as np
 
 from bnn_kernels.bits.sum_range import wrapped
 from bnn_kernels.compile.jit import inline
-from bnn_kernels.compile.simd import float32x8, int32x8
-from bnn_kernels.ops.finishing import BytesOutput, EpilogueOutput, PlanesOutput, addresses, finisher
+from bnn_kernels.compile.simd import int32x8, int32x16, vector_math
+from bnn_kernels.ops.finishing import (
+    BytesOutput,
+    EpilogueOutput,
+    PlanesOutput,
+    addresses,
+    finisher,
+    wide_finisher,
+)
 
 
 class Constants(NamedTuple):
@@ -73,8 +80,12 @@ class LazyConstants:
 
 @inline
 def _dot(value, table_at, constants):
-    offset = int32x8.load(constants.offsets, np.uint64(table_at))
-    return int32x8.add(int32x8.multiply(value, int32x8.splat(constants.factor)), offset)
+    return vector_math.scaled(value, constants.factor, int32x8.load(constants.offsets, np.uint64(table_at)))
+
+
+@inline
+def _wide_dot(value, table_at, constants):
+    return vector_math.scaled(value, constants.factor, int32x16.load(constants.offsets, np.uint64(table_at)))
 
 
 @inline
@@ -98,15 +109,35 @@ def to_bits(value, table_at, position, channel, left, constants, output, scratch
     output.bits[position * output.row_bytes + byte] = np.uint8(mask) ^ output.flip[byte]
 
 
-def _finishing(kind: type, name: str) -> Any:
-    """Return what writes to an output of `ops.finishing`, prepared as `EpilogueAddresses`."""
-    finish = finisher(kind)
+@inline
+def to_ints_wide(value, table_at, position, channel, left, constants, output, scratch):
+    """Write sixteen filters that are all there to an `IntOutput`."""
+    at = position * output.filters + channel
+    int32x16.store(output.out, np.uint64(at), _wide_dot(value, table_at, constants))
+
+
+@inline
+def to_bits_wide(value, table_at, position, channel, left, constants, output, scratch):
+    """Write sixteen filters that are all there to a `SignOutput`."""
+    byte = channel >> 3
+    mask = int32x16.below(value, output.bounds, np.uint64(table_at))
+    at = position * output.row_bytes + byte
+    output.bits[at] = np.uint8(mask) ^ output.flip[byte]
+    output.bits[at + 1] = np.uint8(mask >> np.uint64(8)) ^ output.flip[byte + 1]
+
+
+def _finishing(kind: type, name: str) -> tuple[Any, Any]:
+    """Return what writes 8 and 16 filters to an output of `ops.finishing`, prepared as `EpilogueAddresses`."""
+    finish, finish_wide = finisher(kind), wide_finisher(kind)
 
     def write(value, table_at, position, channel, left, constants, output, scratch):
-        finish(float32x8.from_int32(_dot(value, table_at, constants)), position, channel, left, output)
+        finish(vector_math.as_floats(_dot(value, table_at, constants)), position, channel, left, output)
+
+    def write_wide(value, table_at, position, channel, left, constants, output, scratch):
+        finish_wide(vector_math.as_floats(_wide_dot(value, table_at, constants)), position, channel, left, output)
 
     write.__name__ = write.__qualname__ = name
-    return inline(write)
+    return inline(write), inline(write_wide)
 
 
 @inline
@@ -119,9 +150,9 @@ def _signs(output):
     return SignOutput(*output)
 
 
-_WRITERS: dict[type, tuple[Any, Any]] = {
-    IntOutput: (to_ints, _ints),
-    SignOutput: (to_bits, _signs),
+_WRITERS: dict[type, tuple[tuple[Any, Any], Any]] = {
+    IntOutput: ((to_ints, to_ints_wide), _ints),
+    SignOutput: ((to_bits, to_bits_wide), _signs),
     EpilogueOutput: (_finishing(EpilogueOutput, "to_floats"), addresses),
     PlanesOutput: (_finishing(PlanesOutput, "to_planes"), addresses),
     BytesOutput: (_finishing(BytesOutput, "to_bytes"), addresses),
@@ -135,5 +166,28 @@ def kind_of(output: Output) -> Any:
 
 def writer(kind: type) -> tuple[Any, Any, str]:
     """Return (write, prepare, name) for a kind of output: a kernel calls `write` with what `prepare` made."""
-    write, prepare = _WRITERS[kind]
+    (write, _), prepare = _WRITERS[kind]
     return write, prepare, write.py_func.__name__
+
+
+def row_writer(kind: type) -> Any:
+    """Return write_row(sums, at, count, table_at, position, channel, left, constants, output, scratch).
+
+    It writes the filters channel .. channel + count, of which `left` are there, from int32 sums[at : at + count], count
+    a multiple of eight: sixteen at a time as long as there are so many.
+    """
+    (write, write_wide), _ = _WRITERS[kind]
+
+    @inline
+    def write_row(sums, at, count, table_at, position, channel, left, constants, output, scratch):
+        v = 0
+        while v + 16 <= min(count, left):
+            value = int32x16.load(sums, np.uint64(at + v))
+            write_wide(value, table_at + v, position, channel + v, left - v, constants, output, scratch)
+            v += 16
+        while v < min(count, left):
+            value = int32x8.load(sums, np.uint64(at + v))
+            write(value, table_at + v, position, channel + v, left - v, constants, output, scratch)
+            v += 8
+
+    return write_row

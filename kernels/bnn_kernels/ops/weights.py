@@ -65,6 +65,18 @@ class Weights(Filters):
             ones[filters] = sum(planes)
         return ones.reshape(self.groups, self.filters, *self.shape[2:])
 
+    def tap_signs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return two int64 (G, filters of a group, kh, kw), of ternary weights in two planes {0,1}.
+
+        They say how many weights of each tap differ from 0, and how many of these are the second plane's.
+        """
+        found = np.empty((2, self.shape[0], *self.shape[2:]), np.int64)
+        for filters, codes in self.blocks():
+            second = codes == 2
+            found[:, filters] = ((codes == 1) | second).sum(-1), second.sum(-1)
+        nonzero, negative = found.reshape(2, self.groups, self.filters, *self.shape[2:])
+        return nonzero, negative
+
     def tap_levels(self) -> np.ndarray:
         """Return the sums of the levels of every tap, int64 (G, filters of a group, kh, kw)."""
         ones = self.tap_ones()
@@ -89,11 +101,22 @@ class Weights(Filters):
         """
         return self.layout("words", self._words)
 
-    def _words(self) -> np.ndarray:
+    def masked_words(self) -> np.ndarray:
+        """Return the same of ternary weights in two planes {0,1}: what is the second plane's, and what is not 0."""
+
+        def make() -> np.ndarray:
+            # Codes 0 and 3 are 0; 1 and 2 have the mask's bit, 2 the sign's too.
+            return self._words(np.array([0, 2, 3, 0], np.uint8))
+
+        return self.layout("masked words", make)
+
+    def _words(self, recoded: np.ndarray | None = None) -> np.ndarray:
         kh, planes = self.shape[2], len(self.multipliers)
         blocks = -(-self.filters // LANES)
         words = aligned_zeros((planes, self.groups * blocks, kh * self.run_words, LANES), np.uint64)
         for filters, codes in self.blocks():
+            if recoded is not None:
+                codes = recoded[codes]
             packed = pack_codes(codes.reshape(len(codes), kh, -1), planes).reshape(planes, len(codes), -1)
             block, lane = self.places(filters, LANES)
             words[:, block, :, lane] = packed.swapaxes(0, 1)

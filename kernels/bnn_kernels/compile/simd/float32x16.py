@@ -5,7 +5,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from bnn_kernels.compile.simd.vectors import FLOAT, element, in_all_lanes, loaded, vector_type
+from bnn_kernels.compile.simd.vectors import FLOAT, I32, behind, element, in_all_lanes, loaded, vector_type
 
 LANES = 16
 _VECTOR = ir.VectorType(FLOAT, LANES)
@@ -37,6 +37,40 @@ def store(typing, array, offset, value):
         return context.get_dummy_value()
 
     return types.void(array, types.uint64, float32x16), emit
+
+
+@intrinsic
+def load_as_floats(typing, array, offset):
+    """Sixteen neighbours of a float32 or int32 array, as float32."""
+    real = array.dtype == types.float32
+
+    def emit(context, builder, signature, args):
+        vector = _VECTOR if real else ir.VectorType(I32, LANES)
+        value = loaded(builder, element(context, builder, signature.args[0], *args, vector), 4)
+        return value if real else builder.sitofp(value, _VECTOR)
+
+    return float32x16(array, types.uint64), emit
+
+
+@intrinsic
+def load_from(typing, address, offset):
+    """Sixteen neighbours of the float32 at an address, from element `offset` on."""
+
+    def emit(context, builder, signature, args):
+        return loaded(builder, behind(builder, *args, FLOAT, _VECTOR), 4)
+
+    return float32x16(types.int64, types.int64), emit
+
+
+@intrinsic
+def store_to(typing, address, offset, value):
+    """Write sixteen neighbours of the float32 at an address, from element `offset` on."""
+
+    def emit(context, builder, signature, args):
+        builder.store(args[2], behind(builder, args[0], args[1], FLOAT, _VECTOR)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, float32x16), emit
 
 
 @intrinsic

@@ -6,7 +6,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bnn_kernels.compile.isa import has
-from bnn_kernels.compile.simd.int32x8 import int32x8
 from bnn_kernels.compile.simd.vectors import (
     FLOAT,
     I8,
@@ -23,8 +22,6 @@ LANES = 8
 _FLOATS = ir.VectorType(FLOAT, LANES)
 _DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
 _INTS = ir.VectorType(I32, LANES)
-# 1.5 * 2^23: added to a float below 2^22 it leaves no bits behind the point, and the sum's last bits are the integer.
-_ROUNDS = 12582912.0
 float32x8 = vector_type("float32x8", _FLOATS)
 
 
@@ -138,12 +135,6 @@ def load_as_floats(typing, array, offset):
 
 
 @intrinsic
-def from_int32(typing, a):
-    """Eight int32 as float32."""
-    return float32x8(int32x8), lambda context, builder, signature, args: builder.sitofp(args[0], _FLOATS)
-
-
-@intrinsic
 def multiply_add(typing, a, b, c):
     """a * b + c, rounded once: where the CPU cannot, in float64, in which the product is exact."""
     fuses = has("fma") or has("neon")
@@ -156,85 +147,6 @@ def multiply_add(typing, a, b, c):
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v8f32"), args)
 
     return float32x8(float32x8, float32x8, float32x8), emit
-
-
-@intrinsic
-def add(typing, a, b):
-    """a + b."""
-    return float32x8(float32x8, float32x8), lambda context, builder, signature, args: builder.fadd(*args)
-
-
-@intrinsic
-def subtract(typing, a, b):
-    """a - b."""
-    return float32x8(float32x8, float32x8), lambda context, builder, signature, args: builder.fsub(*args)
-
-
-@intrinsic
-def multiply(typing, a, b):
-    """a * b."""
-    return float32x8(float32x8, float32x8), lambda context, builder, signature, args: builder.fmul(*args)
-
-
-@intrinsic
-def divide(typing, a, b):
-    """a / b."""
-    return float32x8(float32x8, float32x8), lambda context, builder, signature, args: builder.fdiv(*args)
-
-
-@intrinsic
-def rounded(typing, a):
-    """int32 whose low 16 bits are those of a, rounded to the nearest integer, halves to even; |a| < 2^15."""
-
-    def emit(context, builder, signature, args):
-        return builder.bitcast(builder.fadd(args[0], ir.Constant(_FLOATS, [_ROUNDS] * LANES)), _INTS)
-
-    return int32x8(float32x8), emit
-
-
-@intrinsic
-def unordered(typing, a):
-    """Bit i of the uint64 result: lane i is NaN."""
-
-    def emit(context, builder, signature, args):
-        return builder.zext(builder.bitcast(builder.fcmp_unordered("uno", args[0], args[0]), I8), I64)
-
-    return types.uint64(float32x8), emit
-
-
-@intrinsic
-def scale_negative(typing, a, slope):
-    """a * slope where a < 0, else a."""
-
-    def emit(context, builder, signature, args):
-        negative = builder.fcmp_ordered("<", args[0], ir.Constant(_FLOATS, [0.0] * LANES))
-        return builder.select(negative, builder.fmul(*args), args[0])
-
-    return float32x8(float32x8, float32x8), emit
-
-
-@intrinsic
-def clamp(typing, a, low, high):
-    """min(max(a, low), high), lane by lane; NaN stays NaN."""
-
-    def emit(context, builder, signature, args):
-        value, low, high = args
-        value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
-        return builder.select(builder.fcmp_ordered(">", value, high), high, value)
-
-    return float32x8(float32x8, float32x8, float32x8), emit
-
-
-@intrinsic
-def below(typing, a, bounds):
-    """(mask, nan mask): bit i says whether lane i of a < bounds, and whether it is NaN."""
-
-    def emit(context, builder, signature, args):
-        masks = [builder.fcmp_ordered("<", *args), builder.fcmp_unordered("uno", args[0], args[0])]
-        values = [builder.zext(builder.bitcast(mask, I8), I64) for mask in masks]
-        return context.make_tuple(builder, signature.return_type, values)
-
-    return types.UniTuple(types.uint64, 2)(float32x8, float32x8), emit
 
 
 @intrinsic

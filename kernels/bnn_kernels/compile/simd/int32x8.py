@@ -9,7 +9,6 @@ from bnn_kernels.compile.simd.vectors import (
     I8,
     I32,
     I64,
-    behind,
     element,
     in_all_lanes,
     loaded,
@@ -97,19 +96,6 @@ def below(typing, a, bounds, at):
 
 
 @intrinsic
-def bit_mask(typing, a, place):
-    """Bit i of the uint64 result: the bit of lane i at this place."""
-
-    def emit(context, builder, signature, args):
-        single = builder.shl(ir.Constant(I32, 1), builder.trunc(args[1], I32))
-        bits = builder.and_(args[0], in_all_lanes(builder, single, _INTS))
-        is_set = builder.icmp_unsigned("!=", bits, ir.Constant(_INTS, [0] * LANES))
-        return builder.zext(builder.bitcast(is_set, I8), I64)
-
-    return types.uint64(int32x8, types.int64), emit
-
-
-@intrinsic
 def low_bytes(typing, a):
     """The low byte of each lane, side by side in a uint64, lane 0 lowest."""
 
@@ -117,15 +103,3 @@ def low_bytes(typing, a):
         return builder.bitcast(builder.trunc(args[0], _BYTES), I64)
 
     return types.uint64(int32x8), emit
-
-
-@intrinsic
-def store_bytes_to(typing, address, offset, a):
-    """Write the low byte of each lane `offset` bytes behind an address."""
-
-    def emit(context, builder, signature, args):
-        pointer = behind(builder, args[0], args[1], I8, _BYTES)
-        builder.store(builder.trunc(args[2], _BYTES), pointer).align = 1
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, int32x8), emit

@@ -274,7 +274,7 @@ class LookupPath(BitPath):
 
     def __init__(self, weights: Weights, geometry: Geometry, maps: Maps):
         super().__init__(weights, geometry, maps)
-        self._head = (pair_table(self.xor), filter_bytes(weights))
+        self._head = (pair_table(self.join == "xor"), filter_bytes(weights))
 
     @staticmethod
     def fits(weights: Filters) -> bool:

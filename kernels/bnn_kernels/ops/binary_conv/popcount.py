@@ -1,13 +1,16 @@
 """The convolution kernel: lanes are filters, the inner step is a population count of eight words at once.
 
 A chunk of output positions at a time: the bits under the filter are gathered into windows (a few words each), then
-every block of eight filters runs over the windows, four at a time. One step loads eight weight words, xors (or ands)
-them with a window's word in all lanes, counts and adds. LLVM makes vpopcntq of it where the CPU has AVX-512 VPOPCNTDQ
-(512 products in three instructions), byte shuffles on AVX2 and cnt on NEON. No sum runs across lanes.
+every block of eight filters, or two of them, runs over the windows, four at a time. One step loads eight weight words,
+xors (or ands) them with a window's word in all lanes, counts and adds. LLVM makes vpopcntq of it where the CPU has
+AVX-512 VPOPCNTDQ (512 products in three instructions), byte shuffles on AVX2 and cnt on NEON. No sum runs across lanes.
+
+Ternary weights are a sign and a mask: (window ^ sign) & mask is one instruction with AVX-512 (vpternlogq), so that they
+take one count, as binary ones do, rather than one for each of two planes.
 
 Carry-save adders do not help where there is a vpopcntq: one saves a count and an add, and costs two instructions.
 
-Every way out, xor or and, and one pair of planes or several, is a kernel of its own, made from the one below: with a
+Every way out, each join, and one pair of planes or several, is a kernel of its own, made from the one below: with a
 branch between them inside the loop the sums no longer stay in registers, and it takes two to three times as long.
 """
 
@@ -17,16 +20,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnn_kernels.compile.isa import isa
 from bnn_kernels.compile.jit import inline, jit
-from bnn_kernels.compile.simd import float32x8, int32x8, uint64x8
-from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
-from bnn_kernels.ops.binary_conv.windows import Kinds, Sizes, Taps, fill_chunk, window_words
+from bnn_kernels.compile.simd import int32x8, uint64x8
+from bnn_kernels.compile.simd.count_tiles import count_tile
+from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath, is_ternary
+from bnn_kernels.ops.binary_conv.windows import Kinds, Sizes, Taps, begin_chunk, fill_chunk, window_words, word_offsets
 from bnn_kernels.ops.geometry import Geometry, Maps
-from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
+from bnn_kernels.ops.outputs import Constants, Output, kind_of, row_writer, writer
 from bnn_kernels.ops.weights import Weights
 from bnn_kernels.runtime.threads import run_rows
-
-LANES = float32x8.LANES
 
 
 class Shares(NamedTuple):
@@ -36,6 +39,8 @@ class Shares(NamedTuple):
     splits: int
 
 
+# Where the bits of a window are: gathered, in the rows of the map, which are whole words, or in the order of positions.
+GATHERED, IN_ROWS, IN_ORDER = range(3)
 # Positions of a chunk: windows stay in the L1 cache up to about 100 words each.
 CHUNK = 32
 # Fewer positions than this are split by their filters too.
@@ -122,67 +127,108 @@ def bare(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]:
     return sums_4, sums_1
 
 
-@functools.cache
-def popcount_kernel(kind: type, xor: bool, single: bool) -> Any:
-    """Return the kernel with a kind of output, xor or and, one pair of planes or more.
+def tile_shape() -> tuple[int, int]:
+    """Return (windows, blocks of eight filters) of a tile: as many counts as the registers hold."""
+    return (4, 2) if isa() == "avx512" else (4, 1)
 
-    kernel(rows, plane_size, direct, w, shares, kinds, pairs, size, taps, constants, output, first, last) computes
-    first..last of shares, see `Shares`: all positions with the first share of the filters, then all with the second
-    and so on;
+
+@functools.cache
+def popcount_kernel(kind: type, join: str, single: bool) -> Any:
+    """Return the kernel with a kind of output, a join ("xor", "and" or "masked"), one pair of planes or more.
+
+    kernel(rows, plane_size, where, offsets, w, shares, kinds, pairs, size, taps, constants, output, first, last)
+    computes first..last of shares, see `Shares`: all positions with the first share of the filters, then all with the
+    second and so on;
     rows uint64 flat (P, N, rows, G, row words), each plane of plane_size words, see `bit_rows`;
-    direct: whether the rows already are the windows of all positions, one behind the other;
-    w uint64 flat (Q, G, blocks, words, 8); kinds: `Kinds`;
+    where: one of GATHERED, IN_ROWS, IN_ORDER; offsets: `windows.word_offsets`;
+    w uint64 flat (Q, G, blocks, words, 8), "masked": signs and masks; kinds: `Kinds`;
     pairs int32 (P * Q,): factor of each pair's count, used if there are several;
     size: `Sizes`; taps: `Taps`; constants, output: see `ops.outputs`.
     """
-    write, prepare, name = writer(kind)
-    counted = counters(uint64x8.xor_popcount if xor else uint64x8.and_popcount)
-    sums_4, sums_1 = bare(*counted) if single else weighted(*counted)
+    _, prepare, name = writer(kind)
+    write_row = row_writer(kind)
+    windows_of, most = tile_shape()
+    wide, wide_one = count_tile(windows_of, most, join, not single), count_tile(1, most, join, not single)
+    narrow, narrow_one = count_tile(windows_of, 1, join, not single), count_tile(1, 1, join, not single)
 
-    def convolve(rows, plane_size, direct, w, shares, kinds, pairs, size, taps, constants, output, first, last):
+    @inline
+    def count(few, alone, rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums):
+        """Write or add the counts of a tile: of `most` blocks or of one (few), of all its windows or of one (alone)."""
+        if few:
+            if alone:
+                narrow_one(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+            else:
+                narrow(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+        elif alone:
+            wide_one(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+        else:
+            wide(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+
+    def convolve(rows, plane_size, where, offsets, w, shares, kinds, pairs, size, taps, constants, output, first, last):
         kinds, size, taps, constants = Kinds(*kinds), Sizes(*size), Taps(*taps), Constants(*constants)
         shares = Shares(*shares)
         groups, filters, planes = size.groups, size.filters, size.planes
         positions, splits = shares.positions, shares.splits
+        weight_planes = len(pairs) // planes
         blocks = (filters + 7) // 8
-        words = taps.kh * ((taps.kw * size.channels + 63) >> 6)
+        words = len(offsets)
         block_size = words * 8
         weight_plane = groups * blocks * block_size
         ready = prepare(output)
         scratch = np.empty(8, np.int32)
-        kind_at = np.zeros(CHUNK, np.int64)
-        windows = rows if direct else np.empty(window_words(planes, CHUNK, words), np.uint64)
-        plane_words = plane_size if direct else CHUNK * words
+        sums = np.empty(windows_of * most * 8, np.int32)
+        begin, kind_at = np.empty(CHUNK, np.uint64), np.zeros(CHUNK, np.int64)
+        windows = np.empty(window_words(planes, CHUNK, words), np.uint64) if where == GATHERED else rows
+        plane_words = np.uint64(CHUNK * words if where == GATHERED else plane_size)
+        if where == GATHERED:
+            for i in range(CHUNK):
+                begin[i] = np.uint64(i * words)
+        apart, mask = np.uint64(block_size), np.uint64(weight_plane)
         row = first
         while row < last:
             split = row // positions
             start = row - split * positions
-            count = min(CHUNK, last - row, positions - start)
-            row += count
+            here = min(CHUNK, last - row, positions - start)
+            row += here
             for g in range(groups):
-                if not direct:
-                    fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, CHUNK, windows, kind_at)
-                at = start if direct else 0
-                for b in range(blocks * split // splits, blocks * (split + 1) // splits):
-                    j = (g * blocks + b) * block_size
+                if where == GATHERED:
+                    fill_chunk(rows, plane_size, kinds, size, taps, g, start, here, CHUNK, windows, kind_at)
+                elif where == IN_ROWS:
+                    begin_chunk(kinds, size, taps, g, start, here, begin, kind_at)
+                else:
+                    for i in range(here):
+                        begin[i] = np.uint64((start + i) * words)
+                b, end = blocks * split // splits, blocks * (split + 1) // splits
+                while b < end:
+                    few = most > 1 and b + most > end
+                    width = 8 if few else most * 8
+                    j = np.uint64((g * blocks + b) * block_size)
                     left = filters - b * 8
                     channel = g * filters + b * 8
                     i = 0
-                    while i < count:
-                        if i == count - 1 or count < 4:
-                            one = sums_1(windows, at + i, words, plane_words, w, j, weight_plane, pairs, planes)
-                            write(one, kind_at[i] + b * 8, start + i, channel, left, constants, ready, scratch)
-                            i += 1
-                            continue
+                    while i < here:
+                        alone = i == here - 1 or here < windows_of
                         # A last tile of two or three positions begins earlier and writes some sums again.
-                        tile = min(i, count - 4)
-                        t = sums_4(windows, at + tile, words, plane_words, w, j, weight_plane, pairs, planes)
-                        for k in range(4):
+                        tile = i if alone else min(i, here - windows_of)
+                        at = np.uint64(tile)
+                        if not single:
+                            sums[:] = 0
+                        for pair in range(len(pairs)):
+                            p = pair // weight_planes
+                            plane = plane_words * np.uint64(p)
+                            w_at = j + np.uint64((pair - p * weight_planes) * weight_plane)
+                            factor = pairs[pair]
+                            count(few, alone, windows, offsets, begin, at, plane, w, w_at, apart, mask, factor, sums)
+                        for k in range(1 if alone else windows_of):
                             table_at = kind_at[tile + k] + b * 8
-                            write(t[k], table_at, start + tile + k, channel, left, constants, ready, scratch)
-                        i = tile + 4
+                            position = start + tile + k
+                            write_row(
+                                sums, k * width, width, table_at, position, channel, left, constants, ready, scratch
+                            )
+                        i = tile + (1 if alone else windows_of)
+                    b += width >> 3
 
-    full_name = f"popcount_{'xor' if xor else 'and'}_{'one' if single else 'many'}_{name}"
+    full_name = f"popcount_{join}_{'one' if single else 'many'}_{windows_of}x{most}_{name}"
     convolve.__name__ = convolve.__qualname__ = full_name
     return jit(convolve)
 
@@ -191,16 +237,19 @@ class PopcountPath(BitPath):
     """Population counts; any planes, any geometry."""
 
     def __init__(self, weights: Weights, geometry: Geometry, maps: Maps):
-        super().__init__(weights, geometry, maps)
+        super().__init__(weights, geometry, maps, masked=is_ternary(weights))
         # The input's own words are the windows of a 1x1 convolution.
         plain = (1, 1), (1, 1), (0, 0), (1, 1), 1
-        self._direct = geometry._replace(dilation=(1, 1))[:5] == plain and weights.channels % 64 == 0
-        words = weights.words()
+        whole = weights.channels % 64 == 0
+        in_order = whole and geometry._replace(dilation=(1, 1))[:5] == plain
+        self._where = IN_ORDER if in_order else IN_ROWS if whole else GATHERED
+        self._offsets_of_words = word_offsets(self.size, self.taps, self._where == IN_ROWS)
+        words = weights.masked_words() if self.join == "masked" else weights.words()
         self._words, self._blocks = words.reshape(-1), words.shape[2]
 
     def take(self, words: np.ndarray) -> tuple[Any, ...]:
         """Return (rows, words of a plane)."""
-        if not self._direct:
+        if self._where != IN_ORDER:
             return super().take(words)
         return (words if words.flags.writeable else words.copy()).reshape(-1), words[0].size
 
@@ -208,6 +257,6 @@ class PopcountPath(BitPath):
         """Compute all positions into an output."""
         # Few positions, as in a linear layer, are shared among threads by their filters.
         splits = 1 if positions >= FEW else max(1, min(FEW, self._blocks // 2))
-        given = (*taken, self._direct, self._words, (positions, splits), *self._last(output))
-        kernel = popcount_kernel(kind_of(output), self.xor, self.single)
+        given = (*taken, self._where, self._offsets_of_words, self._words, (positions, splits), *self._last(output))
+        kernel = popcount_kernel(kind_of(output), self.join, self.single)
         run_rows(kernel, positions * splits, positions * self._work, *given, multiple=POSITIONS if splits == 1 else 1)

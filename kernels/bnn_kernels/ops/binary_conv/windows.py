@@ -125,3 +125,39 @@ def fill_chunk(rows, plane_size, kinds, size, taps, g, start, count, chunk, wind
                 if oy == ho:
                     oy = 0
                     n += 1
+
+
+@inline
+def begin_chunk(kinds, size, taps, g, start, count, begin, kind_at):
+    """Note where the windows of `count` positions begin in rows of whole words, where nothing need be gathered.
+
+    begin uint64, kind_at int64 (chunk,), see `fill_chunk`; size.channels are a multiple of 64.
+    """
+    ho, wo = size.out_height, size.out_width
+    lanes = (size.filters + 7) // 8 * 8
+    n = start // (ho * wo)
+    oy = (start - n * ho * wo) // wo
+    ox = start - (n * ho + oy) * wo
+    for i in range(count):
+        kind_at[i] = ((kinds.y_kind[oy] + kinds.x_kind[ox]) * size.groups + g) * lanes
+        row = (n * size.rows + oy * taps.sy) * size.groups + g
+        begin[i] = np.uint64(row * size.row_words + ox * taps.sx * (size.channels >> 6))
+        ox += 1
+        if ox == wo:
+            ox = 0
+            oy += 1
+            if oy == ho:
+                oy = 0
+                n += 1
+
+
+def word_offsets(size: Sizes, taps: Taps, whole: bool) -> np.ndarray:
+    """Return uint64 (words,): how far behind a window's first word its others lie.
+
+    whole: in rows of whole words, see `begin_chunk`; else in windows that are gathered.
+    """
+    if not whole:
+        return np.arange(taps.kh * ((taps.kw * size.channels + 63) >> 6), dtype=np.uint64)
+    words = size.channels >> 6
+    y, x, c = np.ogrid[: taps.kh, : taps.kw, :words]
+    return (y * taps.dy * size.groups * size.row_words + x * taps.dx * words + c).reshape(-1).astype(np.uint64)

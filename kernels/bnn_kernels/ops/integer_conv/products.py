@@ -17,13 +17,12 @@ import numpy as np
 from bnn_kernels.bits.level_bytes import LevelBytes
 from bnn_kernels.bits.sum_range import LARGEST_SUM
 from bnn_kernels.compile.jit import jit
-from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.ops.geometry import Geometry, Maps, border_of
 from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_offsets
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
 from bnn_kernels.ops.integer_conv.tiles import loops
-from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, writer
+from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, row_writer, writer
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.threads import run_rows
 
@@ -58,7 +57,8 @@ def product_kernel(kind: type, form: Form) -> Any:
     kind of border begin, in lanes of 8;
     size: `Sizes`; constants, output: see `ops.outputs`.
     """
-    write, prepare, name = writer(kind)
+    _, prepare, name = writer(kind)
+    write_row = row_writer(kind)
     open_block, six, one, alone = loops(form)
     width, elements, fields = 2 * form.lanes, form.elements, form.fields
     opens, opens_alone, dtype = form.opens, form.opens_alone, form.dtype
@@ -120,11 +120,10 @@ def product_kernel(kind: type, form: Form) -> Any:
                     )
                     six(x, offsets, at, source, at_source, room, sums)
                 for k in range(here):
-                    for v in range(0, min(width, padded - f), 8):
-                        value = int32x8.load(sums, np.uint64(k * width + v))
-                        channel = g * filters + f + v
-                        left = filters - f - v
-                        write(value, kinds[tile + k] + v, start + tile + k, channel, left, constants, ready, scratch)
+                    position, channel, left = start + tile + k, g * filters + f, filters - f
+                    write_row(
+                        sums, k * width, width, kinds[tile + k], position, channel, left, constants, ready, scratch
+                    )
                 i = tile + here
 
     product = f"{'portable_' * form.portable}{form.product}{f'_less_{form.shift}' * (form.shift > 0)}"

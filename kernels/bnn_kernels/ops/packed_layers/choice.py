@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from bnn_kernels.compile.isa import isa
+from bnn_kernels.ops.binary_conv.bit_path import is_ternary
 from bnn_kernels.ops.binary_conv.level_lookup import LevelLookupPath
 from bnn_kernels.ops.binary_conv.lookup import LookupPath
 from bnn_kernels.ops.binary_conv.popcount import PopcountPath
@@ -75,7 +76,9 @@ def choose(filters: Filters, maps: Maps) -> Choice:
     Groups of fewer than four channels would leave most of a lane's products empty; those of depthwise convolutions lie
     side by side, whatever the number of planes. Lookups work on 32 filters and four positions at a time.
     """
-    pairs = len(filters.multipliers) * len(maps.multipliers)
+    lookups = isa() == "avx2" and filters.filters >= 24 and maps.out[0] * maps.out[1] >= 4
+    # Ternary weights take one count, as binary ones do, but two look-ups.
+    pairs = (1 if is_ternary(filters) and not lookups else len(filters.multipliers)) * len(maps.multipliers)
     forced = _forced.get() or _from_environment()
     if suits(filters.groups, filters.channels, filters.filters) and (forced != "counts" or maps.zero is not None):
         channels = channel_form(filters, maps)
@@ -99,7 +102,7 @@ def choose(filters: Filters, maps: Maps) -> Choice:
             why += " (measured on this CPU)" * measured
         if takes:
             return Choice(partial(ProductPath, form=form), PRODUCTS[form.product], why, True)
-    if isa() == "avx2" and filters.filters >= 24 and maps.out[0] * maps.out[1] >= 4:
+    if lookups:
         if len(maps.multipliers) > 1 and LevelLookupPath.fits(filters, maps.multipliers):
             return Choice(LevelLookupPath, "lookups of levels", why)
         if LookupPath.fits(filters):
