@@ -3,8 +3,9 @@
 One term whose multipliers are powers of two is a whole number u of P bits, scaled:
     w[o, k] = scale[o] * (factor * u[o, k] + shift),     0 <= u < 2**P
 A shift, a mask, a conversion and a multiply-add make sixteen filters' levels of it, whatever P is; planes, see
-`few_bit_weight`, would take that for every plane. With few positions the levels are multiplied as they are made, and
-the sums scaled; with many a block's weights are written to the cache first.
+`few_bit_weight`, would take that for every plane. Of 4 bits AVX-512 makes levels by one permutation of a table of all
+sixteen. With few positions the levels are multiplied as they are made, and the sums scaled; with many a block's weights
+are written to the cache first.
 """
 
 import functools
@@ -13,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnn_kernels.compile.isa import isa
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, float32x16
-from bnn_kernels.compile.simd.float_tables import codes, load_words
+from bnn_kernels.compile.simd.float_tables import codes, entry, load_words
 from bnn_kernels.ops.few_bit_weight import BLOCK, ScaledTerm
 from bnn_kernels.ops.finishing import EpilogueOutput, addresses, finisher
 from bnn_kernels.runtime.arrays import aligned_zeros
@@ -31,12 +33,14 @@ class Coded(NamedTuple):
     """What the kernels read.
 
     words: uint32 flat (blocks of all groups, words of a filter, 16), in the order (kh, kw, C) of a window, the first
-    code lowest. factor, shift: float32 (16,), the same in all lanes. scales: float32 flat (blocks * 16,).
+    code lowest. factor, shift: float32 (16,), the same in all lanes. table: float32 (16,), the levels of u = 0 .. 15.
+    scales: float32 flat (blocks * 16,).
     """
 
     words: np.ndarray
     factor: np.ndarray
     shift: np.ndarray
+    table: np.ndarray
     scales: np.ndarray
 
 
@@ -48,37 +52,60 @@ class Sizes(NamedTuple):
     filters: int
 
 
+def _levels(bits: int) -> tuple[Any, Any]:
+    """Return (level, rest): level(words, factor, shift, table) of the lowest codes, and the words without them."""
+    lowest, rest = codes(bits)
+    if bits == 4 and isa() == "avx512":
+
+        @inline
+        def looked_up(words, factor, shift, table):
+            return entry(table, words)
+
+        return looked_up, rest
+
+    @inline
+    def computed(words, factor, shift, table):
+        return float32x16.multiply_add(lowest(words), factor, shift)
+
+    return computed, rest
+
+
 @functools.cache
 def expander(bits: int) -> Any:
     """Return the function that writes float32 (length, 16) of a block to `to`, flat."""
-    lowest, rest = codes(bits)
+    level_of, rest = _levels(bits)
     first, start = np.uint64(0), 0
 
     def expand_codes(coded, block, length, per_word, to):
         coded = Coded(*coded)
         word_count = (length + per_word - 1) // per_word
         factor, shift = float32x16.load(coded.factor, first), float32x16.load(coded.shift, first)
+        table = float32x16.load(coded.table, first)
         scale = float32x16.load(coded.scales, np.uint64(block * 16))
         k = start
         for word in range(word_count):
             words = load_words(coded.words, np.uint64((block * word_count + word) * 16))
             for _ in range(min(per_word, length - k)):
-                level = float32x16.multiply_add(lowest(words), factor, shift)
+                level = level_of(words, factor, shift, table)
                 float32x16.store(to, np.uint64(k * 16), float32x16.multiply(level, scale))
                 words = rest(words)
                 k += 1
 
     # The name is part of that of the kernel that it goes into, by which machine code is cached.
-    expand_codes.__name__ = expand_codes.__qualname__ = f"expand_codes{bits}"
+    expand_codes.__name__ = expand_codes.__qualname__ = f"expand_codes{bits}_{level_of.py_func.__name__}"
     return inline(expand_codes)
 
 
 @functools.cache
 def product_kernel(bits: int, kind: type) -> Any:
     """Return the kernel over blocks of sixteen filters: x float32 flat (positions, inputs); size: `Sizes`."""
-    lowest, rest = codes(bits)
+    level_of, rest = _levels(bits)
     finish, per_word = finisher(kind), 32 // bits
-    zero = np.uint64(0)
+    zero, one, two, three, four = (np.uint64(i) for i in range(5))
+
+    @inline
+    def step(x, at, words, factor, shift, table, total):
+        return float32x16.multiply_add(float32x16.broadcast(x, at), level_of(words, factor, shift, table), total)
 
     def multiply_codes(x, coded, size, output, first, last):
         size, coded = Sizes(*size), Coded(*coded)
@@ -86,42 +113,46 @@ def product_kernel(bits: int, kind: type) -> Any:
         word_count = (size.inputs + per_word - 1) // per_word
         whole = size.inputs // per_word
         factor, shift = float32x16.load(coded.factor, zero), float32x16.load(coded.shift, zero)
+        table = float32x16.load(coded.table, zero)
         out = np.zeros(16, np.float32)
         for block in range(first, last):
             scale = float32x16.load(coded.scales, np.uint64(block * 16))
             for position in range(size.positions):
-                s0 = s1 = float32x16.zero()
+                # Four sums: an addition takes four cycles.
+                s0 = s1 = s2 = s3 = float32x16.zero()
                 at = np.uint64(position * size.inputs)
                 j = np.uint64(block * word_count * 16)
                 for _ in range(whole):
                     words = load_words(coded.words, j)
                     j += np.uint64(16)
-                    for _ in range(per_word // 2):
-                        level = float32x16.multiply_add(lowest(words), factor, shift)
-                        s0 = float32x16.multiply_add(float32x16.broadcast(x, at), level, s0)
+                    for _ in range(per_word // 4):
+                        s0 = step(x, at, words, factor, shift, table, s0)
                         words = rest(words)
-                        level = float32x16.multiply_add(lowest(words), factor, shift)
-                        s1 = float32x16.multiply_add(float32x16.broadcast(x, at + np.uint64(1)), level, s1)
+                        s1 = step(x, at + one, words, factor, shift, table, s1)
                         words = rest(words)
-                        at += np.uint64(2)
-                    for _ in range(per_word % 2):
-                        level = float32x16.multiply_add(lowest(words), factor, shift)
-                        s0 = float32x16.multiply_add(float32x16.broadcast(x, at), level, s0)
-                        at += np.uint64(1)
+                        s2 = step(x, at + two, words, factor, shift, table, s2)
+                        words = rest(words)
+                        s3 = step(x, at + three, words, factor, shift, table, s3)
+                        words = rest(words)
+                        at += four
+                    for _ in range(per_word % 4):
+                        s0 = step(x, at, words, factor, shift, table, s0)
+                        words = rest(words)
+                        at += one
                 if whole < word_count:
                     words = load_words(coded.words, j)
                     for _ in range(size.inputs - whole * per_word):
-                        level = float32x16.multiply_add(lowest(words), factor, shift)
-                        s0 = float32x16.multiply_add(float32x16.broadcast(x, at), level, s0)
+                        s0 = step(x, at, words, factor, shift, table, s0)
                         words = rest(words)
-                        at += np.uint64(1)
-                float32x16.store(out, zero, float32x16.multiply(float32x16.add(s0, s1), scale))
+                        at += one
+                total = float32x16.add(float32x16.add(s0, s1), float32x16.add(s2, s3))
+                float32x16.store(out, zero, float32x16.multiply(total, scale))
                 for half in range(min(2, (size.filters - block * 16 + 7) // 8)):
                     channel = block * 16 + half * 8
                     value = float32x8.load(out, np.uint64(half * 8))
                     finish(value, position, channel, size.filters - channel, ready)
 
-    name = f"multiply_codes{bits}_{finish.py_func.__name__}"
+    name = f"multiply_codes{bits}_{level_of.py_func.__name__}_{finish.py_func.__name__}"
     multiply_codes.__name__ = multiply_codes.__qualname__ = name
     return jit(multiply_codes)
 
@@ -144,7 +175,8 @@ class CodedWeight:
         scales[:, :filters] = term.scale.reshape(groups, filters)
         factor, shift = (-2, sum(term.multipliers) + 2 * base) if term.signed else (1, -base)
         same = functools.partial(np.full, BLOCK, dtype=np.float32)
-        self.packed = Coded(words.reshape(-1), same(factor), same(shift), scales.reshape(-1))
+        table = (factor * np.arange(16) + shift).astype(np.float32)
+        self.packed = Coded(words.reshape(-1), same(factor), same(shift), table, scales.reshape(-1))
         self.expand = expander(self.bits)
 
     def _words(self, term: ScaledTerm, o: int, base: int) -> np.ndarray:

@@ -100,3 +100,13 @@ def codes(bits: int) -> tuple[Any, Any]:
         return uint32x16(uint32x16), emit
 
     return lowest, rest
+
+
+@intrinsic
+def entry(typing, table, words):
+    """The entries of a table of sixteen in a register that the lowest four bits of each lane choose; AVX-512 only."""
+
+    def emit(context, builder, signature, args):
+        return _call(builder, "llvm.x86.avx512.permvar.sf.512", _FLOATS, *args)
+
+    return float32x16(float32x16, uint32x16), emit
