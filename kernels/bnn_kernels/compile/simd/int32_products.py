@@ -19,6 +19,7 @@ Portable operations need nothing either: the same results by way of `portable_pr
 
 import functools
 from types import SimpleNamespace
+from typing import Any
 
 from llvmlite import ir
 from llvmlite.binding import llvm_version_info
@@ -112,6 +113,16 @@ _PRODUCTS = {
     "smull": _neon(neon_products.smull, portable_products.smull),
 }
 NEON = ("usdot", "sdot", "smull")
+
+
+def sum_vector(lanes: int) -> ir.VectorType:
+    """Return LLVM's vector of so many sums."""
+    return _VECTORS[lanes]
+
+
+def to_add_products(product: str) -> Any:
+    """Return what emits total + the products of a and b: add(builder, lanes, portable, total, a, b)."""
+    return _PRODUCTS[product]
 
 
 @functools.cache

@@ -21,12 +21,12 @@ from bnn_kernels.ops.geometry import Geometry, Maps, border_of
 from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_offsets
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
-from bnn_kernels.ops.integer_conv.tiles import loops
+from bnn_kernels.ops.integer_conv.tiles import loops, windows_of
 from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, row_writer, writer
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.threads import run_rows
 
-# Positions that one share of the work has: whole tiles of six.
+# Positions that one share of the work has: whole tiles, of six windows or of eight.
 CHUNK = 48
 
 
@@ -59,7 +59,8 @@ def product_kernel(kind: type, form: Form) -> Any:
     """
     _, prepare, name = writer(kind)
     write_row = row_writer(kind)
-    open_block, six, one, alone = loops(form)
+    open_block, windows, one, alone = loops(form)
+    most = windows_of(form)
     width, elements, fields = 2 * form.lanes, form.elements, form.fields
     opens, opens_alone, dtype = form.opens, form.opens_alone, form.dtype
 
@@ -70,7 +71,7 @@ def product_kernel(kind: type, form: Form) -> Any:
         chunks = (positions + CHUNK - 1) // CHUNK
         padded = (filters + 7) // 8 * 8
         ready = prepare(output)
-        sums = np.empty(6 * width, np.int32)
+        sums = np.empty(most * width, np.int32)
         scratch = np.empty(8, np.int32)
         begin, kinds = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
         block_size = len(offsets) * width * elements // fields
@@ -106,19 +107,9 @@ def product_kernel(kind: type, form: Form) -> Any:
                     else:
                         alone(x, offsets, begin[i], w, j, levels, room, sums)
                 else:
-                    # A last tile of fewer than six positions begins earlier and writes some sums again.
-                    tile = max(0, min(i, count - 6))
-                    end = count - 1
-                    here = min(6, count)
-                    at = (
-                        begin[tile],
-                        begin[min(tile + 1, end)],
-                        begin[min(tile + 2, end)],
-                        begin[min(tile + 3, end)],
-                        begin[min(tile + 4, end)],
-                        begin[min(tile + 5, end)],
-                    )
-                    six(x, offsets, at, source, at_source, room, sums)
+                    # A last tile of fewer windows begins earlier and writes some sums again.
+                    tile, here = max(0, min(i, count - most)), min(most, count)
+                    windows(x, offsets, begin, tile, count - 1, source, at_source, room, sums)
                 for k in range(here):
                     position, channel, left = start + tile + k, g * filters + f, filters - f
                     write_row(

@@ -1,7 +1,8 @@
-"""Inner loops of the products: six windows, or one, by two vectors of filters, with all sums in registers.
+"""Inner loops of the products: several windows, or one, by two vectors of filters, with all sums in registers.
 
-Six windows use each vector of weights six times. One window, a linear layer's at batch 1, reads every weight once: it
-is bound by memory, so weights of fewer bits than a byte are expanded in registers.
+Six windows, or eight where a register has 16 lanes (then there are 32 registers), use each vector of weights as often.
+One window, a linear layer's at batch 1, reads every weight once: it is bound by memory, so weights of fewer bits than a
+byte are expanded in registers.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from bnn_kernels.compile.jit import inline
 from bnn_kernels.compile.simd.int32_products import dots
+from bnn_kernels.compile.simd.product_tiles import product_tile
 from bnn_kernels.ops.integer_conv.form import Form
 
 
@@ -135,8 +137,8 @@ def expanders(simd: Any, packed: int) -> tuple[Any, Any]:
     return spread_block, {1: one_1, 2: one_2, 4: one_4}[packed]
 
 
-def tiles(simd: Any, elements: int, load: Any = None) -> tuple[Any, Any]:
-    """Return the inner loops over six windows and over one, both with two vectors of filters.
+def single(simd: Any, elements: int, load: Any = None) -> Any:
+    """Return the inner loop over one window with two vectors of filters.
 
     load: of weights, if they are not operands in memory.
     """
@@ -144,33 +146,6 @@ def tiles(simd: Any, elements: int, load: Any = None) -> tuple[Any, Any]:
     load = operands if load is None else load
     lanes = simd.lanes
     second, stride = np.uint64(lanes * elements), np.uint64(2 * lanes * elements)
-
-    @inline
-    def six(x, offsets, at, w, j, room, sums):
-        """Write the products of six windows, which begin at `at`, with 2 * lanes filters to sums (6, 2 * lanes)."""
-        a0, a1, a2, a3, a4, a5 = at
-        s0 = s1 = s2 = s3 = s4 = s5 = t0 = t1 = t2 = t3 = t4 = t5 = zero()
-        for k in range(len(offsets)):
-            o = offsets[k]
-            u = load(w, j)
-            v = load(w, j + second)
-            j += stride
-            b = broadcast(x, a0 + o)
-            s0, t0 = dot(s0, b, u), dot(t0, b, v)
-            b = broadcast(x, a1 + o)
-            s1, t1 = dot(s1, b, u), dot(t1, b, v)
-            b = broadcast(x, a2 + o)
-            s2, t2 = dot(s2, b, u), dot(t2, b, v)
-            b = broadcast(x, a3 + o)
-            s3, t3 = dot(s3, b, u), dot(t3, b, v)
-            b = broadcast(x, a4 + o)
-            s4, t4 = dot(s4, b, u), dot(t4, b, v)
-            b = broadcast(x, a5 + o)
-            s5, t5 = dot(s5, b, u), dot(t5, b, v)
-        to = np.uint64(0)
-        for s in (s0, t0, s1, t1, s2, t2, s3, t3, s4, t4, s5, t5):
-            store(sums, to, s)
-            to += np.uint64(lanes)
 
     @inline
     def one(x, offsets, at, w, j, room, sums):
@@ -198,11 +173,27 @@ def tiles(simd: Any, elements: int, load: Any = None) -> tuple[Any, Any]:
         store(sums, np.uint64(0), add(add(s0, s1), add(s2, s3)))
         store(sums, np.uint64(lanes), add(add(t0, t1), add(t2, t3)))
 
-    return six, one
+    return one
 
 
-def tiles_of_pairs(simd: Any, elements: int) -> tuple[Any, Any]:
-    """Return the same loops with sums of int16, added to those of int32 every `room` steps."""
+def windows_of(form: Form) -> int:
+    """Return how many windows a tile has."""
+    return 8 if form.lanes == 16 else 6
+
+
+def several(form: Form) -> Any:
+    """Return the inner loop over the windows first, first + 1, ... of `begin`, up to the last one."""
+    tile = product_tile(windows_of(form), form.lanes, form.product, form.portable, form.shift, form.elements)
+
+    @inline
+    def windows(x, offsets, begin, first, last, w, j, room, sums):
+        tile(x, offsets, begin, np.uint64(first), np.uint64(last), w, j, sums)
+
+    return windows
+
+
+def loops_of_pairs(simd: Any, elements: int) -> tuple[Any, Any]:
+    """Return both loops with sums of int16, added to those of int32 every `room` steps."""
     zero, load, broadcast, dot, add, store = _operations(simd)
     widened, lanes = simd.widened, simd.lanes
     second, stride = np.uint64(lanes * elements), np.uint64(2 * lanes * elements)
@@ -216,12 +207,13 @@ def tiles_of_pairs(simd: Any, elements: int) -> tuple[Any, Any]:
             to += np.uint64(lanes)
 
     @inline
-    def six(x, offsets, at, w, j, room, sums):
-        a0, a1, a2, a3, a4, a5 = at
+    def six(x, offsets, begin, first, last, w, j, room, sums):
+        a0, a1, a2 = begin[first], begin[min(first + 1, last)], begin[min(first + 2, last)]
+        a3, a4, a5 = begin[min(first + 3, last)], begin[min(first + 4, last)], begin[min(first + 5, last)]
         steps = len(offsets)
-        for begin in range(0, steps, room):
+        for start in range(0, steps, room):
             s0 = s1 = s2 = s3 = s4 = s5 = t0 = t1 = t2 = t3 = t4 = t5 = zero()
-            for k in range(begin, min(begin + room, steps)):
+            for k in range(start, min(start + room, steps)):
                 o = offsets[k]
                 u = load(w, j)
                 v = load(w, j + second)
@@ -238,7 +230,7 @@ def tiles_of_pairs(simd: Any, elements: int) -> tuple[Any, Any]:
                 s4, t4 = dot(s4, b, u), dot(t4, b, v)
                 b = broadcast(x, a5 + o)
                 s5, t5 = dot(s5, b, u), dot(t5, b, v)
-            flush((s0, t0, s1, t1, s2, t2, s3, t3, s4, t4, s5, t5), begin == 0, sums)
+            flush((s0, t0, s1, t1, s2, t2, s3, t3, s4, t4, s5, t5), start == 0, sums)
 
     @inline
     def one(x, offsets, at, w, j, room, sums):
@@ -255,14 +247,17 @@ def tiles_of_pairs(simd: Any, elements: int) -> tuple[Any, Any]:
 
 
 def loops(form: Form) -> tuple[Any, Any, Any, Any]:
-    """Return the inner loops (open_block, six, one, alone) of a form.
+    """Return the inner loops (open_block, windows, one, alone) of a form.
 
     open_block(w, j, steps, levels, to) returns (array, offset): where the next two read a block's weights, as they lie
-    in memory or expanded into `to`. six and one read them there, see `tiles`. alone is `one` for a layer of one
-    position, which reads each weight once: from memory, and expands it in registers.
+    in memory or expanded into `to`. windows and one read them there, see `several` and `single`. alone is `one` for a
+    layer of one position, which reads each weight once: from memory, and expands it in registers.
     """
     simd, opens_alone = dots(form.lanes, form.product, form.portable, form.shift), form.opens_alone
-    six, one = (tiles_of_pairs if form.product == "pairs" else tiles)(simd, form.elements)
+    if form.product == "pairs":
+        windows, one = loops_of_pairs(simd, form.elements)
+    else:
+        windows, one = several(form), single(simd, form.elements)
     if form.fields > 1:
         spread_block, one_packed = expanders(simd, form.packed)
 
@@ -276,12 +271,12 @@ def loops(form: Form) -> tuple[Any, Any, Any, Any]:
             if opens_alone:
                 one_packed(x, offsets, at, w, j, levels, sums)
 
-        return expanded_block, six, one, expanded_alone
+        return expanded_block, windows, one, expanded_alone
 
     if form.opens:
         widened, keep = simd.load_widened, simd.keep
         vector = np.uint64(2 * form.lanes)
-        _, one_widened = tiles(simd, form.elements, widened)
+        one_widened = single(simd, form.elements, widened)
 
         @inline
         def widened_block(w, j, steps, levels, to):
@@ -296,7 +291,7 @@ def loops(form: Form) -> tuple[Any, Any, Any, Any]:
         def widened_alone(x, offsets, at, w, j, levels, room, sums):
             one_widened(x, offsets, at, w, j, room, sums)
 
-        return widened_block, six, one, widened_alone
+        return widened_block, windows, one, widened_alone
 
     @inline
     def same_block(w, j, steps, levels, to):
@@ -306,4 +301,4 @@ def loops(form: Form) -> tuple[Any, Any, Any, Any]:
     def same_alone(x, offsets, at, w, j, levels, room, sums):
         one(x, offsets, at, w, j, room, sums)
 
-    return same_block, six, one, same_alone
+    return same_block, windows, one, same_alone
