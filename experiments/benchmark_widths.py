@@ -36,17 +36,17 @@ CALIBRATION = 8  # images for quantizers and statistics of batch norm, at least
 class Subject:
     """What is timed at all widths. make(weight_quantizer=..., input_quantizer=...) returns its PyTorch network.
 
-    batches: numbers of images a call. shape: of one input, without the batch.
+    batches: numbers of images a call. shape: of one input, without the batch. The twin's inputs are its own, as floats
+    or pixels.
     """
 
     def __init__(self, name: str, batches: list[int], shape: tuple[int, ...], make: Callable[..., Any], twin: Any):
-        import torch
+        from experiments.images import random_images
 
-        torch.manual_seed(0)
         self.name, self.batches = name, batches
         self._make = make
         common = math.lcm(*batches)  # whole batches of every size
-        self.calibration = torch.randn(-(-CALIBRATION // common) * common, *shape)
+        self.calibration = random_images(twin, -(-CALIBRATION // common) * common, shape)
         self.twin = _ready(twin, self.calibration)
         self._packed: dict[Width, tuple[Any, Row]] = {}
 
@@ -140,15 +140,21 @@ def layer_subject(spec: dict[str, Any]) -> Subject:
     return Subject(name, batches, (channels, size, size) if size else (channels,), make, make(kinds[1]))
 
 
-def network_subject(name: str, batches: list[int]) -> Subject:
-    """Return a network of the zoo by the name of its config."""
-    config = compose("benchmark", [f"model={name}", "quantizer=fp32"]).model
+def network_subject(entry: str, batches: list[int]) -> Subject:
+    """Return a network of the zoo: MODEL, or MODEL/int8 with a stem of 8-bit weights on pixels, as all sides take."""
+    from experiments.runs import fp32_twin
+
+    name, _, stem = entry.partition("/")
+    if stem not in ("", "int8"):
+        raise ValueError(f"a network at every width is MODEL or MODEL/int8, got {entry!r}")
+    overrides = [f"model={name}", "quantizer=fp32", *(["model.stem=int8"] if stem else [])]
+    config = compose("benchmark", overrides).model
 
     def make(**quantizers: Any) -> Any:
         return instantiate(config, _convert_="object", **quantizers)
 
-    twin = make()
-    return Subject(type(twin).__name__, batches, tuple(twin.input_shape), make, twin)
+    twin = fp32_twin(config)
+    return Subject(f"{type(twin).__name__}{stem and '/int8'}", batches, tuple(twin.input_shape), make, twin)
 
 
 def _subjects(config: DictConfig) -> Iterator[Callable[[], Subject]]:
