@@ -21,12 +21,16 @@ from bnn_kernels.ops.integer_conv.products import ProductPath, product_kernel
 from bnn_kernels.ops.packed_layers import choice
 conv = bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32), padding=1)
 shorts = Form("shorts", 8, 2, 8)
-kernels = popcount_kernel(outputs.IntOutput, True, True), product_kernel(outputs.IntOutput, shorts)
+kernels = (
+    popcount_kernel(outputs.IntOutput, "xor", True), product_kernel(outputs.IntOutput, shorts),
+    popcount_kernel(outputs.IntOutput, "masked", True),
+)
 for kernel in kernels:
     kernel._cache = NullCache()
 choice.path_for = PopcountPath
 bits = bk.pack(np.ones((1, 64, 6, 6), np.float32))
 conv(bits)
+bk.PackedConv2d.from_levels(np.arange(64 * 64 * 9).reshape(64, 64, 3, 3) % 3 - 1, (1, -1), False, padding=1)(bits)
 choice.path_for = lambda *given: ProductPath(*given, shorts)
 bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32), padding=1)(bits)
 texts = []
@@ -169,7 +173,7 @@ NEON_CPUS = {
 # Path: machine, and instructions that xor and the count must become.
 MACHINES = {
     "neon": ("aarch64-unknown-linux-gnu:cortex-a72", [r"\bcnt\s+v\d+\.16b", r"\beor\s+v\d+\.16b", r"\buadalp\s+v"]),
-    "avx512": ("x86_64-unknown-linux-gnu:icelake-server", [r"vpopcntq\s.*%zmm", r"vpxorq\s.*1to8.*%zmm"]),
+    "avx512": ("x86_64-unknown-linux-gnu:icelake-server", [r"vpopcntq\s.*%zmm", r"vpxorq\s.*%zmm"]),
     "avx2": ("x86_64-unknown-linux-gnu:haswell", [r"vpshufb\s.*%ymm", r"vpxor\s.*%ymm", r"vpsadbw\s.*%ymm"]),
 }
 
@@ -189,6 +193,13 @@ def test_the_count_is_a_vector_instruction(path, assemblies):
         assert re.search(instruction, assemblies[path].split("-----\n")[0]), (
             f"{path}: no {instruction} in the machine code"
         )
+
+
+def test_ternary_weights_take_one_count_and_one_join(assemblies):
+    """With AVX-512 the window, the signs and the mask meet in one instruction."""
+    code = assemblies["avx512"].split("-----\n")[2]
+    assert re.search(r"vpternlogq\s.*%zmm", code)
+    assert re.search(r"vpopcntq\s.*%zmm", code)
 
 
 def test_portable_products_are_vector_instructions_on_neon(assemblies):

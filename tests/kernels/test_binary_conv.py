@@ -70,6 +70,26 @@ def test_groups_and_depthwise(channels, groups, filters, pad_value):
     check(x, w, padding=1, groups=groups, pad_value=pad_value)
 
 
+@pytest.mark.parametrize(("own", "groups", "filters"), [(64, 1, 5), (64, 2, 34), (128, 1, 17), (192, 2, 48)])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), ((2, 3), 1), (1, (2, 1)), (2, (1, 3))])
+def test_channels_that_fill_whole_words(own, groups, filters, stride, dilation):
+    """Windows lie whole in the rows of the map, and filters in one block, two, or an odd number of them."""
+    rng = np.random.default_rng(own + filters)
+    geometry = {"stride": stride, "dilation": dilation, "groups": groups, "padding": (1, 2)}
+    for a_kind, w_kind in (("signs", "signs"), ("signs", "ternary"), ("two_bits", "ternary"), ("zero_one", "zero_one")):
+        x, w = draw(rng, a_kind, 2, own * groups, 7, 8), draw(rng, w_kind, filters, own, 3, 2)
+        check(x, w, a_kind, w_kind, **geometry)
+    check(draw(rng, "signs", 1, own * groups, 7, 8), w, "signs", "zero_one", **geometry | {"pad_value": -1})
+
+
+def test_both_planes_of_a_ternary_weight_are_zero():
+    rng = np.random.default_rng(6)
+    x, codes = draw(rng, "signs", 2, 70, 5, 5), rng.integers(0, 4, (20, 70, 3, 3)).astype(np.uint8)
+    conv = bk.PackedConv2d.from_codes(codes, (1, -1), False, padding=1)
+    expected = reference.conv2d(x, np.array([0, 1, -1, 0])[codes], padding=1)
+    np.testing.assert_array_equal(conv(bk.pack_levels(x, *SIGNS[:2])), expected)
+
+
 @pytest.mark.parametrize("a_kind", KINDS)
 @pytest.mark.parametrize("w_kind", KINDS)
 def test_every_pair_of_planes(a_kind, w_kind):

@@ -78,13 +78,13 @@ for kernel in ran:
 PRODUCTS = "multiply_vnni16_1_to_ints" if has("avx512vnni") else "multiply_shorts16_8_to_ints"
 NARROW_PRODUCTS = "multiply_vnni8_1_to_ints" if has("avxvnni") else "multiply_pairs8_1_to_ints"
 KERNELS = {
-    "avx512": ["popcount_xor_one_to_ints", "popcount_xor_many_to_ints", PRODUCTS],
+    "avx512": ["popcount_xor_one_4x2_to_ints", "popcount_xor_many_4x2_to_ints", PRODUCTS],
     "avx2": [
         "lookup_to_ints",
         "level_lookup_to_ints",
         f"multiply_{'vnni8_1' if has('avxvnni') else 'pairs8_1'}_to_ints",
     ],
-    "generic": ["popcount_xor_one_to_ints", "popcount_xor_many_to_ints", "popcount_xor_many_to_ints"],
+    "generic": ["popcount_xor_one_4x1_to_ints", *["popcount_xor_many_4x1_to_ints"] * 2],
 }
 # What the machine code of a kernel must have, and must not have, by the beginning of its name.
 INSTRUCTIONS = {
