@@ -115,13 +115,15 @@ def test_products_with_zero_points_are_the_very_numbers_of_pytorch():
 
     class Product(nn.Module):
         def forward(self, x):
-            return levels(x, 0.5) @ levels(x.roll(1, -1), 0.25).transpose(-1, -2)
+            left, right = levels(x, 0.5), levels(x.roll(1, -1), 0.25)
+            return left @ right.transpose(-1, -2), left @ lsq_plus(x, 0.125, -0.3125).transpose(-1, -2)
 
     for shape in ((2, 3, 5, 7), (2, 1, 40, 65), (2, 2, 3, 129)):
         x = torch.randn(shape)
         packed = bnn.convert(Product().eval(), x[:1])
-        assert [step.op for step in packed.steps if "matmul" in step.op] == ["level_matmul"]
-        np.testing.assert_array_equal(packed(x.numpy()), Product()(x).numpy())
+        assert [step.op for step in packed.steps if "matmul" in step.op] == ["level_matmul"] * 2
+        for ours, theirs in zip(packed(x.numpy()), Product()(x), strict=True):
+            np.testing.assert_array_equal(ours, theirs.numpy())
 
 
 def test_heads_in_the_batch():

@@ -38,11 +38,6 @@ class Scaled:
     levels: Unpacked
     links: tuple[Link, ...]
 
-    @property
-    def shifts(self) -> bool:
-        """Whether something is added to them."""
-        return any(link.kind == "add" for link in self.links)
-
 
 def scaled_levels(build: Builder, x: Value) -> Scaled | None:
     """Return the levels that a value is, scaled and shifted; None if it is none."""
