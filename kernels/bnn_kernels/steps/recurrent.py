@@ -46,7 +46,7 @@ class Recurrent(Step):
         need(fields.kind == "lstm" or not (fields.takes_cell or fields.cell is not None), "only an LSTM has cells")
         need(not (fields.takes_hidden and fields.hidden is not None), "has two first hidden states")
         need(not (fields.takes_cell and fields.cell is not None), "has two first cells")
-        weight = filters_of(self, self.shape)
+        weight = filters_of(self, self.shape, GATES[fields.kind])
         bias = None if fields.bias is None else self.tensor("bias", (rows,))
         self.first = [
             np.zeros(self.hidden, np.float32) if given is None else self.tensor(name, (self.hidden,))
