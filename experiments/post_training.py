@@ -3,13 +3,14 @@
 Takes a network that was trained in floats, gives all its layers integers of so many bits, weights with a step a channel
 and inputs with a zero point, chooses the ranges on training images by each observer, and measures what that costs, also
 with each method of `bnn.calibration` on top. Every network is converted too, and what its integer kernels predict is
-compared with what PyTorch predicts.
+compared with what PyTorch predicts. Of a folder with seed0, seed1, ... all runs are measured.
 """
 
 import functools
 import re
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hydra.utils import instantiate
@@ -132,16 +133,31 @@ def measured(network: Any, model: Any, data: Any, split: str) -> dict[str, Any]:
     }
 
 
-def show(base: float, rows: list[dict[str, Any]], split: str) -> None:
-    """Print the rows."""
-    table = Table(title=f"accuracy on the {split} split; {100 * base:.2f} % in FP32")
+def runs_of(folder: Path) -> list[Path]:
+    """Return the runs of all seeds that lie directly in a folder, or the one that it names; RunError if none."""
+    from experiments.runs import find_run, seeds_of
+
+    return [folder / f"seed{seed}" for seed in seeds_of(folder)] or [find_run(folder)]
+
+
+def joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the same row of several runs as one, with lists of what was measured."""
+    names = ("accuracy", "accuracy_packed", "agreement_with_fp32", "agreement_of_packed")
+    return {**rows[0], **{name: [row[name] for row in rows] for name in names}}
+
+
+def show(base: list[float], rows: list[dict[str, Any]], split: str) -> None:
+    """Print the rows, means over the runs."""
+    exact = fmean(base)
+    table = Table(title=f"accuracy on the {split} split, mean of {len(base)}; {100 * exact:.2f} % in FP32")
     for column in ("W/A", "observer", "method", "accuracy", "lost", "as FP32", "packed = PyTorch", "bytes"):
         table.add_column(column, justify="left" if column in ("W/A", "observer", "method") else "right")
     for row in rows:
+        accuracy = fmean(row["accuracy"])
         table.add_row(
-            *(row["bits"], row["observer"], row["method"] or "", f"{100 * row['accuracy']:.2f} %"),
-            f"{100 * (base - row['accuracy']):.2f}",
-            *(f"{100 * row[name]:.2f} %" for name in ("agreement_with_fp32", "agreement_of_packed")),
+            *(row["bits"], row["observer"], row["method"] or "", f"{100 * accuracy:.2f} %"),
+            f"{100 * (exact - accuracy):.2f}",
+            *(f"{100 * fmean(row[name]):.2f} %" for name in ("agreement_with_fp32", "agreement_of_packed")),
             f"{row['payload_bytes']:,}",
         )
     cli.console().print(table)
@@ -151,35 +167,40 @@ def task(config: DictConfig) -> None:
     """Quantize, measure and write."""
     from bnn.training import provenance
     from experiments.layer_costs import accuracy_of
-    from experiments.runs import find_run, load_run
+    from experiments.runs import load_run
 
     rows = rows_of(config)
-    run_config, network = load_run(find_run(Path(config.run)))
-    data = instantiate(run_config.data)
-    if data.kind == "text":
-        raise ValueError("post_training takes classifiers: a language model has no accuracy of a split here")
-    images = training_images(network, data, config.batches, config.batch_size)
-    base = accuracy_of(network, data, config.split)
-    found = []
-    for bits, observer, method in track(rows, "networks", transient=True, console=cli.console()):
-        model = prepared(network, images, bits, observer, method, config)
-        row = {"bits": bits, "observer": observer, "method": method}
-        found.append(row | measured(network, model, data, config.split))
-    show(base, found, config.split)
+    base: list[float] = []
+    found: list[list[dict[str, Any]]] = []
+    runs = [load_run(folder) for folder in runs_of(Path(config.run))]
+    for run_config, network in track(runs, "runs", transient=True, console=cli.console()):
+        data = instantiate(run_config.data)
+        if data.kind == "text":
+            raise ValueError("post_training takes classifiers: a language model has no accuracy of a split here")
+        images = training_images(network, data, config.batches, config.batch_size)
+        base.append(round(accuracy_of(network, data, config.split), 6))
+        found.append([])
+        for bits, observer, method in rows:
+            model = prepared(network, images, bits, observer, method, config)
+            row = {"bits": bits, "observer": observer, "method": method}
+            found[-1].append(row | measured(network, model, data, config.split))
+    joint = [joined([of_run[i] for of_run in found]) for i in range(len(rows))]
+    show(base, joint, config.split)
     if config.output is None:
         return
     content = {
         "command": this_command(),
         "name": run_config.name,
         "model": run_config.model._target_.rpartition(".")[2],
-        "seeds": [run_config.seed],
+        "seeds": [one.seed for one, _ in runs],
+        "epochs": run_config.epochs,
         "data": data.name,
         "split": config.split,
         "calibration_images": sum(map(len, images)),
         "weight_observer": config.weight_observer,
         "ends": config.ends,
-        "accuracy_fp32": round(base, 6),
-        "rows": found,
+        "accuracy_fp32": base,
+        "rows": joint,
     }
     write_json(Path(config.output), {**content, **provenance()})
     print(f"written: {config.output}")

@@ -169,7 +169,7 @@ FLOORS = {
         ["capture", "sources"],
         ["levels"],
         ["registry"],
-        ["recording", "own_code", "tally"],
+        ["recording", "own_code", "tally", "half_floats"],
         ["errors"],
     ],
 }

@@ -20,6 +20,7 @@ from bnn.converter.capture.sign_of_zero import sign_of_zero_is
 from bnn.converter.errors import ConversionError
 from bnn.converter.explain import Explanation, explanation
 from bnn.converter.graph.values import Value
+from bnn.converter.half_floats import FloatStorage, round_weights
 from bnn.converter.lowering import Lowering
 from bnn.converter.packing.emitter import Emitted, emit
 from bnn.converter.verify import check_batches, check_planes, check_recording, check_values
@@ -106,8 +107,9 @@ def as_input(x: Tensor) -> Tensor:
 
 
 def convert(
-    model: Model, example_input: Tensor | Sequence[Tensor], require_bits: bool = False, sign_of_zero: int = 0
-) -> bk.PackedModel:
+    model: Model, example_input: Tensor | Sequence[Tensor], require_bits: bool = False, sign_of_zero: int = 0,
+    float_storage: FloatStorage = "float32",
+) -> bk.PackedModel:  # fmt: skip
     """Convert a trained network into bits.
 
     model: in evaluation mode. It is run on a few inputs, and the ATen operations that PyTorch runs are recorded, so any
@@ -121,6 +123,9 @@ def convert(
     sign_of_zero: what torch.sign makes of 0 in the packed network: 0, as in PyTorch, where signs that may meet a 0 are
         two planes of bits, or 1, so that they are one. `bnn.check_parity` then holds it against the model with that
         sign, and says how many signs were of 0.
+    float_storage: "float16" or "bfloat16" rounds the weights of convolutions, linear layers and embeddings that stay
+        floats to numbers of 16 bits, which a file then stores as such; kernels compute with them in float32.
+        `bnn.check_parity` then holds the packed network against the model with these weights.
 
     Returns a PackedModel that answers like `model(x)` in evaluation: exactly where integers are fed in, within float
     rounding elsewhere; `bnn.check_parity` shows it layer by layer. Outputs in tuples within tuples, such as
@@ -134,12 +139,15 @@ def convert(
     examples = check_examples(example_input)
     # Thresholds are those of the float32 network on a CPU, where the packed model runs.
     network = own_copy(model).to("cpu", torch.float32)
+    round_weights(network, float_storage)
     with sign_of_zero_is(sign_of_zero):
         steps, ends, axes = packed_steps(network, examples, require_bits)
     shapes = [tuple(x.shape[1:]) for x in examples]
     info: dict[str, Any] = {"model": type(model).__name__}
     if sign_of_zero:
         info["sign_of_zero"] = sign_of_zero
+    if float_storage != "float32":
+        info["float_storage"] = float_storage
     return bk.PackedModel(shapes, steps, info, versions(), ends, dtypes_of(examples), batch_axes=axes)
 
 

@@ -26,6 +26,7 @@ from bnn.converter.capture.sign_of_zero import sign_of_zero_is
 from bnn.converter.convert import as_input, check_examples, explain, own_copy
 from bnn.converter.errors import ConversionError
 from bnn.converter.explain import Explanation
+from bnn.converter.half_floats import round_weights
 from bnn.converter.levels.planes_check import PlanesCheck
 from bnn.converter.levels.table import as_one_term
 from bnn.converter.parity.answers import Answers, outputs_of
@@ -272,6 +273,7 @@ def check_parity(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     given = _inputs_of(inputs, packed)
     twin = own_copy(model).to("cpu", torch.float32)
+    round_weights(twin, packed.info.get("float_storage", "float32"))
     sources = {source for spec in packed.steps for source in spec.sources if source}
     recorder = _Recorder(twin, sources)
     sign_of_zero = packed.info.get("sign_of_zero", 0)

@@ -11,7 +11,8 @@ Layout (version 2). The safetensors metadata holds
 and tensor `name` of step i is stored as "i.name".
 Version 1 knew one input and output of a plan and one output of a step.
 
-Weights are dense bits, 1 bit a weight and plane (`dense_bits`).
+Weights are dense bits, 1 bit a weight and plane (`dense_bits`). Of float layers they are F32, or, where all their
+numbers are such, F16 or bfloat16, whose bits are stored as U16.
 """
 
 import contextlib
@@ -35,7 +36,15 @@ FORMAT = "bitplanes"
 VERSION = "2"
 
 # The kinds of tensors in packed files, by their names in safetensors.
-DTYPES = {"F32": np.float32, "I32": np.int32, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
+DTYPES = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "U16": np.uint16,
+    "I32": np.int32,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 # A header beyond this is no model's (safetensors has the same limit).
 LARGEST_HEADER = 100_000_000
 HASHED_AT_A_TIME = 1 << 20

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnn_kernels.bits.half_floats import FLOATS, narrowed, widened
 from bnn_kernels.errors import PackedFileError
 from bnn_kernels.model import file_format
 from bnn_kernels.model.state import StateSpec
@@ -55,7 +56,11 @@ def write(path: str | os.PathLike[str], saved: Saved) -> None:
         header["states"] = [state.header() for state in saved.states]
     if saved.batch_axes is not None and any(saved.batch_axes):
         header["batch_axes"] = list(saved.batch_axes)
-    tensors = {f"{i}.{name}": t for i, spec in enumerate(saved.steps) for name, t in spec.tensors.items()}
+    tensors = {
+        f"{i}.{name}": narrowed(tensor) if name == FLOATS else tensor
+        for i, spec in enumerate(saved.steps)
+        for name, tensor in spec.tensors.items()
+    }
     file_format.write(path, header, tensors)
 
 
@@ -72,6 +77,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
         steps = []
         for index, step in enumerate(header["steps"]):
             own: dict[str, np.ndarray] = {name: tensors.pop(f"{index}.{name}") for name in _names(step["tensors"])}
+            if FLOATS in own:
+                own[FLOATS] = widened(own[FLOATS])
             registers = _names(step["inputs"]), _names(step["outputs"])
             steps.append(StepSpec(str(step["op"]), *registers, dict(step["attrs"]), own, _names(step["sources"])))
         inputs = [tuple(shape) for shape in header["inputs"]]

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnn_kernels import checks
+from bnn_kernels.bits.half_floats import stored_bytes
 from bnn_kernels.errors import PlanError
 
 Float32 = NDArray[np.float32]
@@ -92,8 +93,8 @@ class StepSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        """Bytes of the tensors in a file."""
+        return sum(stored_bytes(name, tensor) for name, tensor in self.tensors.items())
 
 
 class Declared(NamedTuple):
