@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,9 +26,10 @@ def start(folder, *arguments, torchrun=False):
     """The command in processes of its own."""
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", Path(__file__).parent)))
     before = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if torchrun else []
+    rest = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *before, "-m", "experiments.train", *arguments],
-        cwd=folder, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=rest | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -78,7 +81,8 @@ def assert_together_as_one(command, folder, *options):
     assert seen[1]["loss"] == pytest.approx(seen[0]["loss"], rel=1e-5)
     for name, layer in seen[0]["layers"].items():
         for metric in ("flip_rate", "weight_entropy", "distance", "no_gradient", "saturated"):
-            assert seen[1]["layers"][name].get(metric) == pytest.approx(layer.get(metric), rel=1e-5), metric
+            if metric in layer:
+                assert seen[1]["layers"][name][metric] == pytest.approx(layer[metric], rel=1e-5), metric
         assert seen[1]["layers"][name]["input_entropy"] == pytest.approx(layer["input_entropy"], rel=0.1)
     return seen
 
@@ -94,3 +98,87 @@ def test_optimizers_see_the_gradients_of_both(optimizer, command, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     seen = assert_together_as_one(command, tmp_path, "quantizer=bnn", f"optimizer={optimizer}")
     assert max(rate for layer in seen[0]["layers"].values() for rate in layer["flip_rate"]) > 0
+
+
+RANDOM = ("quantizer=bnn_stochastic", "augment=crop", "classifier.mixup=0.2", "ema=0.8", "keep_best=true")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_and_what_is_stopped_goes_on_to_the_same_weights(tmp_path):
+    arguments = (*QUICK, *RANDOM, "epochs=3")
+    status, _, err = finished(start(tmp_path, *arguments, "run_dir=torchrun", torchrun=True))
+    assert status == 0, err
+    cut = start(tmp_path, *arguments, *TWO, "+trainer.max_time={microseconds:1}", "run_dir=parts")
+    status, _, err = finished(cut)
+    assert status == 0, err
+    assert read(tmp_path / "parts")["epochs"] == 1
+    status, _, err = finished(start(tmp_path, *arguments, *TWO, "run_dir=parts"))
+    assert status == 0, err
+    whole, parts = (read(tmp_path / name) for name in ("torchrun", "parts"))
+    assert parts["interruptions"] == 1
+    assert (whole["processes"], parts["processes"]) == (2, 2)
+    assert whole["accuracy"] == parts["accuracy"]
+    assert whole["command"].startswith("torchrun --nnodes=1 --nproc-per-node=2 -m experiments.train ")
+    assert whole["experiment"] == parts["experiment"]
+    for name, value in weights(tmp_path / "torchrun").items():
+        assert torch.equal(weights(tmp_path / "parts")[name], value), name
+    states = read_checkpoint(tmp_path / "parts")
+    (other,) = states["random_numbers_of_others"]
+    assert not torch.equal(states["random_numbers"]["cpu"], other["cpu"])
+    status, _, err = finished(start(tmp_path, *arguments, "run_dir=parts"))
+    assert (status, "trainer.devices is 2 there and absent here" in err) == (2, True), err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_a_loss_that_is_not_finite_is_told_once(torchrun, tmp_path):
+    more = () if torchrun else TWO
+    status, _, err = finished(
+        start(tmp_path, *QUICK, "quantizer=xnor", "optimizer.lr=1e30", *more, "run_dir=r", torchrun=torchrun)
+    )
+    assert (status == 2) or torchrun
+    assert err.count("the loss is not finite at epoch 0, step 1") == 1, err
+    assert "it begins in the output of " in err
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_named_and_none_is_left(tmp_path):
+    status, _, err = finished(start(tmp_path, *PLAIN, *TWO, "+model.fails_in=1", "run_dir=r"))
+    assert status == 2, err
+    assert "error in process 1: " in err
+    assert "this process has no network" in err
+    assert "error: process 1 of 2 (from 0) ended with status 2" in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 130), ("SIGINT", 130), ("SIGKILL", -9)])
+def test_the_others_end_with_the_first(name, status, tmp_path):
+    process = start(tmp_path, *QUICK, *TWO, "epochs=5000", "run_dir=r")
+    while not (tmp_path / "r" / "metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, name))
+    # The pipe ends with the last process that may write to it.
+    assert finished(process)[0] == status
+
+
+@pytest.mark.slow
+def test_stages_and_teachers_and_data_that_begin_quantizers(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "staged.yaml").write_text(
+        "# @package _global_\nname: staged\nstages:\n"
+        "  first: {quantizer: fp32}\n"
+        "  second: {quantizer: lsq2, loss: kl, start: last, teacher: {stage: first}}\n"
+    )
+    done = command("experiments.train", "--config-dir", "mine", "experiment=staged", *QUICK, *TWO, "run_dir=r")
+    assert done.status == 0, done.err
+    stages = read(tmp_path / "r")["stages"]
+    assert [stage["name"] for stage in stages] == ["first", "second"]
+    assert (read(tmp_path / "r")["processes"], read(tmp_path / "r" / "stages" / "first")["processes"]) == (2, 2)
+    assert command("experiments.convert", "run=r", "parity=20").status == 0
+    swept = command("experiments.train", "-m", *QUICK, *TWO, "epochs=1", "quantizer=xnor,fp32")
+    assert swept.status == 0, swept.err
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 2
