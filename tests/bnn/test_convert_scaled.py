@@ -153,6 +153,37 @@ def test_a_scale_that_no_sum_can_follow_stays_in_floats():
         assert binary_steps(answers_alike(network, torch.randn(8, 3, 9, 9))) == []
 
 
+class Residual(nn.Module):
+    """Levels of two steps added up, and a layer of ternary weights on the sum."""
+
+    def __init__(self, end, *steps):
+        super().__init__()
+        self.end, self.steps = end, steps
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.layer = Layer(lambda x: x, 4, 8, 3, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(x)
+        a, b = ((y / step).round().clamp(-4, 3) * step for y, step in zip((x, self.second(x)), self.steps, strict=True))
+        return self.layer(self.end(a + b))
+
+
+@pytest.mark.parametrize(
+    ("end", "steps", "levels"),
+    [
+        (nn.Identity(), (0.3, 0.3), "A4"),  # -8 .. 6
+        (F.relu, (0.3, 0.3), "A3"),  # 0 .. 6
+        (nn.MaxPool2d(2), (0.3, 0.3), "A4"),
+        (nn.Identity(), (0.3, 0.2), None),
+        (nn.Hardtanh(-0.5, 0.5), (0.3, 0.3), None),
+    ],
+)
+def test_sums_of_levels_with_one_step_are_levels(end, steps, levels):
+    torch.manual_seed(0)
+    packed = answers_alike(Residual(end, *steps), torch.randn(8, 3, 9, 9))
+    assert [cost.precision for cost in packed.costs() if cost.op == "binary_conv"] == [f"W2{levels}"] * bool(levels)
+
+
 ALPHA = torch.tensor([0.5, 0.7, 1.0, 1.3, 0.4, 2.0, 0.9, 1.1]).reshape(-1, 1, 1)
 
 

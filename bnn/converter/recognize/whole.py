@@ -1,5 +1,7 @@
 """Whole numbers between known ends are levels, whatever computes them: round(x / s) + z, (x > d) - (x < -d).
 
+So are multiples of one number, as sums of levels with the same step are.
+
 Ends follow from clamps and from softmax. What is divided by a scale that is made of its own largest number, as
 x / (max|x| / 127), has ends too: they are found by trying numbers of every size, as each image reaches them.
 """
@@ -36,6 +38,8 @@ from bnn.quantizers.base import Quantizer, Uniform
 Ends = tuple[float, float]
 
 MOST_LEVELS = 256
+# Units that differ by less than this share are one: the same step, computed in two ways.
+SAME = 1e-6
 ANYTHING: Ends = (-math.inf, math.inf)
 _ROUNDINGS = {"round": torch.round, "floor": torch.floor, "ceil": torch.ceil, "trunc": torch.trunc}
 # Sizes of the numbers that an operand is tried with.
@@ -50,40 +54,65 @@ _FARTHEST = 6
 
 
 class WholeNumbers(Quantizer):
-    """Forward: the nearest whole number between low and high, halves to even."""
+    """Forward: the nearest multiple of a unit between low and high times it, halves to even."""
 
     elementwise = True
 
-    def __init__(self, low: int, high: int):
+    def __init__(self, low: int, high: int, unit: float = 1.0):
         super().__init__()
-        self.low, self.high = low, high
+        self.low, self.high, self.unit = low, high, unit
 
     @property
     def uniform(self) -> Uniform:
         """Rounding of the number itself."""
-        return Uniform(1.0, True, self.low, self.high)
+        return Uniform(self.unit, True, self.low, self.high)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.clamp(self.low, self.high).round()
+        return self._levels(x) * self.unit
+
+    def _levels(self, x: Tensor) -> Tensor:
+        return (x / self.unit).clamp(self.low, self.high).round()
 
     def planes(self, x: Tensor) -> Planes:
-        levels = self.forward(x.detach()).to(torch.int64)
-        one = torch.tensor(1.0)
+        levels = self._levels(x.detach()).to(torch.int64)
+        unit = torch.tensor(self.unit)
         if self.low >= 0:
             bits = max(1, self.high.bit_length())
-            return Planes((Term(code_bits(levels, bits), False, powers_of_two(bits), one),))
+            return Planes((Term(code_bits(levels, bits), False, powers_of_two(bits), unit),))
         bits = 1 + max(self.high.bit_length(), (-self.low - 1).bit_length())
-        return Planes((Term(signed_code_bits(levels, bits), False, twos_complement(bits), one),))
+        return Planes((Term(signed_code_bits(levels, bits), False, twos_complement(bits), unit),))
 
 
 def whole_numbers(x: Value) -> WholeNumbers | None:
-    """Return the quantizer whose levels a value's numbers are, if they are whole and of at most eight bits."""
-    if not is_whole(x):
+    """Return the quantizer whose levels a value's numbers are, if they are multiples of one, of at most eight bits."""
+    unit = 1.0 if is_whole(x) else unit_of(x)
+    if unit is None:
         return None
-    low, high = ends(x)
-    if not math.isfinite(high - low) or (low < 0 and not -128 <= low <= high <= 127) or high >= MOST_LEVELS:
+    low, high = (end / unit for end in ends(x))
+    if not math.isfinite(high - low):
         return None
-    return WholeNumbers(int(low), int(high))
+    low, high = round(low), round(high)
+    if (low < 0 and not -128 <= low <= high <= 127) or high >= MOST_LEVELS:
+        return None
+    return WholeNumbers(low, high, unit)
+
+
+def unit_of(x: Value) -> float | None:
+    """Return what all numbers of a value are multiples of, as those of sums of levels with one step are."""
+    if isinstance(x, Unpacked):
+        terms = x.planes.terms
+        plain = len(terms) == 1 and x.planes.offset is None and terms[0].zero_points is None
+        return float(terms[0].scale) if plain and terms[0].scale.numel() == 1 else None
+    is_clamp = (
+        isinstance(x, Channelwise) and isinstance(x.form, Clamp) and {x.form.low, x.form.high} <= {0.0, *ANYTHING}
+    )
+    moves = isinstance(x, Add | Concat | Moved) or (isinstance(x, Pool) and _is_max(x))
+    if not is_clamp and not moves:
+        return None
+    units = [unit_of(operand) for operand in x.inputs]
+    first = units[0]
+    same = first is not None and all(unit is not None and abs(unit - first) <= SAME * first for unit in units)
+    return first if same else None
 
 
 def is_whole(x: Value) -> bool:
