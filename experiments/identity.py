@@ -19,6 +19,7 @@ OF_THE_DATA = ("data.root", "data.download", "data.num_workers")
 NOT_THE_EXPERIMENT = (
     "hydra",
     "run_dir",
+    "lock",
     "published",  # what others measured changes nothing here
     *OF_THE_DATA,
     "doctor",

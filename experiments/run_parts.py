@@ -55,6 +55,8 @@ def check_values(config: DictConfig) -> None:
     whole_number(config, "seed", 0, 2**32 - 1)
     whole_number(config, "epochs", 1)
     whole_number(config, "batch_size", 1)
+    if (lock := OmegaConf.select(config, "lock", default="wait")) not in ("wait", "refuse"):
+        raise ConfigError(f"lock is wait or refuse, got {lock!r}")
     if OmegaConf.select(config, "doctor.every") is not None:
         whole_number(config, "doctor.every", 1)
     check_numbers(config)

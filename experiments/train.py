@@ -19,7 +19,7 @@ from experiments import cli
 from experiments.commands import this_command
 from experiments.config_values import ConfigError
 from experiments.identity import NOT_THE_EXPERIMENT, OF_THE_DATA, comparable, differing, experiment_id, flat
-from experiments.lock import run_lock
+from experiments.lock import HeldError, run_lock
 from experiments.objectives import check_objectives, values_of
 from experiments.processes import by_torchrun, dismiss, follow, is_follower, others, torchrun_command
 from experiments.published_numbers import per_cent, published_for
@@ -100,8 +100,8 @@ def run(
     """Run one training from its config, unless it has ended; returns its folder.
 
     made_by: the command that makes this run again, for its result. stage, before: its name if it is a stage, and what
-    results say of the stages before it. wait: another process that works on the same run is waited for; without, it is
-    a HeldError.
+    results say of the stages before it. wait: another process that works on the same run is waited for, unless the
+    config says lock=refuse; without it is a HeldError.
     """
     from bnn.training import RunError
     from bnn.training.files import remove_leftovers
@@ -120,7 +120,7 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"run_dir={folder} cannot be made, choose another: {error.strerror}") from error
-    with run_lock(folder, wait):
+    with run_lock(folder, wait and config.lock == "wait"):
         if not _has_ended(folder, same):
             remove_leftovers(folder)
             _run(config, parts, resolved, same, folder, made_by, stage, before)
@@ -266,7 +266,7 @@ def main() -> None:
         follow()
         return
     try:
-        cli.run(task, "train", expected=(DataError, DivergenceError, RunError, OSError, ValueError))
+        cli.run(task, "train", expected=(DataError, DivergenceError, HeldError, RunError, OSError, ValueError))
     finally:
         dismiss()
 

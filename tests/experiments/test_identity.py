@@ -124,6 +124,15 @@ def test_a_run_cut_by_time_is_not_finished_and_goes_on(tmp_path, monkeypatch, co
         file.write_bytes(content)
 
 
+def test_a_second_process_is_refused_where_it_should_not_wait(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    with run_lock(tmp_path / "r"):
+        refused = command("experiments.train", *ONE, "run_dir=r", "lock=refuse")
+    assert (refused.status, refused.err.count("error:")) == (2, 1)
+    assert f"r: process {os.getpid()} on " in refused.err
+    assert not list(tmp_path.rglob("result.json"))
+
+
 @pytest.mark.parametrize("where", ["afile", "afile/x"])
 def test_a_file_in_the_way_is_named(where, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)

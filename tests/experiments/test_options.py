@@ -51,6 +51,7 @@ def train(tmp_path, monkeypatch, command):
         (["optimizer.lr=abc"], ["optimizer.lr must be a number, got 'abc'"]),
         (["optimizer.lr=true"], ["optimizer.lr must be a number, got True"]),
         (["optimizer.lr=1e30"], ["the loss is not finite at epoch 0, step 1", "conv2", "optimizer.lr"]),
+        (["lock=never"], ["lock is wait or refuse, got 'never'"]),
         (["seed=1.5"], ["seed must be a whole number, got 1.5"]),
         (["seed=null"], ["seed must be a whole number"]),
         (["seed=-1"], ["seed must be at least 0"]),
