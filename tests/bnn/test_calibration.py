@@ -261,3 +261,32 @@ def test_an_operation_without_an_integer_form_is_named_with_its_path(network, im
     model = bnn.calibrate(bnn.quantize(nn.Sequential(network, Odd()), **affine(8), skip=()), images, "mse")
     with pytest.raises(bnn.ConversionError, match=r"^1\.special_bessel_j0: "):
         bnn.convert(model.eval(), images)
+
+
+# -- dynamic -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([nn.Linear(12, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 5)], (7, 12)),
+        ([nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)], (3, 6, 6)),
+    ],
+)
+def test_dynamic_scales_follow_each_token_or_sample(layers, shape):
+    torch.manual_seed(0)
+    original = nn.Sequential(*copy.deepcopy(layers)).eval()
+    x = torch.randn(6, *shape)
+    x[1] *= 300  # a range that was calibrated for one of them would not fit the others
+    model = bnn.calibrate(bnn.quantize(original, "int8_dynamic", skip=()), x, weight_observer="mse").eval()
+    with torch.no_grad():
+        exact, found = original(x), model(x)
+    for one, other in zip(exact, found, strict=True):
+        assert float((one - other).norm() / one.norm()) < 0.05
+    with torch.no_grad():
+        assert torch.equal(model(x[2:3]), found[2:3])
+        if len(shape) == 2:
+            assert torch.equal(model(x[:, 3:4]), found[:, 3:4])
+    packed, _ = check(model, x)
+    assert any(step.op == "absmax" for step in packed.steps)
+    assert not any(step.op.startswith("float") for step in packed.steps)
