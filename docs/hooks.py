@@ -29,6 +29,7 @@ REFERENCE = {
     "quantizers": "bnn.quantizers",
     "planes": "bnn.planes",
     "models": "bnn.models",
+    "calibration": "bnn.calibration",
     "converter": "bnn.converter",
     "training": "bnn.training",
     "optimizers": "bnn.optimizers",
