@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from experiments import cli
+from experiments.commands import key_of
 from experiments.results import write_json
 
 RATE, MOMENTUM, SEED = 0.01, 0.9, 0
@@ -140,21 +143,30 @@ def measure(config: DictConfig) -> dict[str, Any]:
     return {**milliseconds, "ratio": ratio}
 
 
+def _configs(config: DictConfig) -> list[DictConfig]:
+    """Return the configs to measure: those of the quantizers in `also`, all else being equal, and the config itself."""
+    given = [text for text in HydraConfig.get().overrides.task if key_of(text) != "quantizer"]
+    return [*(compose("harness_speed", [*given, f"quantizer={name}"]) for name in config.also), config]
+
+
 def task(config: DictConfig) -> None:
     """Measure, print, and write the file that is named."""
     from bnn.training import provenance
     from experiments.steps import described, on_threads
 
     threads = on_threads(config.threads)
-    found = measure(config)
-    bare, harness, ratio = found["bare_ms"], found["harness_ms"], found["ratio"]
-    print(
-        f"{config.quantizer.name}: bare loop {bare['median']:.1f} ms a step, harness {harness['median']:.1f} ms, equal "
-        f"weights; bare over harness {ratio['median']:.3f} (of means {ratio['mean']:.3f})"
-    )
+    rows = []
+    for one in _configs(config):
+        found = measure(one)
+        bare, harness, ratio = found["bare_ms"], found["harness_ms"], found["ratio"]
+        print(
+            f"{one.quantizer.name}: bare loop {bare['median']:.1f} ms a step, harness {harness['median']:.1f} ms, "
+            f"equal weights; bare over harness {ratio['median']:.3f} (of means {ratio['mean']:.3f})"
+        )
+        rows.append({"quantizer": one.quantizer.name, **found})
     if config.output is not None:
-        content = {**described(config, threads), "doctor": config.doctor, **found, **provenance()}
-        write_json(Path(config.output), content)
+        conditions = {key: value for key, value in described(config, threads).items() if key != "quantizer"}
+        write_json(Path(config.output), {**conditions, "doctor": config.doctor, "rows": rows, **provenance()})
         print(f"written: {config.output}")
 
 

@@ -120,11 +120,13 @@ def test_harness_speed(command, tmp_path, monkeypatch):
     assert done.status == 0, done.err
     assert "equal weights" in done.out
     content = json.loads((tmp_path / "out.json").read_text())
-    assert content["bare_ms"]["steps"] == content["harness_ms"]["steps"] == 2 * 3
-    for kind in ("best", "median", "mean"):
-        ours, theirs = content["harness_ms"][kind], content["bare_ms"][kind]
-        assert content["ratio"][kind] == pytest.approx(theirs / ours, rel=0.05)
-    assert (content["quantizer"], content["doctor"], content["threads"]) == ("xnor", 3, 1)
+    assert [row["quantizer"] for row in content["rows"]] == ["fp32", "xnor"]
+    for row in content["rows"]:
+        assert row["bare_ms"]["steps"] == row["harness_ms"]["steps"] == 2 * 3
+        for kind in ("best", "median", "mean"):
+            ours, theirs = row["harness_ms"][kind], row["bare_ms"][kind]
+            assert row["ratio"][kind] == pytest.approx(theirs / ours, rel=0.05)
+    assert (content["batch_size"], content["doctor"], content["threads"]) == (3, 3, 1)
 
 
 def test_loops_that_do_not_do_the_same_are_not_compared(command, tmp_path, monkeypatch):
