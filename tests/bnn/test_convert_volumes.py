@@ -105,6 +105,12 @@ def test_scale_of_inputs_is_refused() -> None:
         bnn.convert(layer, torch.randn(1, 2, 3, 3, 3))
 
 
+@pytest.mark.parametrize("pool", [nn.MaxPool3d(2), nn.AvgPool3d(2), nn.AdaptiveAvgPool3d(2), nn.AdaptiveMaxPool3d(2)])
+def test_pooling_of_three_axes_needs_them_behind_the_channels(pool) -> None:
+    with pytest.raises(bnn.ConversionError, match=r"takes windows over 3 axes, got \('N', 4, 4, 4\): put the batch"):
+        bnn.convert(pool.eval(), torch.randn(1, 4, 4, 4))
+
+
 class Loop(nn.Module):
     """A cell in a loop of one's own."""
 

@@ -1,4 +1,4 @@
-"""Rules of pooling, over windows of one size and of several."""
+"""Rules of pooling, over windows of one size and of several, along one, two or three axes."""
 
 import math
 from typing import Any, Literal
@@ -43,14 +43,28 @@ class Side:
         return self.inside[:, 1] - self.inside[:, 0]
 
 
+def sides_of(build: Builder, x: Value, value: Any, missing: int) -> list[int]:
+    """Return [z, y, x] of an argument for volumes, [y, x] for maps and sequences."""
+    volume = len(x.shape) == 4
+    sides = [int(v) for v in (value if not isinstance(value, int) else [value])]
+    found = (sides * 3 if len(sides) == 1 else sides) if volume else build.sides(x, value, missing)
+    _need_axes(build, x, len(found), 3 if volume else 2)
+    return found
+
+
+def _need_axes(build: Builder, x: Value, given: int, wanted: int) -> None:
+    if given != wanted:
+        build.fail(f"takes windows over {given} axes, got {('N', *x.shape)}: put the batch and the channels first")
+
+
 def _sides(
     build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, ceil: bool, dilation: Any = 1
 ) -> list[Side]:
-    extents = x.shape[1:] if len(x.shape) == 3 else (1, x.shape[-1])
-    kernels = build.sides(x, kernel, 1)
-    strides = build.sides(x, kernel if stride is None or stride == [] else stride, 1)
-    paddings = build.sides(x, padding, 0)
-    dilations = build.sides(x, dilation, 1)
+    extents = (1, x.shape[-1]) if len(x.shape) == 2 else x.shape[1:]
+    kernels = sides_of(build, x, kernel, 1)
+    strides = sides_of(build, x, kernel if stride is None or stride == [] else stride, 1)
+    paddings = sides_of(build, x, padding, 0)
+    dilations = sides_of(build, x, dilation, 1)
     return [Side(*side, ceil) for side in zip(extents, kernels, strides, paddings, dilations, strict=True)]
 
 
@@ -58,7 +72,9 @@ def pool_windows(
     build: Builder, x: Value, kind: Literal["max", "avg"], windows: list[np.ndarray], sizes: list[np.ndarray],
     dilation: list[int] | None = None,
 ) -> Value:  # fmt: skip
-    """Return the pooling of windows (y, x), each int (count, 2), first and behind the last number."""
+    """Return the pooling of windows (y, x), of volumes (z, y, x), each int (count, 2): first and behind the last."""
+    if len(windows) == 3:
+        return _pool_volume(build, x, kind, windows, sizes, dilation)
     counts = tuple(len(side) for side in windows)
     rows, columns = (side.astype(np.int32) for side in windows)
     row_sizes, column_sizes = (side.astype(np.int32) for side in sizes) if kind == "avg" else (None, None)
@@ -69,17 +85,38 @@ def pool_windows(
     return build.step(x, shape, pool)
 
 
+def _pool_volume(
+    build: Builder, x: Value, kind: Literal["max", "avg"], windows: list[np.ndarray], sizes: list[np.ndarray],
+    dilation: list[int] | None,
+) -> Value:  # fmt: skip
+    """Return the pooling of a volume: within the slices, which lie below one another, then over them."""
+    channels, depth, height, _ = x.shape
+    slices, rows, columns = windows
+    of_slices, of_rows, of_columns = sizes if kind == "avg" else [np.empty(0, int)] * 3
+    below = (np.arange(depth)[:, None, None] * height + rows).reshape(-1, 2)
+    within = build.move(x, lambda p: p.flatten(2, 3))
+    y = pool_windows(
+        build, within, kind, [below, columns], [np.tile(of_rows, depth), of_columns], dilation and dilation[1:]
+    )
+    area = len(rows) * len(columns)
+    y = build.move(y, lambda p: p.reshape(2, channels, depth, area))
+    alone = np.stack([np.arange(area), np.arange(1, area + 1)], 1)
+    y = pool_windows(build, y, kind, [slices, alone], [of_slices, np.ones(area)], dilation and [dilation[0], 1])
+    volume: Value = build.move(y, lambda p: p.reshape(2, channels, len(slices), len(rows), len(columns)))
+    return volume
+
+
 def _max(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Value:
     sides = _sides(build, x, kernel, stride, padding, ceil, dilation)
     if any((side.inside[:, 0] >= side.inside[:, 1]).any() for side in sides):
         build.fail("a window of max pooling lies outside the map: its maximum would be -inf")
-    if all(side.is_plain for side in sides):
+    if len(sides) == 2 and all(side.is_plain for side in sides):
         return build.pool(x, "max", kernel, stride, padding, dilation)
-    spread = build.sides(x, dilation, 1)
-    return pool_windows(build, x, "max", [side.inside for side in sides], [], None if spread == [1, 1] else spread)
+    spread = sides_of(build, x, dilation, 1)
+    return pool_windows(build, x, "max", [side.inside for side in sides], [], None if set(spread) == {1} else spread)
 
 
-@register_rule(aten.max_pool1d, aten.max_pool2d)
+@register_rule(aten.max_pool1d, aten.max_pool2d, aten.max_pool3d)
 def max_pool(
     build: Builder, x: Value, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil: bool = False
 ) -> Value:
@@ -87,7 +124,7 @@ def max_pool(
     return _max(build, x, kernel, stride, padding, dilation, ceil)
 
 
-@register_rule(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices)
+@register_rule(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)
 def max_pool_with_places(build: Builder, x: Value, *args: Any) -> Any:
     """Maximum over windows, of which the places cannot be converted."""
     return indices_refused(build, _max(build, x, *(*args, *_MAX_DEFAULTS[len(args) - 1 :])))
@@ -106,16 +143,18 @@ def _avg(
     build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, ceil: bool, counts: bool, divisor: Any
 ) -> Value:
     sides = _sides(build, x, kernel, stride, padding, ceil)
-    kernels = build.sides(x, kernel, 1)
+    kernels = sides_of(build, x, kernel, 1)
     sizes = [side.sizes if counts else side.sizes_inside for side in sides]
     if divisor is not None:
-        sizes = [np.full_like(sizes[0], divisor), np.ones_like(sizes[1])]
-    elif all(side.is_plain and (size == k).all() for side, size, k in zip(sides, sizes, kernels, strict=True)):
+        sizes = [np.full_like(sizes[0], divisor), *map(np.ones_like, sizes[1:])]
+    elif len(sides) == 2 and all(
+        side.is_plain and (size == k).all() for side, size, k in zip(sides, sizes, kernels, strict=True)
+    ):
         return build.pool(x, "avg", kernel, stride, padding)
     return pool_windows(build, x, "avg", [side.inside for side in sides], sizes)
 
 
-@register_rule(aten.avg_pool1d, aten.avg_pool2d)
+@register_rule(aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d)
 def avg_pool(
     build: Builder, x: Value, kernel: Any, stride: Any = None, padding: Any = 0, ceil: bool = False,
     counts: bool = True, divisor: Any = None,
@@ -127,8 +166,9 @@ def avg_pool(
 def _adaptive(build: Builder, x: Value, size: Any, kind: Literal["max", "avg"]) -> Value:
     extents = x.shape[1:]
     wanted = [size] * len(extents) if isinstance(size, int) else list(size)
+    _need_axes(build, x, len(wanted), len(extents))
     wanted = [e if w is None else w for e, w in zip(extents, wanted, strict=True)]
-    if all(e % w == 0 for e, w in zip(extents, wanted, strict=True)):
+    if len(extents) < 3 and all(e % w == 0 for e, w in zip(extents, wanted, strict=True)):
         kernel = [e // w for e, w in zip(extents, wanted, strict=True)]
         return build.pool(x, kind, kernel, kernel, [0] * len(extents))
     windows = []
@@ -140,13 +180,13 @@ def _adaptive(build: Builder, x: Value, size: Any, kind: Literal["max", "avg"]) 
     return pool_windows(build, x, kind, windows, [side[:, 1] - side[:, 0] for side in windows])
 
 
-@register_rule(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d)
+@register_rule(aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d)
 def adaptive_avg_pool(build: Builder, x: Value, size: Any) -> Value:
     """Mean over parts of the map that are as equal as can be."""
     return _adaptive(build, x, size, "avg")
 
 
-@register_rule(aten.adaptive_max_pool1d, aten.adaptive_max_pool2d)
+@register_rule(aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d)
 def adaptive_max_pool(build: Builder, x: Value, size: Any) -> Any:
     """Maximum over parts of the map that are as equal as can be."""
     return indices_refused(build, _adaptive(build, x, size, "max"))

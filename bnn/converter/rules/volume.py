@@ -1,4 +1,4 @@
-"""Rules of convolution and pooling over three axes, as work on maps of which the slices lie below one another.
+"""Rules of convolution over three axes, as work on maps of which the slices lie below one another.
 
 A volume (C, D, H, W) is a map (C, D * H, W). The depth taps of a filter become channels: for each output slice the
 input slices that it reads are stacked, so that one 2-d convolution gives all output slices, in the sums of PyTorch.
@@ -7,9 +7,8 @@ Rows between two slices are padding; outputs that straddle two slices are left o
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +20,7 @@ from bnn.converter.recognize.staircase import Staircase, quantizer_of
 from bnn.converter.registry import register_rule
 from bnn.converter.rules.layers import conv as map_conv
 from bnn.converter.rules.layers import same_padding
-from bnn.converter.rules.pool import Side, indices_refused, pool_windows
+from bnn.converter.rules.pool import sides_of
 from bnn.converter.rules.quantized import binary_layer, float_layer, operands, rescaled
 from bnn.layers import QuantConv3d
 from bnn.planes import Term
@@ -29,32 +28,16 @@ from bnn.planes import Term
 aten = torch.ops.aten
 
 
-def _three(value: Any) -> tuple[int, int, int]:
-    sides = [value] * 3 if isinstance(value, int) else [int(v) for v in value]
-    z, y, x = sides * 3 if len(sides) == 1 else sides
-    return z, y, x
-
-
-def _need_volume(build: Builder, x: Value) -> tuple[int, int, int, int]:
-    if len(x.shape) != 4:
-        build.fail(f"takes a volume (N, C, D, H, W), got {('N', *x.shape)}: put the batch and the channels first")
-    channels, depth, height, width = x.shape
-    return channels, depth, height, width
-
-
-# -- convolution ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Stack:
     """How the taps of a filter's depth become channels. All sides are (z, y, x)."""
 
-    kernel: tuple[int, int, int]
-    stride: tuple[int, int, int]
-    padding: tuple[int, int, int]
-    dilation: tuple[int, int, int]
+    kernel: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
     groups: int
-    extents: tuple[int, int, int]
+    extents: Sequence[int]
 
     @property
     def counts(self) -> list[int]:
@@ -116,11 +99,12 @@ class _Stack:
 
 
 def _stack(build: Builder, x: Value, kernel: Sequence[int], *sides: Any, groups: int) -> _Stack:
-    _, *extents = _need_volume(build, x)
-    stride, padding, dilation = map(_three, sides)
-    stack = _Stack(_three(kernel), stride, padding, dilation, groups, _three(extents))
+    if len(x.shape) != 4:
+        build.fail(f"takes a volume (N, C, D, H, W), got {('N', *x.shape)}: put the batch and the channels first")
+    stride, padding, dilation = (sides_of(build, x, value, 1) for value in sides)
+    stack = _Stack(kernel, stride, padding, dilation, groups, x.shape[1:])
     if min(stack.counts) < 1:
-        build.fail(f"a filter of {tuple(kernel)} with its dilation is larger than the padded volume {tuple(extents)}")
+        build.fail(f"a filter of {tuple(kernel)} with its dilation is larger than the padded volume {stack.extents}")
     return stack
 
 
@@ -204,97 +188,3 @@ def _stacked_levels(build: Builder, stack: _Stack, given: Levels, pad: float) ->
         if quantizer is not None and torch.equal(quantizer(values.float()), values.float()):
             return levels_of(quantizer, floats, build.place, "")
     return floats
-
-
-# -- pooling ----------------------------------------------------------------------------------------------------------
-
-
-def _sides(build: Builder, x: Value, kernel: Any, stride: Any, *others: Any) -> list[Side]:
-    _, *extents = _need_volume(build, x)
-    padding, dilation, ceil = others
-    strides = _three(kernel if stride is None or stride == [] else stride)
-    sides = zip(extents, _three(kernel), strides, _three(padding), _three(dilation), strict=True)
-    return [Side(*side, ceil) for side in sides]
-
-
-def _pooled(
-    build: Builder, x: Value, kind: Literal["max", "avg"], windows: Sequence[np.ndarray], sizes: Sequence[np.ndarray],
-    dilation: Any = 1,
-) -> Value:  # fmt: skip
-    """Return the pooling of windows (z, y, x), each int (count, 2): within the slices, then over them."""
-    channels, depth, height, _ = _need_volume(build, x)
-    slices, rows, columns = windows
-    spread = _three(dilation)
-    below = (np.arange(depth)[:, None, None] * height + rows).reshape(-1, 2)
-    within = build.move(x, lambda p: p.flatten(2, 3))
-    of_rows = [np.tile(sizes[1], depth), sizes[2]] if sizes else []
-    step = None if spread[1:] == (1, 1) else list(spread[1:])
-    y = pool_windows(build, within, kind, [below, columns], of_rows, step)
-    area = len(rows) * len(columns)
-    y = build.move(y, lambda p: p.reshape(2, channels, depth, area))
-    alone = np.stack([np.arange(area), np.arange(1, area + 1)], 1)
-    of_slices = [sizes[0], np.ones(area)] if sizes else []
-    step = None if spread[0] == 1 else [spread[0], 1]
-    y = pool_windows(build, y, kind, [slices, alone], of_slices, step)
-    volume: Value = build.move(y, lambda p: p.reshape(2, channels, len(slices), len(rows), len(columns)))
-    return volume
-
-
-def _max(build: Builder, x: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Value:
-    sides = _sides(build, x, kernel, stride, padding, dilation, ceil)
-    if any((side.inside[:, 0] >= side.inside[:, 1]).any() for side in sides):
-        build.fail("a window of max pooling lies outside the map: its maximum would be -inf")
-    return _pooled(build, x, "max", [side.inside for side in sides], [], dilation)
-
-
-@register_rule(aten.max_pool3d)
-def max_pool(
-    build: Builder, x: Value, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil: bool = False
-) -> Value:
-    """Maximum over windows."""
-    return _max(build, x, kernel, stride, padding, dilation, ceil)
-
-
-@register_rule(aten.max_pool3d_with_indices)
-def max_pool_with_places(
-    build: Builder, x: Value, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil: bool = False
-) -> Any:
-    """Maximum over windows, of which the places cannot be converted."""
-    return indices_refused(build, _max(build, x, kernel, stride, padding, dilation, ceil))
-
-
-@register_rule(aten.avg_pool3d)
-def avg_pool(
-    build: Builder, x: Value, kernel: Any, stride: Any = None, padding: Any = 0, ceil: bool = False,
-    counts: bool = True, divisor: Any = None,
-) -> Value:  # fmt: skip
-    """Mean over windows."""
-    sides = _sides(build, x, kernel, stride, padding, 1, ceil)
-    sizes = [side.sizes if counts else side.sizes_inside for side in sides]
-    if divisor is not None:
-        sizes = [np.full_like(size, divisor if axis == 0 else 1) for axis, size in enumerate(sizes)]
-    return _pooled(build, x, "avg", [side.inside for side in sides], sizes)
-
-
-def _adaptive(build: Builder, x: Value, size: Any, kind: Literal["max", "avg"]) -> Value:
-    _, *extents = _need_volume(build, x)
-    wanted = [size] * 3 if isinstance(size, int) else list(size)
-    windows = []
-    for extent, given in zip(extents, wanted, strict=True):
-        count = extent if given is None else int(given)
-        place = np.arange(count)
-        windows.append(np.stack([place * extent // count, -(-(place + 1) * extent // count)], 1))
-    sizes = [side[:, 1] - side[:, 0] for side in windows] if kind == "avg" else []
-    return _pooled(build, x, kind, windows, sizes)
-
-
-@register_rule(aten.adaptive_avg_pool3d)
-def adaptive_avg_pool(build: Builder, x: Value, size: Any) -> Value:
-    """Mean over parts of the volume that are as equal as can be."""
-    return _adaptive(build, x, size, "avg")
-
-
-@register_rule(aten.adaptive_max_pool3d)
-def adaptive_max_pool(build: Builder, x: Value, size: Any) -> Any:
-    """Maximum over parts of the volume that are as equal as can be."""
-    return indices_refused(build, _adaptive(build, x, size, "max"))
