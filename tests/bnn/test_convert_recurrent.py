@@ -155,6 +155,15 @@ def test_weights_are_stored_once_however_long_the_sequence():
     assert bnn.check_parity(model, long, x).ok
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_short_sequences(length, batch_first):
+    """As many places as images of the trial among them: which axis is which is told all the same."""
+    torch.manual_seed(0)
+    model = AsTuple(nn.LSTM(WIDTH, HIDDEN, 2, batch_first=batch_first, bidirectional=True)).eval()
+    check(model, torch.randn(BATCH, length, WIDTH), None, 1e-6)
+
+
 class Folded(nn.Module):
     """Returns the states of several layers as if they were images."""
 
@@ -166,6 +175,17 @@ class Folded(nn.Module):
         return self.layer(x)[1].reshape(len(x), 3, HIDDEN)
 
 
+class FoldedInput(nn.Module):
+    """Treats the two halves of each sequence as sequences of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(WIDTH, HIDDEN, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.reshape(-1, TIME // 2, WIDTH))[0].reshape(len(x), TIME, HIDDEN)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -174,6 +194,7 @@ class Folded(nn.Module):
             "takes sequences (T, N, K), but the first axis of a network's input is its batch",
         ),
         (Folded, "changes the batch"),
+        (FoldedInput, "changes the batch"),
         (
             lambda: nn.LSTM(WIDTH, HIDDEN, batch_first=True, proj_size=3),
             "an LSTM with a projection (proj_size) cannot be converted",
