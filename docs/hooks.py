@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import fmean, stdev
 from types import ModuleType
 from typing import Any
 
@@ -222,12 +223,50 @@ def bits_by_layer_table() -> str:
     return "\n".join([*lines, "", f"{'; '.join(said)} (paired t-tests, adjusted by Holm; trained networks)."])
 
 
+def post_training_table() -> str:
+    """Return the table of results/post_training_mnist.json: accuracy after quantization without training."""
+    content = json.loads((ROOT / "results" / "post_training_mnist.json").read_text(encoding="utf-8"))
+    exact = fmean(content["accuracy_fp32"])
+    lines = [
+        "| W/A | ranges of inputs | and | test accuracy, % | lost, points | predicts as FP32, % | kB |",
+        "|---|---|---|---|---|---|---|",
+        f"| FP32 | | | {_mean_and_deviation(content['accuracy_fp32'])} | | | |",
+    ]
+    for row in content["rows"]:
+        lost = round(100 * (exact - fmean(row["accuracy"])), 2) + 0.0  # no -0.00
+        ranges = "follow the input" if row["method"] == "dynamic" else f"`{row['observer']}`"
+        method = POST_TRAINING_METHODS.get(row["method"], "")
+        lines.append(
+            f"| {row['bits']} | {ranges} | {method} | {_mean_and_deviation(row['accuracy'])} | {lost:.2f} | "
+            f"{100 * fmean(row['agreement_with_fp32']):.2f} | {row['payload_bytes'] / 1000:.0f} |"
+        )
+    packed = [share for row in content["rows"] for share in row["agreement_of_packed"]]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The packed network predicts what PyTorch predicts for {100 * min(packed):g} % of the "
+            "images of every row.",
+        ]
+    )
+
+
+# What a row of the table of post-training quantization has beside its observer.
+POST_TRAINING_METHODS = {"equalize": "`equalize`", "bias": "`correct_bias`", "adaround": "`adaptive_rounding`"}
+
+
+def _mean_and_deviation(shares: list[float]) -> str:
+    """Return mean and standard deviation, in percent."""
+    return f"{100 * fmean(shares):.2f} ± {100 * stdev(shares):.2f}"
+
+
 # Tables that stand in a page where it has <!-- table: NAME -->.
 TABLES = {
     "published": published_table,
     "timm": timm_table,
     "ledger": ledger_table,
     "bits_by_layer": bits_by_layer_table,
+    "post_training": post_training_table,
 }
 
 

@@ -156,7 +156,7 @@ def show(base: list[float], rows: list[dict[str, Any]], split: str) -> None:
         accuracy = fmean(row["accuracy"])
         table.add_row(
             *(row["bits"], row["observer"], row["method"] or "", f"{100 * accuracy:.2f} %"),
-            f"{100 * (exact - accuracy):.2f}",
+            f"{round(100 * (exact - accuracy), 2) + 0.0:.2f}",  # no -0.00
             *(f"{100 * fmean(row[name]):.2f} %" for name in ("agreement_with_fp32", "agreement_of_packed")),
             f"{row['payload_bytes']:,}",
         )

@@ -324,3 +324,21 @@ def test_the_table_of_bits_by_layer_is_that_of_the_results():
     assert of_the_convolution[1] < -10 and all(abs(of_the_convolution[bits]) < 5 for bits in (2, 4, 8))
     for pair in content["comparisons"]:
         assert f"{100 * pair['difference']:+.2f} points over {pair['seeds']} seeds" in shown
+
+
+def test_the_table_of_post_training_quantization_is_that_of_the_results():
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/post_training.md"))
+    shown = hooks.on_page_markdown(PAGES["guides/post_training.md"], page)
+    content = json.loads((ROOT / "results" / "post_training_mnist.json").read_text())
+    lines = [line for line in shown.splitlines() if re.match(r"\| (FP32|\d/\d) ", line)]
+    assert len(content["seeds"]) == 3 and content["split"] == "test"
+    assert len(lines) == 1 + len(content["rows"])
+    base = statistics.mean(content["accuracy_fp32"])
+    assert f"{100 * base:.2f} ± {100 * statistics.stdev(content['accuracy_fp32']):.2f}" in lines[0]
+    for row, line in zip(content["rows"], lines[1:], strict=True):
+        mean, deviation = statistics.mean(row["accuracy"]), statistics.stdev(row["accuracy"])
+        assert line.startswith(f"| {row['bits']} |")
+        assert f"| {100 * mean:.2f} ± {100 * deviation:.2f} | {round(100 * (base - mean), 2) + 0.0:.2f} |" in line
+        assert row["accuracy_packed"] == row["accuracy"] and min(row["agreement_of_packed"]) == 1
+        if row["bits"] == "8/8":
+            assert base - mean < 0.005
