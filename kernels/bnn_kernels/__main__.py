@@ -1,4 +1,4 @@
-"""Commands for packed models, without torch: python -m bnn_kernels run|bench|warm|info|summary|verify|tune ...
+"""Commands for packed models, without torch: python -m bnn_kernels run|bench|warm|info|summary|verify|tune|c-header ...
 
 A mistake in what was typed or in a file ends with one line on stderr and status 2.
 """
@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 import bnn_kernels as bk
+from bnn_kernels.c_header.header import write_c_header
 from bnn_kernels.compile import cache as jit_cache
 from bnn_kernels.model import tune
 from bnn_kernels.model.bench import bench
@@ -161,6 +162,14 @@ def run_tune(options: argparse.Namespace) -> None:
     print(f"written: {file}")
 
 
+def run_c_header(options: argparse.Namespace) -> None:
+    """Write a small model as a C99 header, without allocation and without dependencies."""
+    model = _load(options.file)
+    write_c_header(model, options.output, options.name)
+    size = Path(options.output).stat().st_size
+    print(f"{options.output}: {options.name}_predict in {size:,} bytes of C99; link with the math library (-lm)")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line: one subcommand for each `run_` function above."""
     main = argparse.ArgumentParser(prog="python -m bnn_kernels", description="Packed models without torch.")
@@ -193,6 +202,9 @@ def parser() -> argparse.ArgumentParser:
     command = add("summary", run_summary)
     command.add_argument("--batch", type=_positive, metavar="N", help="time each step on so many images")
     add("verify", run_verify)
+    command = add("c-header", run_c_header)
+    command.add_argument("output", metavar="OUTPUT", help="the header to write, such as model.h")
+    command.add_argument("--name", default="model", metavar="NAME", help="what names in C begin with (model)")
     command = add("tune", run_tune, file=False)
     command.add_argument("--seconds", type=_seconds, default=0.2, metavar="S", help="to measure each layer for (0.2)")
     command.add_argument("--output", metavar="FILE", help="the file of costs (one in the folder of machine code)")

@@ -10,7 +10,7 @@ from bnn_kernels.runtime.threads import run_rows
 
 # Pixels whose channels are put side by side at a time: they stay in the cache.
 BLOCK = 256
-# Pixels of an output whose channels are taken apart at a time: few enough for the cache.
+# Pixels whose channels are taken apart, or put side by side in squares, at a time: few enough for the cache.
 OUT_BLOCK = 64
 
 
@@ -44,6 +44,30 @@ def _interleave(x, out, size, first, last):
 
 
 @jit
+def _interleave_floats(x, out, size, first, last):
+    """The same of float32, rows (n, pixel / 64): squares of eight channels by eight pixels are turned in registers."""
+    channels, pixels, blocks = size
+    tall = channels - channels % 8
+    for row in range(first, last):
+        n = row // blocks
+        start = (row - n * blocks) * OUT_BLOCK
+        count = min(OUT_BLOCK, pixels - start)
+        wide = count - count % 8
+        at = n * channels * pixels + start
+        to = (n * pixels + start) * channels
+        for c in range(0, tall, 8):
+            for pixel in range(0, wide, 8):
+                source, target = np.uint64(at + c * pixels + pixel), np.uint64(to + pixel * channels + c)
+                float32x8.transpose(x, source, np.uint64(pixels), out, target, np.uint64(channels))
+            for pixel in range(wide, count):
+                for i in range(c, c + 8):
+                    out[to + pixel * channels + i] = x[at + i * pixels + pixel]
+        for i in range(tall, channels):
+            for pixel in range(count):
+                out[to + pixel * channels + i] = x[at + i * pixels + pixel]
+
+
+@jit
 def _interleave3(x, out, size, first, last):
     """The same of three channels: LLVM stores three whole vectors interleaved, which it does not with steps unknown."""
     _, pixels, blocks = size
@@ -66,9 +90,11 @@ def fill_inputs(given: Sequence[np.ndarray], inputs: Sequence[np.ndarray]) -> No
         same = x.dtype == to.dtype and x.dtype in (np.float32, np.uint8)
         if x.ndim == 4 and same and x.flags.c_contiguous and min(x.shape) > 0 and x.shape[1] > 1:
             n, channels, pixels = len(x), x.shape[1], x.shape[2] * x.shape[3]
-            blocks = -(-pixels // BLOCK)
+            squares = channels >= 8 and x.dtype == np.float32
+            blocks = -(-pixels // (OUT_BLOCK if squares else BLOCK))
             arguments = (x.reshape(-1), to.reshape(-1), (channels, pixels, blocks))
-            run_rows(_interleave3 if channels == 3 else _interleave, n * blocks, x.size // 4, *arguments)
+            kernel = _interleave_floats if squares else _interleave3 if channels == 3 else _interleave
+            run_rows(kernel, n * blocks, x.size // 4, *arguments)
         else:
             np.copyto(to, as_channels_last(x).reshape(to.shape), casting="same_kind")
 

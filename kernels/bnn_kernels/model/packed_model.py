@@ -11,7 +11,7 @@ from bnn_kernels.model import saving, table
 from bnn_kernels.model.executor import Executor, shown
 from bnn_kernels.model.generate import generate
 from bnn_kernels.model.profile import step_times
-from bnn_kernels.model.program import Program
+from bnn_kernels.model.program import Placed, Program
 from bnn_kernels.model.state import State, StateSpec
 from bnn_kernels.runtime.mapped import release_files
 from bnn_kernels.steps.base import Spec, check_shape, need
@@ -63,6 +63,11 @@ class PackedModel:
     def specs(self) -> dict[str, Spec]:
         """What every register holds."""
         return self._program.specs
+
+    @property
+    def placed(self) -> list[Placed]:
+        """The steps as they run, with their registers and what is read for the last time: for exporters."""
+        return self._program.placed
 
     @property
     def input_shape(self) -> tuple[int, ...]:
