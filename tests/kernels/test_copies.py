@@ -122,3 +122,23 @@ def test_a_model_goes_to_spawned_processes():
     expected = [model(*rich_inputs()) for _ in range(3)][-1]  # recorded
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         same(pool.apply(answer, (model,)), expected)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 7, 8, 9, 16, 21, 70])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (9, 15), (16, 17)])
+def test_maps_come_in_and_out_in_either_order(channels, size):
+    """Channels first or last in memory, the numbers are the same, and lie as they came."""
+    rng = np.random.default_rng(channels)
+    scale = rng.standard_normal(channels).astype(np.float32)
+    step = bk.StepSpec("elementwise", ["x"], ["y"], {"channels": channels}, {"scale": scale})
+    model = bk.PackedModel((channels, *size), [step])
+    x = rng.standard_normal((3, channels, *size)).astype(np.float32)
+    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    expected = x * scale[:, None, None]
+    for _ in range(3):  # at once, recorded, played back
+        first = model(x)
+        np.testing.assert_array_equal(first, expected)
+        assert first.flags.c_contiguous
+        other = model(last)
+        np.testing.assert_array_equal(other, expected)
+        assert other.transpose(0, 2, 3, 1).flags.c_contiguous
