@@ -32,7 +32,7 @@ class AffineActivation(LsqActivation):
     [[-0.5, 0.0, 0.5, 1.0]]
     >>> y.sum().backward()
     >>> x.grad.tolist(), round(quantizer.step.grad.item(), 4)
-    ([[0.0, 0.0, 1.0, 0.0]], 0.2309)
+    ([[0.0, 1.0, 1.0, 0.0]], 0.2309)
     """
 
     description = Description(

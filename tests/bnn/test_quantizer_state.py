@@ -19,7 +19,7 @@ from bnn.quantizers import LqWeight, LsqActivation, LsqWeight, RotatedWeight, St
 NAMES = configs.NAMES
 # Those whose quantizers hold parameters or buffers, one of a kind.
 WITH_STATE = [
-    *("abcnet33", "adabin", "bit", "lqnet2", "lsq1", "lsq2", "n2uq2", "pact2", "paretoq2", "rbnn", "recu"),
+    *("abcnet33", "adabin", "bit", "int8", "lqnet2", "lsq1", "lsq2", "n2uq2", "pact2", "paretoq2", "rbnn", "recu"),
     *("stableqat2", "tbn", "ttq", "xnorpp"),
 ]
 
@@ -50,6 +50,7 @@ def test_no_state_is_forgotten_here():
     kinds = {configs.factories()[name][role].func for name in held for role in (0, 1)}
     here = {configs.factories()[name][role].func for name in WITH_STATE for role in (0, 1)}
     assert {kind.__name__ for kind in kinds - here} <= {
+        "AbsmaxActivation",
         "FullPrecision",
         "NoiseAdaptedSign",
         "MagnitudeAwareSign",

@@ -282,7 +282,7 @@ def test_training_turns_the_rotations_at_the_beginning_of_every_epoch():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), QuantLinear(12, 8, weight_quantizer=RotatedWeight), nn.Linear(8, 2))
     classifier = Classifier(net, torch.optim.SGD)
-    classifier.trainer = SimpleNamespace(train_dataloader=[])
+    classifier.trainer = SimpleNamespace(train_dataloader=[], world_size=1)
     before = net[1].weight_quantizer.rotation2.clone()
     twin = copy.deepcopy(net[1].weight_quantizer)
     classifier.on_train_epoch_start()
