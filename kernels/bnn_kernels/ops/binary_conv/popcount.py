@@ -259,4 +259,6 @@ class PopcountPath(BitPath):
         splits = 1 if positions >= FEW else max(1, min(FEW, self._blocks // 2))
         given = (*taken, self._where, self._offsets_of_words, self._words, (positions, splits), *self._last(output))
         kernel = popcount_kernel(kind_of(output), self.join, self.single)
-        run_rows(kernel, positions * splits, positions * self._work, *given, multiple=POSITIONS if splits == 1 else 1)
+        # Where each word of the weights is read for one position, memory takes as long as for two.
+        work = (2 if positions == 1 else positions) * self._work
+        run_rows(kernel, positions * splits, work, *given, multiple=POSITIONS if splits == 1 else 1)

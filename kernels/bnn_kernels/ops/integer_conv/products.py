@@ -197,6 +197,8 @@ class ProductPath:
     def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
         """Compute all positions into an output."""
         size = (self._image, positions, *self._size)
-        shares, work = self._shares * -(-positions // CHUNK), positions * self._shares * len(self._head[0])
+        # Two vectors of filters a step; where each weight is read for few positions, memory takes as long as for four.
+        shares, steps = self._shares * -(-positions // CHUNK), self._shares * len(self._head[0])
+        work = 2 * max(positions, 4) * steps if positions else 0
         kernel = product_kernel(kind_of(output), self._form)
         run_rows(kernel, shares, work, *taken, *self._head, size, self._constants.of(output), tuple(output))

@@ -41,22 +41,23 @@ def kind_of(filters: Filters, maps: Maps) -> str:
     return "64 channels" if filters.channels <= 64 else "more channels"
 
 
-# By path and product, for each of KINDS. Measured with one thread of an Intel Xeon that has VNNI, best of many calls,
-# against popcounts (AVX-512) and lookups or popcounts (AVX2), means over weights and inputs of so many pairs: products
-# ran so many times as fast. Other programs ran at the time, so the second digit is rough.
+# By path and product, for each of KINDS. AVX-512 with VNNI is what `tune` says on an Intel Xeon (Emerald Rapids), see
+# results/costs_avx512.json. AVX2 with VNNI was measured on another Xeon, with one thread, best of many calls, against
+# lookups or popcounts, means over weights and inputs of so many pairs: products ran so many times as fast. Other
+# programs ran at the time, so the second digit is rough.
 #
-#   AVX-512, pairs:                2      3      4      6      8   | AVX2:   2      3      4      6      8
-#   3x3, 64 channels, 14x14      1.0    1.3    1.5    1.9    2.5   |        0.9    1.4    1.3    2.0    2.3
-#   3x3 and 1x1, 256, 14x14      0.7    1.0    1.2    1.7    2.2   |        0.6    1.0    1.0    1.7    1.8
-#   3x3, 4 and 8 channels        1.6    2.4    2.6    2.9    4.3   |        1.6    2.7    2.5    3.1    4.3
-#   linear 1024, batch 32        0.5    0.7    0.9    1.3    1.8   |        0.4    0.5    0.7    1.0    1.3
-#   linear 1024, batch 1         0.6    0.6    0.7    0.8    0.9   |        0.5    0.6    0.6    0.7    0.8
+#   pairs:                         2      3      4      6      8
+#   3x3, 64 channels, 14x14      0.9    1.4    1.3    2.0    2.3
+#   3x3 and 1x1, 256, 14x14      0.6    1.0    1.0    1.7    1.8
+#   3x3, 4 and 8 channels        1.6    2.7    2.5    3.1    4.3
+#   linear 1024, batch 32        0.4    0.5    0.7    1.0    1.3
+#   linear 1024, batch 1         0.5    0.6    0.6    0.7    0.8
 #
 # AVX2 without VNNI is what `tune` says on an AMD EPYC (Zen 1), see results/costs.json. This core begins a vpmaddubsw of
 # 32 products, or a vpmaddwd of 16, every second cycle and an FMA of 8 lanes every cycle: twice FP32, or once, is the
 # bound.
 _FEWEST = {
-    ("avx512", "vnni"): (8, 8, 2, 4, 4, 4),
+    ("avx512", "vnni"): (6, 4, 2, 2, 2, 3),
     ("avx512", "shorts"): (8, 8, 4, 4, 4, 4),
     ("avx2", "vnni"): (8, 8, 2, 6, 6, 6),
     ("avx2", "pairs"): (8, 8, 2, 2, 6, 6),
