@@ -42,7 +42,9 @@ def measured(command, file, *arguments):
 def test_layers_at_all_widths(command, tmp_path):
     depthwise = "{in: 8, out: 8, size: 5, kernel: 3, groups: 8}"
     variants = f"variants=[{{in: 16, out: 8, size: 0, kernel: 1, batch: [3, 2]}},{depthwise}]"
-    rows, said = measured(command, tmp_path / "widths.json", "suite=widths", "layers=[[8,8,5,3]]", variants)
+    rows, said = measured(
+        command, tmp_path / "widths.json", "suite=widths", "threads=[1]", "layers=[[8,8,5,3]]", variants
+    )
     assert [(row["name"], row["batch"]) for row in rows] == [
         ("conv 8->8 5x5 3x3", 1),
         ("linear 16->8", 3),

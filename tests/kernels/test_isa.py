@@ -77,8 +77,10 @@ for kernel in ran:
 """
 PRODUCTS = "multiply_vnni16_1_to_ints" if has("avx512vnni") else "multiply_shorts16_8_to_ints"
 NARROW_PRODUCTS = "multiply_vnni8_1_to_ints" if has("avxvnni") else "multiply_pairs8_1_to_ints"
+# From how many bits on it multiplies is measured: with VNNI from two.
+TWO_BITS = PRODUCTS if has("avx512vnni") else "popcount_xor_many_4x2_to_ints"
 KERNELS = {
-    "avx512": ["popcount_xor_one_4x2_to_ints", "popcount_xor_many_4x2_to_ints", PRODUCTS],
+    "avx512": ["popcount_xor_one_4x2_to_ints", TWO_BITS, PRODUCTS],
     "avx2": [
         "lookup_to_ints",
         "level_lookup_to_ints",
