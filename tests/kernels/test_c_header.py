@@ -56,12 +56,10 @@ needs_compiler = pytest.mark.skipif(CC is None or sys.platform == "win32", reaso
 
 
 @needs_compiler
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [width for width in WIDTHS if width != "float"])  # its header would have 10 MB
 def test_lenet5_answers_the_same(width, tmp_path):
     torch.manual_seed(0)
     weight, given = WIDTHS[width]
-    if width == "float":
-        pytest.skip("a file of 10 MB: the residual network has float layers")
     x = torch.randn(8, 1, 28, 28)
     packed = converted(LeNet5(weight_quantizer=weight, input_quantizer=given), x)
     np.testing.assert_array_equal(answers(packed, x.numpy(), tmp_path), packed(x.numpy()))
