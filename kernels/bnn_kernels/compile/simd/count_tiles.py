@@ -9,7 +9,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bnn_kernels.compile.simd.uint64x8 import LANES
-from bnn_kernels.compile.simd.vectors import I32, I64, element, in_all_lanes, joined, loaded
+from bnn_kernels.compile.simd.vectors import I32, I64, element, in_all_lanes, joined, loaded, sums_in_registers
 
 _WORDS = ir.VectorType(I64, LANES)
 _INTS = ir.VectorType(I32, LANES)
@@ -42,11 +42,8 @@ def count_tile(windows: int, vectors: int, join: str, adds: bool) -> Any:
             behind = [builder.add(block, args[8]) for block in blocks]
             masks = [element(context, builder, w_type, args[5], block, _WORDS) for block in behind]
             steps = context.make_array(offsets_type)(context, builder, args[1]).nitems
-            # LLVM keeps these in registers.
             zero = ir.Constant(_WORDS, [0] * LANES)
-            held = [cgutils.alloca_once_value(builder, zero) for _ in range(windows * vectors)]
-            for slot in held:
-                builder.store(zero, slot)
+            held = sums_in_registers(builder, zero, windows * vectors)
             with cgutils.for_range(builder, steps) as loop:
                 k = loop.index
                 offset = builder.load(element(context, builder, offsets_type, args[1], k, I64))

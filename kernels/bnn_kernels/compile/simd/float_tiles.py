@@ -9,7 +9,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bnn_kernels.compile.simd.float32x16 import LANES
-from bnn_kernels.compile.simd.vectors import FLOAT, element, in_all_lanes, loaded
+from bnn_kernels.compile.simd.vectors import (
+    FLOAT,
+    element,
+    in_all_lanes,
+    loaded,
+    sums_in_registers,
+    up_to,
+    windows_from,
+)
 
 
 @functools.cache
@@ -27,20 +35,13 @@ def tile(windows: int, vectors: int, lanes: int) -> Any:
         def emit(context, builder, signature, args):
             x_type, offsets_type, begin_type, _, _, w_type, _, _, sums_type = signature.args
             size = context.get_value_type(types.uint64)
-            windows_at = []
-            for i in range(windows):
-                place = builder.add(args[3], ir.Constant(size, i))
-                place = builder.select(builder.icmp_unsigned("<", place, args[4]), place, args[4])
-                start = builder.load(element(context, builder, begin_type, args[2], place, size))
-                windows_at.append(element(context, builder, x_type, args[0], start, FLOAT))
+            places = up_to(builder, args[3], args[4], windows)
+            windows_at = windows_from(context, builder, (x_type, args[0]), (begin_type, args[2]), places, FLOAT)
             rows = [builder.add(args[6], builder.mul(args[7], ir.Constant(size, v))) for v in range(vectors)]
             weights = [element(context, builder, w_type, args[5], row, FLOAT) for row in rows]
             steps = context.make_array(offsets_type)(context, builder, args[1]).nitems
             zero = ir.Constant(vector, [0.0] * lanes)
-            # LLVM keeps these in registers.
-            held = [cgutils.alloca_once_value(builder, zero) for _ in range(windows * vectors)]
-            for slot in held:
-                builder.store(zero, slot)
+            held = sums_in_registers(builder, zero, windows * vectors)
             name = f"llvm.fmuladd.v{lanes}f32"
             fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
             with cgutils.for_range(builder, steps) as loop:

@@ -9,7 +9,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bnn_kernels.compile.simd.int32_products import sum_vector, to_add_products
-from bnn_kernels.compile.simd.vectors import I32, I64, element, in_all_lanes, loaded
+from bnn_kernels.compile.simd.vectors import (
+    I32,
+    I64,
+    element,
+    in_all_lanes,
+    loaded,
+    sums_in_registers,
+    up_to,
+    windows_from,
+)
 
 
 @functools.cache
@@ -27,19 +36,12 @@ def product_tile(windows: int, lanes: int, product: str, portable: bool, shift: 
         def emit(context, builder, signature, args):
             x_type, offsets_type, begin_type, _, _, w_type, _, sums_type = signature.args
             size, kind = args[3].type, context.get_data_type(x_type.dtype)
-            windows_at = []
-            for i in range(windows):
-                place = builder.add(args[3], ir.Constant(size, i))
-                place = builder.select(builder.icmp_unsigned("<", place, args[4]), place, args[4])
-                start = builder.load(element(context, builder, begin_type, args[2], place, I64))
-                windows_at.append(element(context, builder, x_type, args[0], start, kind))
+            places = up_to(builder, args[3], args[4], windows)
+            windows_at = windows_from(context, builder, (x_type, args[0]), (begin_type, args[2]), places, kind)
             weights = element(context, builder, w_type, args[5], args[6], vector)
             steps = context.make_array(offsets_type)(context, builder, args[1]).nitems
-            # LLVM keeps these in registers.
             zero = ir.Constant(vector, [0] * lanes)
-            held = [cgutils.alloca_once_value(builder, zero) for _ in range(2 * windows)]
-            for slot in held:
-                builder.store(zero, slot)
+            held = sums_in_registers(builder, zero, 2 * windows)
             with cgutils.for_range(builder, steps) as loop:
                 offset = builder.load(element(context, builder, offsets_type, args[1], loop.index, I64))
                 row = builder.mul(loop.index, ir.Constant(loop.index.type, 2))

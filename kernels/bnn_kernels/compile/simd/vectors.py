@@ -9,6 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import register_model
 
@@ -60,6 +61,31 @@ def loaded(builder: ir.IRBuilder, pointer: ir.Value, align: int) -> ir.Value:
     value = builder.load(pointer)
     value.align = align
     return value
+
+
+def windows_from(
+    context: Any, builder: ir.IRBuilder, array: tuple[Any, Any], begin: tuple[Any, Any], places: list[ir.Value], to: Any
+) -> list[ir.Value]:
+    """Return pointers of type `to` to the elements of an array where windows begin.
+
+    array, begin: (Numba type, value); places: of the windows in begin, uint64.
+    """
+    starts = [builder.load(element(context, builder, *begin, place, I64)) for place in places]
+    return [element(context, builder, *array, start, to) for start in starts]
+
+
+def sums_in_registers(builder: ir.IRBuilder, zero: ir.Constant, count: int) -> list[ir.Value]:
+    """Return places for so many sums that begin as zero: LLVM keeps them in registers."""
+    held = [cgutils.alloca_once_value(builder, zero) for _ in range(count)]
+    for slot in held:
+        builder.store(zero, slot)  # a place is made once, and a loop around it comes back
+    return held
+
+
+def up_to(builder: ir.IRBuilder, first: ir.Value, last: ir.Value, count: int) -> list[ir.Value]:
+    """Return first, first + 1, ..., so many of them and none above `last`, uint64."""
+    places = [builder.add(first, ir.Constant(first.type, i)) for i in range(count)]
+    return [builder.select(builder.icmp_unsigned("<", place, last), place, last) for place in places]
 
 
 def behind(builder: ir.IRBuilder, address: ir.Value, offset: ir.Value, kind: Any, to: Any) -> ir.Value:
