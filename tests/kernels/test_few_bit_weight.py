@@ -13,6 +13,8 @@ from bnn_kernels.ops.float_conv import POINTWISE, FloatConv2d
 KINDS = {
     "signs": [((1,), True)],
     "ternary": [((1, -1), False)],
+    "2 bits": [((1, -2), False)],
+    "two signs": [((1,), True), ((1,), True)],
     "3 bits": [((1, 2, -4), False)],
     "dorefa 4": [((1, 2, 4, 8), True)],
     "5 bits": [((1, 2, 4, 8, -16), False)],

@@ -20,7 +20,15 @@ import numpy as np
 from bnn_kernels.compile.isa import isa
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x8, float32x16
-from bnn_kernels.compile.simd.float_tables import TABLE_BITS, chosen, load_words, look_up, shifted
+from bnn_kernels.compile.simd.float_tables import (
+    TABLE_BITS,
+    chosen,
+    codes,
+    load_words,
+    look_up,
+    lowest_chooses,
+    shifted,
+)
 from bnn_kernels.ops.finishing import EpilogueOutput, addresses, finisher
 from bnn_kernels.runtime.arrays import aligned_zeros
 from bnn_kernels.runtime.mapped import release
@@ -70,6 +78,66 @@ def word_bits() -> int:
     """Return how many weights of a filter share a word: as many as fill whole groups of a table's inputs."""
     bits = TABLE_BITS.get(isa(), 4)
     return 32 // bits * bits
+
+
+@inline
+def value_of(packed, block, lanes, code):
+    """Return float32 (16,): the weights of a block's filters whose bits are those of `code`, the first plane lowest."""
+    terms = len(packed.ends)
+    lane = np.uint64(block * 16)
+    first, second = np.zeros(16, np.float32), np.zeros(16, np.float32)
+    weight = float32x16.zero()
+    plane = 0
+    for t in range(terms):
+        first[:] = 0
+        while plane < packed.ends[t]:
+            second[:] = packed.values[2 * plane + (code >> plane & 1)]
+            first += second
+            plane += 1
+        scale = float32x16.load(packed.scales, np.uint64(t * lanes) + lane)
+        level = float32x16.load(first, np.uint64(0))
+        weight = float32x16.add(weight, float32x16.multiply(level, scale))
+    return float32x16.add(weight, float32x16.load(packed.scales, np.uint64(terms * lanes) + lane))
+
+
+_, rest = codes(1)
+
+
+@inline
+def expand_1_plane(packed, block, length, per_word, to):
+    """Write what `expand` writes, of one plane: a choice of two values a weight."""
+    packed = Packed(*packed)
+    word_count = (length + per_word - 1) // per_word
+    lanes = len(packed.words) // word_count
+    clear, is_set = value_of(packed, block, lanes, 0), value_of(packed, block, lanes, 1)
+    at, j = np.uint64(0), np.uint64(block * word_count * 16)
+    for word in range(word_count):
+        bits = load_words(packed.words, j)
+        j += np.uint64(16)
+        for _ in range(min(per_word, length - word * per_word)):
+            float32x16.store(to, at, lowest_chooses(bits, clear, is_set))
+            bits = rest(bits)
+            at += np.uint64(16)
+
+
+@inline
+def expand_2_planes(packed, block, length, per_word, to):
+    """Write what `expand` writes, of two planes: a choice of four values a weight."""
+    packed = Packed(*packed)
+    word_count = (length + per_word - 1) // per_word
+    lanes = len(packed.words) // (2 * word_count)
+    v0, v1 = value_of(packed, block, lanes, 0), value_of(packed, block, lanes, 1)
+    v2, v3 = value_of(packed, block, lanes, 2), value_of(packed, block, lanes, 3)
+    at, j = np.uint64(0), np.uint64(block * word_count * 16)
+    plane = np.uint64(len(packed.words) // 2)
+    for word in range(word_count):
+        bits, second = load_words(packed.words, j), load_words(packed.words, j + plane)
+        j += np.uint64(16)
+        for _ in range(min(per_word, length - word * per_word)):
+            low, high = lowest_chooses(bits, v0, v1), lowest_chooses(bits, v2, v3)
+            float32x16.store(to, at, lowest_chooses(second, low, high))
+            bits, second = rest(bits), rest(second)
+            at += np.uint64(16)
 
 
 @inline
@@ -212,7 +280,7 @@ class FewBitWeight:
         for row, scale in zip(scales, (*(term.scale for term in terms), last), strict=True):
             row[:, :filters] = scale.reshape(groups, filters)
         ends = np.cumsum([len(term.multipliers) for term in terms])
-        self.expand = expand
+        self.expand = {1: expand_1_plane, 2: expand_2_planes}.get(len(values), expand)
         self.packed = Packed(
             words.reshape(-1),
             np.array(values, np.float32).reshape(-1),

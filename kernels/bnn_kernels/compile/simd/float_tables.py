@@ -81,6 +81,17 @@ def chosen(typing, words, bit, clear, set_):
     return float32x16(uint32x16, types.uint64, types.float32, types.float32), emit
 
 
+@intrinsic
+def lowest_chooses(typing, words, clear, set_):
+    """`set_` in the lanes whose lowest bit is set, `clear` in the others; float32x16 both."""
+
+    def emit(context, builder, signature, args):
+        words, clear, set_ = args
+        return builder.select(builder.trunc(words, ir.VectorType(ir.IntType(1), 16)), set_, clear)
+
+    return float32x16(uint32x16, float32x16, float32x16), emit
+
+
 @functools.cache
 def codes(bits: int) -> tuple[Any, Any]:
     """Return (lowest, rest): the lowest code of so many bits of each lane as float32, and the words without it."""
