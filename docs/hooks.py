@@ -376,5 +376,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     markdown = re.sub(r"<!-- recipes: (\w+) -->", lambda match: recipe_table(match[1]), markdown)
     here = os.path.dirname(page.file.src_uri)
     target = os.path.relpath("figures", here or ".").replace(os.sep, "/")
-    markdown = re.sub(r"<!-- table: (\w+) -->", lambda found: TABLES[found[1]](), markdown)
+    # Others stand in the page itself, down to <!-- end -->, see `paper_figures.quantizer_table`.
+    markdown = re.sub(rf"<!-- table: ({'|'.join(TABLES)}) -->", lambda found: TABLES[found[1]](), markdown)
     return re.sub(r"\]\((?:\.\./)*results/figures/", f"]({target}/", markdown)

@@ -282,6 +282,15 @@ def test_the_format_of_the_ledger_is_that_of_the_code():
     assert f"version {ledger_file.VERSION}" in shown and ledger_file.SCHEMA in shown
 
 
+@pytest.mark.parametrize("file", sorted(ROOT.glob("docs/**/*.md")), ids=lambda file: file.stem)
+def test_every_table_of_a_page_is_made_or_stands_in_the_page(file):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=file.relative_to(ROOT / "docs").as_posix()))
+    text = file.read_text()
+    shown = hooks.on_page_markdown(text, page)
+    assert shown.count("<!-- table: ") == shown.count("<!-- end -->") == text.count("<!-- end -->")
+    assert "<!-- recipes: " not in shown
+
+
 def test_the_table_of_published_networks_has_a_line_for_each():
     rows = json.loads((ROOT / "results" / "published_networks.json").read_text())["rows"]
     page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/published_code.md"))
