@@ -72,6 +72,7 @@ def test_ranges_are_those_of_the_float_network(network, images, quantized):
         torch.testing.assert_close(weight.step.detach().reshape(-1), step, rtol=1e-5, atol=0)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("observer", ["min_max", "percentile", "mse", "entropy"])
 def test_eight_bits_answer_like_floats_and_run_on_integers(network, images, observer, tmp_path):
     model = bnn.calibrate(bnn.quantize(network, "int8", skip=()), [images], observer)
@@ -85,6 +86,7 @@ def test_eight_bits_answer_like_floats_and_run_on_integers(network, images, obse
 
 
 @pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("quantized", [affine, symmetric])
 def test_all_widths_run_on_integers(network, images, bits, quantized):

@@ -92,6 +92,7 @@ class Stop(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("quantizers", [LSQ, XNOR], ids=["lsq", "xnor"])
 def test_an_average_goes_on_where_it_was(quantizers, tmp_path):
     whole, parts = network(**quantizers), network(**quantizers)
@@ -133,7 +134,7 @@ def without_batch_norm():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("batches", [2, 4])
+@pytest.mark.parametrize("batches", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_accumulation_equals_a_larger_batch(batches, tmp_path):
     """Of 1,197 images the last step has fewer batches, and the last batch fewer images."""
     large, small = without_batch_norm().double(), without_batch_norm().double()

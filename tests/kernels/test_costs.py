@@ -67,6 +67,17 @@ def test_every_layer_is_of_one_kind():
     assert kind((8, 65, 3, 3)) == "more channels"
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_eight_bits_of_few_channels_are_multiplied(setting, channels, groups):
+    """A first layer, on one channel or three, counted 64 pairs of planes: 30 times as long, up to 300."""
+    setting(BNN_KERNELS_COSTS="built-in")
+    planes = (1, 2, 4, 8, 16, 32, 64, -128)
+    maps = Maps((9, 9), (9, 9), False, tuple(1 << p for p in range(8)))
+    filters = Filters((8 * groups, channels, 3, 3), planes, False, groups)
+    assert choice.choose(filters, maps).multiplies
+
+
 def test_a_measured_file_decides(setting, tmp_path):
     file = tmp_path / "costs.json"
     for products, taken in (([1, 1, 1], True), ([50, 50, 50], False)):

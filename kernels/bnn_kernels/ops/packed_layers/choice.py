@@ -73,8 +73,9 @@ PRODUCTS = {
 def choose(filters: Filters, maps: Maps) -> Choice:
     """Return the fastest kernels for inputs of these maps, of which the weights need not be known.
 
-    Groups of fewer than four channels would leave most of a lane's products empty; those of depthwise convolutions lie
-    side by side, whatever the number of planes. Lookups work on 32 filters and four positions at a time.
+    Where a tap is a run of its own, as in groups, fewer than four channels leave a part of a lane's products empty:
+    products then take as much longer. Those of depthwise convolutions lie side by side, whatever the number of planes.
+    Lookups work on 32 filters and four positions at a time.
     """
     lookups = isa() == "avx2" and filters.filters >= 24 and maps.out[0] * maps.out[1] >= 4
     # Ternary weights take one count, as binary ones do, but two look-ups.
@@ -86,7 +87,7 @@ def choose(filters: Filters, maps: Maps) -> Choice:
             name = f"depthwise products, sums of {channels.sums} bits"
             why = f"{filters.groups} groups of {filters.channels} to {filters.filters} channels"
             return Choice(partial(DepthwisePath, form=channels), name, why, True)
-    form = form_for(filters, maps) if pairs > 1 and (filters.channels >= 4 or maps.zero is not None) else None
+    form = form_for(filters, maps) if pairs > 1 else None
     why = f"{pairs} pair{'s' * (pairs > 1)} of planes"
     if maps.zero is not None:
         if form is None:
@@ -94,6 +95,8 @@ def choose(filters: Filters, maps: Maps) -> Choice:
         return Choice(partial(ProductPath, form=form), PRODUCTS[form.product], "zero points", True)
     if form is not None:
         fewest, measured = fewest_pairs(filters, maps, form.product)
+        if filters.groups > 1:
+            fewest = -(-fewest * max(filters.channels, form.elements) // filters.channels)
         takes = forced == "products" if forced else pairs >= fewest
         if forced:
             why += ", as asked for"

@@ -42,9 +42,9 @@ def kind_of(filters: Filters, maps: Maps) -> str:
 
 
 # By path and product, for each of KINDS. AVX-512 with VNNI is what `tune` says on an Intel Xeon (Emerald Rapids), see
-# results/costs_avx512.json. AVX2 with VNNI was measured on another Xeon, with one thread, best of many calls, against
-# lookups or popcounts, means over weights and inputs of so many pairs: products ran so many times as fast. Other
-# programs ran at the time, so the second digit is rough.
+# results/costs_avx512.json; an AMD EPYC (Zen 4) differs, see results/costs_zen4.json. AVX2 with VNNI was measured on
+# another Xeon, with one thread, best of many calls, against lookups or popcounts, means over weights and inputs of so
+# many pairs: products ran so many times as fast. Other programs ran at the time, so the second digit is rough.
 #
 #   pairs:                         2      3      4      6      8
 #   3x3, 64 channels, 14x14      0.9    1.4    1.3    2.0    2.3
@@ -65,6 +65,7 @@ _FEWEST = {
     ("neon", "usdot"): (8, 8, 2, 3, 3, 3),
     ("neon", "sdot"): (8, 8, 2, 3, 3, 3),
 }
+_FEWEST_ON = {("znver4", "avx512", "vnni"): (6, 8, 2, 2, 4, 6)}
 # NEON and generic code are guesses: nobody has measured them. On NEON a pair of planes takes three instructions for 128
 # products (eor, cnt, uadalp), bytes one for 16 (sdot), or four (smull and others).
 _GUESS = (12,) * len(KINDS)
@@ -162,4 +163,6 @@ def fewest_pairs(filters: Filters, maps: Maps, product: str) -> tuple[int, bool]
     kind, costs = kind_of(filters, maps), measured()
     if costs is not None and costs.product == product:
         return costs.fewest(kind), True
-    return _FEWEST.get((isa(), product), _GUESS)[KINDS.index(kind)], False
+    path = (isa(), product)
+    table = _FEWEST_ON.get((str(cpu_features()["cpu"]), *path)) or _FEWEST.get(path, _GUESS)
+    return table[KINDS.index(kind)], False
