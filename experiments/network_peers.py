@@ -45,16 +45,12 @@ def _with_affine_norms(model: nn.Module) -> nn.Module:
 def _openvino(model: nn.Module, example: Tensor, threads: int) -> Callable[[np.ndarray], Any]:
     import openvino
 
-    options = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
+    from experiments.engines.open_vino import compiled
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its tracing
         graph = openvino.convert_model(model, example_input=example, input=list(example.shape))
-    request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
+    request = compiled(graph, threads).create_infer_request()
     return lambda x: request.infer([x], share_inputs=True, share_outputs=True)[0]
 
 

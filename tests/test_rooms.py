@@ -32,6 +32,7 @@ ALLOWED = {
         "nncf",
         "onnx",
         "onnxruntime",
+        "torchao",
         "timm",
         "filelock",
         "scipy",

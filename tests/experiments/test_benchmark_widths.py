@@ -151,6 +151,6 @@ def test_an_engine_that_only_seems_to_be_int8_is_found_out(int8_layers, factor, 
 
 
 def test_what_is_not_installed_is_said(monkeypatch):
-    monkeypatch.setattr(int8_peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "onnx and onnxruntime not installed: pip install" in int8_peers.missing("onnxruntime int8")
     assert int8_peers.versions() == {}

@@ -1,0 +1,97 @@
+"""ONNX Runtime: in FP32, in 8 bits with ranges chosen beforehand, and with ranges of each input (extra `peers`)."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiments.engines.base import Loaded, has_vnni, silent
+
+_FILE = "model.onnx"
+# Nodes of a graph that ONNX Runtime has optimized: multiplications in 8 bits, and in floats.
+_INT8_NODES = {
+    *("QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"),
+    "DynamicQuantizeMatMul",
+}
+_FLOAT_NODES = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+
+
+class OnnxRuntime:
+    """kind: fp32, int8 (quantize and dequantize nodes, weights by channel) or int8 dynamic."""
+
+    def __init__(self, kind: str) -> None:
+        self.name = f"onnxruntime {kind}"
+        self.libraries: tuple[str, ...] = ("onnx", "onnxruntime")
+        self.extra = "peers"
+        self._kind = kind
+
+    def build(self, model: nn.Module, example: Tensor, batches: Sequence[Tensor], folder: Path) -> None:
+        """Export the network for any batch size, and quantize it."""
+        # On Windows a file that the library has open cannot be removed yet.
+        with silent(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            plain = str((folder if self._kind == "fp32" else Path(temporary)) / _FILE)
+            sizes = {"x": {0: "n"}, "y": {0: "n"}}
+            # The exporter that PyTorch now prefers needs onnxscript and takes many times as long for the same graph.
+            names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": sizes}
+            torch.onnx.export(model, (example,), plain, dynamo=False, **names)  # type: ignore[arg-type]
+            if self._kind != "fp32":
+                from onnxruntime.quantization.shape_inference import quant_pre_process
+
+                prepared = str(Path(temporary) / "prepared.onnx")
+                quant_pre_process(plain, prepared)
+                (_quantize if self._kind == "int8" else _quantize_dynamic)(prepared, str(folder / _FILE), batches)
+
+    def load(self, folder: Path, threads: int, batch: int | None = None) -> Loaded:
+        """Return a session; its optimized graph says which nodes run."""
+        with silent(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            import onnx
+            import onnxruntime
+
+            optimized = str(Path(temporary) / "optimized.onnx")
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+            options.log_severity_level = 3
+            options.optimized_model_filepath = optimized
+            if batch is not None:
+                options.add_free_dimension_override_by_name("n", batch)
+            session = onnxruntime.InferenceSession(str(folder / _FILE), options, providers=["CPUExecutionProvider"])
+            kinds = [node.op_type for node in onnx.load(optimized).graph.node]
+        int8, floats = (sum(kind in nodes for kind in kinds) for nodes in (_INT8_NODES, _FLOAT_NODES))
+
+        def predict(x: np.ndarray) -> np.ndarray:
+            return session.run(None, {"x": x})[0]
+
+        return Loaded(predict, int8 + floats, int8)
+
+
+def _quantize(source: str, target: str, batches: Sequence[Tensor]) -> None:
+    from onnxruntime import quantization
+
+    left = iter([{"x": x.numpy()} for x in batches])
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(left, None)
+
+    quantization.quantize_static(
+        source,
+        target,
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+        reduce_range=not has_vnni(),
+    )
+
+
+def _quantize_dynamic(source: str, target: str, batches: Sequence[Tensor]) -> None:
+    from onnxruntime import quantization
+
+    # Its convolutions of integers take unsigned weights alone.
+    quantization.quantize_dynamic(
+        source, target, weight_type=quantization.QuantType.QUInt8, reduce_range=not has_vnni()
+    )

@@ -1,0 +1,71 @@
+"""torchao's PT2E quantization with its quantizer for x86, compiled by Inductor (extra `oracles`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiments.engines.base import Loaded, silent
+
+_FILE = "model.pt2"
+# What Inductor counts of the layers whose weights it lays out for products of bytes.
+_COUNTERS = ("qconv_weight_prepack_matcher_count", "qlinear_weight_prepack_matcher_count")
+
+
+class TorchaoPt2e:
+    """Eight bits after training; needs a C++ compiler, and half a minute or more to load a network."""
+
+    name = "torchao int8"
+    libraries: tuple[str, ...] = ("torchao",)
+    extra = "oracles"
+
+    def build(self, model: nn.Module, example: Tensor, batches: Sequence[Tensor], folder: Path) -> None:
+        """Export the network for any batch size, quantize it and save the exported program."""
+        with silent():
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+            quantizer = x86.X86InductorQuantizer()
+            quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+            prepared = prepare_pt2e(_exported(model, example).module(), quantizer)
+            with torch.no_grad():
+                for batch in batches:
+                    prepared(batch)
+            torch.export.save(_exported(convert_pt2e(prepared), example), folder / _FILE)
+
+    def load(self, folder: Path, threads: int, batch: int | None = None) -> Loaded:
+        """Compile the network for the batch size and for the threads that PyTorch has now.
+
+        Without a batch size it is compiled for single inputs, one after the other.
+        """
+        with silent(), torch.no_grad():
+            import torch._inductor.config as inductor
+            from torch._dynamo.utils import counters
+
+            program = torch.export.load(folder / _FILE)
+            kinds = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+            layers = sum(kind.startswith(("aten.conv", "aten.linear")) for kind in kinds)
+            (example,) = program.example_inputs[0] if program.example_inputs else (None,)
+            assert isinstance(example, Tensor)
+            size = batch or 1
+            torch._dynamo.reset()
+            before = sum(counters["inductor"][name] for name in _COUNTERS)
+            with inductor.patch(freezing=True):
+                network: Any = torch.compile(program.module(), dynamic=False)
+                network(example[:1].repeat(size, *(1 for _ in example.shape[1:])))
+            integer = sum(counters["inductor"][name] for name in _COUNTERS) - before
+
+        def predict(x: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                found = [network(part) for part in torch.from_numpy(x).split(size)]
+            return torch.cat(found).numpy() if len(found) > 1 else found[0].numpy()
+
+        return Loaded(predict, layers, integer)
+
+
+def _exported(model: Any, example: Tensor) -> Any:
+    size = torch.export.Dim("n", min=1, max=2**16)
+    return torch.export.export(model, (example,), dynamic_shapes=({0: size},))
