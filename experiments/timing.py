@@ -37,8 +37,8 @@ class Timing:
         return Timing(self.best / count, self.median / count, self.calls, (low / count, high / count))
 
 
-def in_turn(functions: Sequence[Callable[[], object]], seconds: float, least: int = 10) -> list[Timing]:
-    """Time functions in turn, in blocks of calls A A A B B B ... A A A ..., for about `seconds` in all.
+def samples_in_turn(functions: Sequence[Callable[[], object]], seconds: float, least: int = 10) -> list[list[float]]:
+    """Return the seconds of all calls of functions in turn, in blocks A A A B B B ... A A A ..., of `seconds` in all.
 
     A block lasts about BLOCK_SECONDS, so that each side mostly finds the caches as it left them, and there are at
     least `least` calls of each; every call counts.
@@ -54,8 +54,13 @@ def in_turn(functions: Sequence[Callable[[], object]], seconds: float, least: in
             while (start := time.perf_counter()) < block:
                 function()
                 times.append(time.perf_counter() - start)
+    return samples
+
+
+def in_turn(functions: Sequence[Callable[[], object]], seconds: float, least: int = 10) -> list[Timing]:
+    """Time functions in turn; see `samples_in_turn`."""
     found = []
-    for times in samples:
+    for times in samples_in_turn(functions, seconds, least):
         low, median, high = (float(value) for value in np.quantile(times, (0.25, 0.5, 0.75)))
         found.append(Timing(min(times), median, len(times), (low, high)))
     return found

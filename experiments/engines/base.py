@@ -1,5 +1,7 @@
 """What an engine is."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib.util
 import io
@@ -7,10 +9,12 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-from torch import Tensor, nn
+
+if TYPE_CHECKING:  # a packed network runs without torch
+    from torch import Tensor, nn
 
 
 class Loaded(NamedTuple):
@@ -38,11 +42,12 @@ class Engine(Protocol):
         them, on which a library that quantizes chooses ranges.
         """
 
-    def load(self, folder: Path, threads: int, batch: int | None = None) -> Loaded:
+    def load(self, folder: Path, threads: int, batch: int | None = None, counted: bool = True) -> Loaded:
         """Return what a folder holds, ready to run.
 
         batch: the one batch size that it will get, for engines that make use of that. threads: for engines that have
-        threads of their own; those of PyTorch and of the kernels are the process's.
+        threads of their own; those of PyTorch and of the kernels are the process's. counted: without it an engine for
+        which counting layers takes memory says 0 of 0.
         """
 
 

@@ -1,14 +1,18 @@
 """ONNX Runtime: in FP32, in 8 bits with ranges chosen beforehand, and with ranges of each input (extra `peers`)."""
 
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from experiments.engines.base import Loaded, has_vnni, silent
+
+if TYPE_CHECKING:  # a packed network runs without torch
+    from torch import Tensor, nn
 
 _FILE = "model.onnx"
 # Nodes of a graph that ONNX Runtime has optimized: multiplications in 8 bits, and in floats.
@@ -30,6 +34,8 @@ class OnnxRuntime:
 
     def build(self, model: nn.Module, example: Tensor, batches: Sequence[Tensor], folder: Path) -> None:
         """Export the network for any batch size, and quantize it."""
+        import torch
+
         # On Windows a file that the library has open cannot be removed yet.
         with silent(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             plain = str((folder if self._kind == "fp32" else Path(temporary)) / _FILE)
@@ -44,27 +50,35 @@ class OnnxRuntime:
                 quant_pre_process(plain, prepared)
                 (_quantize if self._kind == "int8" else _quantize_dynamic)(prepared, str(folder / _FILE), batches)
 
-    def load(self, folder: Path, threads: int, batch: int | None = None) -> Loaded:
+    def load(self, folder: Path, threads: int, batch: int | None = None, counted: bool = True) -> Loaded:
         """Return a session; its optimized graph says which nodes run."""
         with silent(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-            import onnx
             import onnxruntime
 
             optimized = str(Path(temporary) / "optimized.onnx")
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
             options.log_severity_level = 3
-            options.optimized_model_filepath = optimized
+            if counted:
+                options.optimized_model_filepath = optimized
             if batch is not None:
                 options.add_free_dimension_override_by_name("n", batch)
             session = onnxruntime.InferenceSession(str(folder / _FILE), options, providers=["CPUExecutionProvider"])
-            kinds = [node.op_type for node in onnx.load(optimized).graph.node]
+            kinds = _kinds(optimized) if counted else []
         int8, floats = (sum(kind in nodes for kind in kinds) for nodes in (_INT8_NODES, _FLOAT_NODES))
 
         def predict(x: np.ndarray) -> np.ndarray:
             return session.run(None, {"x": x})[0]
 
         return Loaded(predict, int8 + floats, int8)
+
+
+def _kinds(file: str) -> list[str]:
+    import onnx
+
+    # A batch norm behind a pooling becomes a convolution with one weight a channel, which is no layer.
+    nodes = onnx.load(file).graph.node
+    return [node.op_type for node in nodes if not any(name.startswith("bn_scale") for name in node.input)]
 
 
 def _quantize(source: str, target: str, batches: Sequence[Tensor]) -> None:

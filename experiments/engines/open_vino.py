@@ -1,13 +1,17 @@
 """OpenVINO: in FP32, and in 8 bits after NNCF (extra `peers`)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
 
 from experiments.engines.base import Loaded, has_vnni, silent
+
+if TYPE_CHECKING:  # a packed network runs without torch
+    from torch import Tensor, nn
 
 _FILE = "model.xml"
 _LAYERS = ("Convolution", "FullyConnected", "MatMul")
@@ -46,7 +50,7 @@ class OpenVino:
                 graph = _quantized(graph, batches)
             openvino.save_model(graph, folder / _FILE, compress_to_fp16=False)
 
-    def load(self, folder: Path, threads: int, batch: int | None = None) -> Loaded:
+    def load(self, folder: Path, threads: int, batch: int | None = None, counted: bool = True) -> Loaded:
         """Return the compiled network; the runtime's own graph says at which precision its layers run."""
         with silent():
             import openvino

@@ -1,12 +1,15 @@
 """Our kernels: a network converted into a packed file."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from experiments.engines.base import Loaded
+
+if TYPE_CHECKING:  # a packed network runs without torch
+    from torch import Tensor, nn
 
 _FILE = "packed.safetensors"
 
@@ -27,7 +30,7 @@ class Packed:
 
         bnn.convert(model, example, float_storage=self.float_storage).save(folder / _FILE)
 
-    def load(self, folder: Path, threads: int, batch: int | None = None) -> Loaded:
+    def load(self, folder: Path, threads: int, batch: int | None = None, counted: bool = True) -> Loaded:
         """Return the packed network; a layer counts as one on integers if neither its weights nor inputs are floats."""
         import bnn_kernels as bk
 

@@ -1,14 +1,17 @@
 """torchao's PT2E quantization with its quantizer for x86, compiled by Inductor (extra `oracles`)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from experiments.engines.base import Loaded, silent
+
+if TYPE_CHECKING:  # a packed network runs without torch
+    from torch import Tensor, nn
 
 _FILE = "model.pt2"
 # What Inductor counts of the layers whose weights it lays out for products of bytes.
@@ -24,6 +27,8 @@ class TorchaoPt2e:
 
     def build(self, model: nn.Module, example: Tensor, batches: Sequence[Tensor], folder: Path) -> None:
         """Export the network for any batch size, quantize it and save the exported program."""
+        import torch
+
         with silent():
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
             from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
@@ -36,11 +41,13 @@ class TorchaoPt2e:
                     prepared(batch)
             torch.export.save(_exported(convert_pt2e(prepared), example), folder / _FILE)
 
-    def load(self, folder: Path, threads: int, batch: int | None = None) -> Loaded:
+    def load(self, folder: Path, threads: int, batch: int | None = None, counted: bool = True) -> Loaded:
         """Compile the network for the batch size and for the threads that PyTorch has now.
 
         Without a batch size it is compiled for single inputs, one after the other.
         """
+        import torch
+
         with silent(), torch.no_grad():
             import torch._inductor.config as inductor
             from torch._dynamo.utils import counters
@@ -49,9 +56,9 @@ class TorchaoPt2e:
             kinds = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
             layers = sum(kind.startswith(("aten.conv", "aten.linear")) for kind in kinds)
             (example,) = program.example_inputs[0] if program.example_inputs else (None,)
-            assert isinstance(example, Tensor)
+            assert isinstance(example, torch.Tensor)
             size = batch or 1
-            torch._dynamo.reset()
+            torch._dynamo.reset()  # beyond some compilations of one module it would go on without compiling
             before = sum(counters["inductor"][name] for name in _COUNTERS)
             with inductor.patch(freezing=True):
                 network: Any = torch.compile(program.module(), dynamic=False)
@@ -67,5 +74,7 @@ class TorchaoPt2e:
 
 
 def _exported(model: Any, example: Tensor) -> Any:
+    import torch
+
     size = torch.export.Dim("n", min=1, max=2**16)
     return torch.export.export(model, (example,), dynamic_shapes=({0: size},))

@@ -86,6 +86,7 @@ READERS = {
     "convert": ("convert",),
     "data": ("data",),
     "harness_speed": ("harness_speed", "steps"),
+    "ladder": ("ladder",),
     "ledger": ("ledger",),
     "post_training": ("post_training",),
     "published": ("published",),
@@ -95,10 +96,10 @@ READERS = {
     "timm": ("timm",),
     "training_step": ("training_step", "steps"),
 }
-# Built whole by its name.
-BUILT = {"data": {"data"}}
+# Built whole by its name, or read by what other commands read it with too.
+BUILT = {"data": {"data"}, "ladder": {"quantizer", "name", "options", "seeds"}}
 # Read from the config of the run, which is another.
-OF_A_RUN = {"convert": {"data", "name", "seed", "quantizer"}, "report": {"model"}}
+OF_A_RUN = {"ladder": {"data", "model"}, "convert": {"data", "name", "seed", "quantizer"}, "report": {"model"}}
 
 
 def _read(module):

@@ -1,0 +1,385 @@
+"""From FP32 to one bit: python -m experiments.ladder run=PATH | model=NAME input_shape=[3,32,32].
+
+Takes a network in FP32 and puts it on every rung: floats of 32 and 16 bits, integers of 8 and 4 bits without training,
+then, trained further from its weights, 8, 4 and 2 bits, ternary, binary weights, and binary weights and inputs. Each
+rung runs on our kernels and, where they have it, in PyTorch, ONNX Runtime, OpenVINO and torchao. Measured are bytes on
+disk, resident memory, accuracy, how close the answers are to those in FP32, latency with each number of threads,
+energy where the CPU tells it, and how many layers really run on integers. All packed networks are first compared with
+PyTorch. Trained rungs are finished runs: started again the command trains only what is missing.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from hydra import compose
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
+from rich.table import Table
+
+from experiments import cli
+from experiments.bits_by_layer import base_jobs, jobs_for
+from experiments.collect import write_ledger
+from experiments.commands import quoted, this_command
+from experiments.config_values import ConfigError
+from experiments.ladder_measures import agreement, answers, compared, latencies, memory
+from experiments.ladder_rungs import Rung, chosen, quantized_without_training, untrained, with_rounded_weights
+from experiments.layer_costs import training_images
+from experiments.results import write_json
+from experiments.sweep import entries_of, run_jobs, shown
+from experiments.sweep_plan import Job
+from experiments.timing import set_threads
+
+Row = dict[str, Any]
+ENGINES = ("packed", "pytorch", "onnxruntime", "openvino", "torchao")
+PARITY_INPUTS = 8
+# What a row has of each seed.
+_OF_SEEDS = ("accuracy", "agreement_with_fp32", "kl_from_fp32", "agreement_with_pytorch")
+
+
+@dataclass
+class Subject:
+    """One FP32 network and what it is measured on.
+
+    inputs: batches; labels: (N,) of all of them, None for random inputs. images: batches for calibration. trained: the
+    network of a rung that was trained further; RunError if there is none.
+    """
+
+    seed: int
+    network: Any
+    inputs: list[np.ndarray]
+    labels: np.ndarray | None
+    images: list[Any]
+    trained: Callable[[Rung], Any]
+
+    def on(self, rung: Rung, config: DictConfig) -> Any:
+        """Return the network of a rung, in evaluation mode."""
+        if rung.quantizer is not None:
+            return self.trained(rung)
+        if rung.ptq is None:
+            return self.network
+        ends = config.ends if rung.name == "int4" else None
+        return quantized_without_training(self.network, rung, self.images, config.observer, ends)
+
+
+def untrained_subject(config: DictConfig) -> Subject:
+    """Return a network of random weights and random images; ConfigError if its input's shape is not said."""
+    import torch
+
+    import bnn
+
+    torch.manual_seed(0)
+    network = instantiate(config.model, _convert_="object").eval()
+    shape = config.input_shape or getattr(network, "input_shape", None)
+    if shape is None:
+        raise ConfigError(f"{type(network).__name__} does not say what it takes: give input_shape=[C,H,W]")
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(config.batches * config.batch_size, *shape, generator=generator).split(config.batch_size)
+    inputs = torch.randn(config.images, *shape, generator=generator).split(config.batch_size)
+    bnn.calibration.reestimate_batch_norm(network, images[:1])
+
+    def trained(rung: Rung) -> Any:
+        quantizer = compose("train", [f"quantizer={rung.quantizer}"]).quantizer
+        factories = {key: instantiate(quantizer[key], _convert_="object") for key in ("weight", "input")}
+        return untrained(network, rung, images, factories)
+
+    return Subject(0, network, [x.numpy() for x in inputs], None, list(images), trained)
+
+
+def trained_subject(job: Job, jobs: list[Job], config: DictConfig) -> Subject:
+    """Return the network of an FP32 run and those that were trained from it."""
+    from bnn.training import RunError
+    from experiments.runs import load_run
+
+    run, network = load_run(job.folder)
+    if config.data_root is not None:
+        OmegaConf.update(run, "data.root", config.data_root, force_add=True)
+    data = instantiate(run.data)
+    if data.kind == "text":
+        raise ConfigError("the ladder takes classifiers: a language model has no accuracy of a split here")
+    found = list(data.batches(config.split, data.evaluation_batch))
+    images = training_images(network, data, config.batches, config.batch_size)
+
+    def trained(rung: Rung) -> Any:
+        (of_rung,) = (other for other in jobs if (other.cell, other.seed) == (rung.name, job.seed))
+        if not of_rung.ended():
+            raise RunError(f"{of_rung.folder} has not ended: {of_rung.command}")
+        return load_run(of_rung.folder)[1]
+
+    labels = np.concatenate([labels.numpy() for _, labels in found])
+    return Subject(job.seed, network, [x.numpy() for x, _ in found], labels, images, trained)
+
+
+def jobs_of(config: DictConfig, rungs: list[Rung]) -> tuple[list[Job], list[Job]]:
+    """Train what is missing; return the jobs of the FP32 network and those of the rungs trained from it."""
+    base, options, start = base_jobs(config)
+    if config.run is None:
+        with shown(base) as report:
+            failed = run_jobs(base, report)
+        if failed:
+            raise ConfigError("\n  ".join(["of the runs in FP32:", *failed]))
+    fine = [str(text) for text in config.fine_tuning]
+    cells = {
+        rung.name: [f"quantizer={rung.quantizer}", f"start.run={quoted(start)}", *fine]
+        for rung in rungs
+        if rung.quantizer is not None
+    }
+    if not cells:
+        return base, []
+    jobs = jobs_for(config, cells, options, [job.seed for job in base])
+    with shown(jobs) as report:
+        run_jobs(jobs, report)
+    return base, jobs
+
+
+def measured(engine: Any, model: Any, subject: Subject, exact: np.ndarray, folder: Path) -> Row:
+    """Build a network for an engine in an empty folder and return what its answers are like.
+
+    RuntimeError if a packed network does not answer like PyTorch.
+    """
+    import torch
+
+    import bnn
+    from experiments.engines import bytes_on_disk
+
+    example = torch.from_numpy(subject.inputs[0][:PARITY_INPUTS])
+    engine.build(model, example, subject.images, folder)
+    loaded = engine.load(folder, set_threads(0))
+    found = answers(loaded.predict, subject.inputs)
+    row = {
+        "layers": loaded.layers,
+        "integer_layers": loaded.integer_layers,
+        "file_bytes": bytes_on_disk(folder),
+        **compared(found, exact, subject.labels),
+    }
+    if engine.name.startswith("packed"):
+        reference = with_rounded_weights(model, engine.name)
+        report = bnn.check_parity(reference, loaded.predict, example)
+        if report.first_difference is not None:
+            raise RuntimeError(f"the packed network does not answer like PyTorch:\n{report}")
+        row["agreement_with_pytorch"] = round(agreement(found, torch_answers(reference, subject)), 6)
+    return row
+
+
+def torch_answers(network: Any, subject: Subject) -> np.ndarray:
+    """Return the logits of a network in PyTorch on a subject's inputs."""
+    import torch
+
+    with torch.inference_mode():
+        return answers(lambda x: network(torch.from_numpy(x)).numpy(), subject.inputs)
+
+
+def rows_of(subject: Subject, rungs: list[Rung], config: DictConfig, folder: Path) -> list[Row]:
+    """Return a row for each rung and engine, built in folder/RUNG/ENGINE; those that failed say why."""
+    import bnn
+    from experiments.engines import ENGINES as BY_NAME
+    from experiments.engines import missing
+
+    if bnn.takes_pixels(subject.network):
+        raise ConfigError(
+            "the ladder takes networks of floats: this one takes pixels, train it with model.pixels=false"
+        )
+    exact = torch_answers(subject.network, subject)
+    rows = []
+    for rung in track(rungs, f"seed {subject.seed}", transient=True, console=cli.console()):
+        names = [name for name in rung.engines if name.partition(" ")[0] in config.engines]
+        ours = subject.on(rung, config) if "packed" in config.engines else None
+        for name in names:
+            engine = BY_NAME[name]
+            row: Row = {"rung": rung.name, "bits": rung.bits, "engine": name}
+            reason = missing(engine)
+            if reason is None:
+                target = folder / rung.name / name.replace(" ", "_")
+                target.mkdir(parents=True)
+                try:
+                    # Libraries get the FP32 network and quantize it themselves.
+                    model = ours if name.startswith("packed") else subject.network
+                    row |= measured(engine, model, subject, exact, target)
+                except Exception as error:
+                    if name.partition(" ")[0] in ("packed", "pytorch"):
+                        raise
+                    # of the libraries' own kinds, any of them
+                    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            rows.append(row if reason is None else row | {"failed": reason})
+    return rows
+
+
+def joined(found: list[list[Row]]) -> list[Row]:
+    """Return the rows of several seeds as one list, with lists of what each seed has of its own."""
+    joint = []
+    for same in zip(*found, strict=True):
+        failed = next((row for row in same if "failed" in row), None)
+        seeds = {name: [row[name] for row in same] for name in _OF_SEEDS if name in same[0]}
+        joint.append(failed if failed is not None else {**same[0], **seeds})
+    return joint
+
+
+def add_costs(rows: list[Row], folder: Path, example: np.ndarray, config: DictConfig) -> None:
+    """Give rows, in place, the memory, latency and energy of what was built in a folder."""
+    from bnn.machine import usable_cores
+    from experiments.engines import ENGINES as BY_NAME
+
+    there = [row for row in rows if "failed" not in row]
+    built = [(BY_NAME[row["engine"]], folder / row["rung"] / row["engine"].replace(" ", "_")) for row in there]
+    for row, (engine, where) in zip(
+        there, track(built, "memory", transient=True, console=cli.console(), disable=not config.memory), strict=True
+    ):
+        row["memory"] = memory(engine, where, example) if config.memory else None
+        row["latency"] = []
+    for threads in config.threads:
+        if threads > usable_cores():
+            print(f"{threads} threads are left out: there are {usable_cores()} cores")
+            continue
+        for row, found in zip(
+            there, latencies(built, example, threads, config.seconds, config.least_calls), strict=True
+        ):
+            row["latency"].append(found)
+
+
+def show(rows: list[Row], title: str) -> None:
+    """Print the rows, means over the seeds, and what could not be measured."""
+    there = [row for row in rows if "failed" not in row]
+    exact: list[Any] = next((row["accuracy"] for row in there if row["rung"] == "fp32"), [None])
+    told = None not in exact
+    answered = Table(title=f"answers: {title}")
+    for column in ("rung", "W/A", "engine", "integer layers", *(["accuracy %", "lost"] if told else []), "as FP32 %"):
+        answered.add_column(column, justify="left" if column in ("rung", "W/A", "engine") else "right")
+    answered.add_column("KL from FP32", justify="right")
+    for row in there:
+        integer = f"{row['integer_layers']} of {row['layers']}"
+        accuracy = []
+        if told:
+            lost = fmean(exact) - fmean(row["accuracy"])
+            accuracy = [f"{100 * fmean(row['accuracy']):.2f}", f"{round(100 * lost, 2) + 0.0:.2f}"]  # no -0.00
+        answered.add_row(
+            *(row["rung"], row["bits"], row["engine"]),
+            f"[red]{integer}[/red]" if quantized_nothing(row) else integer,
+            *accuracy,
+            f"{100 * fmean(row['agreement_with_fp32']):.2f}",
+            f"{fmean(row['kl_from_fp32']):.2g}",
+        )
+    cli.console().print(answered)
+    show_costs(there, title)
+    for row in rows:
+        if "failed" in row:
+            print(f"{row['rung']}, {row['engine']}: {row['failed']}")
+        elif quantized_nothing(row):
+            print(f"{row['rung']}, {row['engine']}: none of {row['layers']} layers runs on integers")
+
+
+def show_costs(rows: list[Row], title: str) -> None:
+    """Print bytes on disk, resident memory, that beyond the libraries' own, latency and energy."""
+    counts = [one["threads"] for one in rows[0]["latency"]] if rows else []
+    energy = any(one["energy_uj"] is not None for row in rows for one in row["latency"])
+    table = Table(title=f"costs: {title}")
+    columns = ["rung", "W/A", "engine", "kB", "MB", "own MB"]
+    for count in counts:
+        columns += [f"us p50 x{count}", f"p90 x{count}", *([f"uJ x{count}"] if energy else [])]
+    for column in columns:
+        table.add_column(column, justify="left" if column in columns[:3] else "right", no_wrap=True)
+    for row in rows:
+        memory_of = row["memory"]
+        resident = ["", ""]
+        if memory_of is not None:
+            beyond = memory_of["resident_bytes"] - memory_of["imports_bytes"]
+            resident = [f"{number / 1e6:,.1f}" for number in (memory_of["resident_bytes"], beyond)]
+        times = []
+        for one in row["latency"]:
+            times += [
+                f"{one['p50_us']:,.1f}",
+                f"{one['p90_us']:,.1f}",
+                *([f"{one['energy_uj']:,.0f}"] if energy else []),
+            ]
+        table.add_row(row["rung"], row["bits"], row["engine"], f"{row['file_bytes'] / 1000:,.1f}", *resident, *times)
+    cli.console().print(table)
+
+
+def quantized_nothing(row: Row) -> bool:
+    """Return whether a network whose inputs should have few bits multiplies floats alone."""
+    return row["integer_layers"] == 0 and not row["bits"].endswith("/32")
+
+
+def check(config: DictConfig) -> list[Rung]:
+    """Return the rungs that are asked for; ConfigError says what is wrong with the options."""
+    sources = [name for name in ("run", "options", "model") if OmegaConf.select(config, name) is not None]
+    if len(sources) != 1:
+        raise ConfigError(
+            "name one network: run=PATH of a run in FP32, options=['experiment=NAME'] to train one, or model=NAME for "
+            f"random weights; got {', '.join(sources) or 'none'}"
+        )
+    if unknown := sorted(set(config.engines) - set(ENGINES)):
+        raise ConfigError(f"engines are {', '.join(ENGINES)}, got {unknown[0]!r}")
+    return chosen(config.rungs, config.train or sources == ["model"])
+
+
+def task(config: DictConfig) -> None:
+    """Train, build, measure and write."""
+    import bnn_kernels as bk
+
+    from bnn.training import provenance
+    from experiments.engines import ENGINES as BY_NAME
+    from experiments.engines import versions
+
+    rungs = check(config)
+    base: list[Job] = []
+    jobs: list[Job] = []
+    if OmegaConf.select(config, "model") is None:
+        base, jobs = jobs_of(config, rungs)
+    found = []
+    # On Windows a file that an engine has mapped cannot be removed yet.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        for i in range(max(1, len(base))):  # of one seed after the other: networks may be large
+            subject = trained_subject(base[i], jobs, config) if base else untrained_subject(config)
+            found.append(rows_of(subject, rungs, config, Path(temporary) / str(i)))
+        rows = joined(found)
+        example = subject.inputs[0][: config.batch]
+        add_costs(rows, Path(temporary) / "0", np.ascontiguousarray(example), config)
+    model = type(subject.network).__name__
+    data = None if not base else base[0].config.data.get("name") or base[0].config.data._target_.rpartition(".")[2]
+    origin = provenance() | {"kernels": bk.cpu_features()}
+    origin["versions"] = {**origin["versions"], **versions(BY_NAME.values())}
+    on = f"on {data}, {len(base)} seed{'s' * (len(base) > 1)}" if base else "of random weights"
+    show(rows, f"{model} {on}; batch {config.batch}, {origin['hardware']['cpu']}")
+    if config.output is None:
+        return
+    output = Path(config.output)
+    content: dict[str, Any] = {
+        "command": this_command(),
+        "model": model,
+        "data": data,
+        "seeds": [job.seed for job in base],
+        "split": config.split if base else None,
+        "inputs": sum(map(len, subject.inputs)),
+        "batch": config.batch,
+        "calibration_images": sum(map(len, subject.images)),
+        "rows": rows,
+    }
+    if base:
+        entries, refused = entries_of([*base, *jobs], [])
+        content["ledger"] = f"{output.stem}_ledger.json"
+        write_ledger(entries, this_command(), output.with_name(content["ledger"]))
+        print("\n".join(f"refused: {text}" for text in refused), end="", file=sys.stderr)
+    write_json(output, {**content, **origin})
+    print(f"written: {output}")
+
+
+def main() -> None:
+    """Entry point."""
+    import logging
+
+    from bnn.converter import ConversionError
+    from bnn.data import DataError
+    from bnn.training import RunError
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    cli.run(task, "ladder", expected=(ConversionError, DataError, RunError, OSError, ValueError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The ladder: a trained run on every rung, its packed networks like PyTorch's, the libraries beside them."""
+
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import energy
+from experiments.ladder import quantized_nothing
+from experiments.ladder_measures import agreement, divergence
+from experiments.ladder_rungs import RUNGS
+
+FAST = ("threads=[1]", "seconds=0.01", "least_calls=3", "memory=false")
+
+
+@pytest.fixture(scope="module")
+def found(trained, tmp_path_factory, module_command):
+    """The result of the whole ladder on a small network, and its folder."""
+    folder = tmp_path_factory.mktemp("ladder")
+    shutil.copytree(trained / "runs", folder / "runs")
+    engines = "engines=[packed,pytorch,onnxruntime,openvino]"
+    fine = "fine_tuning=['epochs=1','trainer.enable_progress_bar=false']"
+    done = module_command(
+        "experiments.ladder", "run=runs/default/fp32", fine, engines, *FAST, "output=out/ladder.json", folder=folder
+    )
+    assert done.status == 0, done.err
+    return json.loads((folder / "out" / "ladder.json").read_text()), folder, done.out
+
+
+def test_every_rung_is_there_and_answers_like_pytorch(found):
+    content, folder, _ = found
+    rows = {(row["rung"], row["engine"]): row for row in content["rows"]}
+    assert {rung for rung, _ in rows} == set(RUNGS)
+    (file,) = (folder / "runs").rglob("default/fp32/*/seed0/result.json")
+    accuracy = json.loads(file.read_text())["accuracy"]["test"]
+    assert rows["fp32", "pytorch"]["accuracy"] == pytest.approx([accuracy], abs=1e-6)
+    assert rows["fp32", "pytorch"]["agreement_with_fp32"] == [1]
+    for (_, engine), row in rows.items():
+        if engine.startswith("packed"):
+            assert row["agreement_with_pytorch"] == [1]
+    for rung in ("fp16", "bf16", "int8", "int8_dynamic"):
+        row = next(row for (name, engine), row in rows.items() if name == rung and engine.startswith("packed"))
+        assert row["agreement_with_fp32"][0] >= 0.98
+        assert 0 < row["kl_from_fp32"][0] < 0.01
+    sizes = {rung: row["file_bytes"] for (rung, engine), row in rows.items() if engine.startswith("packed")}
+    assert sizes["fp32"] > sizes["fp16"] == sizes["bf16"] > sizes["lsq4"] > sizes["lsq2"] > sizes["bwn"]
+    there = [row for row in rows.values() if "failed" not in row]
+    assert {row["integer_layers"] for row in there if row["bits"].endswith("/32")} == {0}
+    assert not any(map(quantized_nothing, there))
+    times = [one for row in there for one in row["latency"]]
+    assert all(0 < one["p50_us"] <= one["p90_us"] and one["calls"] >= 3 for one in times)
+
+
+def test_trained_rungs_are_in_the_ledger(found):
+    content, folder, _ = found
+    ledger = json.loads((folder / "out" / content["ledger"]).read_text())
+    trained = [name for name, rung in RUNGS.items() if rung.quantizer]
+    assert [entry["method"] for entry in ledger["entries"]] == ["base", *trained]
+    accuracy = {row["rung"]: row["accuracy"] for row in content["rows"] if row["engine"] == "packed"}
+    for entry in ledger["entries"][1:]:
+        assert [run["value"] for run in entry["runs"]] == pytest.approx(accuracy[entry["method"]], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime int8", "onnxruntime int8 dynamic", "openvino int8"])
+def test_libraries_stand_beside_or_say_what_to_install(found, name):
+    (row,) = (row for row in found[0]["rows"] if row["engine"] == name)
+    libraries = ("openvino", "nncf") if name.startswith("openvino") else ("onnx", "onnxruntime")
+    if any(importlib.util.find_spec(library) is None for library in libraries):
+        assert "pip install 'bitplanes[peers]'" in row["failed"]
+        assert row["failed"] in found[2]
+        return
+    assert row["integer_layers"] == row["layers"] > 0
+    assert row["agreement_with_fp32"][0] >= 0.97
+
+
+def test_a_network_of_random_weights(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    options = ("input_shape=[1,8,8]", "model.width=4", "batch_size=16", "images=16", "rungs=[int4,xnor]", *FAST)
+    done = command(
+        "experiments.ladder", "model=digits_cnn", "engines=[packed]", "train=false", *options, "output=a.json"
+    )
+    assert done.status == 0, done.err
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert [row["rung"] for row in rows] == ["fp32", "int4", "xnor"]
+    assert all(row["accuracy"] == [None] and row["agreement_with_pytorch"] == [1] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "name one network"),
+        (("model=lenet5", "run=runs"), "got run, model"),
+        (("model=lenet5", "rungs=[int3]"), "there is no rung 'int3'"),
+        (("model=lenet5", "engines=[tvm]"), "engines are packed"),
+    ],
+)
+def test_mistakes_in_options(options, words, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    done = command("experiments.ladder", *options)
+    assert (done.status, words in done.err) == (2, True)
+
+
+def test_how_answers_are_compared():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    one, other = rng.standard_normal((2, 20, 5))
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (one, other))
+    assert divergence(one, other) == pytest.approx(scipy_stats.entropy(p, q, axis=1).mean())
+    assert divergence(one, one + 1000) == pytest.approx(0, abs=1e-12)
+    assert agreement(one, other) == np.mean(p.argmax(1) == q.argmax(1))
+
+
+def test_energy_of_packages_alone_is_counted_also_past_the_end(tmp_path, monkeypatch):
+    for zone, name, count in (("intel-rapl:0", "package-0", 990), ("intel-rapl:0:0", "core", 5)):
+        (tmp_path / zone).mkdir()
+        for file, text in (("name", name), ("energy_uj", str(count)), ("max_energy_range_uj", "1000")):
+            (tmp_path / zone / file).write_text(text + "\n")
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    file = tmp_path / "intel-rapl:0" / "energy_uj"
+    assert energy.microjoules_a_call(lambda: file.write_text("30"), 0) == 40
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path / "absent")
+    assert energy.microjoules_a_call(lambda: None, 0) is None
