@@ -29,7 +29,14 @@ from experiments.collect import write_ledger
 from experiments.commands import quoted, this_command
 from experiments.config_values import ConfigError
 from experiments.ladder_measures import agreement, answers, compared, latencies, memory
-from experiments.ladder_rungs import Rung, chosen, quantized_without_training, untrained, with_rounded_weights
+from experiments.ladder_rungs import (
+    Rung,
+    chosen,
+    plain,
+    quantized_without_training,
+    untrained,
+    with_rounded_weights,
+)
 from experiments.layer_costs import training_images
 from experiments.results import write_json
 from experiments.sweep import entries_of, run_jobs, shown
@@ -186,6 +193,7 @@ def rows_of(subject: Subject, rungs: list[Rung], config: DictConfig, folder: Pat
             "the ladder takes networks of floats: this one takes pixels, train it with model.pixels=false"
         )
     exact = torch_answers(subject.network, subject)
+    exact_network = plain(subject.network)
     rows = []
     for rung in track(rungs, f"seed {subject.seed}", transient=True, console=cli.console()):
         names = [name for name in rung.engines if name.partition(" ")[0] in config.engines]
@@ -199,7 +207,7 @@ def rows_of(subject: Subject, rungs: list[Rung], config: DictConfig, folder: Pat
                 target.mkdir(parents=True)
                 try:
                     # Libraries get the FP32 network and quantize it themselves.
-                    model = ours if name.startswith("packed") else subject.network
+                    model = ours if name.startswith("packed") else exact_network
                     row |= measured(engine, model, subject, exact, target)
                 except Exception as error:
                     if name.partition(" ")[0] in ("packed", "pytorch"):

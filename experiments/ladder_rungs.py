@@ -83,6 +83,27 @@ def untrained(network: Any, rung: Rung, images: Sequence[Any], factories: dict[s
     return bnn.calibrate(model.eval(), images).eval()
 
 
+def plain(network: Any) -> Any:
+    """Return a copy of a network in FP32 whose layers are PyTorch's own, which other libraries know; the same function.
+
+    A quantized layer that does not quantize does more than PyTorch's does (it pads by itself), and what a library does
+    not recognize it leaves in floats.
+    """
+    from torch import nn
+
+    from bnn.layers.base import QuantLayer
+
+    twin = copy.deepcopy(network)
+    for layer in list(twin.modules()):
+        if isinstance(layer, QuantLayer):
+            kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+            kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
+            if kind is not None and not getattr(layer, "pad_value", 0):
+                del layer.weight_quantizer, layer.input_quantizer
+                layer.__class__ = kind  # the weights, the geometry and the hooks stay
+    return twin
+
+
 def with_rounded_weights(network: Any, engine: str) -> Any:
     """Return the network that an engine's packed file is compared with: with 16-bit weights where it stores these."""
     from bnn.converter.half_floats import round_weights

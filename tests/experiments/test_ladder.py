@@ -102,6 +102,24 @@ def test_mistakes_in_options(options, words, tmp_path, monkeypatch, command):
     assert (done.status, words in done.err) == (2, True)
 
 
+def test_libraries_get_layers_that_they_know():
+    import torch
+    from torch import nn
+
+    from bnn.layers.base import QuantLayer
+    from bnn.models import ResNet20
+    from bnn.quantizers import FullPrecision
+    from experiments.ladder_rungs import plain
+
+    torch.manual_seed(0)
+    network = ResNet20(weight_quantizer=FullPrecision, input_quantizer=FullPrecision).eval()
+    twin, x = plain(network), torch.randn(2, 3, 32, 32)
+    assert not any(isinstance(layer, QuantLayer) for layer in twin.modules())
+    assert sum(type(layer) in (nn.Conv2d, nn.Linear) for layer in twin.modules()) == 20
+    assert any(isinstance(layer, QuantLayer) for layer in network.modules())
+    torch.testing.assert_close(twin(x), network(x))
+
+
 def test_how_answers_are_compared():
     scipy_stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
