@@ -68,7 +68,7 @@ _FEWEST = {
 _FEWEST_ON = {("znver4", "avx512", "vnni"): (6, 8, 2, 2, 4, 6)}
 # NEON and generic code are guesses: nobody has measured them. On NEON a pair of planes takes three instructions for 128
 # products (eor, cnt, uadalp), bytes one for 16 (sdot), or four (smull and others).
-_GUESS = (12,) * len(KINDS)
+_GUESS = (12, 12, 12, 12, 12, 12)
 
 
 # Of each kind's times: pairs of planes, and median microseconds of a call both ways.
