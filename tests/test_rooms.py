@@ -14,7 +14,7 @@ OURS = {"bitplanes", "bnn", "bnn_kernels", "experiments", "paper_figures"}
 # What a room may import beside the standard library and itself.
 ALLOWED = {
     "bitplanes": set(),  # the command starts the others by name
-    "kernels/bnn_kernels": {"numpy", "numba", "llvmlite", "safetensors"},
+    "kernels/bnn_kernels": {"numpy", "numba", "llvmlite", "safetensors", "onnx"},  # onnx within functions
     "bnn": {"torch", "numpy", "yaml"},  # yaml for the presets
     "bnn/data": {"torch", "numpy", "pooch", "sklearn", "scipy", "PIL", "tqdm"},
     "bnn/training": {"torch", "numpy", "lightning", "safetensors"},
@@ -110,7 +110,7 @@ def test_nothing_else_of_bnn_imports_the_converter():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("bnn_kernels", ("torch", "lightning", "hydra", "matplotlib", "bnn")),
+        ("bnn_kernels", ("torch", "lightning", "hydra", "matplotlib", "bnn", "onnx")),
         ("bnn", ("yaml", "lightning", "numba", "bnn_kernels", "hydra", "matplotlib", "sklearn", "pooch")),
         ("bnn.data", ("lightning", "numba", "hydra", "sklearn", "pooch", "scipy", "PIL")),
         ("bnn.training", ("numba", "hydra", "bnn_kernels")),
@@ -129,7 +129,7 @@ def test_an_import_loads_no_more_than_it_needs(module, absent):
 # takes part in no room (`__init__`, `__main__`) is what users call, and imports what it likes.
 FLOORS = {
     "kernels/bnn_kernels": [
-        ["c_header"],
+        ["c_header", "onnx_file"],
         ["model"],
         ["steps"],
         ["ops/recurrent"],

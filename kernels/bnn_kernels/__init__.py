@@ -16,6 +16,8 @@ from bnn_kernels.errors import PackedFileError as PackedFileError
 from bnn_kernels.errors import PlanError as PlanError
 from bnn_kernels.model.packed_model import PackedModel as PackedModel
 from bnn_kernels.model.packed_model import load as load
+from bnn_kernels.onnx_file.export import onnx_model as onnx_model
+from bnn_kernels.onnx_file.export import write_onnx as write_onnx
 from bnn_kernels.ops.epilogue import Epilogue as Epilogue
 from bnn_kernels.ops.packed_layers.conv1d import PackedConv1d as PackedConv1d
 from bnn_kernels.ops.packed_layers.conv1d import ThresholdConv1d as ThresholdConv1d

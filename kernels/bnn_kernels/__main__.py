@@ -1,4 +1,4 @@
-"""Commands for packed models, without torch: python -m bnn_kernels run|bench|warm|info|summary|verify|tune|c-header ...
+"""Commands for packed models, without torch: python -m bnn_kernels run|bench|warm|info|summary|verify|tune|c-header|onnx ...
 
 A mistake in what was typed or in a file ends with one line on stderr and status 2.
 """
@@ -19,6 +19,7 @@ from bnn_kernels.compile import cache as jit_cache
 from bnn_kernels.model import tune
 from bnn_kernels.model.bench import bench
 from bnn_kernels.model.warm import example_inputs, warm
+from bnn_kernels.onnx_file.export import STYLES, write_onnx
 from bnn_kernels.ops.packed_layers import costs
 
 
@@ -170,6 +171,12 @@ def run_c_header(options: argparse.Namespace) -> None:
     print(f"{options.output}: {options.name}_predict in {size:,} bytes of C99; link with the math library (-lm)")
 
 
+def run_onnx(options: argparse.Namespace) -> None:
+    """Write a model as ONNX, with Q/DQ nodes or those of QONNX; needs the package onnx."""
+    write_onnx(_load(options.file), options.output, options.style)
+    print(f"{options.output}: {Path(options.output).stat().st_size:,} bytes of ONNX, style {options.style}")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line: one subcommand for each `run_` function above."""
     main = argparse.ArgumentParser(prog="python -m bnn_kernels", description="Packed models without torch.")
@@ -205,6 +212,9 @@ def parser() -> argparse.ArgumentParser:
     command = add("c-header", run_c_header)
     command.add_argument("output", metavar="OUTPUT", help="the header to write, such as model.h")
     command.add_argument("--name", default="model", metavar="NAME", help="what names in C begin with (model)")
+    command = add("onnx", run_onnx)
+    command.add_argument("output", metavar="OUTPUT", help="the file to write, such as model.onnx")
+    command.add_argument("--style", choices=STYLES, default="qdq", help="how integers are written (qdq)")
     command = add("tune", run_tune, file=False)
     command.add_argument("--seconds", type=_seconds, default=0.2, metavar="S", help="to measure each layer for (0.2)")
     command.add_argument("--output", metavar="FILE", help="the file of costs (one in the folder of machine code)")
@@ -216,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     try:
         options.function(options)
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError, MemoryError, ImportError) as error:
         _fail(error)
 
 

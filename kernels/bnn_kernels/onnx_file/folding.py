@@ -1,0 +1,146 @@
+"""Integer thresholds as what they came from: a scale, a shift and a rounding, where these give the same levels."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bnn_kernels.bits.planes import level_of_code
+from bnn_kernels.bits.sum_range import largest_level
+from bnn_kernels.bits.thresholds import Thresholds
+from bnn_kernels.bits.uniform import UniformLevels
+from bnn_kernels.model.packed_model import PackedModel
+from bnn_kernels.onnx_file.graph import bits_between
+from bnn_kernels.steps.weights import read_terms
+
+
+# Of fewer levels one beside the right one is too far: their layers keep exact sums and comparisons.
+FEWEST_BITS = 5
+
+
+class Folded(NamedTuple):
+    """level = round(sum * scale + shift), clipped to the range of `levels`; scale and shift float64 (C,).
+
+    bounds: the lowest and the highest level of each channel, float32 (2, C), where some channel does not get all.
+    """
+
+    scale: np.ndarray
+    shift: np.ndarray
+    levels: UniformLevels
+    bounds: np.ndarray | None = None
+
+
+def fit(thresholds: Thresholds, largest: int) -> Folded | None:
+    """Return the rounding that gives the levels of thresholds for all sums up to a magnitude, None if there is none.
+
+    Some sums beside a threshold may get the level beside their own: the thresholds were those of float32.
+    """
+    table = level_of_code(thresholds.multipliers, thresholds.signed)[thresholds.codes]
+    count = len(table)
+    low, high = int(table[0]), int(table[-1])
+    bits = bits_between(low, high)
+    if bits is None or bits < FEWEST_BITS or not np.array_equal(table, low + np.arange(count)):
+        return None
+    t = thresholds.t.astype(np.int64)
+    # A falling channel counts its sums with the other sign: sum < t is -sum >= 1 - t.
+    rising = np.sort(np.where(thresholds.flip, 1 - t, t), axis=0)
+    inside = (rising > -largest) & (rising <= largest)
+    scale, shift = _lines(rising, inside, low + np.arange(1, count) - 0.5, largest)
+    tried = np.concatenate([rising, rising - 1, np.full((2, t.shape[1]), [[-largest], [largest]])])
+    tried = np.clip(tried, -largest, largest)
+    right = low + sum((tried >= row).astype(np.int64) for row in rising)
+    made = Folded(np.where(thresholds.flip, -scale, scale), shift, UniformLevels(1.0, True, low, high, bits))
+    found = np.clip(np.rint(tried * scale + shift), low, high)
+    if np.abs(found - right).max() <= 1:
+        return made
+    # Levels that no sum of a channel gets, such as those below 0 after a ReLU.
+    bounds = np.stack([low + (rising <= -largest).sum(0), high - (rising > largest).sum(0)])
+    near = np.abs(np.clip(found, *bounds) - right).max() <= 1
+    return made._replace(bounds=bounds.astype(np.float32)) if near else None
+
+
+def _lines(
+    t: np.ndarray, inside: np.ndarray, middles: np.ndarray, largest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (scale, shift), float64 (C,), so that t * scale + shift is just above the middles between levels.
+
+    t: rising thresholds (L - 1, C), of which those inside count. A line middle * p + c must lie within t - 1 .. t; of
+    lines with a slope p the best c leaves a gap that is convex in p, so the best p is found by thirds.
+    """
+    middles = middles[:, None]
+    count = inside.sum(0)
+
+    def ends(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rest = t - middles * p
+        return np.where(inside, rest, np.inf).min(0), np.where(inside, rest, -np.inf).max(0)
+
+    first = np.where(count > 0, inside.argmax(0), 0)
+    last = len(t) - 1 - np.where(count > 0, inside[::-1].argmax(0), 0)
+    channels = np.arange(t.shape[1])
+    span = np.maximum(last - first, 1)
+    rise = t[last, channels] - t[first, channels]
+    low, high = np.maximum((rise - 1) / span, 1e-9), (rise + 1) / span
+    for _ in range(100):
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        gap_left, gap_right = (most - least for least, most in (ends(left), ends(right)))
+        # Without thresholds there is no gap; the line is then made below.
+        lower = np.nan_to_num(gap_left) < np.nan_to_num(gap_right)
+        low, high = np.where(lower, low, left), np.where(lower, right, high)
+    p = (low + high) / 2
+    # Of one threshold, or none, the step is so long that no sum reaches another.
+    p = np.where(count < 2, 2.5 * (largest + 1), p)
+    least, most = ends(p)
+    with np.errstate(invalid="ignore"):
+        shift = -(least + most - 1) / 2 / p
+    always = middles[0] - 0.5 + (t <= -largest).sum(0)
+    return 1 / p, np.where(count == 0, always, shift)
+
+
+def largest_sum_of(step: Any, given: Any) -> int:
+    """Return a bound of the magnitude of a layer's integer sums."""
+    weight = max(largest_level(*term) for term in read_terms(step.fields))
+    level = step.given.largest_level(given) if step.zero is None else step.zero.largest(given.multipliers, given.signed)
+    return math.prod(step.shape[1:]) * weight * max(level, abs(step.pad_level))
+
+
+def rounding_after(model: PackedModel, index: int) -> Folded | None:
+    """Return the rounding that stands for what follows a layer's integer sums.
+
+    These are thresholds or an epilogue, its own or those of a later step; pooling may lie between.
+    """
+    placed = model.placed[index]
+    step: Any = placed.step
+    if len(step.layers) > 1 or step.given.several:
+        return None
+    if step.output == "float":
+        return of_epilogue(step, step.scales[0]) if step.fused else None
+    largest = largest_sum_of(step, placed.given[0])
+    if step.output == "bits":
+        return fit(step.thresholds, largest)
+    register = placed.outputs[0]
+    while True:
+        readers = [one for one in model.placed if register in one.inputs]
+        if len(readers) != 1 or register in [name for name, _ in model.outputs]:
+            return None
+        step, register = readers[0].step, readers[0].outputs[0]
+        if step.op == "threshold":
+            return fit(step.thresholds, largest)
+        if step.op == "elementwise":
+            return of_epilogue(step, step.tensors.get("scale"))
+        if step.op != "pool_int":
+            return None
+
+
+def of_epilogue(step: Any, given: np.ndarray | None) -> Folded | None:
+    """Return the rounding of an epilogue that makes nothing but levels; given: the scale of the sums."""
+    fields, tensors, levels = step.fields, step.tensors, step.finish.levels
+    parts = (fields.residual, fields.pre, fields.slope, fields.post)
+    if fields.keep or levels is None or levels.bits < FEWEST_BITS or not levels.divides or any(part is not None for part in parts):
+        return None
+    if fields.low > levels.low * levels.factor or fields.high < levels.high * levels.factor:
+        return None
+    gain, offset = (tensors.get(name, np.float32(one)) for name, one in (("norm_scale", 1), ("norm_shift", 0)))
+    scale = np.float64(1 if given is None else given) * np.float64(gain)
+    shift = np.float64(tensors.get("shift", np.float32(0))) * np.float64(gain) + np.float64(offset)
+    ones = np.ones(step.finish.channels)
+    return Folded(ones * scale, ones * shift, levels)
