@@ -32,9 +32,9 @@ def onnx_model(model: PackedModel, style: Style = "qdq") -> Any:
     style: "qdq" writes QuantizeLinear and DequantizeLinear around int8 and uint8, weights with a scale for each filter;
     "qonnx" writes Quant and BipolarQuant of the domain qonnx.custom_op.general, which keep the number of bits.
 
-    Signs and thresholds that are not evenly spaced stay comparisons of exact sums. Where thresholds are those of a
-    rounding they become it, so that a runtime can multiply in integers; one that rounds the shift too (ONNX Runtime)
-    can come out a level beside the packed model. All else are the same operations, in float32. ValueError names a step
+    Signs, and levels of up to 4 bits, stay comparisons of sums, exact up to 2^24. Thresholds of more levels that are
+    those of a rounding become it, so that a runtime can multiply in integers; one that rounds the shift too (ONNX
+    Runtime does) can give a level beside that of the packed model. All else are the same operations, in float32. ValueError names a step
     that has no form in ONNX; ImportError if the package onnx is missing.
     """
     onnx = _onnx()

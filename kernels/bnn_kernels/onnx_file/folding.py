@@ -13,7 +13,6 @@ from bnn_kernels.model.packed_model import PackedModel
 from bnn_kernels.onnx_file.graph import bits_between
 from bnn_kernels.steps.weights import read_terms
 
-
 # Of fewer levels one beside the right one is too far: their layers keep exact sums and comparisons.
 FEWEST_BITS = 5
 
@@ -21,7 +20,7 @@ FEWEST_BITS = 5
 class Folded(NamedTuple):
     """level = round(sum * scale + shift), clipped to the range of `levels`; scale and shift float64 (C,).
 
-    bounds: the lowest and the highest level of each channel, float32 (2, C), where some channel does not get all.
+    bounds: the lowest and the highest level of each channel times its step, float32 (2, C), where some channel does not get all.
     """
 
     scale: np.ndarray
@@ -59,9 +58,7 @@ def fit(thresholds: Thresholds, largest: int) -> Folded | None:
     return made._replace(bounds=bounds.astype(np.float32)) if near else None
 
 
-def _lines(
-    t: np.ndarray, inside: np.ndarray, middles: np.ndarray, largest: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _lines(t: np.ndarray, inside: np.ndarray, middles: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (scale, shift), float64 (C,), so that t * scale + shift is just above the middles between levels.
 
     t: rising thresholds (L - 1, C), of which those inside count. A line middle * p + c must lie within t - 1 .. t; of
@@ -135,12 +132,21 @@ def of_epilogue(step: Any, given: np.ndarray | None) -> Folded | None:
     """Return the rounding of an epilogue that makes nothing but levels; given: the scale of the sums."""
     fields, tensors, levels = step.fields, step.tensors, step.finish.levels
     parts = (fields.residual, fields.pre, fields.slope, fields.post)
-    if fields.keep or levels is None or levels.bits < FEWEST_BITS or not levels.divides or any(part is not None for part in parts):
-        return None
-    if fields.low > levels.low * levels.factor or fields.high < levels.high * levels.factor:
+    if (
+        fields.keep
+        or levels is None
+        or levels.bits < FEWEST_BITS
+        or not levels.divides
+        or any(part is not None for part in parts)
+    ):
         return None
     gain, offset = (tensors.get(name, np.float32(one)) for name, one in (("norm_scale", 1), ("norm_shift", 0)))
     scale = np.float64(1 if given is None else given) * np.float64(gain)
     shift = np.float64(tensors.get("shift", np.float32(0))) * np.float64(gain) + np.float64(offset)
     ones = np.ones(step.finish.channels)
-    return Folded(ones * scale, ones * shift, levels)
+    bounds = None
+    if fields.low > levels.low * levels.factor or fields.high < levels.high * levels.factor:
+        ends = np.array([fields.low, fields.high], np.float32) / np.float32(levels.factor)
+        reached = np.rint(np.clip(ends, levels.low, levels.high)) * np.float32(levels.factor)
+        bounds = reached[:, None] * ones.astype(np.float32)
+    return Folded(ones * scale, ones * shift, levels, bounds)

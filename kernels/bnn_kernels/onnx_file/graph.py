@@ -79,7 +79,9 @@ class Graph:
         scale = np.where(scale == 0, np.float32(1), np.abs(scale))
         if self.style == "qdq":
             low, high = int(levels.min()), int(levels.max())
-            kind = next((k for k in (np.int8, np.uint8) if np.iinfo(k).min <= low and high <= np.iinfo(k).max), np.int32)
+            kind = next(
+                (k for k in (np.int8, np.uint8) if np.iinfo(k).min <= low and high <= np.iinfo(k).max), np.int32
+            )
             return self.add(
                 "DequantizeLinear",
                 [

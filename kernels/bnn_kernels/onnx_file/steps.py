@@ -21,7 +21,7 @@ def levels_of(value: Value) -> Levels:
     return value
 
 
-def _sides(geometry: tuple[int, ...]) -> dict[str, list[int]]:
+def _sides(geometry: tuple[int, ...]) -> dict[str, Any]:
     kh, kw, sy, sx, py, px, *_ = geometry
     return {"kernel_shape": [kh, kw], "strides": [sy, sx], "pads": [py, px, py, px]}
 

@@ -10,11 +10,16 @@ from bnn_kernels.bits.uniform import UniformLevels
 from bnn_kernels.onnx_file.graph import QONNX, Graph, by_channel, step_of
 from bnn_kernels.steps.base import Spec
 
+ONE = np.float32(1)
+
 
 @dataclass
 class Floats:
-    """float32, or the integer sums of a layer as floats. rounding: the levels to which sums are to be rounded that
-    were scaled for it, and for which channels by a negative scale, bool (C,)."""
+    """float32, or the integer sums of a layer as floats.
+
+    rounding: the levels to which sums are to be rounded that were scaled for it. falling: for which channels by a
+    negative number, bool (C,).
+    """
 
     name: str
     spec: Spec
@@ -32,7 +37,7 @@ class Levels:
 
     spec: Spec
     name: str = ""
-    unit: np.float32 = np.float32(1)
+    unit: np.float32 = ONE
     zero: int = 0
     index: str = ""
     codes: np.ndarray | None = None
@@ -115,9 +120,7 @@ def signs(g: Graph, x: str, bounds: np.ndarray, flip: np.ndarray, shape: tuple[i
     return Levels(spec, g.signs(plus))
 
 
-def compared(
-    g: Graph, x: str, t: np.ndarray, flip: np.ndarray, codes: np.ndarray, spec: Spec
-) -> Levels:
+def compared(g: Graph, x: str, t: np.ndarray, flip: np.ndarray, codes: np.ndarray, spec: Spec) -> Levels:
     """Return the levels of which index = #{i : (x >= t[i]) xor flip}, t (L - 1, C), flip (C,)."""
     if spec.multipliers == (1,) and spec.signed and tuple(codes) == (1, 0):
         return signs(g, x, np.broadcast_to(t[0], spec.shape[:1]), np.broadcast_to(flip, spec.shape[:1]), spec.shape)
