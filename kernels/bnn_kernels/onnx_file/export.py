@@ -33,9 +33,9 @@ def onnx_model(model: PackedModel, style: Style = "qdq") -> Any:
     "qonnx" writes Quant and BipolarQuant of the domain qonnx.custom_op.general, which keep the number of bits.
 
     Signs, and levels of up to 4 bits, stay comparisons of sums, exact up to 2^24. Thresholds of more levels that are
-    those of a rounding become it, so that a runtime can multiply in integers; one that rounds the shift too (ONNX
-    Runtime does) can give a level beside that of the packed model. All else are the same operations, in float32. ValueError names a step
-    that has no form in ONNX; ImportError if the package onnx is missing.
+    those of a rounding become it, so that a runtime can multiply in integers; a level can then be one beside that of
+    the packed model. All else are the same operations, in float32. ValueError names a step that has no form in ONNX;
+    ImportError if the package onnx is missing.
     """
     onnx = _onnx()
     if style not in STYLES:

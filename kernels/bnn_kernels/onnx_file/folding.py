@@ -20,7 +20,8 @@ FEWEST_BITS = 5
 class Folded(NamedTuple):
     """level = round(sum * scale + shift), clipped to the range of `levels`; scale and shift float64 (C,).
 
-    bounds: the lowest and the highest level of each channel times its step, float32 (2, C), where some channel does not get all.
+    bounds: the lowest and the highest level of each channel, times the step between levels, float32 (2, C), where some
+    channel does not get all.
     """
 
     scale: np.ndarray
@@ -51,11 +52,43 @@ def fit(thresholds: Thresholds, largest: int) -> Folded | None:
     made = Folded(np.where(thresholds.flip, -scale, scale), shift, UniformLevels(1.0, True, low, high, bits))
     found = np.clip(np.rint(tried * scale + shift), low, high)
     if np.abs(found - right).max() <= 1:
-        return made
+        return _with_whole_shifts(made, largest)
     # Levels that no sum of a channel gets, such as those below 0 after a ReLU.
     bounds = np.stack([low + (rising <= -largest).sum(0), high - (rising > largest).sum(0)])
     near = np.abs(np.clip(found, *bounds) - right).max() <= 1
-    return made._replace(bounds=bounds.astype(np.float32)) if near else None
+    return _with_whole_shifts(made._replace(bounds=bounds.astype(np.float32)), largest) if near else None
+
+
+def _with_whole_shifts(folded: Folded, largest: int) -> Folded:
+    """Return the same levels from shifts that are whole numbers of sums, in channels where there are such.
+
+    A runtime that adds the shift as an integer then gives these levels, not those beside them. The slope is varied
+    by what the thresholds leave free, until a whole number fits between all of them.
+    """
+    step, levels = folded.levels.factor, folded.levels
+    used = folded.scale != 0
+    scale, shift = np.where(used, np.abs(folded.scale), 1) / step, folded.shift / step
+    middles = np.arange(levels.low + 1, levels.high + 1)[:, None] - 0.5
+    t = np.ceil((middles - shift) / scale)
+    inside = (t > -largest) & (t <= largest)
+    best, slope, whole = np.zeros(len(scale)), 1 / scale, np.zeros(len(scale))
+    used &= inside.any(0)
+    for move in np.linspace(-1, 1, 81):
+        p = 1 / scale + move / np.maximum(inside.sum(0) - 1, 1)
+        rest = t - middles * p
+        least = np.where(used, np.where(inside, rest, np.inf).min(0), 0)
+        most = np.where(used, np.where(inside, rest, -np.inf).max(0), 0)
+        c = np.floor(least)
+        margin = np.where(used & (p > 0), np.minimum(least - c, c - (most - 1)), 0)
+        better = margin > best
+        best, slope, whole = np.where(better, margin, best), np.where(better, p, slope), np.where(better, c, whole)
+    # Less than this floats may round away.
+    found = best > 1e-3
+    sign = np.sign(folded.scale)
+    return folded._replace(
+        scale=np.where(found, sign * step / slope, folded.scale),
+        shift=np.where(found, -whole / slope * step, folded.shift),
+    )
 
 
 def _lines(t: np.ndarray, inside: np.ndarray, middles: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,9 +142,9 @@ def rounding_after(model: PackedModel, index: int) -> Folded | None:
     step: Any = placed.step
     if len(step.layers) > 1 or step.given.several:
         return None
-    if step.output == "float":
-        return of_epilogue(step, step.scales[0]) if step.fused else None
     largest = largest_sum_of(step, placed.given[0])
+    if step.output == "float":
+        return of_epilogue(step, step.scales[0], largest) if step.fused else None
     if step.output == "bits":
         return fit(step.thresholds, largest)
     register = placed.outputs[0]
@@ -123,13 +156,13 @@ def rounding_after(model: PackedModel, index: int) -> Folded | None:
         if step.op == "threshold":
             return fit(step.thresholds, largest)
         if step.op == "elementwise":
-            return of_epilogue(step, step.tensors.get("scale"))
+            return of_epilogue(step, step.tensors.get("scale"), largest)
         if step.op != "pool_int":
             return None
 
 
-def of_epilogue(step: Any, given: np.ndarray | None) -> Folded | None:
-    """Return the rounding of an epilogue that makes nothing but levels; given: the scale of the sums."""
+def of_epilogue(step: Any, given: np.ndarray | None, largest: int) -> Folded | None:
+    """Return the rounding of an epilogue that makes nothing but levels; given: the scale of sums up to the largest."""
     fields, tensors, levels = step.fields, step.tensors, step.finish.levels
     parts = (fields.residual, fields.pre, fields.slope, fields.post)
     if (
@@ -149,4 +182,4 @@ def of_epilogue(step: Any, given: np.ndarray | None) -> Folded | None:
         ends = np.array([fields.low, fields.high], np.float32) / np.float32(levels.factor)
         reached = np.rint(np.clip(ends, levels.low, levels.high)) * np.float32(levels.factor)
         bounds = reached[:, None] * ones.astype(np.float32)
-    return Folded(ones * scale, ones * shift, levels, bounds)
+    return _with_whole_shifts(Folded(ones * scale, ones * shift, levels, bounds), largest)

@@ -76,7 +76,8 @@ class Graph:
         shape[axis] = -1
         # No scale is 0, by which QONNX would divide, or negative.
         levels = levels * np.sign(scale).astype(np.int64).reshape(shape)
-        scale = np.where(scale == 0, np.float32(1), np.abs(scale))
+        least = np.abs(scale[scale != 0]).min(initial=1)
+        scale = np.where(scale == 0, np.float32(least), np.abs(scale))
         if self.style == "qdq":
             low, high = int(levels.min()), int(levels.max())
             kind = next(

@@ -149,13 +149,8 @@ def _input_scale(g: Graph, step: Any, x: str) -> str:
     mean = g.add("ReduceMean", [size], axes=[1], keepdims=1)
     kh, kw, sy, sx, py, px, dy, dx = step.geometry
     box = g.floats(np.full((1, 1, kh, kw), 1 / (kh * kw)), "box")
-    sides: dict[str, Any] = {
-        "kernel_shape": [kh, kw],
-        "strides": [sy, sx],
-        "dilations": [dy, dx],
-        "pads": [py, px, py, px],
-    }
-    return g.add("Conv", [mean, box], **sides)
+    sides: dict[str, Any] = {"kernel_shape": [kh, kw], "strides": [sy, sx], "dilations": [dy, dx]}
+    return g.add("Conv", [mean, box], pads=[py, px, py, px], **sides)
 
 
 def level_layer(
