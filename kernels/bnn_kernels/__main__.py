@@ -1,4 +1,4 @@
-"""Commands for packed models, without torch: python -m bnn_kernels run|bench|warm|info|summary|verify|tune|onnx ...
+"""Commands for packed models, without torch: python -m bnn_kernels --help lists them.
 
 A mistake in what was typed or in a file ends with one line on stderr and status 2.
 """
