@@ -118,7 +118,7 @@ def test_one_version_everywhere():
 def test_what_is_imported_is_a_dependency(project, folders):
     known = PROJECTS[project]["project"]
     extras = known.get("optional-dependencies", {})
-    optional = names([*extras.get("peers", []), *extras.get("timm", []), *extras.get("onnx", [])])
+    optional = names([one for name in ("peers", "timm", "onnx", "oracles") for one in extras.get(name, [])])
     ours = {*folders, *sys.stdlib_module_names}
     for folder in folders:
         for file in (ROOT / project / folder).rglob("*.py"):

@@ -24,7 +24,12 @@ MEMBERS = {
     *("setsid", "sysconf", "uname", "wait", "waitpid", "SIGKILL", "SIGALRM", "SIGUSR1", "SIGUSR2", "pthread_sigmask"),
 }
 GUARDED = {"bnn/machine.py", "kernels/bnn_kernels/runtime/threads.py", "kernels/bnn_kernels/runtime/arrays.py"}
-SYSTEM_FILES = {"bnn/training/provenance.py", "kernels/bnn_kernels/runtime/arrays.py", "experiments/process_memory.py"}
+SYSTEM_FILES = {
+    "bnn/training/provenance.py",
+    "kernels/bnn_kernels/runtime/arrays.py",
+    "experiments/energy.py",
+    "experiments/process_memory.py",
+}
 
 SMALL = ("model=digits_cnn", "model.width=4", "input_shape=[1,8,8]", "batch_size=3", "seconds=0.05")
 
