@@ -38,6 +38,7 @@ bench: $(STAMP) ## packed LeNet-5 and binary layers beside PyTorch FP32
 figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.accuracy_vs_bits
 	$(RUN) paper_figures.accuracy_vs_bits --results results/accuracy_vs_bits_mnist.json --output results/figures/accuracy_vs_bits_mnist.png
+	$(RUN) paper_figures.ladder --results results/ladder_lenet5_mnist.json --output results/figures/ladder_lenet5_mnist.png
 	$(RUN) paper_figures.pareto
 	$(RUN) paper_figures.method_ranking
 	$(RUN) paper_figures.sensitivity
