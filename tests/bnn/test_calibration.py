@@ -86,7 +86,6 @@ def test_eight_bits_answer_like_floats_and_run_on_integers(network, images, obse
 
 
 @pytest.mark.quick_cases(3)
-@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("quantized", [affine, symmetric])
 def test_all_widths_run_on_integers(network, images, bits, quantized):

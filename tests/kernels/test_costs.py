@@ -70,7 +70,7 @@ def test_every_layer_is_of_one_kind():
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_eight_bits_of_few_channels_are_multiplied(setting, channels, groups):
-    """A first layer, on one channel or three, counted 64 pairs of planes: 30 times as long, up to 300."""
+    """A first layer, on one channel or three, counted the bits of 64 pairs of planes."""
     setting(BNN_KERNELS_COSTS="built-in")
     planes = (1, 2, 4, 8, 16, 32, 64, -128)
     maps = Maps((9, 9), (9, 9), False, tuple(1 << p for p in range(8)))
