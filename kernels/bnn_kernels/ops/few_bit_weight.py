@@ -100,7 +100,7 @@ def value_of(packed, block, lanes, code):
     return float32x16.add(weight, float32x16.load(packed.scales, np.uint64(terms * lanes) + lane))
 
 
-_, rest = codes(1)
+_, next_bit = codes(1)
 
 
 @inline
@@ -116,7 +116,7 @@ def expand_1_plane(packed, block, length, per_word, to):
         j += np.uint64(16)
         for _ in range(min(per_word, length - word * per_word)):
             float32x16.store(to, at, lowest_chooses(bits, clear, is_set))
-            bits = rest(bits)
+            bits = next_bit(bits)
             at += np.uint64(16)
 
 
@@ -136,7 +136,7 @@ def expand_2_planes(packed, block, length, per_word, to):
         for _ in range(min(per_word, length - word * per_word)):
             low, high = lowest_chooses(bits, v0, v1), lowest_chooses(bits, v2, v3)
             float32x16.store(to, at, lowest_chooses(second, low, high))
-            bits, second = rest(bits), rest(second)
+            bits, second = next_bit(bits), next_bit(second)
             at += np.uint64(16)
 
 
