@@ -214,10 +214,14 @@ def test_bytes_of_eight_bits():
     assert weights < packed.nbytes <= 1.02 * (weights + 16 * channels)
 
 
-def test_the_file_of_a_network_of_eight_bits(tmp_path):
-    """VGG-small with 8/8 layers: first and last layer of floats, four floats a channel, a header, and the weights."""
+@pytest.mark.parametrize("network", [partial(bnn.models.VGGSmall, width=0.5), bnn.models.LeNet5])
+def test_the_file_of_a_network_of_eight_bits(network, tmp_path):
+    """8/8 layers: first and last layer of floats, four floats a channel, a header, and the weights.
+
+    LeNet-5's batch norms follow ReLU, so levels of their outputs are no function that one pass makes of a layer's sums.
+    """
     layers = {"weight_quantizer": partial(LsqWeight, 8), "input_quantizer": partial(LsqActivation, 8, signed=True)}
-    model = bnn.models.VGGSmall(**layers, width=0.5)
+    model = network(**layers)
     x = images(4, *model.input_shape)
     bnn.models.trained_like(bnn.calibrate(model, x), x)
     bnn.convert(model, x).save(tmp_path / "packed.safetensors")

@@ -17,6 +17,9 @@ from bnn.quantizers.base import Quantizer
 LARGEST_FLOAT = 2.0**60
 # Floats of both signs between which a quantizer is held to be monotone, evenly spaced in their order.
 PROBES = 1 << 10
+# So many evenly spaced levels are computed if they can be: a table is larger, and slower, as it is a pass of its own.
+# Two are signs, of one threshold.
+FEWEST_SPACED = 3
 
 
 def as_one_term(planes: Planes) -> Term:

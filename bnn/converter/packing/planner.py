@@ -24,6 +24,7 @@ from bnn.converter.graph.values import (
     Value,
     live_values,
 )
+from bnn.converter.levels.table import FEWEST_SPACED
 from bnn.converter.packing.epilogue import EpilogueForm, Link, fit
 
 
@@ -114,7 +115,7 @@ class _Planner:
     def _hands_back(value: Value, wishes: list[Demand]) -> bool:
         """Whether levels wanted of this value can be had of its operand as well."""
         if isinstance(value, Channelwise):
-            return value.monotone
+            return value.monotone and not any(_would_need_a_table(value, wish) for wish in wishes)
         if isinstance(value, Pool):
             return isinstance(value.fields, MaxPool.Fields)
         if isinstance(value, Moved) and value.is_flatten and len(value.inputs[0].shape) > 1:
@@ -179,6 +180,18 @@ class _Planner:
 def finishes(value: Value) -> bool:
     """Whether the step of a layer runs a pass over its sums."""
     return isinstance(value, BinaryLayer | FloatLayer)
+
+
+def _would_need_a_table(value: Channelwise, wish: Demand) -> bool:
+    """Whether levels are one pass of arithmetic from this value on, but not from its operand on.
+
+    From the operand on they would be thresholds, a number for each level and channel: in LeNet-5, where batch norm
+    follows ReLU, 255 for each of 50 channels, a tenth of its file at 8 bits, and slower even at 2 bits.
+    """
+    if wish.levels.spacing is None or len(wish.levels.table.levels) < FEWEST_SPACED or isinstance(value.form, Curve):
+        return False
+    after: list[Link] = [(part, None) for part in wish.path if isinstance(part, Channelwise)]
+    return fit(after) is not None and fit([(value, None), *after]) is None
 
 
 def _spreads(value: Value) -> bool:

@@ -15,12 +15,9 @@ from bnn_kernels.steps.elementwise import Elementwise
 from torch import Tensor
 
 from bnn.converter.graph.values import Affine, Bend, BinaryLayer, Channelwise
-from bnn.converter.levels.table import LARGEST_FLOAT
+from bnn.converter.levels.table import FEWEST_SPACED, LARGEST_FLOAT
 from bnn.converter.packing.epilogue import EpilogueForm, fit, single
 from bnn.converter.packing.stretch import Stretch, Thresholds
-
-# Two levels are signs, of one threshold. From three on a table is larger, and slower, as it is a pass of its own.
-FEWEST_LEVELS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +79,7 @@ def rounding_on_integers(stretch: Stretch, found: Thresholds, layer: BinaryLayer
 
 def _candidate(stretch: Stretch) -> Rounding | None:
     table, spacing = stretch.table, stretch.levels.spacing
-    if spacing is None or table.signed or len(table.levels) < FEWEST_LEVELS:
+    if spacing is None or table.signed or len(table.levels) < FEWEST_SPACED:
         return None
     parts = [value for value in stretch.path if isinstance(value, Channelwise)]
     if any(isinstance(part.form, Affine | Bend) and part.shape[0] != stretch.channels for part in parts):
