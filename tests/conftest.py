@@ -1,4 +1,4 @@
-"""What holds for all tests: kernels take the costs built in, and of many cases only some are quick.
+"""What holds for all tests: costs of kernels are those built in, workers share the cores, some cases alone are quick.
 
 `@pytest.mark.quick_cases(n)` on a parametrized test: n of its cases run in the quick suite, the others are slow. Those
 are taken that bring the most values of parameters which no case before had, so few cases show most values.
@@ -11,6 +11,9 @@ from itertools import groupby
 import pytest
 
 os.environ["BNN_KERNELS_COSTS"] = "built-in"  # not those of a file that somebody measured here
+# Threads of PyTorch that wait for each other in turns of the scheduler take five times as long as one thread.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
 def quick_cases(names, count):
