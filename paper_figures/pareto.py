@@ -3,7 +3,7 @@
 bitplanes figures pareto [--results LEDGER.json] [--output FIGURE.png]
 
 A point is an entry of a ledger: the mean over seeds with its 95 % interval, and the largest file or the median latency
-of its runs with its quartiles. One network and data set to a figure.
+of its runs with its quartiles. One network and data set to a figure. Of many points only those of the front are named.
 """
 
 import sys
@@ -15,7 +15,7 @@ from paper_figures import style
 from paper_figures.from_file import draw_from_file, read_entries
 from paper_figures.ledger_file import Entry, lower_is_better
 from paper_figures.save import save
-from paper_figures.tradeoff import Point, draw_points
+from paper_figures.tradeoff import MOST_NAMED, Point, draw_points, name_all
 
 DEFAULT_RESULTS = Path("results") / "digits_accuracy_vs_bits.json"
 DEFAULT_OUTPUT = Path("results") / "figures" / "pareto.png"
@@ -80,7 +80,10 @@ def plot(entries: list[Entry]) -> Figure:
     axes[0, 0].set_ylabel("test, bits a token" if lower else "test accuracy (%)")
     seeds = sorted({len(entry["seeds"]) for entry in entries if entry["seeds"]})
     words = f"{seeds[0]} seed{'s' if seeds[-1] > 1 else ''}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    style.title(figure, f"{tasks[0]}, {words}: means and 95 % intervals; dashed: nothing is better at this cost")
+    pale = "; pale: beaten at their cost" if len(entries) > MOST_NAMED else ""
+    style.title(figure, f"{tasks[0]}, {words}: means and 95 % intervals; dashed: nothing is better at this cost{pale}")
+    for axis, (points, _) in zip(axes[0], panels, strict=True):
+        name_all(axis, points, lower)
     return figure
 
 

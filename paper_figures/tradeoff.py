@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,6 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from paper_figures import style
+from paper_figures.labels import name_points
+
+# Of more points than these only those of the front get names, the others are pale.
+MOST_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,13 @@ def front(points: Sequence[Point], lower_is_better: bool = False) -> list[Point]
 
 
 def draw_points(axis: Axes, points: Sequence[Point], lower_is_better: bool = False) -> None:
-    """Draw points on an axis, costs logarithmic, and the step line of their front."""
+    """Draw points on an axis, costs logarithmic, and the step line of their front; `name_all` writes their names."""
     edge = front(points, lower_is_better)
     line = ([point.cost for point in edge], [point.mean for point in edge])
     axis.step(
         *line, where="post", color=style.GREY, linewidth=1, linestyle="--", label="nothing is better at this cost"
     )
+    crowded = len(points) > MOST_NAMED
     for point in points:
         sideways = upright = None
         if point.spread is not None:
@@ -63,14 +69,24 @@ def draw_points(axis: Axes, points: Sequence[Point], lower_is_better: bool = Fal
             upright = [[point.mean - point.interval[0]], [point.interval[1] - point.mean]]
         elif len(point.values) > 1:
             upright = [[float(np.std(point.values, ddof=1))]] * 2
-        colour = style.BLUE if point in edge else style.GREY
-        axis.errorbar(point.cost, point.mean, upright, sideways, fmt="o", color=colour, capsize=3, markersize=6)
-        axis.annotate(point.name, (point.cost, point.mean), (6, 5), textcoords="offset points", fontsize=style.SMALL)
+        look: dict[str, Any] = {"color": style.BLUE, "capsize": 3, "markersize": 6, "zorder": 3}
+        if point not in edge:
+            look = {"color": style.GREY, "capsize": 3, "markersize": 6}
+            if crowded:
+                look = {"color": style.GREY, "alpha": 0.45, "capsize": 0, "markersize": 4, "elinewidth": 0.8}
+        axis.errorbar(point.cost, point.mean, upright, sideways, fmt="o", **look)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,g}"))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.12g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.margins(0.15)
+
+
+def name_all(axis: Axes, points: Sequence[Point], lower_is_better: bool = False) -> None:
+    """Write the names of points that `draw_points` drew: of all, or of many those of the front alone."""
+    named = points if len(points) <= MOST_NAMED else front(points, lower_is_better)
+    others = [(point.cost, point.mean) for point in points if point not in named]
+    name_points(axis, [(point.name, point.cost, point.mean) for point in named], others)
 
 
 def plot(points: Sequence[Point], cost: str, value: str, lower_is_better: bool = False) -> Figure:
@@ -80,4 +96,5 @@ def plot(points: Sequence[Point], cost: str, value: str, lower_is_better: bool =
     axis.set_xlabel(cost)
     axis.set_ylabel(value)
     figure.legend(loc="outside upper center")
+    name_all(axis, points, lower_is_better)
     return figure

@@ -9,8 +9,11 @@ from readable import faults, words
 
 from paper_figures import pareto, xnor_net_tables
 from paper_figures.ledger_file import read_ledger
+from paper_figures.tradeoff import front
 
-COMMITTED = Path(__file__).parents[2] / "results" / "digits_accuracy_vs_bits.json"
+RESULTS = Path(__file__).parents[2] / "results"
+COMMITTED = RESULTS / "digits_accuracy_vs_bits.json"
+MANY = RESULTS / "accuracy_vs_bits_mnist.json"
 
 
 def test_points_are_means_with_intervals_and_sizes():
@@ -83,8 +86,20 @@ def test_mistakes_are_told(change, message, tmp_path):
     assert not picture.exists()
 
 
-def test_the_committed_figure_can_be_read():
-    assert [fault for fault in faults(pareto.plot(read_ledger(COMMITTED))) if "line" not in str(fault)] == []
+@pytest.mark.parametrize("ledger", [COMMITTED, MANY])
+def test_the_committed_figures_can_be_read(ledger):
+    assert [fault for fault in faults(pareto.plot(read_ledger(ledger))) if "line" not in str(fault)] == []
+
+
+def test_of_many_points_those_of_the_front_are_named():
+    entries = read_ledger(MANY)
+    figure = pareto.plot(entries)
+    labels = {entry["label"] for entry in entries}
+    for axis, points in zip(figure.axes, (pareto.by_bytes(entries), pareto.by_latency(entries)), strict=True):
+        assert len(points) == len(entries) == 30
+        assert sorted(text.get_text() for text in axis.texts) == sorted(point.name for point in front(points))
+        assert len(axis.containers) == 30
+    assert labels >= {text.get_text() for axis in figure.axes for text in axis.texts}
 
 
 # -- XNOR-Net's tables ------------------------------------------------------------------------------------------------
