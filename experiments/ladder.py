@@ -1,24 +1,21 @@
-"""From FP32 to one bit: python -m experiments.ladder run=PATH | model=NAME input_shape=[3,32,32].
+"""From FP32 to one bit: python -m experiments.ladder run=PATH | model=NAME weights=FILE data=NAME.
 
-Takes a network in FP32 and puts it on every rung: floats of 32 and 16 bits, integers of 8 and 4 bits without training,
-then, trained further from its weights, 8, 4 and 2 bits, ternary, binary weights, and binary weights and inputs. Each
-rung runs on our kernels and, where they have it, in PyTorch, ONNX Runtime, OpenVINO and torchao. Measured are bytes on
-disk, resident memory, accuracy, how close the answers are to those in FP32, latency with each number of threads,
-energy where the CPU tells it, and how many layers really run on integers. All packed networks are first compared with
-PyTorch. Trained rungs are finished runs: started again the command trains only what is missing.
+Takes a network in FP32, trained here, given with its weights or of random ones, and puts it on every rung: floats of
+32 and 16 bits, integers of 8 and 4 bits without training, then, trained further from its weights, 8, 4 and 2 bits,
+ternary, binary weights, and binary weights and inputs. Each rung runs on our kernels and, where they have it, in
+PyTorch, ONNX Runtime, OpenVINO and torchao. Measured are bytes on disk, resident memory, accuracy, how close the
+answers are to those in FP32, latency with each number of threads, energy where the CPU tells it, and how many layers
+really run on integers. All packed networks are first compared with PyTorch. Trained rungs are finished runs: started
+again the command trains only what is missing.
 """
 
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-from hydra import compose
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from rich.table import Table
@@ -29,15 +26,8 @@ from experiments.collect import write_ledger
 from experiments.commands import quoted, this_command
 from experiments.config_values import ConfigError
 from experiments.ladder_measures import agreement, answers, compared, latencies, memory
-from experiments.ladder_rungs import (
-    Rung,
-    chosen,
-    plain,
-    quantized_without_training,
-    untrained,
-    with_rounded_weights,
-)
-from experiments.layer_costs import training_images
+from experiments.ladder_rungs import RUNGS, Rung, chosen, plain, with_rounded_weights
+from experiments.ladder_subjects import Subject, pretrained_subject, trained_subject, untrained_subject
 from experiments.results import write_json
 from experiments.sweep import entries_of, run_jobs, shown
 from experiments.sweep_plan import Job
@@ -48,79 +38,6 @@ ENGINES = ("packed", "pytorch", "onnxruntime", "openvino", "torchao")
 PARITY_INPUTS = 8
 # What a row has of each seed.
 _OF_SEEDS = ("accuracy", "agreement_with_fp32", "kl_from_fp32", "agreement_with_pytorch")
-
-
-@dataclass
-class Subject:
-    """One FP32 network and what it is measured on.
-
-    inputs: batches; labels: (N,) of all of them, None for random inputs. images: batches for calibration. trained: the
-    network of a rung that was trained further; RunError if there is none.
-    """
-
-    seed: int
-    network: Any
-    inputs: list[np.ndarray]
-    labels: np.ndarray | None
-    images: list[Any]
-    trained: Callable[[Rung], Any]
-
-    def on(self, rung: Rung, config: DictConfig) -> Any:
-        """Return the network of a rung, in evaluation mode."""
-        if rung.quantizer is not None:
-            return self.trained(rung)
-        if rung.ptq is None:
-            return self.network
-        ends = config.ends if rung.name == "int4" else None
-        return quantized_without_training(self.network, rung, self.images, config.observer, ends)
-
-
-def untrained_subject(config: DictConfig) -> Subject:
-    """Return a network of random weights and random images; ConfigError if its input's shape is not said."""
-    import torch
-
-    import bnn
-
-    torch.manual_seed(0)
-    network = instantiate(config.model, _convert_="object").eval()
-    shape = config.input_shape or getattr(network, "input_shape", None)
-    if shape is None:
-        raise ConfigError(f"{type(network).__name__} does not say what it takes: give input_shape=[C,H,W]")
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(config.batches * config.batch_size, *shape, generator=generator).split(config.batch_size)
-    inputs = torch.randn(config.images, *shape, generator=generator).split(config.batch_size)
-    bnn.calibration.reestimate_batch_norm(network, images[:1])
-
-    def trained(rung: Rung) -> Any:
-        quantizer = compose("train", [f"quantizer={rung.quantizer}"]).quantizer
-        factories = {key: instantiate(quantizer[key], _convert_="object") for key in ("weight", "input")}
-        return untrained(network, rung, images, factories)
-
-    return Subject(0, network, [x.numpy() for x in inputs], None, list(images), trained)
-
-
-def trained_subject(job: Job, jobs: list[Job], config: DictConfig) -> Subject:
-    """Return the network of an FP32 run and those that were trained from it."""
-    from bnn.training import RunError
-    from experiments.runs import load_run
-
-    run, network = load_run(job.folder)
-    if config.data_root is not None:
-        OmegaConf.update(run, "data.root", config.data_root, force_add=True)
-    data = instantiate(run.data)
-    if data.kind == "text":
-        raise ConfigError("the ladder takes classifiers: a language model has no accuracy of a split here")
-    found = list(data.batches(config.split, data.evaluation_batch))
-    images = training_images(network, data, config.batches, config.batch_size)
-
-    def trained(rung: Rung) -> Any:
-        (of_rung,) = (other for other in jobs if (other.cell, other.seed) == (rung.name, job.seed))
-        if not of_rung.ended():
-            raise RunError(f"{of_rung.folder} has not ended: {of_rung.command}")
-        return load_run(of_rung.folder)[1]
-
-    labels = np.concatenate([labels.numpy() for _, labels in found])
-    return Subject(job.seed, network, [x.numpy() for x, _ in found], labels, images, trained)
 
 
 def jobs_of(config: DictConfig, rungs: list[Rung]) -> tuple[list[Job], list[Job]]:
@@ -318,12 +235,37 @@ def check(config: DictConfig) -> list[Rung]:
     sources = [name for name in ("run", "options", "model") if OmegaConf.select(config, name) is not None]
     if len(sources) != 1:
         raise ConfigError(
-            "name one network: run=PATH of a run in FP32, options=['experiment=NAME'] to train one, or model=NAME for "
-            f"random weights; got {', '.join(sources) or 'none'}"
+            "name one network: run=PATH of a run in FP32, options=['experiment=NAME'] to train one, or model=NAME, of "
+            f"random weights or with weights=FILE and data=NAME; got {', '.join(sources) or 'none'}"
         )
     if unknown := sorted(set(config.engines) - set(ENGINES)):
         raise ConfigError(f"engines are {', '.join(ENGINES)}, got {unknown[0]!r}")
+    given = [name for name in ("weights", "data") if OmegaConf.select(config, name) is not None]
+    if given and sources != ["model"]:
+        raise ConfigError(f"{given[0]} goes with model=NAME: a run brings its own")
+    if given == ["weights"]:
+        raise ConfigError("weights=FILE takes data=NAME beside it, whose images the network is measured on")
+    if given:
+        trained = [name for name in config.rungs or [] if name in RUNGS and RUNGS[name].quantizer is not None]
+        if trained:
+            raise ConfigError(
+                f"the rung {trained[0]} is trained further: give run=PATH or options=[...] of a network trained here"
+            )
+        return chosen(config.rungs, train=False)
     return chosen(config.rungs, config.train or sources == ["model"])
+
+
+def subject_of_model(config: DictConfig) -> Subject:
+    """Return `model`: with the images of `data`, or of random weights."""
+    return untrained_subject(config) if OmegaConf.select(config, "data") is None else pretrained_subject(config)
+
+
+def data_name(config: DictConfig) -> str | None:
+    """Return what results call the data of a config, None without data."""
+    if OmegaConf.select(config, "data") is None:
+        return None
+    name: str = config.data.get("name") or config.data._target_.rpartition(".")[2]
+    return name
 
 
 def task(config: DictConfig) -> None:
@@ -343,16 +285,17 @@ def task(config: DictConfig) -> None:
     # On Windows a file that an engine has mapped cannot be removed yet.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         for i in range(max(1, len(base))):  # of one seed after the other: networks may be large
-            subject = trained_subject(base[i], jobs, config) if base else untrained_subject(config)
+            subject = trained_subject(base[i], jobs, config) if base else subject_of_model(config)
             found.append(rows_of(subject, rungs, config, Path(temporary) / str(i)))
         rows = joined(found)
         example = subject.inputs[0][: config.batch]
         add_costs(rows, Path(temporary) / "0", np.ascontiguousarray(example), config)
     model = type(subject.network).__name__
-    data = None if not base else base[0].config.data.get("name") or base[0].config.data._target_.rpartition(".")[2]
+    data = data_name(base[0].config if base else config)
     origin = provenance() | {"kernels": bk.cpu_features()}
     origin["versions"] = {**origin["versions"], **versions(BY_NAME.values())}
-    on = f"on {data}, {len(base)} seed{'s' * (len(base) > 1)}" if base else "of random weights"
+    on = "of random weights" if data is None else f"on {data}"
+    on += f", {len(base)} seed{'s' * (len(base) > 1)}" if base else ""
     show(rows, f"{model} {on}; batch {config.batch}, {origin['hardware']['cpu']}")
     if config.output is None:
         return
@@ -362,7 +305,8 @@ def task(config: DictConfig) -> None:
         "model": model,
         "data": data,
         "seeds": [job.seed for job in base],
-        "split": config.split if base else None,
+        "weights": None if config.weights is None else Path(config.weights).name,
+        "split": None if data is None else config.split,
         "inputs": sum(map(len, subject.inputs)),
         "batch": config.batch,
         "calibration_images": sum(map(len, subject.images)),

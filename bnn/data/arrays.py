@@ -1,6 +1,7 @@
 """One's own arrays: images and labels in a .npz file."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 
 from bnn.data.errors import DataError
 from bnn.data.image_data import ImageData, Split
+from bnn.data.normalize import given_statistics
 from bnn.data.splits import stratified_parts
 
 # Names of the arrays of a split: images, labels. The first pair is what the guide shows.
@@ -25,6 +27,8 @@ def arrays(
     validation: float = 0.1,
     test: float = 0.2,
     name: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> ImageData:
     """Return the images of a .npz file: x_train and y_train, and maybe x_test, y_test, x_validation, y_validation.
 
@@ -32,7 +36,8 @@ def arrays(
     that are called images and labels, or x and y, are taken for all splits. layout: of four axes, "auto" if the
     channels, 1 or 3, can be told from the shape. validation, test: shares that become these splits if the file has
     none, drawn once and for all, the same for every run. name: what results call the data, the file's by default.
-    DataError says what is missing or cannot be used.
+    mean, std: of the channels, pixels in [0, 1], with which a pretrained network wants images normalized; those of the
+    training images by default. DataError says what is missing or cannot be used.
     """
     if not file:
         raise DataError("data=arrays needs data.file=FILE.npz with the arrays x_train, y_train, x_test and y_test")
@@ -60,7 +65,8 @@ def arrays(
             shapes = [tuple(one.images.shape[1:]) for one in (rest, split)]
             raise DataError(f"{path}: images for training are {shapes[0]}, others {shapes[1]}")
     classes = int(max(split.labels.max() for split in (rest, validated, tested))) + 1
-    return ImageData(name or path.stem, rest, validated, tested, num_classes=classes)
+    statistics = given_statistics(mean, std, rest.images.shape[1])
+    return ImageData(name or path.stem, rest, validated, tested, num_classes=classes, statistics=statistics)
 
 
 def _split(found: dict[str, np.ndarray], pairs: tuple[tuple[str, str], ...], layout: str, path: Path) -> Split | None:

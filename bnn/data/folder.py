@@ -10,6 +10,7 @@ from bnn.data.errors import DataError
 from bnn.data.image_data import ImageData, Split
 from bnn.data.image_files import SUFFIXES, read_images, size_of
 from bnn.data.large_images import FileSplit, ImageFiles
+from bnn.data.normalize import given_statistics
 from bnn.data.splits import P, stratified_parts
 
 # Names that the folder of a split may have.
@@ -26,6 +27,8 @@ def folder(
     in_memory: bool = True,
     num_workers: int = 2,
     resize: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> ImageData | ImageFiles:
     """Return the images of a folder, of any formats and sizes, as bytes of one size in memory.
 
@@ -36,7 +39,8 @@ def folder(
     drawn once and for all, each class in proportion, the same for every run. name: what results call the data, the
     folder's by default. in_memory: false leaves them in their files, for more than memory holds: num_workers processes
     decode them for each batch, which in evaluation have their shorter side scaled to `resize` (8/7 of size by default)
-    and the middle cut out. DataError says what is missing or cannot be read.
+    and the middle cut out. mean, std: of the channels, pixels in [0, 1], with which a pretrained network wants images
+    normalized; those of the training images by default. DataError says what is missing or cannot be read.
     """
     if not root:
         raise DataError("data=folder needs data.root=FOLDER, the folder with a folder of images for each class")
@@ -58,6 +62,7 @@ def folder(
     tested = None if parts["test"] is None else listed(parts["test"], classes, training)
     validated = None if parts["validation"] is None else listed(parts["validation"], classes, training)
     called = name or top.resolve().name
+    statistics = given_statistics(mean, std, channels)
     if in_memory:
 
         def read(part: FileSplit) -> Split:
@@ -65,12 +70,12 @@ def folder(
 
         held = [None if part is None else read(part) for part in (tested, validated)]
         images = _divided(read(rest), held[0], held[1], test, validation)
-        return ImageData(called, *images, num_classes=len(classes), classes=classes)
+        return ImageData(called, *images, num_classes=len(classes), classes=classes, statistics=statistics)
     if sides[0] != sides[1]:
         raise DataError(f"data.in_memory=false takes square images: give one number as data.size, got {size!r}")
     scaled = round(sides[0] * 8 / 7) if resize is None else resize
     files = _divided(rest, tested, validated, test, validation)
-    return ImageFiles(called, *files, len(classes), sides[0], scaled, channels, num_workers, classes)
+    return ImageFiles(called, *files, len(classes), sides[0], scaled, channels, num_workers, classes, statistics)
 
 
 def _divided(rest: P, tested: P | None, validated: P | None, test: float, validation: float) -> tuple[P, P, P]:

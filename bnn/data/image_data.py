@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnn.data.batches import Batches
 from bnn.data.labelled import Labelled
-from bnn.data.normalize import channel_statistics, check_labels
+from bnn.data.normalize import Statistics, channel_statistics, check_labels
 from bnn.data.training_data import Kind, SplitName
 
 
@@ -41,6 +41,7 @@ class ImageData(Labelled):
     """A data set with fixed splits. The test split is never used to choose anything.
 
     max_value: the pixel value that stands for 1.0 (255, or 16 for the digits). classes: their names, or none.
+    statistics: (mean, deviation) of the channels in [0, 1], or None: those of the training images.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ImageData(Labelled):
     num_classes: int
     max_value: int = 255
     classes: tuple[str, ...] = ()
+    statistics: Statistics | None = None
 
     kind: ClassVar[Kind] = "images"
     evaluation_batch: ClassVar[int] = 500
@@ -77,4 +79,6 @@ class ImageData(Labelled):
 
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:
+        if self.statistics is not None:
+            return torch.tensor(self.statistics[0]), torch.tensor(self.statistics[1])
         return channel_statistics(self.train.images, self.max_value)

@@ -1,11 +1,14 @@
 """ImageNet (ILSVRC 2012): 1.28 million photographs of 1,000 classes, read from class folders as they are needed."""
 
+from collections.abc import Sequence
+
 import torch
 
 from bnn.data.errors import DataError
 from bnn.data.files import folder_of
 from bnn.data.folder import class_names, listed
 from bnn.data.large_images import ImageFiles
+from bnn.data.normalize import given_statistics
 from bnn.data.splits import stratified_parts
 
 # Of the training images, as all published networks are given them.
@@ -19,13 +22,16 @@ def imagenet(
     validation: float = 0.01,
     num_workers: int = 4,
     name: str = "imagenet",
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
 ) -> ImageFiles:
     """Return ImageNet: its validation images, whose labels are public, are the test; training images validate.
 
     root: a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or with a subfolder `imagenet` that has them; it cannot
     be downloaded without an account of image-net.org. size: pixels of a side. resize: to what the shorter side is
     scaled before the middle is cut out. validation: share of the training images. num_workers: processes that decode.
-    DataError says what is missing and what to do. Source: Russakovsky et al. 2015, arXiv:1409.0575.
+    mean, std: with which the network wants images normalized, by channel, pixels in [0, 1]. DataError says what is
+    missing and what to do. Source: Russakovsky et al. 2015, arXiv:1409.0575.
     """
     if not root:
         raise DataError(
@@ -48,5 +54,5 @@ def imagenet(
     rest, validated = stratified_parts(rest, validation, "data.validation", "more images")
     return ImageFiles(
         name, rest, validated, tested, len(classes), size, resize,
-        num_workers=num_workers, classes=classes, statistics=(MEAN, STD),
+        num_workers=num_workers, classes=classes, statistics=given_statistics(mean, std, 3),
     )  # fmt: skip

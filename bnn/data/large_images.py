@@ -16,7 +16,7 @@ from bnn.data.errors import DataError
 from bnn.data.image_files import opened
 from bnn.data.labelled import Labelled
 from bnn.data.mixing import InTurn, RandomResizedCrop
-from bnn.data.normalize import channel_statistics
+from bnn.data.normalize import Statistics, channel_statistics
 from bnn.data.training_data import Kind, SplitName
 
 # Training images whose mean and deviation stand for those of all.
@@ -55,7 +55,7 @@ class ImageFiles(Labelled):
     channels: int = 3
     num_workers: int = 0
     classes: tuple[str, ...] = ()
-    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    statistics: Statistics | None = None
 
     kind: ClassVar[Kind] = "images"
     evaluation_batch: ClassVar[int] = 100

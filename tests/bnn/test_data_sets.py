@@ -322,6 +322,42 @@ def test_arrays_of_all_splits_in_one(tmp_path):
     assert disjoint(data)
 
 
+def test_images_are_normalized_as_a_pretrained_network_wants_them(tmp_path):
+    x, y = images_and_labels(12, (3, 6, 6))
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    for number, label in enumerate(y):
+        (tmp_path / "folder" / f"class{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[number].transpose(1, 2, 0)).save(tmp_path / "folder" / f"class{label}" / f"{number}.png")
+    given = {"validation": 0.25, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 0.125]}
+    mean, std = (np.array(given[name], np.float32).reshape(3, 1, 1) for name in ("mean", "std"))
+    sets = [
+        arrays(str(tmp_path / "a.npz"), **given),
+        folder(str(tmp_path / "folder"), size=6, test=0.25, **given),
+        folder(str(tmp_path / "folder"), size=6, resize=6, test=0.25, in_memory=False, num_workers=0, **given),
+    ]
+    for data in sets:
+        for images, _ in data.batches("test", 4):
+            pixels = images.numpy() * std + mean
+            near = [min(abs(255 * one - other).max() for other in x) for one in pixels]
+            assert max(near) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mean": [0.5]}, "go together"),
+        ({"mean": [0.5] * 3, "std": [0.5] * 3}, "data.mean must be 1 numbers"),
+        ({"mean": [0.5], "std": [0.0]}, "data.std must be 1 numbers above 0"),
+        ({"mean": [float("nan")], "std": [1.0]}, "data.mean must be"),
+    ],
+)
+def test_mistakes_with_statistics_are_named(tmp_path, given, message):
+    x, y = images_and_labels(12, (8, 8))
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(DataError, match=message):
+        arrays(str(tmp_path / "a.npz"), validation=0.25, **given)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

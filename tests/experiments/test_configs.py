@@ -86,7 +86,7 @@ READERS = {
     "convert": ("convert",),
     "data": ("data",),
     "harness_speed": ("harness_speed", "steps"),
-    "ladder": ("ladder",),
+    "ladder": ("ladder", "ladder_subjects"),
     "ledger": ("ledger",),
     "post_training": ("post_training",),
     "published": ("published",),

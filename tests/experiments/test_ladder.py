@@ -6,7 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
+import bnn
+from bnn.data import digits
+from bnn.models import DigitsCNN
 from experiments import energy
 from experiments.ladder import quantized_nothing
 from experiments.ladder_measures import agreement, divergence
@@ -92,10 +96,39 @@ def test_a_network_of_random_weights(tmp_path, monkeypatch, command):
     assert all(row["accuracy"] == [None] and row["agreement_with_pytorch"] == [1] for row in rows)
 
 
+def test_a_network_that_brings_its_weights(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(3)
+    network = DigitsCNN(width=4)
+    data = digits()
+    bnn.calibration.reestimate_batch_norm(network, [x for x, _ in data.batches("train", 200)])
+    torch.save({"state_dict": network.eval().state_dict()}, "weights.pt")
+    options = ("model=digits_cnn", "model.width=4", "data=digits", "engines=[packed,pytorch]", "rungs=[int8]", *FAST)
+    done = command("experiments.ladder", "weights=weights.pt", *options, "output=a.json")
+    assert done.status == 0, done.err
+    content = json.loads((tmp_path / "a.json").read_text())
+    with torch.inference_mode():
+        right = torch.cat([network(x).argmax(1) == labels for x, labels in data.batches("test", 100)])
+    rows = {(row["rung"], row["engine"]): row for row in content["rows"]}
+    assert set(rows) == {("fp32", "pytorch"), ("fp32", "packed"), ("int8", "packed")}
+    assert rows["fp32", "packed"]["accuracy"] == pytest.approx([right.double().mean().item()], abs=1e-6)
+    assert (content["data"], content["weights"], content["split"]) == ("digits", "weights.pt", "test")
+    assert content["inputs"] == len(right)
+    torch.save({"conv1.weight": torch.zeros(1)}, "other.pt")
+    for file, words in (("other.pt", "are not those of DigitsCNN"), ("none.pt", "is no file"), ("a.json", "cannot be")):
+        done = command("experiments.ladder", f"weights={file}", *options)
+        assert (done.status, words in done.err) == (2, True), done.err
+    done = command("experiments.ladder", "+model.num_classes=7", *options)
+    assert (done.status, "has 10 classes" in done.err) == (2, True), done.err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ((), "name one network"),
+        (("run=runs", "data=digits"), "data goes with model=NAME"),
+        (("model=lenet5", "weights=a.pt"), "takes data=NAME beside it"),
+        (("model=lenet5", "data=mnist", "rungs=[xnor]"), "the rung xnor is trained further"),
         (("model=lenet5", "run=runs"), "got run, model"),
         (("model=lenet5", "rungs=[int3]"), "there is no rung 'int3'"),
         (("model=lenet5", "engines=[tvm]"), "engines are packed"),

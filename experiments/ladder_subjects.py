@@ -1,0 +1,144 @@
+"""The networks that the ladder takes: trained here, given with their weights, or of random weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config_values import ConfigError
+from experiments.ladder_rungs import Rung, quantized_without_training, untrained
+from experiments.layer_costs import training_images
+from experiments.sweep_plan import Job
+
+
+@dataclass
+class Subject:
+    """One FP32 network and what it is measured on.
+
+    inputs: batches; labels: (N,) of all of them, None for random inputs. images: batches for calibration. trained: the
+    network of a rung that was trained further; RunError if there is none.
+    """
+
+    seed: int
+    network: Any
+    inputs: list[np.ndarray]
+    labels: np.ndarray | None
+    images: list[Any]
+    trained: Callable[[Rung], Any]
+
+    def on(self, rung: Rung, config: DictConfig) -> Any:
+        """Return the network of a rung, in evaluation mode."""
+        if rung.quantizer is not None:
+            return self.trained(rung)
+        if rung.ptq is None:
+            return self.network
+        ends = config.ends if rung.name == "int4" else None
+        return quantized_without_training(self.network, rung, self.images, config.observer, ends)
+
+
+def untrained_subject(config: DictConfig) -> Subject:
+    """Return a network of random weights and random images; ConfigError if its input's shape is not said."""
+    import torch
+
+    import bnn
+
+    torch.manual_seed(0)
+    network = instantiate(config.model, _convert_="object").eval()
+    shape = config.input_shape or getattr(network, "input_shape", None)
+    if shape is None:
+        raise ConfigError(f"{type(network).__name__} does not say what it takes: give input_shape=[C,H,W]")
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(config.batches * config.batch_size, *shape, generator=generator).split(config.batch_size)
+    inputs = torch.randn(config.images, *shape, generator=generator).split(config.batch_size)
+    bnn.calibration.reestimate_batch_norm(network, images[:1])
+
+    def trained(rung: Rung) -> Any:
+        quantizer = compose("train", [f"quantizer={rung.quantizer}"]).quantizer
+        factories = {key: instantiate(quantizer[key], _convert_="object") for key in ("weight", "input")}
+        return untrained(network, rung, images, factories)
+
+    return Subject(0, network, [x.numpy() for x in inputs], None, list(images), trained)
+
+
+def pretrained_subject(config: DictConfig) -> Subject:
+    """Return a network with the weights of a file, or those that `model` brings along, and the images of a data set.
+
+    ConfigError if the weights are not those of the network, or if its answers are not those of the data set's classes.
+    """
+    import torch
+
+    torch.manual_seed(0)
+    network = instantiate(config.model, _convert_="object").eval()
+    if config.weights is not None:
+        load_weights(network, Path(config.weights).expanduser())
+    if config.data_root is not None:
+        OmegaConf.update(config, "data.root", config.data_root, force_add=True)
+    data = instantiate(config.data)
+    images = training_images(network, data, config.batches, config.batch_size)
+    found = list(data.batches(config.split, min(config.batch_size, data.evaluation_batch)))
+    with torch.inference_mode():
+        classes = network(images[0][:2]).shape
+    if tuple(classes) != (2, data.num_classes):
+        raise ConfigError(
+            f"the network answers {tuple(classes)} for 2 inputs, but {data.name} has {data.num_classes} classes"
+        )
+    labels = np.concatenate([labels.numpy() for _, labels in found])
+
+    def trained(rung: Rung) -> Any:
+        raise AssertionError(f"the rung {rung.name} is trained further")
+
+    return Subject(0, network, [x.numpy() for x, _ in found], labels, images, trained)
+
+
+def load_weights(network: Any, file: Path) -> None:
+    """Load a state dict, of torch.save or safetensors, into a network; ConfigError says what does not fit."""
+    import torch
+
+    if not file.is_file():
+        raise ConfigError(f"weights={file} is no file")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of pickles and archives there are many
+        raise ConfigError(f"weights={file} cannot be read as a state dict: {type(error).__name__}: {error}") from error
+    while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ConfigError(f"weights={file} holds no state dict: names of tensors")
+    try:
+        network.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ConfigError(f"weights={file} are not those of {type(network).__name__}: {error}") from error
+
+
+def trained_subject(job: Job, jobs: list[Job], config: DictConfig) -> Subject:
+    """Return the network of an FP32 run and those that were trained from it."""
+    from bnn.training import RunError
+    from experiments.runs import load_run
+
+    run, network = load_run(job.folder)
+    if config.data_root is not None:
+        OmegaConf.update(run, "data.root", config.data_root, force_add=True)
+    data = instantiate(run.data)
+    if data.kind == "text":
+        raise ConfigError("the ladder takes classifiers: a language model has no accuracy of a split here")
+    found = list(data.batches(config.split, data.evaluation_batch))
+    images = training_images(network, data, config.batches, config.batch_size)
+
+    def trained(rung: Rung) -> Any:
+        (of_rung,) = (other for other in jobs if (other.cell, other.seed) == (rung.name, job.seed))
+        if not of_rung.ended():
+            raise RunError(f"{of_rung.folder} has not ended: {of_rung.command}")
+        return load_run(of_rung.folder)[1]
+
+    labels = np.concatenate([labels.numpy() for _, labels in found])
+    return Subject(job.seed, network, [x.numpy() for x, _ in found], labels, images, trained)
