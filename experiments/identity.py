@@ -56,6 +56,8 @@ _AS_BEFORE: dict[str, Any] = {
     "quantizer.widths": None,
     "start.run": None,
     "start.weights": "last",
+    "start.observer": None,
+    "start.batches": 4,
     "stages": None,
     "teacher.run": None,
     "teacher.model": None,

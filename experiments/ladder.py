@@ -50,7 +50,7 @@ def jobs_of(config: DictConfig, rungs: list[Rung]) -> tuple[list[Job], list[Job]
             raise ConfigError("\n  ".join(["of the runs in FP32:", *failed]))
     fine = [str(text) for text in config.fine_tuning]
     cells = {
-        rung.name: [f"quantizer={rung.quantizer}", f"start.run={quoted(start)}", *fine]
+        rung.name: [f"quantizer={rung.quantizer}", f"start.run={quoted(start)}", *calibrated(rung, config), *fine]
         for rung in rungs
         if rung.quantizer is not None
     }
@@ -60,6 +60,11 @@ def jobs_of(config: DictConfig, rungs: list[Rung]) -> tuple[list[Job], list[Job]
     with shown(jobs) as report:
         run_jobs(jobs, report)
     return base, jobs
+
+
+def calibrated(rung: Rung, config: DictConfig) -> list[str]:
+    """Return the options by which training begins with the steps of `bnn.calibrate`, where levels are evenly spaced."""
+    return [f"start.observer={config.observer}"] if rung.evenly_spaced else []
 
 
 def measured(engine: Any, model: Any, subject: Subject, exact: np.ndarray, folder: Path) -> Row:

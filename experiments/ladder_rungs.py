@@ -11,7 +11,8 @@ class Rung(NamedTuple):
     """bits: weights/inputs. engines: those that run it, by their names in experiments.engines.ENGINES.
 
     ptq: bits of all layers that are quantized without training; quantizer: of configs/quantizer, with which the network
-    is trained further from its FP32 weights; neither: it stays in floats.
+    is trained further from its FP32 weights; neither: it stays in floats. evenly_spaced: are that quantizer's levels,
+    so that training begins with the steps of bnn.calibrate.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Rung(NamedTuple):
     ptq: str | None = None
     dynamic: bool = False
     quantizer: str | None = None
+    evenly_spaced: bool = False
 
 
 RUNGS = {
@@ -31,9 +33,9 @@ RUNGS = {
         Rung("int8", "8/8", ("packed", "onnxruntime int8", "openvino int8", "torchao int8"), ptq="8/8"),
         Rung("int8_dynamic", "8/8", ("packed", "onnxruntime int8 dynamic"), ptq="8/8", dynamic=True),
         Rung("int4", "4/4", ptq="4/4"),
-        Rung("int8_qat", "8/8", quantizer="int8"),
-        Rung("lsq4", "4/4", quantizer="lsq4"),
-        Rung("lsq2", "2/2", quantizer="lsq2"),
+        Rung("int8_qat", "8/8", quantizer="int8", evenly_spaced=True),
+        Rung("lsq4", "4/4", quantizer="lsq4", evenly_spaced=True),
+        Rung("lsq2", "2/2", quantizer="lsq2", evenly_spaced=True),
         Rung("ternary", "t/32", quantizer="twn"),
         Rung("bwn", "1/32", quantizer="bwn"),
         Rung("xnor", "1/1", quantizer="xnor"),

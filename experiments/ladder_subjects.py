@@ -1,6 +1,6 @@
 """The networks that the ladder takes: trained here, given with their weights, or of random weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,11 @@ def untrained_subject(config: DictConfig) -> Subject:
 def pretrained_subject(config: DictConfig) -> Subject:
     """Return a network with the weights of a file, or those that `model` brings along, and the images of a data set.
 
-    ConfigError if the weights are not those of the network, or if its answers are not those of the data set's classes.
+    RunError if the weights are not those of the network, ConfigError if its answers are not of the data set's classes.
     """
     import torch
+
+    from bnn.training import load_weights
 
     torch.manual_seed(0)
     network = instantiate(config.model, _convert_="object").eval()
@@ -93,31 +95,6 @@ def pretrained_subject(config: DictConfig) -> Subject:
         raise AssertionError(f"the rung {rung.name} is trained further")
 
     return Subject(0, network, [x.numpy() for x, _ in found], labels, images, trained)
-
-
-def load_weights(network: Any, file: Path) -> None:
-    """Load a state dict, of torch.save or safetensors, into a network; ConfigError says what does not fit."""
-    import torch
-
-    if not file.is_file():
-        raise ConfigError(f"weights={file} is no file")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of pickles and archives there are many
-        raise ConfigError(f"weights={file} cannot be read as a state dict: {type(error).__name__}: {error}") from error
-    while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConfigError(f"weights={file} holds no state dict: names of tensors")
-    try:
-        network.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise ConfigError(f"weights={file} are not those of {type(network).__name__}: {error}") from error
 
 
 def trained_subject(job: Job, jobs: list[Job], config: DictConfig) -> Subject:

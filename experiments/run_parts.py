@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.command_help import CONFIGS
 from experiments.config_values import ConfigError, check_numbers, whole_number
+from experiments.layer_costs import training_images
 from experiments.layer_widths import set_widths
 from experiments.published_numbers import check_published
 from experiments.targets import build, check
@@ -110,8 +111,9 @@ def _check_outputs(network: Any, teacher: Any, data: Any, config: DictConfig) ->
         ) from error
 
 
-def begin(network: Any, config: DictConfig) -> None:
-    """Give a network the weights of the run that `start` names; ConfigError if it cannot be."""
+def begin(network: Any, data: Any, config: DictConfig) -> None:
+    """Give a network the weights of the run that `start` names and its quantizers their steps; ConfigError if not."""
+    import bnn
     from bnn.training import begin_with
     from experiments.runs import find_run, load_run
 
@@ -124,6 +126,12 @@ def begin(network: Any, config: DictConfig) -> None:
         begin_with(network, load_run(folder, config.start.weights == "best")[1])
     except ValueError as error:
         raise ConfigError(f"start.run={config.start.run}: {error}") from error
+    if config.start.observer is not None:
+        images = training_images(network, data, whole_number(config, "start.batches", 1), config.batch_size)
+        try:
+            bnn.calibrate(network, images, config.start.observer)
+        except ValueError as error:
+            raise ConfigError(f"start.observer={config.start.observer}: {error}") from error
 
 
 def build_parts(config: DictConfig) -> Parts:
@@ -153,8 +161,10 @@ def build_parts(config: DictConfig) -> Parts:
         raise ConfigError(
             f"{config.model._target_} does not take {data.name}'s {data.input_shape} {NOUNS[data.kind]}: {error}"
         ) from error
+    if config.start.run is None and config.start.observer is not None:
+        raise ConfigError("start.observer chooses steps for the weights of start.run=FOLDER, which is not given")
     if config.start.run is not None:
-        begin(network, config)
+        begin(network, data, config)
     teacher, of_teacher = build_teacher(config) or (None, None)
     if teacher is not None and bnn.takes_pixels(teacher.network) != bnn.takes_pixels(network):
         raise ConfigError("the teacher and the network must take the same: both pixels (model.pixels=true), or neither")

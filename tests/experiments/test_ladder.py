@@ -115,7 +115,7 @@ def test_a_network_that_brings_its_weights(tmp_path, monkeypatch, command):
     assert (content["data"], content["weights"], content["split"]) == ("digits", "weights.pt", "test")
     assert content["inputs"] == len(right)
     torch.save({"conv1.weight": torch.zeros(1)}, "other.pt")
-    for file, words in (("other.pt", "are not those of DigitsCNN"), ("none.pt", "is no file"), ("a.json", "cannot be")):
+    for file, words in (("other.pt", "does not fit DigitsCNN"), ("none.pt", "is no file"), ("a.json", "no weights")):
         done = command("experiments.ladder", f"weights={file}", *options)
         assert (done.status, words in done.err) == (2, True), done.err
     done = command("experiments.ladder", "+model.num_classes=7", *options)

@@ -1,5 +1,6 @@
 """Staged recipes: each stage begins with the weights of the one before; killed anywhere, the command ends alike."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -9,10 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from hydra import compose, initialize_config_dir
 
+import bnn
 from bnn.models import DigitsCNN
 from bnn.quantizers import FullPrecision, LsqWeight, SteSign
 from bnn.training import begin_with, read_checkpoint
+from experiments import cli
+from experiments.run_parts import build_parts
 
 # Everything at once: stages, a teacher, an average of weights, accumulation, augmentation, mixup, drawn signs.
 RECIPE = """\
@@ -157,11 +162,27 @@ def test_a_run_may_begin_with_the_weights_of_another(trained, command, tmp_path,
     assert read(tmp_path / "r")["start"]["weights"] == "last"
     for options, words in (
         (["start.run=nowhere"], "nowhere is no run"),
+        (["start.observer=mse"], "start.run=FOLDER, which is not given"),
+        ([start_run, "start.observer=mse"], "no quantizer with evenly spaced levels"),
+        ([start_run, "start.observer=mse", "start.batches=0"], "start.batches must be at least 1"),
         ([start_run, "model.width=5"], "cannot begin with the weights"),
         ([start_run, "start.weights=best"], "holds no checkpoints"),
     ):
         failed = command("experiments.train", "quantizer=xnor", *TINY, *options, "run_dir=s")
         assert (failed.status, words in failed.err) == (2, True), failed.err
+
+
+def test_training_may_begin_with_calibrated_steps(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    options = ["quantizer=lsq2", *TINY, "start.run=runs/default/fp32", "batch_size=50", "run_dir=unused"]
+    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+        found = build_parts(compose("train", [*options, "start.observer=percentile", "start.batches=3"]))
+        plain = build_parts(compose("train", options))
+    batches = itertools.islice(found.data.batches("train", 50, shuffle=True, seed=0), 3)
+    expected = bnn.calibrate(plain.network, [x for x, _ in batches], "percentile").state_dict()
+    steps = [name for name in expected if name.endswith("quantizer.step")]
+    assert len(steps) == 6
+    assert all(torch.equal(found.network.state_dict()[name], expected[name]) for name in expected)
 
 
 def test_quantizers_of_another_kind_begin_as_new():
