@@ -20,8 +20,8 @@ from bnn.summary import summary as summary
 
 __version__ = "0.1.0"
 
-# Loaded when they are first used: subpackages, and names of bnn.converter. (`bnn.convert` is the function.)
-_SUBPACKAGES = ("converter", "data", "doctor", "memory", "optimizers", "training")
+# Loaded when they are first used: subpackages, names of bnn.converter (`bnn.convert` is the function), and from_onnx.
+_SUBPACKAGES = ("converter", "data", "doctor", "memory", "onnx_file", "optimizers", "training")
 _OF_CONVERTER = ("ConversionError", "check_parity", "convert", "convert_step")
 
 __all__ = [
@@ -35,9 +35,11 @@ __all__ = [
     "converter",
     "data",
     "doctor",
+    "from_onnx",
     "layers",
     "memory",
     "models",
+    "onnx_file",
     "optimizers",
     "quantize",
     "quantizers",
@@ -53,6 +55,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"bnn.{name}")
     if name in _OF_CONVERTER:
         return getattr(importlib.import_module("bnn.converter"), name)
+    if name == "from_onnx":
+        return importlib.import_module("bnn.onnx_file").from_onnx
     raise AttributeError(f"module 'bnn' has no attribute {name!r}")
 
 

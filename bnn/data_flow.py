@@ -39,6 +39,20 @@ class LayerTracer(fx.Tracer):
         super().__init__()
         self.leaves = set(map(id, leaves))
 
+    @classmethod
+    def graph_of(cls, model: nn.Module, leaves: Iterable[nn.Module]) -> fx.Graph:
+        """Return the graph of a model: traced, or its own if it is one that fx has made and cannot trace again."""
+        found = list(leaves)
+        try:
+            return cls(found).trace(model)
+        except Exception:  # fx runs the model's own code on proxies: anything can be raised
+            if not isinstance(model, fx.GraphModule):
+                raise
+            targets = {id(model.get_submodule(str(n.target))) for n in model.graph.nodes if n.op == "call_module"}
+            if not {id(leaf) for leaf in found} <= targets:
+                raise
+            return model.graph
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return id(m) in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
@@ -119,7 +133,7 @@ def readers_of_input(
     if id(model) in names:
         return [names[id(model)]]
     try:
-        graph = LayerTracer(layers.values()).trace(model)
+        graph = LayerTracer.graph_of(model, layers.values())
     except Exception:  # fx runs the model's own code on proxies: anything can be raised
         return [] if example is None else _handed(model, layers, example)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -169,7 +183,7 @@ def data_flow(
     if id(model) in names:  # the model is a layer, tracing would look into it
         return DataFlow(frozenset({""}), frozenset({""}), frozenset())
     try:
-        graph = LayerTracer(layers.values()).trace(model)
+        graph = LayerTracer.graph_of(model, layers.values())
     except Exception as error:  # fx runs the model's own code on proxies: anything can be raised
         if example is not None:
             return _executed(model, layers, example)

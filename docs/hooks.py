@@ -32,6 +32,7 @@ REFERENCE = {
     "models": "bnn.models",
     "calibration": "bnn.calibration",
     "converter": "bnn.converter",
+    "onnx_file": "bnn.onnx_file",
     "training": "bnn.training",
     "optimizers": "bnn.optimizers",
     "data": "bnn.data",
@@ -68,7 +69,8 @@ def reference_page(module_name: str) -> str:
     lines = [f"# {module_name}", "", as_markdown(inspect.cleandoc(own), ()), ""]
     # Names that are loaded when they are first used, so that `import bnn` stays quick.
     for name in sorted(set(getattr(module, "__all__", ())) - {*vars(module), *(page.name for page in _subpackages())}):
-        lines += [f"- `{module_name}.{name}` is [`{name}`][bnn.converter.{name}] of `bnn.converter`."]
+        home = ".".join(getattr(module, name).__module__.split(".")[:2])
+        lines += [f"- `{module_name}.{name}` is [`{name}`][{home}.{name}] of `{home}`."]
     lines.append("")
     for name in names:
         lines += [f"::: {module_name}.{name}", ""]

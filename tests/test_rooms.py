@@ -19,6 +19,7 @@ ALLOWED = {
     "bnn/data": {"torch", "numpy", "pooch", "sklearn", "scipy", "PIL", "tqdm"},
     "bnn/training": {"torch", "numpy", "lightning", "safetensors"},
     "bnn/converter": {"torch", "numpy", "bnn_kernels"},
+    "bnn/onnx_file": {"torch", "numpy", "onnx"},  # onnx within functions
     "experiments": {
         "torch",
         "numpy",
@@ -114,6 +115,7 @@ def test_nothing_else_of_bnn_imports_the_converter():
         ("bnn", ("yaml", "lightning", "numba", "bnn_kernels", "hydra", "matplotlib", "sklearn", "pooch")),
         ("bnn.data", ("lightning", "numba", "hydra", "sklearn", "pooch", "scipy", "PIL")),
         ("bnn.training", ("numba", "hydra", "bnn_kernels")),
+        ("bnn.onnx_file", ("onnx", "numba", "hydra", "bnn_kernels")),
         ("bnn.converter", ("lightning", "hydra", "matplotlib")),
         ("paper_figures.accuracy_vs_bits", ("torch", "lightning", "numba", "hydra")),
     ],

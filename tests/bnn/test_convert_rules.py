@@ -238,6 +238,25 @@ def test_other_threads_meet_no_trace():
     assert all(meeting == ((1, 2), False) for meeting in found)
 
 
+@pytest.mark.parametrize("other", ["zero", "numbers", "value"])
+def test_a_choice_by_a_constant_mask(other):
+    """Zeros, constants or another value in some channels and places."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.mask = torch.tensor([True, False, True, True]).reshape(4, 1, 1)
+            self.places = torch.rand(4, 6, 6) < 0.5
+
+        def forward(self, x):
+            y = self.conv(x)
+            given = {"zero": torch.tensor(0.0), "numbers": torch.arange(4.0).reshape(4, 1, 1), "value": y * y}[other]
+            return torch.where(self.places, given, torch.where(self.mask, y, given))
+
+    check(Masked().eval(), images(5, 3, 8, 8))
+
+
 def test_conversion_needs_no_metadata(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)

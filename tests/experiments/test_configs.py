@@ -85,6 +85,7 @@ READERS = {
     "compare_methods": ("compare_methods",),
     "convert": ("convert",),
     "data": ("data",),
+    "from_onnx": ("from_onnx",),
     "harness_speed": ("harness_speed", "steps"),
     "ladder": ("ladder", "ladder_subjects"),
     "ledger": ("ledger",),
@@ -112,7 +113,7 @@ def _read(module):
 @pytest.mark.parametrize("command", READERS)
 def test_a_command_reads_every_option_that_it_has_and_no_other(command):
     config = compose(command)
-    assert not OmegaConf.missing_keys(config) - {"run", "sources"}
+    assert not OmegaConf.missing_keys(config) - {"file", "run", "sources"}
     OmegaConf.to_container(config, resolve=True)  # every reference between options is there
     read = set().union(*map(_read, READERS[command]))
     assert read - OF_A_RUN.get(command, set()) - set(dir(config)) <= set(config)

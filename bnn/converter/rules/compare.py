@@ -49,7 +49,7 @@ for _name in _COMPARISONS:
 def where(build: Builder, condition: Any, yes: Any, no: Any) -> Value:
     """One of two numbers or values, as a condition of 0 and 1 says."""
     if not isinstance(condition, Value):
-        build.fail("where needs a condition that depends on the input, or two constants")
+        return _by_mask(build, torch.as_tensor(condition).bool(), yes, no)
     sides = [torch.as_tensor(side) for side in (yes, no) if not isinstance(side, Value)]
     if not all(bool(side.isfinite().all()) for side in sides):
         build.fail("where can be converted with finite numbers alone")
@@ -59,6 +59,20 @@ def where(build: Builder, condition: Any, yes: Any, no: Any) -> Value:
         return build.affine(condition, scale=scale, shift=shift)
     other = build.affine(condition, scale=-1.0, shift=1.0)
     return build.add(*(_chosen(build, *pair) for pair in ((condition, yes), (other, no))))
+
+
+def _by_mask(build: Builder, mask: torch.Tensor, yes: Any, no: Any) -> Value:
+    """Return a choice that is the same for every input."""
+    found: Value | None = None
+    constant: Any = None
+    for side, kept in ((yes, mask), (no, ~mask)):
+        if isinstance(side, Value):
+            part = build.affine(side, scale=build.aligned(side, kept.float()))
+            found = part if found is None else build.add(found, part)
+        else:
+            constant = torch.where(kept, torch.as_tensor(side, dtype=torch.float32), 0.0)
+    assert found is not None, "a choice between constants has no rule"
+    return found if constant is None else build.affine(found, shift=build.aligned(found, constant))
 
 
 def _chosen(build: Builder, mask: Value, x: Any) -> Value:

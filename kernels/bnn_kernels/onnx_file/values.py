@@ -11,6 +11,8 @@ from bnn_kernels.onnx_file.graph import QONNX, Graph, by_channel, step_of
 from bnn_kernels.steps.base import Spec
 
 ONE = np.float32(1)
+# Beyond what a network computes.
+FARTHEST = 3e38
 
 
 @dataclass
@@ -108,8 +110,9 @@ def signs(g: Graph, x: str, bounds: np.ndarray, flip: np.ndarray, shape: tuple[i
     """Return the signs +1 where (x >= bounds) xor flip and -1 elsewhere; bounds and flip are (C,)."""
     axes, spec = len(shape), Spec("bits", shape)
     if g.style == "qonnx":
-        # A difference of two floats is 0 only if they are equal.
-        x = g.add("Sub", [x, g.floats(by_channel(bounds, axes), "bounds")]) if bounds.any() else x
+        # A difference of two floats is 0 only if they are equal; with an infinite one it may be none.
+        finite = by_channel(np.clip(bounds, -FARTHEST, FARTHEST), axes)
+        x = g.add("Sub", [x, g.floats(finite, "bounds")]) if bounds.any() else x
         made = g.add("BipolarQuant", [x, g.floats(1, "scale")], QONNX)
         if flip.any():
             made = g.add("Mul", [made, g.floats(by_channel(np.where(flip, -1, 1), axes), "direction")])
