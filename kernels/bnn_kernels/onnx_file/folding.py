@@ -21,13 +21,15 @@ class Folded(NamedTuple):
     """level = round(sum * scale + shift), clipped to the range of `levels`; scale and shift float64 (C,).
 
     bounds: the lowest and the highest level of each channel, times the step between levels, float32 (2, C), where some
-    channel does not get all.
+    channel does not get all. turned: bool (C,), of a maximum that may follow before the levels are made: where it is
+    the minimum of levels; None if none may.
     """
 
     scale: np.ndarray
     shift: np.ndarray
     levels: UniformLevels
     bounds: np.ndarray | None = None
+    turned: np.ndarray | None = None
 
 
 def fit(thresholds: Thresholds, largest: int) -> Folded | None:
@@ -144,38 +146,80 @@ def rounding_after(model: PackedModel, index: int) -> Folded | None:
         return None
     largest = largest_sum_of(step, placed.given[0])
     if step.output == "float":
-        return of_epilogue(step, step.scales[0], largest) if step.fused else None
+        if not step.fused:
+            return None
+        if step.finish.levels is not None:
+            return of_epilogue(step, step.scales[0], largest)
+        return _of_two(model, index, largest)
     if step.output == "bits":
         return fit(step.thresholds, largest)
-    register = placed.outputs[0]
+    reader = _reader(model, placed.outputs[0], "pool_int")
+    if reader is None:
+        return None
+    if reader.op == "threshold":
+        return fit(reader.thresholds, largest)
+    return of_epilogue(reader, reader.tensors.get("scale"), largest) if reader.op == "elementwise" else None
+
+
+def _reader(model: PackedModel, register: str, pool: str) -> Any:
+    """Return the one step that reads a register, or what steps of pooling make of it; None if there are more."""
     while True:
         readers = [one for one in model.placed if register in one.inputs]
         if len(readers) != 1 or register in [name for name, _ in model.outputs]:
             return None
-        step, register = readers[0].step, readers[0].outputs[0]
-        if step.op == "threshold":
-            return fit(step.thresholds, largest)
-        if step.op == "elementwise":
-            return of_epilogue(step, step.tensors.get("scale"), largest)
-        if step.op != "pool_int":
-            return None
+        if readers[0].step.op != pool:
+            return readers[0].step
+        register = readers[0].outputs[0]
+
+
+def _affine(step: Any, given: np.ndarray | None) -> tuple[Any, Any]:
+    """Return (scale, shift) of a step's epilogue, float64; given: the scale of what it reads, None for 1."""
+    gain, offset = (step.tensors.get(name, np.float32(one)) for name, one in (("norm_scale", 1), ("norm_shift", 0)))
+    scale = np.float64(1 if given is None else given) * np.float64(gain)
+    return scale, np.float64(step.tensors.get("shift", np.float32(0))) * np.float64(gain) + np.float64(offset)
+
+
+def _is_affine(step: Any) -> bool:
+    """Whether an epilogue has a scale, a shift and a clamp at most."""
+    fields = step.fields
+    return all(part is None for part in (fields.residual, fields.pre, fields.slope, fields.post, fields.bounds))
+
+
+def _of_two(model: PackedModel, index: int, largest: int) -> Folded | None:
+    """Return the rounding of a layer's epilogue, which clamps, and of a later one, which makes levels.
+
+    Between them a maximum of windows may lie, of numbers that the second one may multiply by a negative number.
+    """
+    first: Any = model.placed[index].step
+    later = _reader(model, model.placed[index].outputs[0], "max_pool")
+    if later is None or later.op != "elementwise" or not _makes_levels(later):
+        return None
+    if not (_is_affine(first) and _is_affine(later)):
+        return None
+    ones, levels = np.ones(first.finish.channels), later.finish.levels
+    scale, shift = (part * ones for part in _affine(first, first.scales[0]))
+    gain, offset = (part * ones for part in _affine(later, later.tensors.get("scale")))
+    with np.errstate(invalid="ignore"):
+        ends = np.stack([np.where(gain == 0, 0, end * gain) + offset for end in (first.fields.low, first.fields.high)])
+    ends = np.sort(np.clip(ends, later.fields.low, later.fields.high), 0)
+    ends = np.clip(ends.astype(np.float32) / np.float32(levels.factor), levels.low, levels.high)
+    bounds = (np.rint(ends) * np.float32(levels.factor)).astype(np.float32)
+    folded = Folded(scale * gain, shift * gain + offset, levels, bounds, gain < 0)
+    return _with_whole_shifts(folded, largest)
+
+
+def _makes_levels(step: Any) -> bool:
+    """Whether an epilogue makes levels alone, by a division, and so many that one beside the right one is near."""
+    levels = step.finish.levels
+    return not step.fields.keep and levels is not None and levels.bits >= FEWEST_BITS and levels.divides
 
 
 def of_epilogue(step: Any, given: np.ndarray | None, largest: int) -> Folded | None:
     """Return the rounding of an epilogue that makes nothing but levels; given: the scale of sums up to the largest."""
-    fields, tensors, levels = step.fields, step.tensors, step.finish.levels
-    parts = (fields.residual, fields.pre, fields.slope, fields.post)
-    if (
-        fields.keep
-        or levels is None
-        or levels.bits < FEWEST_BITS
-        or not levels.divides
-        or any(part is not None for part in parts)
-    ):
+    fields, levels = step.fields, step.finish.levels
+    if not _is_affine(step) or not _makes_levels(step):
         return None
-    gain, offset = (tensors.get(name, np.float32(one)) for name, one in (("norm_scale", 1), ("norm_shift", 0)))
-    scale = np.float64(1 if given is None else given) * np.float64(gain)
-    shift = np.float64(tensors.get("shift", np.float32(0))) * np.float64(gain) + np.float64(offset)
+    scale, shift = _affine(step, given)
     ones = np.ones(step.finish.channels)
     bounds = None
     if fields.low > levels.low * levels.factor or fields.high < levels.high * levels.factor:

@@ -181,6 +181,8 @@ def level_layer(
             y = g.add("Min", [g.add("Max", [y, low]), high])
         if step.output == "int":
             return [Floats(y, made[0], rounding.levels, rounding.scale < 0)]
+        if rounding.turned is not None:  # what makes the levels comes later
+            return [Floats(y, made[0], rounding.levels, rounding.turned)]
         return [rounded(g, y, rounding.levels, made[0])]
     if step.output != "float":
         y = sums(names[0], weights[0], one)

@@ -36,8 +36,11 @@ def _extreme(g: Graph, step: Any, x: str, rising: np.ndarray) -> str:
 
 
 def max_pool(g: Graph, step: Any, given: list[Value], made: list[Spec]) -> list[Value]:
-    """A maximum of floats."""
-    return [Floats(_extreme(g, step, floats_of(given[0]), np.ones(1, np.bool_)), made[0])]
+    """A maximum of floats: of those that were multiplied by a negative number for rounding the minimum."""
+    x = given[0]
+    if not isinstance(x, Floats) or x.rounding is None or x.falling is None:
+        return [Floats(_extreme(g, step, floats_of(x), np.ones(1, np.bool_)), made[0])]
+    return [Floats(_extreme(g, step, x.name, ~x.falling), made[0], x.rounding, x.falling)]
 
 
 def pool_int(g: Graph, step: Any, given: list[Value], made: list[Spec]) -> list[Value]:
