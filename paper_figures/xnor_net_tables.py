@@ -6,12 +6,12 @@ Numbers of ours come from ledgers that `experiments.collect` wrote; a row that n
 """
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from paper_figures.ledger_file import Entry, LedgerError, read_ledger
+from paper_figures.text_table import latex_table, markdown_table, write_table
 
 DEFAULT_OUTPUT = Path("results") / "tables" / "xnor_net.md"
 
@@ -97,31 +97,16 @@ def rows(lines: tuple[Line, ...], entries: list[Entry]) -> list[tuple[str, ...]]
 
 def markdown(entries: list[Entry]) -> str:
     """Return all tables as Markdown."""
-    parts = ["XNOR-Net (Rastegari et al. 2016) on ImageNet, per cent: published beside ours\n"]
-    for title, lines in TABLES.items():
-        parts.append(f"**{title}**\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-        # A bar in a cell, as in |W|, would end it.
-        parts += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(lines, entries)]
-        parts.append("")
-    return "\n".join(parts)
+    tables = [markdown_table(title, COLUMNS, rows(lines, entries)) for title, lines in TABLES.items()]
+    return "\n".join(["XNOR-Net (Rastegari et al. 2016) on ImageNet, per cent: published beside ours\n", *tables])
 
 
 def latex(entries: list[Entry]) -> str:
     """Return all tables as LaTeX, for `booktabs`."""
-
-    def escaped(cell: str) -> str:
-        cell = cell.replace("\\", r"\textbackslash{}").replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
-        return cell.replace("±", r"$\pm$").replace("|W|", "$|W|$")
-
-    parts = []
-    for title, lines in TABLES.items():
-        head = " & ".join(map(escaped, COLUMNS))
-        body = [" & ".join(map(escaped, row)) + r" \\" for row in rows(lines, entries)]
-        parts += [
-            r"\begin{table}", rf"\caption{{XNOR-Net on ImageNet. {escaped(title)}}}", r"\begin{tabular}{llrrrrr}",
-            r"\toprule", rf"{head} \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
-        ]  # fmt: skip
-    return "\n".join(parts)
+    tables = (
+        latex_table(f"XNOR-Net on ImageNet. {title}", COLUMNS, rows(lines, entries)) for title, lines in TABLES.items()
+    )
+    return "\n".join(tables)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -130,25 +115,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, nargs="*", default=[], help="ledgers that experiments.collect wrote")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="file to write (.md, .tex)")
     options = parser.parse_args(arguments)
-    kinds = {".md": markdown, ".tex": latex}
-    output: Path = options.output
-    if output.suffix not in kinds:
-        raise SystemExit(f"error: {output} should end in {', '.join(kinds)}")
     try:
         entries = [entry for path in options.results for entry in read_ledger(path)]
     except (FileNotFoundError, LedgerError) as error:
         raise SystemExit(f"error: {error}") from None
-    text = kinds[output.suffix](entries)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(output)
-    except OSError as error:
-        raise SystemExit(f"error: {output} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    print(f"written: {output}")
+    write_table(options.output, {".md": lambda: markdown(entries), ".tex": lambda: latex(entries)})
 
 
 if __name__ == "__main__":
