@@ -5,20 +5,16 @@ of a process of its own (on Linux). Both steps are timed in turn in one process;
 bit.
 """
 
-import multiprocessing
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments import cli, process_memory
 from experiments.results import write_json
+from experiments.step_memory import peak_bytes
 from experiments.timing import pair
-
-_MALLOC = "MALLOC_MMAP_THRESHOLD_"
 
 
 def saved_bytes(network: Any, images: Any) -> int:
@@ -39,40 +35,6 @@ def saved_bytes(network: Any, images: Any) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         network(images)
     return sum(storages.values())
-
-
-def _growth(config: dict[str, Any], packs: bool) -> int:
-    """Return the growth of this process's peak memory by a training step, in bytes."""
-    from bnn.memory import pack_activations
-    from experiments.steps import make_network, make_step, on_threads
-
-    node = OmegaConf.create(config)
-    assert isinstance(node, DictConfig)
-    on_threads(node.threads)
-    network = make_network(node)
-    if packs:
-        pack_activations(network)
-    # A step with two images first: what PyTorch allocates once is no activation.
-    make_step(network, OmegaConf.merge(node, {"batch_size": 2}))()  # type: ignore[arg-type]
-    step = make_step(network, node)
-    before = process_memory.resident_bytes()
-    step()
-    return process_memory.peak_bytes() - before
-
-
-def peak_bytes(config: DictConfig, packs: bool) -> int:
-    """Return the growth of peak memory by one training step in a fresh process; what fails there is raised here."""
-    resolved = OmegaConf.to_container(config, resolve=True)
-    # The C library gives every tensor's memory back at once, or the peak would be that of its free lists.
-    before = os.environ.get(_MALLOC)
-    os.environ[_MALLOC] = "65536"
-    try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            return process.submit(_growth, resolved, packs).result()  # type: ignore[arg-type]
-    finally:
-        os.environ.pop(_MALLOC)
-        if before is not None:
-            os.environ[_MALLOC] = before
 
 
 def check_gradients(network: Any, images: Any) -> None:

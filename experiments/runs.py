@@ -89,10 +89,16 @@ def load_run(folder: Path, best: bool = False) -> tuple[DictConfig, Any]:
 
 def fp32_twin(model: DictConfig) -> Any:
     """Return the same topology with FP32 layers, untrained, in evaluation mode."""
+    return instantiate(fp32_twin_config(model), _convert_="object").eval()
+
+
+def fp32_twin_config(model: DictConfig) -> DictConfig:
+    """Return the config of the same topology with FP32 layers."""
     plain = OmegaConf.create({"_target_": "bnn.quantizers.FullPrecision", "_partial_": True})
     twin = OmegaConf.merge(model, {"input_scale": False})
     twin.weight_quantizer = plain
     twin.input_quantizer = plain
     if OmegaConf.select(twin, "stem") == "int8":
         twin.stem, twin.pixels = "fp32", True  # it takes the same images
-    return instantiate(twin, _convert_="object").eval()
+    assert isinstance(twin, DictConfig)
+    return twin

@@ -12,6 +12,9 @@ from bnn.machine import usable_cores
 from bnn.optimizers import parameter_groups
 from experiments.commands import this_command
 
+# Of products and convolutions on a CPU; parameters, quantizers and statistics stay in float32.
+PRECISIONS: dict[str, torch.dtype | None] = {"32-true": None, "bf16-mixed": torch.bfloat16}
+
 
 def make_network(config: DictConfig) -> Any:
     """Return the config's network with seeded weights, in training mode."""
@@ -19,8 +22,12 @@ def make_network(config: DictConfig) -> Any:
     return instantiate(config.model, _convert_="object").train()
 
 
-def make_step(network: Any, config: DictConfig) -> Callable[[], None]:
-    """Return a step: forward, cross-entropy, backward, SGD with momentum, latents centred and clipped as configured."""
+def make_step(network: Any, config: DictConfig, precision: str = "32-true") -> Callable[[], None]:
+    """Return a step: forward, cross-entropy, backward, SGD with momentum, latents centred and clipped as configured.
+
+    precision: one of PRECISIONS, as trainer.precision says it.
+    """
+    mixed = PRECISIONS[precision]
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(config.batch_size, *config.input_shape, generator=generator)
     labels = torch.randint(0, 10, (config.batch_size,), generator=generator)
@@ -28,7 +35,9 @@ def make_step(network: Any, config: DictConfig) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(network(images), labels).backward()
+        with torch.autocast("cpu", mixed, enabled=mixed is not None):
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
         optimizer.step()
         if config.quantizer.center_latents:
             center_latent_weights(network)

@@ -89,6 +89,7 @@ READERS = {
     "harness_speed": ("harness_speed", "steps"),
     "ladder": ("ladder", "ladder_subjects"),
     "ledger": ("ledger",),
+    "mixed_precision": ("mixed_precision", "steps"),
     "post_training": ("post_training",),
     "published": ("published",),
     "report": ("report", "report_data"),

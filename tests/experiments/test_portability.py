@@ -137,7 +137,7 @@ def test_a_process_that_fails_is_no_wait(monkeypatch):
     """What the other process raises is raised here, at once."""
     from omegaconf import OmegaConf
 
-    from experiments import activation_memory
+    from experiments.step_memory import peak_bytes
 
     with pytest.raises(Exception, match="model"):
-        activation_memory.peak_bytes(OmegaConf.create({"threads": 1}), packs=False)
+        peak_bytes(OmegaConf.create({"threads": 1}), packs=False)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments import activation_memory, harness_speed, training_step
+from experiments import activation_memory, harness_speed, mixed_precision, training_step
 from experiments.timing import Timing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,6 +44,45 @@ def test_training_step(command, tmp_path, monkeypatch):
     assert content["ratio"] == {"best": 1.5, "median": 3.75}
     assert "ratio 3.75 (best 1.50)" in done.out
     assert content["command"].startswith("python -m experiments.training_step model=digits_cnn")
+
+
+def test_mixed_precision(command, tmp_path, monkeypatch):
+    """Each network in each precision, beside itself in FP32; products of a step in BF16 are of BF16."""
+    timed = [Timing(0.001 * best, 0.002 * best, 5, (best, best)) for best in (8, 4, 10, 2)]
+    seen = []
+
+    def in_turn(steps, seconds):
+        assert seconds == 4 * 0.5
+        for step in steps:
+            with Products() as products:
+                step()
+            seen.append(products.dtypes)
+        return timed
+
+    monkeypatch.setattr(mixed_precision, "in_turn", in_turn)
+    options = ("quantizer=lsq2", "seconds=0.5", "memory=false")
+    done, file = measured(command, tmp_path, monkeypatch, "mixed_precision", *options)
+    assert done.status == 0, done.err
+    rows = json.loads(file.read_text())["rows"]
+    names = [(row["quantizer"], row["precision"]) for row in rows]
+    assert names == [(name, precision) for name in ("fp32", "lsq2") for precision in ("32-true", "bf16-mixed")]
+    assert [row["of_fp32"]["median"] for row in rows] == [1, 0.5, 1, 0.2]
+    assert seen == [{torch.float32}, {torch.bfloat16}] * 2
+    done, _ = measured(command, tmp_path, monkeypatch, "mixed_precision", "precisions=[fp8]")
+    assert (done.status, "precisions are 32-true, bf16-mixed, got 'fp8'" in done.err) == (2, True)
+
+
+class Products(TorchDispatchMode):
+    """The dtypes of the weights of all convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.dtypes.add(args[1].dtype)
+        return func(*args, **(kwargs or {}))
 
 
 def test_activation_memory(command, tmp_path, monkeypatch):
