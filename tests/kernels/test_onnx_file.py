@@ -111,10 +111,11 @@ def test_onnx_runtime_returns_the_same(width, network, tmp_path):
     model = bk.onnx_model(packed)
     onnx.checker.check_model(model, full_check=True)
     expected = packed(x.numpy())
-    # Levels of the narrow VGG-small are few sums apart, so that many move where a shift is rounded; in the deep
-    # untrained ResNet-20 one that moved in the stem's floats moves others.
-    most = 0.06 if network == "LeNet5" else 0.25
+    # In the deep untrained ResNet-20 a level that moved in the stem's floats moves others.
+    most = 0.25 if network == "ResNet20" else 0.01
     assert_close(answers(model, x.numpy()), expected, width in ROUNDED, most)
+    # Levels of the narrow VGG-small are few sums apart, so that many move where integers round a shift.
+    most = 0.02 if network == "LeNet5" else 0.25
     found = answers(model, x.numpy(), tmp_path / "optimized.onnx")
     assert_close(found, expected, width in ROUNDED, most)
 

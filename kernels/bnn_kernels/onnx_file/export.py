@@ -32,12 +32,19 @@ def onnx_model(model: PackedModel, style: Style = "qdq") -> Any:
     style: "qdq" writes QuantizeLinear and DequantizeLinear around int8 and uint8, weights with a scale for each filter;
     "qonnx" writes Quant and BipolarQuant of the domain qonnx.custom_op.general, which keep the number of bits.
 
-    Signs, and levels of up to 4 bits, stay comparisons of sums, exact up to 2^24. Thresholds of more levels that are
-    those of a rounding become it, so that a runtime can multiply in integers; a level can then be one beside that of
-    the packed model. All else are the same operations, in float32. ValueError names a step that has no form in ONNX;
-    ImportError if the package onnx is missing.
+    Sums are of integers, exact up to 2^24, and signs and levels of up to 4 bits are comparisons of them. Thresholds of
+    more levels that are those of a rounding become it, so that a runtime can multiply in integers; a level can then be
+    one beside that of the packed model. All else are the same operations in the same order, in float32; batch norm
+    rounds its product too. In "qonnx" the scales of weights and inputs are those of their quantizers. ValueError names
+    a step that has no form in ONNX; ImportError if the package onnx is missing.
     """
     onnx = _onnx()
+    g, values = graph_of(model, style)
+    return _proto(onnx, g, model, values)
+
+
+def graph_of(model: PackedModel, style: Style) -> tuple[Graph, dict[str, Value]]:
+    """Return the nodes that compute what a packed model does, and what its registers are there; see `onnx_model`."""
     if style not in STYLES:
         raise ValueError(f"there are the styles {' and '.join(STYLES)}, got {style!r}")
     if model.states:
@@ -61,7 +68,7 @@ def onnx_model(model: PackedModel, style: Style = "qdq") -> Any:
         except UnsupportedError as reason:
             raise ValueError(f"{where} cannot be written as ONNX: {reason}") from None
         values.update(zip(placed.outputs, results, strict=True))
-    return _proto(onnx, g, model, values)
+    return g, values
 
 
 def _inputs(g: Graph, model: PackedModel) -> dict[str, Value]:

@@ -127,6 +127,19 @@ class Graph:
             return self.add("Flatten", [x], axis=1)
         return self.add(made.op, [self.add("Flatten", made.inputs[:1], axis=1), *made.inputs[1:]])
 
+    def integers_of(self, x: str, less_zero: bool = False) -> str | None:
+        """Return the integers of which DequantizeLinear has made x, as floats; None if it has not.
+
+        less_zero: less their zero point.
+        """
+        made = next((node for node in self.nodes if node.outputs == [x]), None)
+        if made is None or made.op != "DequantizeLinear":
+            return None
+        integers, _, zero = made.inputs
+        if not less_zero:
+            zero = self.constant(np.zeros_like(self.constants[zero]), "zero_point")
+        return self.add("DequantizeLinear", [integers, self.floats(1, "scale"), zero])
+
     def integers(self, x: str, low: int, high: int) -> str:
         """Return floats that are integers from low to high already, by way of integers where a byte holds them."""
         bits = bits_between(low, high)

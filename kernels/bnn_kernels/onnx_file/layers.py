@@ -161,7 +161,8 @@ def level_layer(
     need(isinstance(x, Levels), "it reads levels where there are floats")
     assert isinstance(x, Levels)
     flat, axes, shape = step.is_flat, len(made[0].shape), step.shape
-    exact = step.output != "float" and rounding is None
+    # Tools of QONNX expect the scales in the quantizers.
+    exact = rounding is None and (step.output != "float" or g.style == "qdq")
     names, unit, offset = _inputs(g, step, x, exact)
     product = matrix(g) if flat else convolution(g, step, float(step.pad_level) * float(unit))
     weights = levels_of_terms(step, shape)
@@ -191,14 +192,14 @@ def level_layer(
         t = step.thresholds
         return [compared(g, y, t.t, t.flip, t.codes, made[0])]
     shift, count = step.tensors.get("shift"), step.given.count
-    if step.fused:
-        y = sums(names[0], weights[0], step.scales[0] / unit, shift)
-        return finished(g, step, y, residual_of(step, given), made)
     total = ""
     for i, levels in enumerate(weights):
         for j, name in enumerate([*names, *offset]):
-            # The offset is 1 whatever the unit.
-            y = sums(name, levels, step.scales[i * count + j] / (unit if j < len(names) else np.float32(1)))
+            scale = step.scales[i * count + j]
+            if exact:  # sums of integers, and then the operations of the packed model in its order
+                y = affine(g, sums(name, levels, one), scale, None, axes)
+            else:  # the offset is 1 whatever the unit
+                y = sums(name, levels, scale / (unit if j < len(names) else np.float32(1)))
             total = g.add("Add", [total, y]) if total else y
     if step.input_scale:
         total = g.add("Mul", [total, _input_scale(g, step, floats_of(given[1]))])
@@ -210,14 +211,17 @@ def _inputs(g: Graph, step: Any, x: Levels, exact: bool) -> tuple[list[str], np.
     """Return (the terms of the input, what their levels are multiplied by, the offset if there is one)."""
     if step.zero is not None:
         factor, points = step.zero.factor, np.array(step.zero.points)
-        if x.codes is None and factor == 1 and (points == x.zero).all() and not (exact and x.unit != 1):
-            return [x.name], x.unit, []
+        if x.codes is None and factor == 1 and (points == x.zero).all():
+            if not exact or x.unit == 1:
+                return [x.name], x.unit, []
+            if (found := g.integers_of(x.name, less_zero=True)) is not None:
+                return [found], np.float32(1), []
         stored = x.stored(g)
         stored = g.add("Mul", [stored, g.floats(factor)]) if factor != 1 else stored
         return [affine(g, stored, None, -points.astype(np.float32), len(x.spec.shape))], np.float32(1), []
     offset = []
     if step.given.offset:
         offset = [g.floats(np.ones((1, *x.spec.shape)), "ones")]
-    if exact:
+    if exact and step.given.terms is None:
         return [x.stored(g)], np.float32(1), offset
     return (*x.parts(g, step.given.terms), offset)

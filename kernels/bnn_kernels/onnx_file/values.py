@@ -53,10 +53,13 @@ class Levels:
             return self.name
         key = ((), False, -1)
         if key not in self._made:
-            x = self.name
-            if self.unit != 1:
-                x = g.add("Round", [g.add("Div", [x, g.floats(self.unit)])])
-            self._made[key] = g.add("Add", [x, g.floats(self.zero)]) if self.zero else x
+            x = g.integers_of(self.name)
+            if x is None:
+                x = self.name
+                if self.unit != 1:
+                    x = g.add("Round", [g.add("Div", [x, g.floats(self.unit)])])
+                x = g.add("Add", [x, g.floats(self.zero)]) if self.zero else x
+            self._made[key] = x
         return self._made[key]
 
     def term(self, g: Graph, multipliers: tuple[int, ...], signed: bool, start: int) -> str:
