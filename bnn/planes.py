@@ -78,10 +78,12 @@ class Term:
         """Return the integer levels, shape of the tensor."""
         start = sum(self.multipliers) if self.signed else 0  # the level where no plane has a bit
         steps = [-2 * m if self.signed else m for m in self.multipliers]
-        # In place: a large weight is limited by memory. Adding 0 turns -0.0 into 0.0.
-        total = self.bits[0].to(dtype).mul_(steps[0]).add_(start)
+        # In place and of few bytes: a large weight is limited by memory.
+        narrow = torch.int16 if abs(start) + sum(map(abs, steps)) < 1 << 15 else torch.int32
+        total = self.bits[0].to(narrow).mul_(steps[0]).add_(start)
         for bit, step in zip(self.bits[1:], steps[1:], strict=True):
-            total.add_(bit.to(dtype), alpha=step)
+            total.add_(bit.view(torch.uint8), alpha=step)
+        total = total.to(dtype)
         if self.zero_points is not None:
             total.sub_(self.zero_points.to(dtype).reshape(-1, *[1] * (total.ndim - 2)))
         return total
@@ -221,8 +223,9 @@ def ternary_bits(levels: Tensor) -> Tensor:
 
 def code_bits(codes: Tensor, bits: int) -> Tensor:
     """Return bool (bits, *shape) of integer codes 0 .. 2^bits - 1, for multipliers (1, 2, 4, ...)."""
-    integers = codes.to(torch.int32)
-    return torch.stack([(integers >> p) & 1 for p in range(bits)]).bool()
+    # Bytes, where they hold the codes: a large weight is limited by memory.
+    integers = codes.to(torch.int32).to(torch.uint8 if bits <= 8 else torch.int32)
+    return torch.stack([(integers & (1 << p)) != 0 for p in range(bits)])
 
 
 def signed_code_bits(levels: Tensor, bits: int) -> Tensor:

@@ -87,7 +87,9 @@ def outcome(row: Row) -> str:
         return f"products of few values in floats: {row['few_valued_products'] - row['on_bits']}"
     if row["first_difference"]:
         return f"differs first at {row['first_difference']}"
-    return f"each step agrees, the predictions on {row['agreement']:.1%}: rounding before a sign decides"
+    own = row.get("float64_agreement")
+    beside = "" if own is None else f" (of PyTorch's in float64: {own:.1%})"
+    return f"each step agrees, the predictions on {row['agreement']:.1%}{beside}: rounding before a level decides"
 
 
 def show(rows: list[Row]) -> None:

@@ -4,6 +4,7 @@ Runs in a process of its own, as repositories share names such as `models` or `u
 standard input, what came of it is the last line of standard output, after whatever the repository's own code prints.
 """
 
+import copy
 import fnmatch
 import importlib
 import json
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 _MOST_LEVELS = 256
 # Rows that are looked at.
 _MOST_ROWS = 64
+_IMAGES_AT_ONCE = 50
 _PRODUCTS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear")
 
 
@@ -94,6 +96,20 @@ def most_values(x: Tensor) -> int:
     return most
 
 
+def float64_agreement(network: nn.Module, images: Tensor) -> float | None:
+    """Return the share of images of which PyTorch predicts the same class in float64 as in float32; None if it cannot.
+
+    Where a network takes signs of floats, rounding decides some: no other way of adding them up agrees more surely.
+    """
+    with torch.no_grad(), on_cpu():
+        wide = copy.deepcopy(network).double()
+        try:
+            same = [network(part).argmax(1) == wide(part.double()).argmax(1) for part in images.split(_IMAGES_AT_ONCE)]
+        except (RuntimeError, TypeError, ValueError):  # code that names float32 somewhere
+            return None
+    return float(torch.cat(same).float().mean())
+
+
 def try_network(network: nn.Module, images: Tensor) -> dict[str, Any]:
     """Return what becomes of a network that is held against PyTorch on these images; ConversionError if it is refused.
 
@@ -108,6 +124,7 @@ def try_network(network: nn.Module, images: Tensor) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     explanation = bnn.converter.explain(network, images[:1])
     report = bnn.check_parity(network, packed, images)
+    decided_by_rounding = report.first_difference is None and not report.predictions_agree
     return {
         "products": products.all,
         "few_valued_products": products.few,
@@ -117,6 +134,7 @@ def try_network(network: nn.Module, images: Tensor) -> dict[str, Any]:
         "inputs": len(images),
         "agreement": report.agreement,
         "undecided": report.undecided,
+        "float64_agreement": float64_agreement(network, images) if decided_by_rounding else None,
         "parity": report.ok,
         "first_difference": None if report.first_difference is None else report.first_difference.source,
         "packed_bytes": packed.nbytes,

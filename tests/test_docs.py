@@ -307,10 +307,11 @@ def test_the_table_of_architectures_of_timm_has_a_line_for_each():
     page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/published_code.md"))
     shown = hooks.on_page_markdown("a\n\n<!-- table: timm -->\n", page)
     lines = [line for line in shown.splitlines() if line.startswith("| `")]
-    assert len(lines) == len(rows) and {line.count("|") for line in lines} == {8}
+    assert len(lines) == len(rows) and {line.count("|") for line in lines} == {9}
     for row, line in zip(rows, lines, strict=True):
         assert f"`{row['name']}`" in line and row["policy"] in line
         assert "layers" not in row or f"{row['on_bits']} of {row['layers']}" in line
+        assert (" ms |" in line) == ("packed_ms" in row)
 
 
 def test_the_table_of_bits_by_layer_is_that_of_the_results():

@@ -6,6 +6,8 @@ from conversion import check, images, upset
 from torch import nn
 
 import bnn
+from bnn.converter.graph.builder import Builder
+from bnn.converter.graph.values import Value
 from bnn.converter.recognize.few_values import few_values
 from bnn.converter.recognize.staircase import quantizer_of, staircase
 
@@ -156,6 +158,30 @@ def test_weights_of_evenly_spaced_values(name, by_filter):
     made = sum(term.levels() * term.scale[:, None] for term in found.terms)
     torch.testing.assert_close(made, weight, rtol=0, atol=2e-5 * float(weight.abs().max()))
     assert few_values(weight + torch.randn(6, 64, generator=generator) * 0.02) is None
+
+
+def test_weights_of_evenly_spaced_values_in_long_filters():
+    """Filters of more numbers than are tried first, each with a spacing of its own; one has a value too many."""
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(-1, 3, (5, 5000), generator=generator).float()
+    scale = torch.rand(5, 1, generator=generator) + 0.1
+    found = few_values(levels * scale)
+    assert len(found.terms) == 1 and torch.equal(found.term.levels().float(), levels)
+    torch.testing.assert_close(found.term.scale, scale[:, 0])
+    levels[3, 4321] = 0.4
+    assert few_values(levels * scale) is None
+
+
+def test_one_function_of_all_channels_takes_maps_of_any_width():
+    """Thresholds are sought with one column: numbers that are equal for all channels are computed once."""
+    x = Value((6, 4, 4), ())
+    build = Builder("here")
+    for made in (build.affine(x, 3.0, torch.full((6,), 0.5)), build.bend(x, torch.full((6,), 0.25), 1.0, 2.0)):
+        columns = torch.linspace(-4, 4, 18).reshape(3, 6)
+        assert made.uniform and made.function(columns[:, :1]).shape == (3, 1)
+        assert torch.equal(made.function(columns), torch.cat([made.function(c) for c in columns.split(1, 1)], 1))
+    own = build.affine(x, torch.arange(1.0, 7), 1.0)
+    assert not own.uniform and torch.equal(own.function(torch.ones(1, 6)), torch.arange(2.0, 8)[None])
 
 
 def test_few_bit_weights_take_few_bits_in_the_file():

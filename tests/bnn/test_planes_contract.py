@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from bnn.layers import QuantConv2d, QuantLinear
-from bnn.planes import Planes, PlanesError, Term, sign_bits, ternary_bits
+from bnn.planes import (
+    Planes,
+    PlanesError,
+    Term,
+    code_bits,
+    powers_of_two,
+    sign_bits,
+    signed_code_bits,
+    ternary_bits,
+    twos_complement,
+)
 from bnn.quantizers import Quantizer, SteSign, XnorWeight
 
 ONE = torch.tensor(1.0)
@@ -92,3 +102,15 @@ def test_levels_are_the_sum_over_planes(signed, multipliers, dtype):
     assert levels.dtype == dtype
     assert torch.equal(levels.int(), (planes * torch.tensor(multipliers)[:, None, None]).sum(0))
     assert not torch.signbit(levels[levels == 0]).any()  # no -0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+@pytest.mark.parametrize("bits", [1, 4, 7, 8, 9, 20])
+def test_levels_of_codes_are_the_codes(bits, dtype):
+    """Also of more bits than a byte and than 16 bits hold."""
+    codes = torch.arange(1 << bits) if bits < 10 else torch.tensor([0, 1, 70_000, (1 << bits) - 1])
+    term = Term(code_bits(codes.to(dtype), bits), False, powers_of_two(bits), ONE)
+    assert term.bits.dtype == torch.bool and torch.equal(term.levels(torch.int64), codes)
+    signed = codes - (1 << (bits - 1))
+    term = Term(signed_code_bits(signed.to(dtype), bits), False, twos_complement(bits), ONE)
+    assert torch.equal(term.levels(torch.float32), signed.float())

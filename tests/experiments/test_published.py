@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from experiments import cli, published
-from experiments.published_trial import build, most_values, set_buffers, try_network
+from experiments.published_trial import build, float64_agreement, most_values, set_buffers, try_network
 
 CODE = """
 import sys
@@ -102,7 +102,8 @@ def test_outcomes_that_are_none():
     assert published.outcome(row) == "products of few values in floats: 1"
     differs = {**row, "parity": False, "on_bits": 3, "agreement": 0.985}
     assert published.outcome({**differs, "first_difference": "fc"}) == "differs first at fc"
-    assert "98.5%" in published.outcome(differs)
+    assert "98.5%" in published.outcome(differs) and "float64" not in published.outcome(differs)
+    assert "98.5% (of PyTorch's in float64: 97.0%)" in published.outcome({**differs, "float64_agreement": 0.97})
     assert published.outcome({**differs, "missed": ["fc: many"]}) == "in floats: fc: many"
     assert published.outcome({"fails": "ImportError: no"}) == "does not run: ImportError: no"
 
@@ -129,3 +130,18 @@ def test_try_network_sees_products_in_floats():
     found = try_network(Mixed().eval(), torch.randn(6, 8))
     assert (found["products"], found["few_valued_products"]) == (1, 0)
     assert json.dumps(found)
+
+
+def test_pytorch_is_held_against_itself_in_float64():
+    class OfItsOwnMind(nn.Module):
+        def forward(self, x):
+            return -x if x.dtype == torch.float64 else x
+
+    x = torch.tensor([[0.0, -1.0], [0.0, -1.0], [2.0, 2.0]])
+    assert float64_agreement(OfItsOwnMind(), x) == pytest.approx(1 / 3)
+
+    class Float32(nn.Module):
+        def forward(self, x):
+            return x @ torch.ones(2, 2)
+
+    assert float64_agreement(Float32(), x) is None

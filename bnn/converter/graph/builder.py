@@ -56,6 +56,11 @@ def _by_channel(x: Value, constant: Tensor | None) -> bool:
     return constant is None or constant.numel() == 1 or tuple(constant.shape) == sides
 
 
+def _numbers(vector: np.ndarray | None, uniform: bool) -> Tensor | None:
+    """Return numbers of channels as a tensor to compute with: a single one, for maps of any width, if all are equal."""
+    return None if vector is None else torch.from_numpy(vector[:1] if uniform else vector)
+
+
 class ConvSides(TypedDict):
     """The fields of a convolution step that do not depend on what it multiplies."""
 
@@ -189,14 +194,16 @@ class Builder:
         a = None if scale is None else self.channel_vector(x, scale)
         b = None if shift is None else self.channel_vector(x, shift)
 
-        def compute(y: Tensor) -> Tensor:
-            y = y if a is None else y * torch.from_numpy(a).to(y.dtype)[: y.shape[-1]]
-            return y if b is None else y + torch.from_numpy(b).to(y.dtype)[: y.shape[-1]]
-
         uniform = all(v is None or (v == v[0]).all() for v in (a, b))
+        factors, terms = (_numbers(v, uniform) for v in (a, b))
+
+        def compute(y: Tensor) -> Tensor:
+            y = y if factors is None else y * factors.to(y.dtype)[: y.shape[-1]]
+            return y if terms is None else y + terms.to(y.dtype)[: y.shape[-1]]
+
+        made = compute if function is None else self._any_width(function, x, uniform)
         return Channelwise(
-            x.shape, (x,), function=self._any_width(function or compute, x, uniform), form=Affine(a, b, is_norm),
-            uniform=uniform, monotone=True,
+            x.shape, (x,), function=made, form=Affine(a, b, is_norm), uniform=uniform, monotone=True
         )  # fmt: skip
 
     @staticmethod
@@ -234,16 +241,19 @@ class Builder:
         before = None if pre is None else self.channel_vector(x, pre)
         after = None if post is None else self.channel_vector(x, post)
 
+        uniform = all(v is None or (v == v[0]).all() for v in (s, before, after))
+        slopes, shifts, terms = (_numbers(v, uniform) for v in (s, before, after))
+        assert slopes is not None
+
         def compute(y: Tensor) -> Tensor:
             width = y.shape[-1]
-            y = y if before is None else y - torch.from_numpy(before).to(y.dtype)[:width]
-            y = torch.where(y < 0, y * torch.from_numpy(s).to(y.dtype)[:width], y)
-            return y if after is None else y + torch.from_numpy(after).to(y.dtype)[:width]
+            y = y if shifts is None else y - shifts.to(y.dtype)[:width]
+            y = torch.where(y < 0, y * slopes.to(y.dtype)[:width], y)
+            return y if terms is None else y + terms.to(y.dtype)[:width]
 
-        uniform = all(v is None or (v == v[0]).all() for v in (s, before, after))
+        made = compute if function is None else self._any_width(function, x, uniform)
         return Channelwise(
-            x.shape, (x,), function=self._any_width(function or compute, x, uniform), form=Bend(s, before, after),
-            uniform=uniform, monotone=bool((s >= 0).all()),
+            x.shape, (x,), function=made, form=Bend(s, before, after), uniform=uniform, monotone=bool((s >= 0).all())
         )  # fmt: skip
 
     @_of_images

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,12 +107,12 @@ def _grid(rows: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     spacings, firsts = [], []
     for row in rows:
         near = ROUNDING * float(row.abs().max())
-        for part in (row[:4096], row):
-            values = part.unique()
-            starts = values[torch.cat([torch.tensor([True]), values.diff() > near])]
+        for part in (row[:4096], row) if len(row) > 4096 else (row,):
+            values = np.sort(part.numpy())  # several times as quick as torch.unique
+            starts = values[np.concatenate([[True], np.diff(values) > near])]
             if len(starts) > MOST_LEVELS or 4 * len(starts) > len(row):
                 return None
-        spacings.append(float(starts.diff().min()) if len(starts) > 1 else 0.0)
+        spacings.append(float(np.diff(starts).min()) if len(starts) > 1 else 0.0)
         firsts.append(float(starts[0]))
     spacing, first = (torch.tensor(part, dtype=torch.float64)[:, None] for part in (spacings, firsts))
     if bool((spacing == 0).any()):
