@@ -172,6 +172,22 @@ def test_weights_of_evenly_spaced_values_in_long_filters():
     assert few_values(levels * scale) is None
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_weights_rounded_at_the_size_of_what_was_scaled(bits):
+    """q(w) - w / s + w / s: weights of hundredths with the rounding of numbers as large as 5."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(8, 256, 3, 3, generator=generator) / 150
+    scale = 1.6 * real.abs().mean((1, 2, 3), keepdim=True)
+    top = 2**bits - 1
+    exact = scale * (2 * ((real / scale).clamp(-1, 1) / 2 + 0.5).mul(top).round() / top - 1)
+    weight = exact - real / scale + real / scale
+    assert not torch.equal(weight, exact) and float((weight - exact).abs().max()) > 1e-5 * float(weight.abs().min())
+    found = few_values(weight)
+    assert [len(term.multipliers) for term in found.terms] == [bits] and not found.same
+    made = found.term.levels() * found.term.scale[:, None, None, None]
+    torch.testing.assert_close(made, exact, rtol=0, atol=2e-5 * float(exact.abs().max()))
+
+
 def test_one_function_of_all_channels_takes_maps_of_any_width():
     """Thresholds are sought with one column: numbers that are equal for all channels are computed once."""
     x = Value((6, 4, 4), ())

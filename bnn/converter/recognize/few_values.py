@@ -8,8 +8,9 @@ from torch import Tensor
 
 from bnn.planes import Term, code_bits, powers_of_two, sign_bits, signed_code_bits, ternary_bits, twos_complement
 
-# Straight-through estimators are often written as sign(w) - clip(w) + clip(w), which is sign(w) but for rounding.
-ROUNDING = 1e-5
+# Straight-through estimators are often written as q(w) - w / s + w / s, which is q(w) but for the rounding of w / s:
+# where w / s is up to 5 and weights are some hundredths, it is 2e-5 of them.
+ROUNDING = 5e-5
 MOST_LEVELS = 256
 
 
@@ -69,10 +70,11 @@ def _evenly_spaced(weight: Tensor) -> FewValues | None:
     top = int(levels.max())
     zero = (start / scale).round()
     bits = next(bits for bits in range(1, 9) if top < 1 << bits)
+    near = ROUNDING * rows.abs().amax(1)
     offset: tuple[Term, ...] = ()
-    if bool((zero == zero[0]).all()) and bool(((start - zero * scale).abs() <= ROUNDING * scale).all()):
+    if bool((zero == zero[0]).all()) and bool(((start - zero * scale).abs() <= near).all()):
         term = _with_zero(levels + int(zero[0]), scale)
-    elif bool((start + scale * ((1 << bits) - 1) / 2).abs().le(ROUNDING * scale).all()):  # as far below 0 as above
+    elif bool((start + scale * ((1 << bits) - 1) / 2).abs().le(near).all()):  # as far below 0 as above
         codes = code_bits((1 << bits) - 1 - levels, bits)
         term = Term(codes, True, powers_of_two(bits), (scale / 2).float())
     else:
@@ -121,12 +123,19 @@ def _grid(rows: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     top = levels.amax(1, keepdim=True)
     if float(top.max()) >= MOST_LEVELS:
         return None
-    # The largest distance tells the spacing best.
-    spacing = (rows.amax(1, keepdim=True) - first) / top
+    # The largest distance tells the spacing best, and means leave least of the rounding.
+    first, last = (_mean(rows, levels == end) for end in (levels.new_zeros(()), top))
+    spacing = (last - first) / top
     off = (rows - first - levels * spacing).abs().amax(1, keepdim=True)
     if bool((off > ROUNDING * rows.abs().amax(1, keepdim=True)).any()):
         return None
     return spacing, first, levels.to(torch.int64)
+
+
+def _mean(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Return the mean (R, 1) of the chosen numbers of each row, of which there is one at least."""
+    smallest = rows.masked_fill(~chosen, torch.inf).amin(1, keepdim=True)
+    return smallest + ((rows - smallest) * chosen).sum(1, keepdim=True) / chosen.sum(1, keepdim=True)
 
 
 def multiplies_exactly(scales: tuple[Tensor, ...]) -> bool:
