@@ -69,6 +69,14 @@ def looked_up(x):
     return table[nearest].view(x.shape)
 
 
+def shuffled(x):
+    return nn.functional.channel_shuffle(x, 4)
+
+
+def rounded_by_sign(x):
+    return x.sign() * torch.floor(x.abs() + 0.5)
+
+
 # What a network writes, and the planes that it takes.
 SPELLED = {
     "masked": (masked, 1),
@@ -86,6 +94,8 @@ SPELLED = {
     "straight through": (lambda x: through(torch.clamp(x / 0.4, 0, 3)) * 0.4, 2),
     "floored": (lambda x: torch.floor(x.clamp(-1, 0.99) * 2 + 0.5), 3),
     "polynomial": (lambda x: torch.sign(x) - (y := (x * x + 2 * x) * (x < 0) * (x.abs() < 1)) + y, 1),
+    "shuffled and rounded by its sign": (lambda x: rounded_by_sign(shuffled(x).mul(0.4).clamp(0, 1) / 0.2) * 0.2, 3),
+    "shuffled and masked": (lambda x: masked(shuffled(x)), 1),
     "viewed": (lambda x: masked(x).permute(0, 2, 3, 1).reshape(len(x), -1, 8).transpose(1, 2).reshape(x.shape), 1),
     "padded": (lambda x: nn.functional.pad(masked(x), (1, 1, 1, 1), value=-1), 1),
     "pooled": (lambda x: nn.functional.max_pool2d(masked(x), 3, 1, 1), 1),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bnn.converter.capture.record import Node, leaves, mapped
+from bnn.converter.graph.permutations import is_permuted, move_alike
 from bnn.converter.graph.values import Channelwise, Clamp, Refused, Unpacked, Value, refused
 from bnn.converter.levels.table import LARGEST_FLOAT
 from bnn.converter.recognize.staircase import Function, quantizer_of, staircase
@@ -57,18 +58,26 @@ class Pointwise:
 
     def __init__(self) -> None:
         self.views: dict[Value, View] = {}
+        self.permuted: dict[tuple[Value, tuple[int, ...], bytes], Value] = {}
+
+    def _first(self, value: Value) -> Value:
+        """Return the first value met of the same numbers in the same order: one that is permuted is made anew often."""
+        if not is_permuted(value):
+            return value
+        return self.permuted.setdefault((value.inputs[0], value.shape, value.index.tobytes()), value)
 
     def _ways(self, value: Value) -> Iterator[View]:
         """Yield the values of whose each number a value is a function, and the function, from itself on backwards."""
         function: Function = lambda x: x  # noqa: E731
         while True:
+            value = self._first(value)
             yield value, function
             if value in self.views:
                 before, own = self.views[value]
             elif isinstance(value, Unpacked) and (quantizer := _quantizer_of(value)) is not None:
                 before, own = value.inputs[0].inputs[0], quantizer
-            elif isinstance(value, Channelwise) and value.uniform:
-                before, own = value.inputs[0], _as_columns(value.function)
+            elif (step := _uniform_step(value)) is not None:
+                before, own = step
             else:
                 return
             value, function = before, _then(own, function)
@@ -144,11 +153,20 @@ def quantized(base: Value, function: Function, exact: bool = False) -> tuple[Val
         found = staircase(function, *_range(base), exact)
         if found is not None and (quantizer := quantizer_of(found)) is not None:
             return base, quantizer
-        if not isinstance(base, Channelwise) or not base.uniform:
+        step = _uniform_step(base)
+        if step is None:
             return None
-        before = _as_columns(base.function)
-        base, function = base.inputs[0], _then(before, function)
+        base, function = step[0], _then(step[1], function)
     return None
+
+
+def _uniform_step(value: Value) -> View | None:
+    """Return the value of whose each number a value is one function, and the function; None if it is not of one."""
+    made = value.inputs[0] if is_permuted(value) else value
+    if not isinstance(made, Channelwise) or not made.uniform:
+        return None
+    before = move_alike(value, made.inputs[0]) if is_permuted(value) else made.inputs[0]
+    return before, _as_columns(made.function)
 
 
 def _is_uniform(x: Tensor) -> bool:
@@ -170,6 +188,7 @@ def _quantizer_of(value: Unpacked) -> Quantizer | None:
 
 def _range(value: Value) -> tuple[float, float]:
     """Return between which numbers a value lies, as far as is known."""
+    value = value.inputs[0] if is_permuted(value) else value
     if isinstance(value, Refused) or not isinstance(value, Channelwise):
         return -LARGEST_FLOAT, LARGEST_FLOAT
     if isinstance(value.form, Clamp):
