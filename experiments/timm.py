@@ -47,7 +47,10 @@ def convert_one(name: str, size: int, policy: Row, inputs: int, seconds: float) 
     with torch.no_grad():
         trained_like(network, images[:8])
         if policy:
-            network = bnn.quantize(network, **policy)
+            try:  # an example for those that torch.fx cannot trace
+                network = bnn.quantize(network, **policy, example_input=images[:1])
+            except ValueError as error:
+                return {"parameters": sum(p.numel() for p in network.parameters()), "refused": str(error)}
             if "bits" in policy or "weight_bits" in policy:
                 network = bnn.calibrate(network, [images[:8]])
             network.eval()
