@@ -58,54 +58,64 @@ def term_of(levels: Tensor, scale: Tensor, form: Form) -> Term:
 class EvenLevels(Quantizer):
     """What QuantizeLinear and DequantizeLinear, or a Quant of QONNX, make of activations.
 
-    Forward: s round(clip(x / s, low, high)), or s (round(clip(x / s + zero, low + zero, high + zero)) - zero), where
-    halves fall otherwise if the zero point is odd.
+    Forward: (round(clip(x / s, low, high)) + offset) scale; with a zero point before the rounding, where halves fall
+    otherwise if it is odd, (round(clip(x / s + zero, low + zero, high + zero)) - zero) scale.
 
-    step: s > 0. low, high: the lowest and the highest level less the zero point, up to 256 of them.
+    step: s > 0. low, high: the lowest and the highest level less the zero point, up to 256 of them. scale: s, unless a
+    file multiplies by another number. offset: what differs between two zero points.
     """
 
     elementwise = True
 
-    def __init__(self, step: float, low: int, high: int, zero: int | None = None, rounding: Rounding = "ROUND"):
+    def __init__(
+        self, step: float, low: int, high: int, zero: int | None = None, rounding: Rounding = "ROUND",
+        scale: float | None = None, offset: int = 0,
+    ):  # fmt: skip
         super().__init__()
         self.step, self.low, self.high, self.zero, self.rounding = step, low, high, zero, rounding
-        self._form = form_of(torch.arange(low, high + 1))
+        self.scale, self.offset = step if scale is None else scale, offset
+        self._form = form_of(torch.arange(low, high + 1) + offset)
 
     def extra_repr(self) -> str:
-        return f"{self.step:.4g} * ({self.low} .. {self.high})"
+        return f"{self.scale:.4g} * ({self.low + self.offset} .. {self.high + self.offset})"
 
     @property
-    def same_as(self) -> tuple[float, int, int, int | None, Rounding]:
+    def same_as(self) -> tuple[object, ...]:
         """What two of the same forward share."""
-        return self.step, self.low, self.high, self.zero, self.rounding
+        return self.step, self.low, self.high, self.zero, self.rounding, self.scale, self.offset
+
+    def scaled(self, scale: float, offset: int) -> "EvenLevels":
+        """Return the same levels plus an offset, times another scale."""
+        return EvenLevels(self.step, self.low, self.high, self.zero, self.rounding, scale, offset)
 
     @property
     def uniform(self) -> Uniform | None:
         """Rounding of x / s."""
         if self.rounding != "ROUND":
             return None
-        return Uniform(self.step, True, self.low, self.high, 0 if self._form else -self.low)
+        return Uniform(self.step, True, self.low, self.high, self.offset if self._form else -self.low)
 
     def levels(self, x: Tensor) -> Tensor:
         """Return the levels of floats, integers as floats."""
         y = x / self.step
         if self.zero is None:
-            return ROUNDINGS[self.rounding](y.clamp(self.low, self.high))
+            return ROUNDINGS[self.rounding](y.clamp(self.low, self.high)) + self.offset
         bounds = self.low + self.zero, self.high + self.zero
         return ROUNDINGS[self.rounding]((y + self.zero).clamp(*bounds)) - self.zero
 
     def forward(self, x: Tensor) -> Tensor:
         low, high = self.low * self.step, self.high * self.step
-        return straight_through(x, self.levels(x.detach()) * self.step, (x >= low) & (x <= high))
+        return straight_through(x, self.levels(x.detach()) * self.scale, (x >= low) & (x <= high))
 
     def planes(self, x: Tensor) -> Planes:
         levels = self.levels(x.detach()).to(torch.int64)
-        scale = torch.tensor(self.step, dtype=x.dtype)
+        scale = torch.tensor(self.scale, dtype=x.dtype)
         if self._form is not None:
             return Planes((term_of(levels, scale, self._form),))
-        codes = code_bits(levels - self.low, 8)
-        largest = max(-self.low, self.high)
-        return Planes((Term(codes, False, powers_of_two(8), scale, torch.tensor([-self.low]), largest=largest),))
+        low, high = self.low + self.offset, self.high + self.offset
+        codes = code_bits(levels - low, 8)
+        term = Term(codes, False, powers_of_two(8), scale, torch.tensor([-low]), largest=max(-low, high))
+        return Planes((term,))
 
 
 class CountedLevels(Quantizer):

@@ -469,6 +469,26 @@ def test_levels_between_q_and_dq_are_moved(kind, zero):
     assert not any(isinstance(module, nn.ReLU) for module in network.modules())
 
 
+@pytest.mark.parametrize(("zero", "other"), [(0, 0), (5, 0), (0, 5), (100, 90)])
+def test_levels_may_be_dequantized_with_another_scale_and_zero_point(zero, other):
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "t", "o"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "ws"], ["wd"], axis=0),
+        helper.make_node("Conv", ["d", "wd"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    w = np.random.default_rng(1).integers(-8, 8, (4, 3, 3, 3)).astype(np.int8)
+    given = {"s": np.float32(0.02), "t": np.float32(1), "w": w, "ws": np.full(4, 0.5, np.float32)}
+    given |= {"z": np.array(zero, np.uint8), "o": np.array(other, np.uint8)}
+    model = model_of(nodes, (3, 6, 6), given)
+    x = floats(4, 3, 6, 6)
+    network = bnn.from_onnx(model)
+    expected = runtime(model, x)
+    np.testing.assert_allclose(network(torch.from_numpy(x)).detach().numpy(), expected, rtol=1e-6, atol=1e-3)
+    np.testing.assert_allclose(bnn.convert(network, torch.from_numpy(x))(x), expected, rtol=1e-6, atol=1e-3)
+    assert layers_on_bits(network, torch.from_numpy(x)) == [True]
+
+
 def test_pixels_are_an_input():
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "s", "z"], ["d"]),
@@ -529,10 +549,6 @@ def test_integers_that_are_computed_with_are_named():
     ]
     model = model_of(nodes, (4,), {"s": np.float32(1), "z": np.array(0, np.uint8)})
     with pytest.raises(ValueError, match=r"^operator Cast, node 'as_float', output 'y': it computes with the integers"):
-        bnn.from_onnx(model)
-    nodes[1] = helper.make_node("DequantizeLinear", ["q", "t", "z"], ["y"])
-    model = model_of(nodes, (4,), {"s": np.float32(1), "t": np.float32(2), "z": np.array(0, np.uint8)})
-    with pytest.raises(ValueError, match="its scale or zero point is not that of the QuantizeLinear before it"):
         bnn.from_onnx(model)
 
 

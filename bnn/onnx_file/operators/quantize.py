@@ -135,9 +135,13 @@ def dequantize_linear(build: Builder, values: Sequence[Value | None]) -> Value:
         if isinstance(x.quantizer, CountedLevels) and scale.numel() == 1:
             table = (x.quantizer.table - zero.reshape(())) * scale.reshape(())
             return Quantized(x.before, CountedLevels(x.quantizer.bounds, table, x.quantizer.axis), x.place)
-        same = all(torch.equal(a.reshape(-1), b.reshape(-1)) for a, b in zip(x.codes, (scale, zero), strict=True))
-        build.need(same, "its scale or zero point is not that of the QuantizeLinear before it")
-        return Quantized(x.before, x.quantizer, x.place)
+        if all(torch.equal(a.reshape(-1), b.reshape(-1)) for a, b in zip(x.codes, (scale, zero), strict=True)):
+            return Quantized(x.before, x.quantizer, x.place)
+        one = scale.numel() == zero.numel() == 1 and isinstance(x.quantizer, EvenLevels)
+        build.need(one, "it has scales of each channel, which the QuantizeLinear before it has not")
+        assert isinstance(x.quantizer, EvenLevels)
+        other = x.quantizer.scaled(float(scale), int(x.codes[1]) - int(zero))
+        return Quantized(x.before, other, build.place())
     if isinstance(x, Counted) and scale.numel() == 1:
         table = (x.table.to(torch.float32) - zero.reshape(())) * scale.reshape(())
         return Counted(x.before, x.bounds, x.flip, x.axis, table, x.place)
