@@ -23,7 +23,7 @@ from rich.table import Table
 from experiments import cli
 from experiments.bits_by_layer import base_jobs, jobs_for
 from experiments.collect import write_ledger
-from experiments.commands import quoted, this_command
+from experiments.commands import key_of, quoted, this_command
 from experiments.config_values import ConfigError
 from experiments.ladder_measures import agreement, answers, compared, latencies, memory
 from experiments.ladder_rungs import RUNGS, Rung, chosen, plain, with_rounded_weights
@@ -56,7 +56,9 @@ def jobs_of(config: DictConfig, rungs: list[Rung]) -> tuple[list[Job], list[Job]
     }
     if not cells:
         return base, []
-    jobs = jobs_for(config, cells, options, [job.seed for job in base])
+    # Those of its quantizer are of no use to another one, and some, as ~quantizer.weight.bits, cannot be.
+    others = [text for text in options if not key_of(text).startswith("quantizer.")]
+    jobs = jobs_for(config, cells, others, [job.seed for job in base])
     with shown(jobs) as report:
         run_jobs(jobs, report)
     return base, jobs
@@ -107,6 +109,7 @@ def torch_answers(network: Any, subject: Subject) -> np.ndarray:
 def rows_of(subject: Subject, rungs: list[Rung], config: DictConfig, folder: Path) -> list[Row]:
     """Return a row for each rung and engine, built in folder/RUNG/ENGINE; those that failed say why."""
     import bnn
+    from bnn.training import RunError
     from experiments.engines import ENGINES as BY_NAME
     from experiments.engines import missing
 
@@ -119,11 +122,16 @@ def rows_of(subject: Subject, rungs: list[Rung], config: DictConfig, folder: Pat
     rows = []
     for rung in track(rungs, f"seed {subject.seed}", transient=True, console=cli.console()):
         names = [name for name in rung.engines if name.partition(" ")[0] in config.engines]
-        ours = subject.on(rung, config) if "packed" in config.engines else None
+        ours, untrained = None, None
+        if "packed" in config.engines:
+            try:
+                ours = subject.on(rung, config)
+            except RunError as error:  # its training failed, and said why
+                untrained = str(error)
         for name in names:
             engine = BY_NAME[name]
             row: Row = {"rung": rung.name, "bits": rung.bits, "engine": name}
-            reason = missing(engine)
+            reason = untrained if name.startswith("packed") and untrained else missing(engine)
             if reason is None:
                 target = folder / rung.name / name.replace(" ", "_")
                 target.mkdir(parents=True)
@@ -277,7 +285,7 @@ def task(config: DictConfig) -> None:
     """Train, build, measure and write."""
     import bnn_kernels as bk
 
-    from bnn.training import provenance
+    from bnn.training import RunError, provenance
     from experiments.engines import ENGINES as BY_NAME
     from experiments.engines import versions
 
@@ -302,9 +310,6 @@ def task(config: DictConfig) -> None:
     on = "of random weights" if data is None else f"on {data}"
     on += f", {len(base)} seed{'s' * (len(base) > 1)}" if base else ""
     show(rows, f"{model} {on}; batch {config.batch}, {origin['hardware']['cpu']}")
-    if config.output is None:
-        return
-    output = Path(config.output)
     content: dict[str, Any] = {
         "command": this_command(),
         "model": model,
@@ -317,8 +322,16 @@ def task(config: DictConfig) -> None:
         "calibration_images": sum(map(len, subject.images)),
         "rows": rows,
     }
-    if base:
-        entries, refused = entries_of([*base, *jobs], [])
+    if config.output is not None:
+        write(Path(config.output), content, origin, [*base, *jobs])
+    if unfinished := [str(job.folder) for job in jobs if not job.ended()]:
+        raise RunError("\n  ".join(["of the trainings failed, which have a row that says so:", *unfinished]))
+
+
+def write(output: Path, content: dict[str, Any], origin: dict[str, Any], jobs: list[Job]) -> None:
+    """Write a result, and the ledger of what was trained for it beside it."""
+    if jobs:
+        entries, refused = entries_of(jobs, [])
         content["ledger"] = f"{output.stem}_ledger.json"
         write_ledger(entries, this_command(), output.with_name(content["ledger"]))
         print("\n".join(f"refused: {text}" for text in refused), end="", file=sys.stderr)

@@ -3,15 +3,18 @@
 import importlib.util
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 import bnn
 from bnn.data import digits
 from bnn.models import DigitsCNN
-from experiments import energy
+from experiments import cli, energy, ladder, sweep
 from experiments.ladder import quantized_nothing
 from experiments.ladder_measures import agreement, divergence
 from experiments.ladder_rungs import RUNGS
@@ -138,6 +141,40 @@ def test_mistakes_in_options(options, words, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     done = command("experiments.ladder", *options)
     assert (done.status, words in done.err) == (2, True)
+
+
+def test_a_rung_takes_nothing_of_the_quantizer_before_it(tmp_path, monkeypatch):
+    """A run in FP32 may come from a grid of widths, whose options take keys away that another quantizer lacks."""
+    monkeypatch.chdir(tmp_path)
+    grid = ["quantizer=lsq2", "quantizer.weight._target_=bnn.quantizers.FullPrecision", "~quantizer.weight.bits"]
+    base = ([SimpleNamespace(seed=4)], ["experiment=methods_mnist", *grid, "epochs=2"], Path("runs/fp32"))
+    monkeypatch.setattr(ladder, "base_jobs", lambda config: base)
+    monkeypatch.setattr(ladder, "run_jobs", lambda jobs, report: [])
+    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+        config = compose("ladder", ["run=runs/fp32", "fine_tuning=['epochs=5']", "observer=entropy"])
+        _, jobs = ladder.jobs_of(config, [RUNGS["xnor"], RUNGS["lsq4"]])
+    found = {job.cell: job.config for job in jobs}
+    assert [job.seed for job in jobs] == [4, 4]
+    assert {name: (one.quantizer.name, one.epochs, one.start.observer) for name, one in found.items()} == {
+        "xnor": ("xnor", 5, None), "lsq4": ("lsq4", 5, "entropy"),
+    }  # fmt: skip
+
+
+def test_a_training_that_fails_is_a_row_and_stops_no_other(trained, monkeypatch, command):
+    monkeypatch.chdir(trained)
+    options = ("run=runs/default/fp32", "rungs=[lsq2,bwn]", "engines=[packed,pytorch]", *FAST)
+    real = sweep.run_jobs
+
+    def but_one(jobs, report):
+        return real([job for job in jobs if job.cell != "lsq2"], report)
+
+    monkeypatch.setattr(ladder, "run_jobs", but_one)
+    fine = "fine_tuning=['epochs=1','trainer.enable_progress_bar=false']"
+    done = command("experiments.ladder", *options, fine, "name=failing", "output=failing.json")
+    assert done.status == 2 and "of the trainings failed" in done.err, done.err
+    rows = {row["rung"]: row for row in json.loads(Path("failing.json").read_text())["rows"]}
+    assert "has not ended: python -m experiments.train" in rows["lsq2"]["failed"]
+    assert rows["bwn"]["agreement_with_pytorch"] == [1] and "failed" not in rows["fp32"]
 
 
 def test_libraries_get_layers_that_they_know():
