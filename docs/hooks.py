@@ -149,7 +149,7 @@ def published_table() -> str:
             published.outcome(row).partition(". ")[0].replace("|", "/"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([published.summary(rows), "", *lines])
 
 
 def timm_table() -> str:

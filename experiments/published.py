@@ -92,6 +92,16 @@ def outcome(row: Row) -> str:
     return f"each step agrees, the predictions on {row['agreement']:.1%}{beside}: rounding before a level decides"
 
 
+def summary(rows: list[Row]) -> str:
+    """Return how many networks convert as they stand, and how many more differ by rounding alone."""
+    done = [row for row in rows if as_it_stands(row)]
+    rounded = [row for row in rows if not as_it_stands(row) and outcome(row).startswith("each step agrees")]
+    return (
+        f"{len(done)} of {len(rows)} networks, of {len({row['repository'] for row in done})} repositories, convert as "
+        f"they stand; in {len(rounded)} more each step agrees, and rounding decides some predictions."
+    )
+
+
 def show(rows: list[Row]) -> None:
     """Print one line a network."""
     table = Table(title="published networks")
@@ -103,10 +113,7 @@ def show(rows: list[Row]) -> None:
         same = f"{row['agreement']:.2%}" if found and row["agreement"] is not None else ""
         table.add_row(name_of(row), row["label"], bits, same, outcome(row))
     cli.console().print(table)
-    done = [row for row in rows if as_it_stands(row)]
-    print(
-        f"{len(done)} of {len(rows)} convert as they stand, of {len({row['repository'] for row in done})} repositories"
-    )
+    print(summary(rows))
 
 
 def task(config: DictConfig) -> None:

@@ -68,6 +68,43 @@ def test_relu():
     check(AsTuple(nn.RNN(WIDTH, HIDDEN, nonlinearity="relu", batch_first=True)).eval(), sequences(), None, 1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("bias", [False, True])
+def test_projections(bias, tmp_path):
+    torch.manual_seed(0)
+    layer = nn.LSTM(WIDTH, HIDDEN, 2, bias=bias, batch_first=True, bidirectional=True, proj_size=3)
+    check(AsTuple(layer).eval(), sequences(), tmp_path, 1e-6)
+
+
+class ProjectedFromStates(nn.Module):
+    def __init__(self, learned: bool) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(WIDTH, HIDDEN, batch_first=True, proj_size=3)
+        self.start = nn.Parameter(torch.randn(1, 1, 3)) if learned else None
+
+    def forward(self, x: Tensor, h: Tensor | None = None, c: Tensor | None = None) -> tuple[Tensor, ...]:
+        h = self.start.expand(-1, len(x), -1).contiguous() if h is None else h[None]
+        y, (h, c) = self.layer(x, (h, torch.zeros(1, len(x), HIDDEN) if c is None else c[None]))
+        return y, h[0], c[0]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("learned", [False, True])
+def test_projections_of_first_states(learned):
+    torch.manual_seed(0)
+    x, h, c = sequences(), torch.randn(BATCH, 3), torch.randn(BATCH, HIDDEN)
+    model = ProjectedFromStates(learned).eval()
+    check(model, x if learned else (x, h, c), None, 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_a_first_state_that_no_projection_gives_is_refused():
+    model = ProjectedFromStates(learned=True).eval()
+    nn.init.zeros_(model.layer.weight_hr_l0[1])
+    with pytest.raises(bnn.ConversionError, match=r"projection \(proj_size\) has rows that depend on others"):
+        bnn.convert(model, sequences())
+
+
 class FromStates(nn.Module):
     """The first states are inputs (N, layers, hidden), or parameters; those of an LSTM's cells may be zeros."""
 
@@ -195,13 +232,8 @@ class FoldedInput(nn.Module):
         ),
         (Folded, "changes the batch"),
         (FoldedInput, "changes the batch"),
-        (
-            lambda: nn.LSTM(WIDTH, HIDDEN, batch_first=True, proj_size=3),
-            "an LSTM with a projection (proj_size) cannot be converted",
-        ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_what_is_refused(make, reason):
     with pytest.raises(bnn.ConversionError, match=re.escape(reason)):
         bnn.convert(make().eval(), sequences())

@@ -108,6 +108,13 @@ def test_outcomes_that_are_none():
     assert published.outcome({"fails": "ImportError: no"}) == "does not run: ImportError: no"
 
 
+def test_the_summary_counts_networks_and_repositories():
+    good = {"repository": "a/b", "parity": True, "missed": [], "on_bits": 1, "few_valued_products": 1}
+    rounded = {**good, "repository": "a/d", "parity": False, "first_difference": None, "agreement": 0.9}
+    rows = [good, good, {**good, "repository": "a/c"}, rounded, {"repository": "a/e", "fails": "no"}]
+    assert published.summary(rows).startswith("3 of 5 networks, of 2 repositories, convert as they stand; in 1 more")
+
+
 def test_each_listed_network_has_a_commit_and_a_name_of_its_own():
     config = OmegaConf.load(cli.CONFIGS / "published.yaml")
     rows = published.networks(config)

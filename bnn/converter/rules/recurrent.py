@@ -48,8 +48,7 @@ def _recurrent(
         build.fail("a recurrent layer whose weights depend on the input cannot be converted")
     directions = 2 if bidirectional else 1
     each = len(parameters) // (layers * directions)
-    if each > (4 if has_biases else 2):
-        build.fail("an LSTM with a projection (proj_size) cannot be converted: leave it out, or write it as a loop")
+    plain = 4 if has_biases else 2
     if not batch_first:
         x = build.move(x, lambda places: places.transpose(0, 1))
     if len(x.shape) != 2 or isinstance(x, OffBatch):
@@ -65,7 +64,9 @@ def _recurrent(
             number = layer * directions + backwards
             weights = parameters[number * each : (number + 1) * each]
             first = [_state(build, part, number) for part in states]
-            found, *ends = _direction(build, kind, y, weights, first, bool(backwards))
+            weights, projection = weights[:plain], weights[plain:]
+            make = functools.partial(_projected, projection=projection[0]) if projection else _direction
+            found, *ends = make(build, kind, y, weights, first, bool(backwards))
             made.append(found)
             last.append(ends)
         y = build.concat(made)
@@ -86,6 +87,35 @@ def _state(build: Builder, given: Any, number: int) -> Value | Float32 | None:
     if bool((rows != rows[:1]).any()):
         build.fail("its first state is a constant that differs between images")
     return to_numpy(rows[0]) if bool(rows.any()) else None
+
+
+def _projected(
+    build: Builder, kind: str, x: Value, weights: Sequence[Tensor], first: Sequence[Value | Float32 | None],
+    backwards: bool, projection: Tensor,
+) -> tuple[Value, ...]:  # fmt: skip
+    """Return the projected hidden states (P, T), the last one (P,) and the last cell (H,) of an LSTM with proj_size.
+
+    projection: R (P, H) of the states R @ m. As W @ (R @ m) is (W @ R) @ m, the layer runs without it, on m, with the
+    weight W @ R; a first state h is R @ m of m = pinv(R) @ h.
+    """
+    of_input, of_state, *biases = weights
+    wide = projection.detach().to(torch.float64)
+    of_both = (of_state.detach().to(torch.float64) @ wide).to(torch.float32)
+    hidden, *cell = first
+    if hidden is not None:
+        inverse = torch.linalg.pinv(wide)
+        if not torch.allclose(wide @ inverse, torch.eye(len(wide), dtype=torch.float64), atol=1e-6):
+            build.fail("its projection (proj_size) has rows that depend on others, so its first state must be zeros")
+        inverse = inverse.to(torch.float32)
+        hidden = (
+            build.float_linear(hidden, inverse, None)
+            if isinstance(hidden, Value)
+            else to_numpy(inverse @ torch.from_numpy(hidden))
+        )
+    states, _, *cells = _direction(build, kind, x, [of_input, of_both, *biases], [hidden, *cell], backwards)
+    y = build.channels_first(linear_of(build, build.channels_last(states), projection.detach(), None))
+    end = 0 if backwards else x.shape[1] - 1
+    return y, build.move(y, functools.partial(torch.select, dim=-1, index=end)), *cells
 
 
 def _direction(
