@@ -52,6 +52,7 @@ figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.quantizer_table
 	$(RUN) paper_figures.concepts
 	$(RUN) paper_figures.latency_vs_bits
+	$(RUN) paper_figures.onnx_graphs
 
 docs: $(VENV)/.docs-installed ## build the documentation site into site/, strictly
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet

@@ -42,7 +42,8 @@ ALLOWED = {
         "jinja2",
         "lightning",
     },
-    "paper_figures": {"numpy", "matplotlib", "bnn", "torch"},  # torch for the curves of quantizers
+    # torch for the curves of quantizers, bnn_kernels for the graph of a packed network
+    "paper_figures": {"numpy", "matplotlib", "bnn", "bnn_kernels", "torch"},
 }
 
 

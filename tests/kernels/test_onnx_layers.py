@@ -6,6 +6,7 @@ import pytest
 import torch
 from bnn_kernels.bits.planes import level_of_code
 from bnn_kernels.onnx_file.export import graph_of
+from bnn_kernels.onnx_file.graph import Graph
 from bnn_kernels.onnx_file.values import Levels
 
 import bnn
@@ -97,7 +98,9 @@ def compared(packed, x):
 @pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_each_layer_is_the_same_given_the_same(network, width):
+def test_each_layer_is_the_same_given_the_same(network, width, monkeypatch):
+    # The levels of a register may be read as integers alone, so that no output needs them as floats.
+    monkeypatch.setattr(Graph, "keep", lambda self, outputs: None)
     torch.manual_seed(0)
     make, shape = NETWORKS[network]
     x = torch.randn(6, *shape)

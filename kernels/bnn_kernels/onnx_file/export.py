@@ -68,6 +68,7 @@ def graph_of(model: PackedModel, style: Style) -> tuple[Graph, dict[str, Value]]
         except UnsupportedError as reason:
             raise ValueError(f"{where} cannot be written as ONNX: {reason}") from None
         values.update(zip(placed.outputs, results, strict=True))
+    g.keep([value.name for value in (values[register] for register, _ in model.outputs)])
     return g, values
 
 

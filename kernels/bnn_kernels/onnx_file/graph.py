@@ -62,6 +62,16 @@ class Graph:
         self.nodes.append(Node(op, list(inputs), [name], domain, attributes))
         return name
 
+    def keep(self, outputs: Sequence[str]) -> None:
+        """Leave out the nodes and constants that no output needs."""
+        needed, live = set(outputs), []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.outputs):
+                needed.update(node.inputs)
+                live.append(node)
+        self.nodes = live[::-1]
+        self.constants = {name: value for name, value in self.constants.items() if name in needed}
+
     def floats(self, value: Any, what: str = "constant") -> str:
         """Return the name of a constant of float32."""
         return self.constant(np.asarray(value, np.float32), what)
