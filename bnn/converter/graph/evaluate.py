@@ -102,7 +102,8 @@ class Evaluation:
             sides = window.kernel, window.stride, window.padding
             if isinstance(window, MaxPool.Fields):
                 return _MAX_POOL(_as_map(x), *sides, window.dilation or 1)
-            return _AVG_POOL(_as_map(x), *sides)
+            # Sums of large windows in float32, one number after the other, are off by more than rounding.
+            return _AVG_POOL(_as_map(x).to(torch.float64), *sides).to(x.dtype)
         if isinstance(value, Add):
             return given[0] + given[1]
         if isinstance(value, Combine):
