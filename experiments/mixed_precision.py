@@ -5,6 +5,7 @@ threads, data and optimizer. Peak memory of a step is that of a process of its o
 costs in accuracy is a question of training: `python -m experiments.sweep sweep=precisions`.
 """
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def variants(config: DictConfig) -> list[tuple[str, DictConfig, str]]:
 
     if unknown := [name for name in config.precisions if name not in PRECISIONS]:
         raise ConfigError(f"precisions are {', '.join(PRECISIONS)}, got {unknown[0]!r}")
-    twin = config.copy()
+    twin = copy.deepcopy(config)
     OmegaConf.update(twin, "model", fp32_twin_config(config.model), merge=False)
     networks = [("fp32", twin)]
     if config.quantizer.name != "fp32":

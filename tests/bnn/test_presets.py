@@ -131,7 +131,9 @@ def test_bnn_shows_all_its_names():
         "converter",
         "data",
         "doctor",
+        "from_onnx",
         "memory",
+        "onnx_file",
         "optimizers",
         "training",
     }

@@ -160,8 +160,9 @@ def test_a_rung_takes_nothing_of_the_quantizer_before_it(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_a_training_that_fails_is_a_row_and_stops_no_other(trained, monkeypatch, command):
-    monkeypatch.chdir(trained)
+def test_a_training_that_fails_is_a_row_and_stops_no_other(trained, tmp_path, monkeypatch, command):
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
     options = ("run=runs/default/fp32", "rungs=[lsq2,bwn]", "engines=[packed,pytorch]", *FAST)
     real = sweep.run_jobs
 

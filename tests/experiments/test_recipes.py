@@ -91,7 +91,7 @@ def test_every_recipe_trains_and_converts(name, images, command, tmp_path, monke
     assert converted.status == 0, converted.err + converted.out
 
 
-_ARRAYS = {"_target_", "file", "layout", "validation", "test", "name"}
+_ARRAYS = {"_target_", "file", "layout", "validation", "test", "name", "mean", "std"}
 
 
 @pytest.mark.quick_cases(4)

@@ -90,7 +90,8 @@ def test_a_result_tells_of_the_stages(whole):
     assert [stage["quantizer"] for stage in stages.values()] == ["fp32", "lsq2", "bnn_stochastic"]
     assert [stage["epochs"] for stage in stages.values()] == [1, 2, 2]
     assert stages["second"]["accuracy"] == result["accuracy"]
-    assert stages["second"]["start"] == {"run": "whole/stages/first", "weights": "best"}
+    start = stages["second"]["start"]
+    assert (start["run"], start["weights"], start["observer"]) == ("whole/stages/first", "best", None)
     assert stages["first"]["teacher"]["run"] == "whole/stages/teacher"
     assert "start" not in stages["first"]
     assert result["quantizer"] == "bnn_stochastic"
