@@ -122,16 +122,16 @@ def rows_of(subject: Subject, rungs: list[Rung], config: DictConfig, folder: Pat
     rows = []
     for rung in track(rungs, f"seed {subject.seed}", transient=True, console=cli.console()):
         names = [name for name in rung.engines if name.partition(" ")[0] in config.engines]
-        ours, untrained = None, None
+        ours, failure = None, None
         if "packed" in config.engines:
             try:
                 ours = subject.on(rung, config)
             except RunError as error:  # its training failed, and said why
-                untrained = str(error)
+                failure = str(error)
         for name in names:
             engine = BY_NAME[name]
             row: Row = {"rung": rung.name, "bits": rung.bits, "engine": name}
-            reason = untrained if name.startswith("packed") and untrained else missing(engine)
+            reason = failure if name.startswith("packed") and failure else missing(engine)
             if reason is None:
                 target = folder / rung.name / name.replace(" ", "_")
                 target.mkdir(parents=True)

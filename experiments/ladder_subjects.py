@@ -1,5 +1,6 @@
 """The networks that the ladder takes: trained here, given with their weights, or of random weights."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,23 +79,40 @@ def pretrained_subject(config: DictConfig) -> Subject:
     network = instantiate(config.model, _convert_="object").eval()
     if config.weights is not None:
         load_weights(network, Path(config.weights).expanduser())
-    if config.data_root is not None:
-        OmegaConf.update(config, "data.root", config.data_root, force_add=True)
-    data = instantiate(config.data)
-    images = training_images(network, data, config.batches, config.batch_size)
-    found = list(data.batches(config.split, min(config.batch_size, data.evaluation_batch)))
-    with torch.inference_mode():
-        answered = tuple(network(images[0][:2]).shape)
+    data, inputs, labels, images = examples(network, config.data, config)
+    try:
+        with torch.inference_mode():
+            answered = tuple(network(images[0][:2]).shape)
+    except RuntimeError as error:
+        raise ConfigError(f"the network does not take {data.name}'s {tuple(images[0].shape[1:])}: {error}") from error
     if len(answered) != 2 or answered[1] < data.num_classes:
         raise ConfigError(
             f"the network answers {answered} for 2 inputs, but {data.name} has {data.num_classes} classes"
         )
-    labels = np.concatenate([labels.numpy() for _, labels in found])
 
     def trained(rung: Rung) -> Any:
         raise AssertionError(f"the rung {rung.name} is trained further")
 
-    return Subject(0, network, [x.numpy() for x, _ in found], labels, images, trained)
+    return Subject(0, network, inputs, labels, images, trained)
+
+
+def examples(
+    network: Any, of_data: DictConfig, config: DictConfig
+) -> tuple[Any, list[np.ndarray], np.ndarray, list[Any]]:
+    """Return a data set, the inputs of a split in batches, their labels (N,), and batches for calibration.
+
+    of_data: its config; config: the ladder's. ConfigError for a data set of texts.
+    """
+    if config.data_root is not None:
+        of_data = copy.deepcopy(of_data)
+        OmegaConf.update(of_data, "root", config.data_root, force_add=True)
+    data = instantiate(of_data)
+    if data.kind == "text":
+        raise ConfigError("the ladder takes classifiers: a language model has no accuracy of a split here")
+    found = list(data.batches(config.split, min(config.batch_size, data.evaluation_batch)))
+    labels = np.concatenate([labels.numpy() for _, labels in found])
+    images = training_images(network, data, config.batches, config.batch_size)
+    return data, [x.numpy() for x, _ in found], labels, images
 
 
 def trained_subject(job: Job, jobs: list[Job], config: DictConfig) -> Subject:
@@ -103,13 +121,7 @@ def trained_subject(job: Job, jobs: list[Job], config: DictConfig) -> Subject:
     from experiments.runs import load_run
 
     run, network = load_run(job.folder)
-    if config.data_root is not None:
-        OmegaConf.update(run, "data.root", config.data_root, force_add=True)
-    data = instantiate(run.data)
-    if data.kind == "text":
-        raise ConfigError("the ladder takes classifiers: a language model has no accuracy of a split here")
-    found = list(data.batches(config.split, data.evaluation_batch))
-    images = training_images(network, data, config.batches, config.batch_size)
+    _, inputs, labels, images = examples(network, run.data, config)
 
     def trained(rung: Rung) -> Any:
         (of_rung,) = (other for other in jobs if (other.cell, other.seed) == (rung.name, job.seed))
@@ -117,5 +129,4 @@ def trained_subject(job: Job, jobs: list[Job], config: DictConfig) -> Subject:
             raise RunError(f"{of_rung.folder} has not ended: {of_rung.command}")
         return load_run(of_rung.folder)[1]
 
-    labels = np.concatenate([labels.numpy() for _, labels in found])
-    return Subject(job.seed, network, [x.numpy() for x, _ in found], labels, images, trained)
+    return Subject(job.seed, network, inputs, labels, images, trained)

@@ -121,6 +121,8 @@ def test_a_network_that_brings_its_weights(tmp_path, monkeypatch, command):
     for file, words in (("other.pt", "does not fit DigitsCNN"), ("none.pt", "is no file"), ("a.json", "no weights")):
         done = command("experiments.ladder", f"weights={file}", *options)
         assert (done.status, words in done.err) == (2, True), done.err
+    done = command("experiments.ladder", "model=lenet5", *options[2:])
+    assert (done.status, "does not take digits's (1, 8, 8)" in done.err) == (2, True), done.err
     done = command("experiments.ladder", "+model.num_classes=7", *options)
     assert (done.status, "has 10 classes" in done.err) == (2, True), done.err
 

@@ -52,15 +52,20 @@ def _along_axis(build: Builder, values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(sides).expand(like.shape)
 
 
+def _input_and_steps(build: Builder, values: Sequence[Value | None]) -> tuple[Value, torch.Tensor, torch.Tensor]:
+    """Return an operator's input, its scale and its zero point, 0 where it has none."""
+    x, scale, zero = (*values, None)[:3]
+    build.need(x is not None, "its input is missing")
+    assert x is not None
+    point = torch.tensor(0) if zero is None else constant_of(build, zero, "zero point").tensor
+    return x, constant_of(build, scale, "scale").tensor, point
+
+
 @operator("QuantizeLinear")
 def quantize_linear(build: Builder, values: Sequence[Value | None]) -> Value:
     """Integers round(x / scale) + zero point, within their type."""
-    x, scale_of, zero_of = (*values, None)[:3]
-    build.need(x is not None, "its input is missing")
-    assert x is not None
-    scale = constant_of(build, scale_of, "scale").tensor
-    zero = torch.tensor(0) if zero_of is None else constant_of(build, zero_of, "zero point").tensor
-    low, high = _range(build, zero_of)
+    x, scale, zero = _input_and_steps(build, values)
+    low, high = _range(build, (*values, None)[2])
     if isinstance(x, Const):
         wide, at = (_along_axis(build, part, x.tensor) for part in (scale, zero))
         return Const(((x.tensor / wide).round() + at).clamp(low, high).to(torch.int64), (low, high))
@@ -120,11 +125,7 @@ def _narrowed(x: Real, step: float, low: int, high: int) -> tuple[Real, EvenLeve
 @operator("DequantizeLinear")
 def dequantize_linear(build: Builder, values: Sequence[Value | None]) -> Value:
     """(x - zero point) * scale."""
-    x, scale_of, zero_of = (*values, None)[:3]
-    build.need(x is not None, "its input is missing")
-    assert x is not None
-    scale = constant_of(build, scale_of, "scale").tensor
-    zero = torch.tensor(0) if zero_of is None else constant_of(build, zero_of, "zero point").tensor
+    x, scale, zero = _input_and_steps(build, values)
     if isinstance(x, Const):
         wide, at = (_along_axis(build, part, x.tensor) for part in (scale, zero))
         levels = x.tensor - at

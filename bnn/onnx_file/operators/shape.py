@@ -117,28 +117,31 @@ def transpose(build: Builder, values: Sequence[Value | None]) -> Value:
     return build.moved(torch.permute, x, dims=order)
 
 
-@operator("Squeeze")
-def squeeze(build: Builder, values: Sequence[Value | None]) -> Value:
-    """Without axes of one number."""
+def _input_and_axes(build: Builder, values: Sequence[Value | None]) -> tuple[Value, list[int]]:
+    """Return an operator's input and its axes, which it must have."""
     assert values[0] is not None
     axes = listed(build, values, "axes")
     build.need(axes is not None, "its axes are missing")
     assert axes is not None
-    return build.moved(torch.squeeze, values[0], dim=axes)
+    return values[0], axes
+
+
+@operator("Squeeze")
+def squeeze(build: Builder, values: Sequence[Value | None]) -> Value:
+    """Without axes of one number."""
+    x, axes = _input_and_axes(build, values)
+    return build.moved(torch.squeeze, x, dim=axes)
 
 
 @operator("Unsqueeze")
 def unsqueeze(build: Builder, values: Sequence[Value | None]) -> Value:
     """More axes of one number."""
-    assert values[0] is not None
-    axes = listed(build, values, "axes")
-    build.need(axes is not None, "its axes are missing")
-    assert axes is not None
-    rank = rank_of(build, values[0]) + len(axes)
+    x, axes = _input_and_axes(build, values)
+    rank = rank_of(build, x) + len(axes)
     places = sorted(axis % rank for axis in axes)
-    made = build.moved(_unsqueezed, values[0], places=places)
+    made = build.moved(_unsqueezed, x, places=places)
     if isinstance(made, Real) and places == [rank - 1]:
-        build.stacked[made.name] = build.real(values[0])
+        build.stacked[made.name] = build.real(x)
     return made
 
 
