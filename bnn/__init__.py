@@ -21,7 +21,7 @@ from bnn.summary import summary as summary
 __version__ = "0.1.0"
 
 # Loaded when they are first used: subpackages, names of bnn.converter (`bnn.convert` is the function), and from_onnx.
-_SUBPACKAGES = ("converter", "data", "doctor", "memory", "onnx_file", "optimizers", "training")
+_SUBPACKAGES = ("converter", "data", "doctor", "memory", "onnx_file", "optimizers", "pruning", "training")
 _OF_CONVERTER = ("ConversionError", "check_parity", "convert", "convert_step")
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "models",
     "onnx_file",
     "optimizers",
+    "pruning",
     "quantize",
     "quantizers",
     "set_pixels",

@@ -24,12 +24,12 @@ def latent_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer, Tensor]]:
     """Yield (dotted name, layer, parameter) of every latent weight, see `latent_weights`."""
     for path, layer in model.named_modules():
         if isinstance(layer, QuantLayer) and _has_latent(layer):
-            name, parameter = _latent_of(path, layer)
+            name, parameter = latent_of(path, layer)
             yield f"{path}.{name}" if path else name, layer, parameter
 
 
-def _latent_of(path: str, layer: Any) -> tuple[str, Tensor]:
-    """Return the parameter that is trained in the place of a layer's weight; ValueError if there is not one."""
+def latent_of(path: str, layer: Any) -> tuple[str, Tensor]:
+    """Return (name, parameter) of what is trained in the place of a layer's weight; ValueError if there is not one."""
     if "weight" in layer._parameters:
         return "weight", layer.weight
     if parametrize.is_parametrized(layer, "weight"):
@@ -44,6 +44,15 @@ def _latent_of(path: str, layer: Any) -> tuple[str, Tensor]:
         "the old form (torch.nn.utils.spectral_norm), so it has no latent weight: remove it, or use a parametrization "
         "of one parameter"
     )
+
+
+def weight_now(layer: Any) -> Tensor:
+    """Return a layer's weight as its next forward has it; what a pruned layer holds is that of the last one."""
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == "weight":
+            return hook.apply_mask(layer)
+    weight: Tensor = layer.weight
+    return weight
 
 
 def latent_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

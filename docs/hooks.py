@@ -31,6 +31,7 @@ REFERENCE = {
     "planes": "bnn.planes",
     "models": "bnn.models",
     "calibration": "bnn.calibration",
+    "pruning": "bnn.pruning",
     "converter": "bnn.converter",
     "onnx_file": "bnn.onnx_file",
     "training": "bnn.training",

@@ -51,6 +51,11 @@ def convert_held_run(
     data = instantiate(config.data)
     pixels = bnn.takes_pixels(network)
     examples = _first(data, pixels, max(1, inputs))
+    trained = network
+    widths: dict[str, tuple[int, int]] = {}
+    kept: dict[str, str] = {}
+    if "pruning" in config and instantiate(config.pruning).removes_channels:
+        network, widths, kept = bnn.pruning.remove_dead_channels(trained, examples[:1])
     packed = bnn.convert(network, examples[:1], sign_of_zero=sign_of_zero)
     packed.info |= {
         "name": config.name,
@@ -61,7 +66,7 @@ def convert_held_run(
     report = bnn.check_parity(network, packed, examples)
     target = output or folder / "packed.safetensors"
     packed.save(target)
-    counts, bits = _compared(network, packed, data, pixels)
+    counts, bits = _compared(trained, packed, data, pixels)
     content = {
         "experiment": experiment_id(config),
         "steps": read_checkpoint(folder)["global_step"],
@@ -71,7 +76,8 @@ def convert_held_run(
         "seed": config.seed,
         "file_bytes": target.stat().st_size,
         "payload_bytes": packed.nbytes,
-        "fp32_bytes": 4 * summary_of(network, data).parameters,
+        "fp32_bytes": 4 * summary_of(trained, data).parameters,
+        **({"channels": {name: list(pair) for name, pair in widths.items()}} if "pruning" in config else {}),
         "test_images": counts["labels"],
         "same_predictions": counts["same"],
         "test_accuracy_packed": round(counts["packed"] / counts["labels"], 6),
@@ -86,7 +92,9 @@ def convert_held_run(
     agreed = report.agreement + report.undecided if counted else 1.0
     differ = max(1 - agreed, 1 - counts["same"] / counts["labels"])
     passes = report.first_difference is None and differ <= tolerance
-    return content, f"{packed.summary()}\n\n{report}", passes
+    lines = [f"{name}: {now} of {before} channels are left" for name, (before, now) in widths.items()]
+    lines += [f"{name}: its pruned channels stay, as {reason}" for name, reason in kept.items()]
+    return content, "\n".join([*lines, f"{packed.summary()}\n\n{report}"]), passes
 
 
 def _inputs(data: Any, pixels: bool) -> Iterator[tuple[Any, Any]]:

@@ -24,7 +24,7 @@ class Parts:
     """All that `bnn.training.train` takes of a config.
 
     costs: the network's bnn.summary. teacher: what a result says of the teacher that the classifier has. processes: how
-    many train together.
+    many train together. pruning: a bnn.pruning.Pruning or None.
     """
 
     data: Any
@@ -36,6 +36,7 @@ class Parts:
     schedules: list[Any]
     teacher: dict[str, Any] | None
     processes: int
+    pruning: Any
 
 
 # What the inputs of a kind of data are called.
@@ -186,9 +187,24 @@ def build_parts(config: DictConfig) -> Parts:
         WeightAverage(config.ema)
     processes = check_trainer(trainer, config.epochs, config.batch_size, Path(config.run_dir))
     augment = build(config, "augment") if "augment" in config else None
-    return Parts(
-        data, network, costs, classifier, augment, trainer, build(config, "schedules") or [], of_teacher, processes
-    )
+    schedules = build(config, "schedules") or []
+    pruning = build_pruning(network, config)
+    return Parts(data, network, costs, classifier, augment, trainer, schedules, of_teacher, processes, pruning)
+
+
+def build_pruning(network: Any, config: DictConfig) -> Any:
+    """Return the Pruning of a config, None without one; ConfigError if the network cannot be pruned so."""
+    from bnn.training import check_pruning
+
+    if "pruning" not in config:
+        return None
+    pruning = build(config, "pruning")
+    try:
+        check_pruning(pruning, config.epochs)
+        copy.deepcopy(pruning).begin(copy.deepcopy(network))
+    except ValueError as error:
+        raise ConfigError(f"pruning: {error}") from error
+    return pruning
 
 
 def trained(config: DictConfig, parts: Parts) -> Any:
@@ -212,4 +228,5 @@ def trained(config: DictConfig, parts: Parts) -> Any:
         callbacks=callbacks,
         ema=config.ema,
         keep_best=config.keep_best,
+        pruning=parts.pruning,
     )

@@ -39,6 +39,7 @@ from bnn.data import Batches, digits
 model = bnn.models.DigitsCNN(width=4, weight_quantizer=bnn.quantizers.SteSign, input_quantizer=bnn.quantizers.SteSign)
 data = digits()
 batches = list(Batches(data.train, data.normalizer(), 400, shuffle=False, seed=0))
+images, _ = batches[0]
 loss = torch.tensor(1.0)
 """
 }

@@ -1,5 +1,6 @@
 """The doctor: watches the quantized layers of a network through some of its training steps."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn.doctor import metrics
+from bnn.latent import latent_of, weight_now
 from bnn.layers.base import QuantLayer
 from bnn.planes import Planes
 from bnn.quantizers.base import Quantizer
@@ -138,12 +140,12 @@ class Doctor:
         for name, layer in self._layers.items():
             if layer.weight_quantizer.packable:
                 with torch.no_grad(), _own_random_numbers(layer.weight):
-                    weight = layer.filters(layer.weight.detach())
+                    weight = layer.filters(weight_now(layer).detach())
                     yield name, copy.deepcopy(layer.weight_quantizer).planes(weight)
 
     def _measure_latents(self, name: str, planes: Planes) -> None:
         layer = self._layers[name]
-        latent = layer.filters(layer.weight.detach())
+        latent = layer.filters(weight_now(layer).detach())
         rows = _rows(metrics.codes(planes), 0)
         if planes.bits <= _ENTROPY_BITS:
             self._add(name, "weight_entropy", metrics.entropy(rows, planes.bits))
@@ -153,8 +155,10 @@ class Doctor:
         bound = clip if isinstance(clip, int | float) else self._latent_clip
         if bound is not None and not _binary(latent):
             self._add(name, "saturated", metrics.saturated(latent, bound))
-        if layer.weight.grad is not None:
-            self._add(name, "no_gradient", (layer.weight.grad == 0).float().mean())
+        with contextlib.suppress(ValueError):  # of a weight that is made of several parameters
+            gradient = latent_of(name, layer)[1].grad
+            if gradient is not None:
+                self._add(name, "no_gradient", (gradient == 0).float().mean())
 
     def _watch(self, name: str, role: str, watched: Quantizer) -> Any:
         def hook(quantizer: Quantizer, arguments: tuple[Tensor, ...], output: Tensor) -> None:

@@ -21,6 +21,7 @@ from bnn.training.losses import SquaredHingeLoss as SquaredHingeLoss
 from bnn.training.oscillation import DampOscillations as DampOscillations
 from bnn.training.oscillation import FreezeOscillations as FreezeOscillations
 from bnn.training.provenance import provenance as provenance
+from bnn.training.prunes import check_pruning as check_pruning
 from bnn.training.run import BEST_CHECKPOINT as BEST_CHECKPOINT
 from bnn.training.run import CHECKPOINT as CHECKPOINT
 from bnn.training.run import Outcome as Outcome

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from bnn.data import Loader
-from bnn.latent import center_latent_weights, clip_latent_weights
+from bnn.latent import center_latent_weights, clip_latent_weights, weight_now
 from bnn.layers.base import QuantLayer
 from bnn.memory import ActivationPacking, pack_activations
 from bnn.optimizers import parameter_groups, scale_rates
@@ -170,7 +170,7 @@ class Classifier(LightningModule):
         self._steps, self._finite_steps = 0, torch.zeros((), dtype=torch.int64, device=self.device)
         for module in self.network.modules():
             if isinstance(module, QuantLayer):
-                module.weight_quantizer.begin_epoch(module.filters(module.weight.detach()))
+                module.weight_quantizer.begin_epoch(module.filters(weight_now(module).detach()))
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch

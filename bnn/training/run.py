@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from bnn.data import TrainingData
 from bnn.pixels import takes_pixels
+from bnn.pruning import Pruning, merged_masks
 from bnn.training.classifier import Classifier
 from bnn.training.files import whole_path
 from bnn.training.learning_curve import LearningCurve, epochs_in, last_value
 from bnn.training.processes import EndsAtOnce
+from bnn.training.prunes import Prunes, check_pruning
 from bnn.training.trainer_arguments import make_trainer
 from bnn.training.weight_average import WeightAverage
 
@@ -211,6 +213,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     ema: float | None = None,
     keep_best: bool = False,
+    pruning: Pruning | None = None,
 ) -> Outcome:
     """Train a network, or go on from the checkpoint in `folder`, and measure it on validation and test data.
 
@@ -220,6 +223,7 @@ def train(
     of Lightning's Trainer, loggers and callbacks among them. callbacks: more callbacks, such as Scheduling.
     ema: decay of the exponential moving average of weights that is evaluated and kept (WeightAverage), None: they are
     those of the last step. keep_best: write BEST_CHECKPOINT too, of the first epoch with the best validation accuracy.
+    pruning: masks weights or channels as training goes on; the masks are in the checkpoint, and at last permanent.
     The network holds the trained weights afterwards. One in evaluation mode is set to training mode; parts of a network
     in training mode that are in evaluation mode stay so, frozen statistics of batch norm for instance.
     trainer["max_time"] counts from this start: a run that it ended goes on at the next. With fast_dev_run nothing is
@@ -239,7 +243,8 @@ def train(
     checkpoint = _LastCheckpoint(folder, clock, keep_best)
     kept = [] if arguments.get("fast_dev_run") else [checkpoint]
     average = [] if ema is None else [WeightAverage(ema)]
-    before, after = [EndsAtOnce(), *average, *callbacks, limit], [LearningCurve(folder / CURVE), *kept]
+    prunes = [] if pruning is None else [Prunes(pruning)]
+    before, after = [EndsAtOnce(), *average, *prunes, *callbacks, limit], [LearningCurve(folder / CURVE), *kept]
     lightning_trainer = make_trainer(arguments, epochs, folder, before, after)
     _check_share(batch_size, lightning_trainer.world_size)
     device = lightning_trainer.strategy.root_device
@@ -250,6 +255,9 @@ def train(
         batches.to(device).share(lightning_trainer.global_rank, lightning_trainer.world_size)
     if not network.training:  # as load_network leaves it; Lightning would train it so
         network.train()
+    if pruning is not None:
+        check_pruning(pruning, epochs)
+        pruning.begin(network)
     module = classifier(network)
     last = folder / CHECKPOINT
     goes_on = bool(kept) and last.exists()
@@ -280,6 +288,8 @@ def train(
     test_batches = int(sum(lightning_trainer.num_test_batches))
     if lightning_trainer.received_sigterm:  # during an evaluation Lightning notes the signal and goes on
         raise SystemExit(128 + signal.SIGTERM)
+    if pruning is not None:
+        pruning.end(network)
     curve = folder / CURVE  # which the first process alone writes
     mine = (last_value(curve, "train_accuracy"), epochs_in(curve)) if lightning_trainer.is_global_zero else (0.0, 0)
     train_accuracy, epochs_done = lightning_trainer.strategy.broadcast(mine)
@@ -349,7 +359,7 @@ def load_weights(network: nn.Module, file: Path) -> nn.Module:
     if any(name.startswith("network.") for name in state):
         state = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(merged_masks(state))
     except RuntimeError as error:
         raise RunError(f"{file} does not fit {type(network).__name__}: {error}") from error
     return network.eval()
@@ -360,7 +370,7 @@ def load_network(network: nn.Module, folder: Path, name: Path = CHECKPOINT) -> n
     state = read_checkpoint(folder, name)["state_dict"]
     weights = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(merged_masks(weights))
     except RuntimeError as error:
         raise RunError(f"{folder / name} does not fit {type(network).__name__}: {error}") from error
     return network.eval()

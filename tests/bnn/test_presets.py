@@ -135,6 +135,7 @@ def test_bnn_shows_all_its_names():
         "memory",
         "onnx_file",
         "optimizers",
+        "pruning",
         "training",
     }
     names = lazy | {"calibrate", "calibration", "layers", "models", "quantize", "quantizers", "summary"}

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from bnn.pruning import Pruning
 from bnn.training import DampOscillations, FreezeOscillations, Scheduling
 from experiments import cli
 from experiments.benchmark_kernels import KINDS
@@ -65,6 +66,16 @@ def test_every_cure_of_oscillations_is_a_callback_of_the_trainer(name):
     assert isinstance(callback, DampOscillations | FreezeOscillations)
 
 
+@pytest.mark.parametrize("name", [file.stem for file in sorted((cli.CONFIGS / "pruning").glob("*.yaml"))])
+def test_every_pruning_can_begin(name):
+    config = composed(f"pruning={name}", "quantizer=lsq4")
+    pruning = instantiate(config.pruning, _convert_="object")
+    assert isinstance(pruning, Pruning)
+    assert (pruning.amount, pruning.epoch, pruning.until) == (config.pruning.amount, 1, 1)
+    pruning.begin(instantiate(config.model, _convert_="object"))
+    assert "pruning" not in composed()  # runs of before are the same experiments
+
+
 @pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "quantizer"])
 def test_quantizers_say_what_they_are(name):
     quantizer = OmegaConf.load(cli.CONFIGS / "quantizer" / f"{name}.yaml")
@@ -101,7 +112,11 @@ READERS = {
 # Built whole by its name, or read by what other commands read it with too.
 BUILT = {"data": {"data"}, "ladder": {"quantizer", "name", "options", "seeds"}}
 # Read from the config of the run, which is another.
-OF_A_RUN = {"ladder": {"data", "model"}, "convert": {"data", "name", "seed", "quantizer"}, "report": {"model"}}
+OF_A_RUN = {
+    "ladder": {"data", "model"},
+    "convert": {"data", "name", "seed", "quantizer", "pruning"},
+    "report": {"model"},
+}
 
 
 def _read(module):
