@@ -25,6 +25,7 @@ from experiments.bits_by_layer import base_jobs, jobs_for
 from experiments.collect import write_ledger
 from experiments.commands import key_of, quoted, this_command
 from experiments.config_values import ConfigError
+from experiments.ladder_ledger import with_untrained
 from experiments.ladder_measures import agreement, answers, compared, latencies, memory
 from experiments.ladder_rungs import RUNGS, Rung, chosen, plain, with_rounded_weights
 from experiments.ladder_subjects import Subject, pretrained_subject, trained_subject, untrained_subject
@@ -323,15 +324,18 @@ def task(config: DictConfig) -> None:
         "rows": rows,
     }
     if config.output is not None:
-        write(Path(config.output), content, origin, [*base, *jobs])
+        write(Path(config.output), content, origin, base, jobs, config)
     if unfinished := [str(job.folder) for job in jobs if not job.ended()]:
         raise RunError("\n  ".join(["of the trainings failed, which have a row that says so:", *unfinished]))
 
 
-def write(output: Path, content: dict[str, Any], origin: dict[str, Any], jobs: list[Job]) -> None:
-    """Write a result, and the ledger of what was trained for it beside it."""
-    if jobs:
-        entries, refused = entries_of(jobs, [])
+def write(
+    output: Path, content: dict[str, Any], origin: dict[str, Any], base: list[Job], jobs: list[Job], config: DictConfig
+) -> None:
+    """Write a result, and beside it the ledger of what was trained for it and of the packed rungs without training."""
+    if base:
+        entries, refused = entries_of([*base, *jobs], [])
+        entries = with_untrained(entries, content["rows"], base, config, content["command"], origin)
         content["ledger"] = f"{output.stem}_ledger.json"
         write_ledger(entries, this_command(), output.with_name(content["ledger"]))
         print("\n".join(f"refused: {text}" for text in refused), end="", file=sys.stderr)

@@ -65,14 +65,23 @@ def test_every_rung_is_there_and_answers_like_pytorch(found):
     assert all(0 < one["p50_us"] <= one["p90_us"] and one["calls"] >= 3 for one in times)
 
 
-def test_trained_rungs_are_in_the_ledger(found):
+def test_every_packed_rung_is_in_the_ledger(found):
     content, folder, _, rungs = found
     ledger = json.loads((folder / "out" / content["ledger"]).read_text())
     trained = [name for name, rung in RUNGS.items() if rung.quantizer and name in rungs]
-    assert [entry["method"] for entry in ledger["entries"]] == ["base", *trained]
-    accuracy = {row["rung"]: row["accuracy"] for row in content["rows"] if row["engine"] == "packed"}
+    packed = [name for name, rung in RUNGS.items() if name in rungs and name != "fp32"]
+    assert [entry["method"] for entry in ledger["entries"]] == ["base", *packed]
     for entry in ledger["entries"][1:]:
-        assert [run["value"] for run in entry["runs"]] == pytest.approx(accuracy[entry["method"]], abs=1e-6)
+        (run,) = entry["runs"]
+        (row,) = (row for row in content["rows"] if row["rung"] == entry["method"] and row["engine"][:6] == "packed")
+        assert [run["value"]] == [run["test_accuracy_packed"]] == pytest.approx(row["accuracy"], abs=1e-6)
+        assert (run["epochs"] > 0) == (entry["method"] in trained)
+        if entry["method"] not in trained:
+            assert run["file_bytes"] == row["file_bytes"]
+            assert run["same_predictions"] == run["test_images"] == content["inputs"]
+            assert [entry["weight_bits"], entry["activation_bits"]] == row["bits"].split("/")
+            assert entry["command"] == content["command"]
+    assert len({entry["experiment"] for entry in ledger["entries"]}) == len(ledger["entries"])
 
 
 @pytest.mark.parametrize("name", ["onnxruntime int8", "onnxruntime int8 dynamic", "openvino int8"])
