@@ -25,6 +25,7 @@ times a scale: that is why a packed network can answer bit for bit like the trai
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -76,16 +77,24 @@ class Term:
 
     def levels(self, dtype: torch.dtype = torch.int32) -> Tensor:
         """Return the integer levels, shape of the tensor."""
-        start = sum(self.multipliers) if self.signed else 0  # the level where no plane has a bit
-        steps = [-2 * m if self.signed else m for m in self.multipliers]
-        # In place and of few bytes: a large weight is limited by memory.
-        narrow = torch.int16 if abs(start) + sum(map(abs, steps)) < 1 << 15 else torch.int32
-        total = self.bits[0].to(narrow).mul_(steps[0]).add_(start)
-        for bit, step in zip(self.bits[1:], steps[1:], strict=True):
-            total.add_(bit.view(torch.uint8), alpha=step)
-        total = total.to(dtype)
+        total = self._codes.to(dtype, copy=True)
         if self.zero_points is not None:
             total.sub_(self.zero_points.to(dtype).reshape(-1, *[1] * (total.ndim - 2)))
+        return total
+
+    @cached_property
+    def _codes(self) -> Tensor:
+        """The levels without zero points, in few bytes: a large weight is limited by memory."""
+        start = sum(self.multipliers) if self.signed else 0  # the level where no plane has a bit
+        steps = [-2 * m if self.signed else m for m in self.multipliers]
+        positive, negative = (sum(m for m in self.multipliers if (m > 0) is side) for side in (True, False))
+        # What a sum of bytes passes on its way comes back: they are counted modulo 256.
+        bytes_hold = not self.signed and negative >= -128 and positive <= 127
+        words_hold = abs(start) + sum(map(abs, steps)) < 1 << 15
+        total = self.bits[0].to(torch.int8 if bytes_hold else torch.int16 if words_hold else torch.int32)
+        total.mul_(steps[0]).add_(start)
+        for bit, step in zip(self.bits[1:], steps[1:], strict=True):
+            total.add_(bit.view(torch.int8), alpha=step)
         return total
 
     @property

@@ -15,6 +15,7 @@ from torch.nn.modules import module as torch_module
 import bnn
 from bnn.converter import rules as rules  # registers them
 from bnn.converter.capture.exported import Model, as_module
+from bnn.converter.capture.kept_planes import KeptPlanes
 from bnn.converter.capture.record import capture, random_inputs
 from bnn.converter.capture.sign_of_zero import sign_of_zero_is
 from bnn.converter.errors import ConversionError
@@ -208,11 +209,12 @@ def plan(network: nn.Module, examples: Sequence[Tensor]) -> Emitted:
 
 def _lowered(network: nn.Module, examples: Sequence[Tensor], checked: bool = True) -> tuple[Lowering, list[Value]]:
     """Return what became of a network's operations, and its outputs. checked: against what the network computes."""
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), KeptPlanes(network) as kept:
         with contextlib.nullcontext() if checked else shapes_only(network):
             captured = capture(network, random_inputs(examples))
         if checked:
-            check_planes(network, examples)
+            with kept.anew():
+                check_planes(network, examples)
         lowering = Lowering(captured)
         outputs = lowering.outputs()
         if checked:

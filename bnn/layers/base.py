@@ -97,6 +97,8 @@ class QuantLayer:
     _channels: tuple[int, int, int]  # of outputs, of inputs, and the axis of the inputs'
     # Set by bnn.memory.pack_activations: how what the backward pass needs is kept.
     saving: Any = None
+    # Set by bnn.converter: gives the planes of the weight, by a function that makes them of the layer.
+    kept_planes: Callable[[Callable[["QuantLayer"], Planes]], Planes] | None = None
 
     def _make_quantizers(
         self, weight_quantizer: QuantizerFactory, input_quantizer: QuantizerFactory, outputs: int, inputs: int,
@@ -279,6 +281,10 @@ def weight_planes(layer: QuantLayer) -> Planes:
 
     An offset is a term like the others. Scales are at least float32, those of the packed network.
     """
+    return _made_planes(layer) if layer.kept_planes is None else layer.kept_planes(_made_planes)
+
+
+def _made_planes(layer: QuantLayer) -> Planes:
     weight = layer.filters(layer.weight.detach())
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     terms = checked_planes(layer.weight_quantizer, weight).parts

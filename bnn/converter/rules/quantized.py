@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
-from bnn_kernels.bits.storage import to_dense_bits
+from bnn_kernels.bits.storage import dense_of_planes
 from bnn_kernels.bits.sum_range import largest_sum
 from bnn_kernels.steps.binary import BinaryConv, BinaryLayerFields, BinaryLinear
 from bnn_kernels.steps.fields import Float32, Uint8
@@ -48,11 +48,7 @@ def weight_terms(build: Builder, layer: QuantLayer) -> tuple[Term, ...]:
 
 def dense(term: Term) -> np.ndarray:
     """Return a weight term's planes as dense bits, uint8 (P, bytes)."""
-    bits = term.bits.cpu().numpy().astype(np.uint8)
-    codes = np.zeros(bits.shape[1:], np.uint8)
-    for p in range(len(bits)):
-        codes |= bits[p] << p
-    return to_dense_bits(codes, len(bits))
+    return dense_of_planes(term.bits.cpu().numpy())
 
 
 class StoredPlanes(TypedDict):

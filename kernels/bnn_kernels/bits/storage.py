@@ -15,7 +15,12 @@ from bnn_kernels import checks
 def to_dense_bits(codes: np.ndarray, planes: int) -> np.ndarray:
     """Return uint8 (P, ceil(n/8)): bit i (least significant first) of plane p is bit p of the i-th code."""
     flat = np.ascontiguousarray(codes).reshape(-1)
-    return np.packbits((flat[None] >> np.arange(planes, dtype=np.uint8)[:, None]) & 1, axis=1, bitorder="little")
+    return dense_of_planes((flat[None] >> np.arange(planes, dtype=np.uint8)[:, None]) & 1)
+
+
+def dense_of_planes(planes: np.ndarray) -> np.ndarray:
+    """Return uint8 (P, ceil(n/8)) of planes (P, *shape), bool or of 0 and 1."""
+    return np.packbits(np.ascontiguousarray(planes).reshape(len(planes), -1), axis=1, bitorder="little")
 
 
 def check_dense_bits(dense: np.ndarray, shape: tuple[int, ...]) -> int:
