@@ -33,6 +33,8 @@ RUNGS = {
         Rung("int8", "8/8", ("packed", "onnxruntime int8", "openvino int8", "torchao int8"), ptq="8/8"),
         Rung("int8_dynamic", "8/8", ("packed", "onnxruntime int8 dynamic"), ptq="8/8", dynamic=True),
         Rung("int4", "4/4", ptq="4/4"),
+        Rung("linear4", "4/8", ("onnxruntime 4 bits",)),
+        Rung("linear2", "2/8", ("onnxruntime 2 bits",)),
         Rung("int8_qat", "8/8", quantizer="int8", evenly_spaced=True),
         Rung("lsq4", "4/4", quantizer="lsq4", evenly_spaced=True),
         Rung("lsq2", "2/2", quantizer="lsq2", evenly_spaced=True),

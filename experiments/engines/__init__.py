@@ -25,6 +25,8 @@ ENGINES: dict[str, Engine] = {
         OnnxRuntime("fp32"),
         OnnxRuntime("int8"),
         OnnxRuntime("int8 dynamic"),
+        OnnxRuntime("4 bits"),
+        OnnxRuntime("2 bits"),
         OpenVino("fp32"),
         OpenVino("int8"),
         TorchaoPt2e(),

@@ -1,4 +1,7 @@
-"""ONNX Runtime: in FP32, in 8 bits with ranges chosen beforehand, and with ranges of each input (extra `peers`)."""
+"""ONNX Runtime: in FP32, in 8 bits with ranges chosen beforehand or of each input, and linear layers in 4 or 2 bits.
+
+The extra `peers` has it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.engines.base import Loaded, has_vnni, silent
+from experiments.engines.onnx_matmul import quantize_linear_layers
 
 if TYPE_CHECKING:  # a packed network runs without torch
     from torch import Tensor, nn
@@ -19,16 +23,22 @@ _FILE = "model.onnx"
 _INT8_NODES = {
     *("QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"),
     "DynamicQuantizeMatMul",
+    "MatMulNBits",  # at the accuracy that it is given here
 }
 _FLOAT_NODES = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
 
 class OnnxRuntime:
-    """kind: fp32, int8 (quantize and dequantize nodes, weights by channel) or int8 dynamic."""
+    """kind: fp32, int8 (quantize and dequantize nodes, weights by channel), int8 dynamic, 4 bits or 2 bits.
+
+    The last two have weights of linear layers in so few bits and inputs of them in 8; other layers stay floats.
+    """
 
     def __init__(self, kind: str) -> None:
         self.name = f"onnxruntime {kind}"
-        self.libraries: tuple[str, ...] = ("onnx", "onnxruntime")
+        self._bits = int(kind[0]) if kind.endswith(" bits") else None
+        # Its quantizer of linear layers takes one package more.
+        self.libraries: tuple[str, ...] = ("onnx", "onnxruntime", *(("onnx_ir",) if self._bits else ()))
         self.extra = "peers"
         self._kind = kind
 
@@ -48,7 +58,11 @@ class OnnxRuntime:
 
                 prepared = str(Path(temporary) / "prepared.onnx")
                 quant_pre_process(plain, prepared)
-                (_quantize if self._kind == "int8" else _quantize_dynamic)(prepared, str(folder / _FILE), batches)
+                target = str(folder / _FILE)
+                if self._bits is not None:
+                    quantize_linear_layers(prepared, target, self._bits)
+                else:
+                    (_quantize if self._kind == "int8" else _quantize_dynamic)(prepared, target, batches)
 
     def load(self, folder: Path, threads: int, batch: int | None = None, counted: bool = True) -> Loaded:
         """Return a session; its optimized graph says which nodes run."""

@@ -26,7 +26,12 @@ def built(name, model, folder):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("torchao")) for n in engines.ENGINES]
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * n.startswith("torchao"))
+        for n in engines.ENGINES
+        if not n.endswith(" bits")
+    ],
 )
 def test_an_engine_answers_like_pytorch(name, tmp_path):
     model = network()
@@ -66,6 +71,39 @@ def test_a_library_that_quantized_nothing_is_found_out(tmp_path, monkeypatch):
     )
     loaded = built("onnxruntime int8", network(), tmp_path).load(tmp_path, 1)
     assert (loaded.layers, loaded.integer_layers) == (3, 0)
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_linear_layers_have_few_bits_in_blocks(bits, tmp_path):
+    """Each 32 weights have a scale and a zero point: the least and the largest are levels."""
+    for library in ("onnx", "onnxruntime", "onnx_ir"):
+        pytest.importorskip(library)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 64), nn.ReLU(), nn.Linear(64, 10)
+    ).eval()
+    images = torch.randn(16, 3, 8, 8)
+    engine = built(f"onnxruntime {bits} bits", model, tmp_path)
+    loaded = engine.load(tmp_path, 1)
+    assert (loaded.layers, loaded.integer_layers) == (3, 2)
+    assert engines.bytes_on_disk(tmp_path) < 288 * 64 * (bits + 32 / 32 + 32 / 32) / 8 + 4 * (8 * 27 + 64 * 10) + 4000
+    with torch.no_grad():
+        for layer in (model[3], model[5]):
+            blocks = layer.weight.reshape(-1, 32)
+            low, high = blocks.amin(1, keepdim=True).clamp(max=0), blocks.amax(1, keepdim=True).clamp(min=0)
+            step = (high - low) / (2**bits - 1)
+            zero = (-low / step).round()
+            levels = (blocks / step + zero).round().clamp(0, 2**bits - 1)
+            layer.weight.copy_(((levels - zero) * step).reshape(layer.weight.shape))
+        expected = model(images).numpy()
+    np.testing.assert_allclose(loaded.predict(images.numpy()), expected, rtol=0, atol=0.05 * np.ptp(expected))
+
+
+def test_a_network_without_linear_layers_has_none_in_few_bits(tmp_path):
+    for library in ("onnx", "onnxruntime", "onnx_ir"):
+        pytest.importorskip(library)
+    with pytest.raises(ValueError, match="no linear layer"):
+        built("onnxruntime 4 bits", nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()).eval(), tmp_path)
 
 
 def test_what_is_not_installed_is_said(monkeypatch):
