@@ -24,7 +24,7 @@ from bnn.converter.graph.values import Value
 from bnn.converter.half_floats import FloatStorage, round_weights
 from bnn.converter.lowering import Lowering
 from bnn.converter.packing.emitter import Emitted, emit
-from bnn.converter.verify import check_batches, check_planes, check_recording, check_values
+from bnn.converter.verify import check_batches, check_planes, check_recording, check_values, with_numbers
 from bnn.layers.base import shapes_only
 from bnn.model_copy import copied
 from bnn.quantizers.data_initialized import warn_of_uninitialized
@@ -218,6 +218,7 @@ def _lowered(network: nn.Module, examples: Sequence[Tensor], checked: bool = Tru
         lowering = Lowering(captured)
         outputs = lowering.outputs()
         if checked:
+            with_numbers(captured, lowering.lowered, outputs)
             check_recording(network, captured)
             check_values(lowering.lowered, outputs)
             check_batches(network, examples, lowering.lowered, outputs, lowering.ends)

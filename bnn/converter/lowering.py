@@ -13,7 +13,16 @@ from bnn_kernels.steps.cached_attention import CachedAttention
 from bnn_kernels.steps.embedding import Embedding
 from torch import Tensor, nn
 
-from bnn.converter.capture.record import Captured, Node, Output, capture, leaves, mapped, random_inputs
+from bnn.converter.capture.record import (
+    Captured,
+    Node,
+    Output,
+    capture,
+    leaves,
+    mapped,
+    numbers_of,
+    random_inputs,
+)
 from bnn.converter.errors import ConversionError
 from bnn.converter.graph.builder import Builder
 from bnn.converter.graph.values import (
@@ -159,7 +168,7 @@ class Lowering:
         args, kwargs = mapped((node.args, node.kwargs), self._value)
         given = [a for a in leaves((args, kwargs)) if isinstance(a, Value)]
         if not given:
-            return node.results  # depends on nothing but parameters
+            return numbers_of(node, args, kwargs)  # depends on nothing but parameters
         build = Builder(self.place or node.place, self._part)
         made = self._by_rule(node, build, args, kwargs)
         return self._recognized(node, build, args, kwargs, made) or made

@@ -74,7 +74,31 @@ def check_values(lowered: Sequence[Lowered], outputs: list[Value]) -> None:
                         "of a quantizer are not the numbers of its forward, or something changes what the place does, "
                         "such as an exchanged function, a mode or a tensor subclass"
                     )
-            known.setdefault(value, _plain(real))
+            if not real.is_meta:
+                known.setdefault(value, _plain(real))
+
+
+def with_numbers(captured: Captured, lowered: Sequence[Lowered], outputs: list[Value]) -> None:
+    """Let a recording have the results that the checks read, if it has none as they were too many.
+
+    ConversionError if the network does something else when it runs again.
+    """
+    if captured.whole:
+        return
+    live = set(live_values(outputs))
+    needed: set[int] = set()
+    for item in lowered:
+        values = [value for value, _ in _pairs(item)]
+        if not values or any(value in live or isinstance(value, OffBatch) for value in values):
+            needed.update((item.node.index, *(part.node.index for part in item.node.operands)))
+    again = capture(captured.network, [node.results[0] for node in captured.inputs], needed.__contains__)
+    if [node.target for node in again.nodes] != [node.target for node in captured.nodes]:
+        raise ConversionError(
+            f"{type(captured.network).__name__} does something else than when it was recorded: look for what "
+            "counts its calls"
+        )
+    for node, found in zip(captured.nodes, again.nodes, strict=True):
+        node.results[:] = found.results
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -117,7 +141,7 @@ def check_batches(
     for seed, counts in enumerate(OTHER_BATCHES, 1):
         for count in counts:
             try:
-                captured = capture(network, random_inputs(examples, count, seed))
+                captured = capture(network, random_inputs(examples, count, seed), lambda index: False)
             except RunError as error:
                 if count != counts[-1]:
                     continue
@@ -162,7 +186,7 @@ class _Batch:
         node = item.node
         pairs = _pairs(item)
         if not pairs:  # made of constants, or of the number of images alone
-            for i, x in enumerate(here.results):
+            for i, x in enumerate(here.results if here.run is None else self._call(node, here)):
                 self.others[Output(here, i)] = x
             return
         if node.target is None:

@@ -1,5 +1,6 @@
 """What a conversion computes once and not again, and that the quick way gives what the plain one does."""
 
+import importlib
 from functools import partial
 
 import numpy as np
@@ -9,12 +10,16 @@ from bnn_kernels.bits.storage import dense_of_planes, to_dense_bits
 from torch import nn
 
 import bnn
-from bnn.converter import ConversionError
+from bnn.converter import ConversionError, register_rule, verify
+from bnn.converter.capture import record
+from bnn.converter.capture.record import capture
 from bnn.converter.levels.search import float_thresholds, integer_thresholds
 from bnn.converter.levels.table import LARGEST_FLOAT, LevelTable, as_one_term
 from bnn.layers import QuantConv2d, QuantLinear
 from bnn.planes import Term, powers_of_two, twos_complement
 from bnn.quantizers import LsqActivation, LsqWeight, SteSign, XnorWeight
+
+convert_module = importlib.import_module("bnn.converter.convert")
 
 
 class Counting(LsqWeight):
@@ -128,3 +133,54 @@ def test_layers_of_one_bit_take_their_planes_from_the_same_place():
     layer.kept_planes = lambda make: calls.append(layer) or make(layer)
     layer(torch.randn(2, 8))
     assert calls == [layer]
+
+
+class Staircase(nn.Module):
+    """Levels that are added up one by one, beside a write in place and a constant made of the input's shape."""
+
+    def forward(self, x):
+        y = torch.zeros_like(x)
+        for i in range(1, 4):
+            y = y + torch.where(x > 0.3 * i, torch.ones(1), torch.zeros(1)) / 3
+        y[:, :1] = 0
+        return y
+
+
+def test_results_that_are_many_bytes_are_not_kept_and_conversion_is_the_same(monkeypatch):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Staircase(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 5)
+    )
+    model[3].weight.data.sign_()
+    model, x = model.eval(), torch.randn(6, 3, 6, 6)
+    expected = bnn.convert(model, x[:1])
+    kept = []
+
+    def watched(network, inputs, keep=None):
+        kept.append(capture(network, inputs, keep))
+        return kept[-1]
+
+    monkeypatch.setattr(record, "MOST_BYTES", 100)
+    for module in (convert_module, verify):
+        monkeypatch.setattr(module, "capture", watched)
+    packed = bnn.convert(model, x[:1])
+    # The trial, what of it is read, and a batch of one and one of five, of which no numbers are.
+    assert [len(run.inputs[0].results[0]) for run in kept] == [2, 2, 1, 5]
+    assert not any(run.whole for run in kept)
+    for run in kept[2:]:
+        assert all(part.is_meta for node in run.nodes if node.target is not None for part in node.results)
+    assert [spec.op for spec in packed.steps] == [spec.op for spec in expected.steps]
+    assert np.array_equal(packed(x.numpy()), expected(x.numpy()))
+    report = bnn.check_parity(model, packed, x)
+    assert report.ok
+
+
+def test_a_wrong_rule_is_seen_where_results_are_not_kept(monkeypatch):
+    monkeypatch.setattr(record, "MOST_BYTES", 100)
+
+    class Twice(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    register_rule(Twice)(lambda build, module, x: build.affine(x, 3.0))
+    with pytest.raises(ConversionError, match="its rule gives other numbers"):
+        bnn.convert(nn.Sequential(nn.Linear(4, 4), Twice()).eval(), torch.randn(2, 4))

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,7 +47,11 @@ _OF_ANYTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_
 _COPIES = ("clone", "contiguous", "detach", "alias", "lift_fresh")
 _OWN_FILES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
 
+# Of all results of a recorded run, beyond which they are not kept.
+MOST_BYTES = 2**30
+
 Region = tuple[Any, ...]
+Keep = Callable[[int], bool] | None
 
 
 @dataclass(eq=False)
@@ -55,7 +60,8 @@ class Node:
 
     target: an ATen operator, or the module, autograd function or function that stayed whole; None for an input, or for
     a constant that the network writes to. run: does the same on tensors. args, kwargs: hold an Output for each tensor
-    that depends on an input. results: as they were made, all tensors of them in order. owner: path of the module whose
+    that depends on an input. results: as they were made, all tensors of them in order; without numbers, on the meta
+    device, where they are not kept. owner: path of the module whose
     forward runs it. module: path (and number of the call) of the module whose result it is, "" if it is none's.
     line: file and line of the network's code.
     """
@@ -96,13 +102,24 @@ class Output:
 
 @dataclass(frozen=True)
 class Captured:
-    """A recorded run. result: what the network returned, with an Output for each tensor that depends on an input."""
+    """A recorded run. result: what the network returned, with an Output for each tensor that depends on an input.
+
+    whole: whether the results of all nodes are kept.
+    """
 
     network: nn.Module
     nodes: list[Node]
     inputs: list[Node]
     result: Any
     returned: Any
+    whole: bool
+
+
+def numbers_of(node: Node, args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the results of a node with its arguments, which are tensors; they are made again if they are not kept."""
+    if node.run is None or not any(x.is_meta for x in node.results):
+        return node.results
+    return [x for x in leaves(node.run(*args, **kwargs)) if isinstance(x, Tensor)]
 
 
 def leaves(value: Any) -> list[Any]:
@@ -139,25 +156,37 @@ def written(base: Tensor, part: Tensor, size: Sequence[int], stride: Sequence[in
     return y
 
 
+def _memory(x: Tensor) -> int:
+    """Return what tells a tensor's memory, whatever lies where, from that of others."""
+    return x.untyped_storage()._cdata
+
+
 def _region(x: Tensor) -> Region:
-    """Return what tells a tensor's memory from that of others."""
+    """Return what tells a tensor from others of its memory, and that memory from others."""
     if not x.numel():
         return (id(x),)
-    return (x.untyped_storage().data_ptr(), x.storage_offset(), tuple(x.shape), x.stride(), x.dtype)
+    return (_memory(x), x.storage_offset(), tuple(x.shape), x.stride(), x.dtype)
+
+
+def _without_numbers(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
 class _Recorder(TorchDispatchMode):
     """Records the operations of one thread on tensors that depend on the network's inputs."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, keep: Keep):
         super().__init__()
-        self.network = network
+        self.network, self.keep = network, keep
+        self.bytes, self.keeps_all = 0, True  # of all results, and whether they are kept
         self.nodes: list[Node] = []
-        # Where the numbers of a region of memory were made. What is known is kept alive, so no region is used twice.
+        # Where the numbers of a region of memory were made. Of memory that is known the name is kept, so no other gets
+        # it, but not what lies there: that of a network with many small operations is large.
         self.known: dict[Region, Output] = {}
         self.regions: dict[int, set[Region]] = {}
-        self.roots: dict[int, Tensor] = {}
-        self.alive: list[Tensor] = []
+        self.names: dict[int, StorageWeakRef] = {}
+        self.roots: dict[int, tuple[Region, bool]] = {}  # and whether it is contiguous
+        self.empty: list[Tensor] = []
         # Constants by their memory: of what a constant that is written to is a part.
         self.made: dict[int, Tensor] = {}
         # Nodes that read constants, by the constants' memory.
@@ -179,13 +208,13 @@ class _Recorder(TorchDispatchMode):
         found = self.known.get(_region(x))
         if found is not None or not x.numel():
             return found
-        root = self.roots.get(x.untyped_storage().data_ptr())
-        if root is None:
+        if (root := self.roots.get(_memory(x))) is None:
             return None
         # Another view of memory that was written to.
-        if not root.is_contiguous() or x.dtype != root.dtype:
-            self.fail(f"works in place on a part of {self.known[_region(root)].node.place}, which is read later")
-        given = (self.known[_region(root)], x.shape, x.stride(), x.storage_offset() - root.storage_offset())
+        region, contiguous = root
+        if not contiguous or x.dtype != region[-1]:
+            self.fail(f"works in place on a part of {self.known[region].node.place}, which is read later")
+        given = (self.known[region], x.shape, x.stride(), x.storage_offset() - region[1])
         node = self._node(part_of, part_of, given, {}, [x.clone()], "part_of")
         return self._know(x, Output(node, 0))
 
@@ -198,14 +227,16 @@ class _Recorder(TorchDispatchMode):
             self.within -= 1
 
     def _know(self, x: Tensor, output: Output) -> Output:
-        x = self._alias(x)
-        self.alive.append(x)
-        region = _region(x)
+        if not x.numel():
+            self.empty.append(self._alias(x))
+            self.known[_region(self.empty[-1])] = output
+            return output
+        region, place = _region(x), _memory(x)
         self.known[region] = output
-        if x.numel():
-            place = x.untyped_storage().data_ptr()
-            self.regions.setdefault(place, set()).add(region)
-            self.roots.setdefault(place, x)
+        if place not in self.names:
+            self.names[place] = StorageWeakRef(x.untyped_storage())
+        self.regions.setdefault(place, set()).add(region)
+        self.roots.setdefault(place, (region, x.is_contiguous()))
         return output
 
     def depends(self, value: Any) -> bool:
@@ -237,13 +268,38 @@ class _Recorder(TorchDispatchMode):
     def _node(
         self, target: Any, run: Any, args: Any, kwargs: Any, results: list[Tensor], base: str, module: str = ""
     ) -> Node:
-        results = [self._alias(x) for x in results]
+        results = self._results(len(self.nodes), target, results)
         node = Node(len(self.nodes), target, run, args, kwargs, results, base, self.owner, _line(), module)
         self.nodes.append(node)
         for x in leaves((args, kwargs)):
             if isinstance(x, Tensor) and x.numel():
-                self.readers.setdefault(x.untyped_storage().data_ptr(), []).append(node)
+                self.readers.setdefault(_memory(x), []).append(node)
         return node
+
+    def _results(self, index: int, target: Any, results: list[Tensor]) -> list[Tensor]:
+        """Return the results of a node as they are kept; inputs, and constants that are written to, always are."""
+        if self.keep is None and self.keeps_all:
+            self.bytes += sum(
+                x.untyped_storage().nbytes() for x in results if x.numel() and _memory(x) not in self.names
+            )
+            if self.bytes > MOST_BYTES:
+                self._drop()
+        if target is None or (self.keeps_all if self.keep is None else self.keep(index)):
+            return [self._alias(x) for x in results]
+        self.within += 1
+        try:
+            return [_without_numbers(x) for x in results]
+        finally:
+            self.within -= 1
+
+    def _drop(self) -> None:
+        """Keep no results but inputs and constants from now on."""
+        self.keeps_all = False
+        self.within += 1
+        for node in self.nodes:
+            if node.target is not None:
+                node.results = [_without_numbers(x) for x in node.results]
+        self.within -= 1
 
     def input(self, x: Tensor, name: str) -> Node:
         """Record an input of the network."""
@@ -301,7 +357,7 @@ class _Recorder(TorchDispatchMode):
 
     def _constant(self, result: Any) -> Any:
         if not self.within and isinstance(result, Tensor) and result.numel():
-            self.made.setdefault(result.untyped_storage().data_ptr(), self._alias(result))
+            self.made.setdefault(_memory(result), self._alias(result))
         return result
 
     def _write(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -317,8 +373,7 @@ class _Recorder(TorchDispatchMode):
         x = args[0]
         given = self.linked((args, kwargs))
         if self.find(x) is None:  # a constant
-            place = x.untyped_storage().data_ptr()
-            root = self.made.get(place, x)
+            root = self.made.get(_memory(x), x)
             self._know(root, Output(self._node(None, None, (), {}, [root.clone()], "constant"), 0))
             given = self.linked((args, kwargs))
         result = overload(*args, **kwargs)
@@ -334,20 +389,20 @@ class _Recorder(TorchDispatchMode):
 
     def _keep(self, x: Tensor) -> None:
         """Let what was recorded be as it was when x's memory is overwritten."""
-        place = x.untyped_storage().data_ptr()
+        place = _memory(x)
         for node in self.nodes:
             for i, y in enumerate(node.results):
-                if y.numel() and y.untyped_storage().data_ptr() == place:
+                if y.numel() and _memory(y) == place:
                     node.results[i] = y.clone()
 
     def _keep_constant(self, x: Tensor) -> None:
         """Let the constants that nodes have read be as they were when x's memory is overwritten."""
         if not x.numel():
             return
-        place = x.untyped_storage().data_ptr()
+        place = _memory(x)
 
         def kept(y: Any) -> Any:
-            same = isinstance(y, Tensor) and y.numel() and y.untyped_storage().data_ptr() == place
+            same = isinstance(y, Tensor) and y.numel() and _memory(y) == place
             return y.clone() if same else y
 
         self.within += 1
@@ -356,18 +411,20 @@ class _Recorder(TorchDispatchMode):
         self.within -= 1
 
     def _assign(self, x: Tensor, output: Output) -> None:
-        place = x.untyped_storage().data_ptr()
-        root = self.roots[place]
-        before = self.known[_region(root)]
+        place = _memory(x)
+        root, contiguous = self.roots[place]
+        before = self.known[root]
         for region in self.regions[place]:
             self.known.pop(region, None)
-        if _region(root) != _region(x):
-            if not root.is_contiguous():
-                self.known[_region(root)] = before
+        if root != _region(x):
+            if not contiguous:
+                self.known[root] = before
                 self.fail(f"works in place on a part of {before.node.place}")
-            view = (tuple(x.shape), x.stride(), x.storage_offset() - root.storage_offset())
-            node = self._node(written, written, (before, output, *view), {}, [root.clone()], "written")
-            self._know(root, Output(node, 0))
+            _, offset, shape, stride, dtype = root
+            view = (tuple(x.shape), x.stride(), x.storage_offset() - offset)
+            base = torch.empty(0, dtype=dtype).set_(x.untyped_storage(), offset, shape, stride)
+            node = self._node(written, written, (before, output, *view), {}, [base.clone()], "written")
+            self._know(base, Output(node, 0))
         self._know(x, output)
 
     # -- what stays whole ---------------------------------------------------------------------------------------------
@@ -548,13 +605,14 @@ def unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def capture(network: nn.Module, inputs: Sequence[Tensor]) -> Captured:
+def capture(network: nn.Module, inputs: Sequence[Tensor], keep: Keep = None) -> Captured:
     """Run a network on inputs and return what it did; ConversionError, with the place, if it does not run.
 
     network: one's own copy, in evaluation mode, float32 on a CPU. For the time of the run its modules have hooks.
+    keep: of which nodes, by their index, the results are kept; None is of all, or of none if these are many bytes.
     """
     names = _names_of_inputs(network, len(inputs))
-    recorder = _Recorder(network)
+    recorder = _Recorder(network, keep)
     targets = functions_of_torch()
     with ExitStack() as stack:
         stack.enter_context(functions_with_rules(network, recorder.sees))
@@ -578,7 +636,7 @@ def capture(network: nn.Module, inputs: Sequence[Tensor]) -> Captured:
             raise RunError(message, recorder.place, str(error)) from error
         result = recorder.linked(returned)
     recorder.finish()
-    return Captured(network, recorder.nodes, nodes, result, returned)
+    return Captured(network, recorder.nodes, nodes, result, returned, keep is None and recorder.keeps_all)
 
 
 def random_inputs(examples: Sequence[Tensor], count: int = BATCH, seed: int = 0) -> list[Tensor]:

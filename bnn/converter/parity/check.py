@@ -54,24 +54,40 @@ class _Recorder:
             if (read := reader(source)) is not None:
                 self.readers.setdefault(place_of(source), []).append((source, read))
         self.values: dict[str, np.ndarray] = {}
-        # Names of the places, and bytes of all results of an input, as of the last run.
+        # Nodes whose results are read.
+        self.read: set[int] = set()
+        # Names of the places, and bytes of the results of an input that are read, as of the last run.
         self.places: set[str] = set()
         self.bytes_of_input = 0
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
         """Return the outputs, channels first; `values` holds the places'."""
         self.values, self.places = {}, set()
-        captured = capture(self.network, inputs)
+        captured = capture(self.network, inputs, self.read.__contains__)
+        if not self.read.issuperset(read := self._read(captured.nodes)):
+            self.read |= read
+            captured = capture(self.network, inputs, self.read.__contains__)
         kept = 0
         for node in captured.nodes:
             self.places.add(node.place)
-            kept += sum(x.numel() * x.element_size() for x in node.results)
+            kept += sum(x.numel() * x.element_size() for x in node.results if not x.is_meta)
             for i, x in enumerate(node.results):
                 self._keep(node.place_of(i), x)
             if isinstance(node.target, nn.Module):
                 self._keep_levels(node, node.target)
         self.bytes_of_input = kept // len(inputs[0])
         return outputs_of(captured.returned)
+
+    def _read(self, nodes: Sequence[Node]) -> set[int]:
+        """Return the indices of the nodes whose results are at places of the plan, or are levels there."""
+        found: set[int] = set()
+        for node in nodes:
+            places = {node.place_of(i) for i in range(len(node.results))}
+            if not places.isdisjoint(self.sources) or not places.isdisjoint(self.readers):
+                found.add(node.index)
+            if any(f"{node.place} {what}" in self.sources for what in ("input", "levels")):
+                found.update(operand.node.index for operand in node.operands)
+        return found
 
     def _keep(self, place: str, result: Tensor) -> None:
         self.places.add(place)
