@@ -72,7 +72,7 @@ class LayerGraph:
             here, found = user, self.module(user)
             if is_layer(found):
                 return found if isinstance(found, nn.Linear) == (flat or not maps) else None
-            if maps and not flat and self._flattens(here):
+            if maps and not flat and self.flattens(here):
                 flat = True
             elif self._is(here, _ELEMENTWISE, _ELEMENTWISE_FUNCTIONS):
                 continue
@@ -85,7 +85,7 @@ class LayerGraph:
             return isinstance(self.modules[str(node.target)], kinds)
         return node.op in ("call_function", "call_method") and node.target in functions
 
-    def _flattens(self, node: fx.Node) -> bool:
+    def flattens(self, node: fx.Node) -> bool:
         """Whether a node joins all axes from 1 on."""
         if node.op == "call_module":
             module = self.modules[str(node.target)]

@@ -100,7 +100,7 @@ def _path(graph: LayerGraph, node: fx.Node, layer: Any) -> ChannelPath | str:
             return ChannelPath(graph, node, tuple(between), user)
         if len(user.all_input_nodes) != 1:
             return f"its channels are joined with others ({user.name})"
-        flattens = maps and not flat and graph._flattens(user)
+        flattens = maps and not flat and graph.flattens(user)
         if not flattens and not _by_channel(graph, user, module, flat):
             return f"it is not known what {user.name} makes of its channels"
         flat = flat or flattens

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
@@ -434,6 +435,32 @@ def test_the_inner_channels_of_residual_blocks_leave():
     assert widths == {"blocks.0.conv1": (16, 8), "blocks.1.conv1": (32, 16), "blocks.2.conv1": (64, 32)}
     with torch.no_grad():
         torch.testing.assert_close(narrow(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+class Functional(nn.Module):
+    """Layers with functions and methods of tensors between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.norm, self.two = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3)
+        self.three, self.four = nn.Linear(8 * 4, 10), nn.Linear(10, 3)
+
+    def forward(self, x):
+        x = F.max_pool2d(torch.relu(self.norm(self.one(x))), 2)
+        x = torch.flatten(F.adaptive_avg_pool2d(F.hardswish(self.two(x)), 2), 1)
+        return self.four(self.three(x).relu())
+
+
+def test_functions_and_methods_between_layers_are_followed():
+    torch.manual_seed(0)
+    x = torch.randn(4, 1, 12, 12)
+    network = masked(Functional(), x, ChannelPruning(0.5))
+    with torch.no_grad():
+        network.norm.bias_mask.fill_(1)
+        network.norm.bias_orig.fill_(0.7)  # constants that are not 0
+        narrow, widths, _ = remove_dead_channels(network.eval(), x)
+        assert widths == {"one": (6, 3), "two": (8, 4), "three": (10, 5)}
+        torch.testing.assert_close(narrow(x), network(x), rtol=1e-5, atol=1e-6)
 
 
 def test_one_channel_stays_where_all_are_dead():
