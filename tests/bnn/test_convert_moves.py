@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conversion import check, images
 from torch import nn
 
 import bnn
+from bnn.layers import QuantLinear
+from bnn.quantizers import SteSign, XnorWeight
 
 SHAPES = [(4, 6, 5), (8, 4, 4), (12,), (6, 10), (3, 2, 8)]
 
@@ -69,3 +72,21 @@ def test_moves(seed):
     packed = bnn.convert(network, x)
     for _ in range(3):  # recorded, and played back
         np.testing.assert_array_equal(packed(x.numpy()), network(x).numpy())
+
+
+@pytest.mark.parametrize("place", [0, 1, -1])
+@pytest.mark.parametrize("shape", [(4, 6), (6, 2, 3)])
+def test_levels_of_one_row_of_a_sequence_or_map(shape, place):
+    """The first row, such as a class token, is a part of the operand as it lies in memory, and not all of it."""
+
+    class OneRow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = QuantLinear(6, 5, weight_quantizer=XnorWeight, input_quantizer=SteSign)
+
+        def forward(self, x):
+            return self.layer(x[:, place].flatten(1))
+
+    torch.manual_seed(0)
+    packed, _ = check(OneRow().eval(), images(5, *shape))
+    assert "binary_linear" in [step.op for step in packed.steps]

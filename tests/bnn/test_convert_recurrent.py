@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from torch.nn.utils import parametrize
 
 import bnn
 from bnn.layers import QuantLinear
-from bnn.quantizers import SteSign, TernaryWeight, XnorWeight
+from bnn.quantizers import (
+    AbsmaxActivation,
+    AbsmeanTernary,
+    LsqActivation,
+    LsqWeight,
+    SteSign,
+    TernaryWeight,
+    XnorWeight,
+)
 
 KINDS = [nn.LSTM, nn.GRU, nn.RNN]
 BATCH, TIME, WIDTH, HIDDEN = 5, 4, 6, 7
@@ -237,3 +246,54 @@ class FoldedInput(nn.Module):
 def test_what_is_refused(make, reason):
     with pytest.raises(bnn.ConversionError, match=re.escape(reason)):
         bnn.convert(make().eval(), sequences())
+
+
+class Cells(nn.Module):
+    """An LSTM or a GRU of one's own, of layers that quantize weights, inputs and hidden states; state in and out."""
+
+    def __init__(self, gates, weight, given):
+        super().__init__()
+        self.taken = QuantLinear(WIDTH, gates * HIDDEN, weight_quantizer=weight, input_quantizer=given)
+        self.kept = QuantLinear(HIDDEN, gates * HIDDEN, weight_quantizer=weight, input_quantizer=given)
+        self.step = self.lstm if gates == 4 else self.gru
+
+    def lstm(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        i, f, g, o = (self.taken(x) + self.kept(h)).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+    def gru(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        (r, z, n), (hr, hz, hn) = self.taken(x).chunk(3, 1), self.kept(h).chunk(3, 1)
+        z = (z + hz).sigmoid()
+        return (1 - z) * (n + (r + hr).sigmoid() * hn).tanh() + z * h, c
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        made = []
+        for t in range(x.shape[1]):
+            h, c = self.step(x[:, t], h, c)
+            made.append(h)
+        return torch.stack(made, 1), h, c
+
+
+BOTH_SIDES = {
+    "1/1": (XnorWeight, SteSign),
+    "t/8": (AbsmeanTernary, AbsmaxActivation),
+    "8/8": (partial(LsqWeight, bits=8), partial(LsqActivation, bits=8, signed=True)),
+}
+
+
+@pytest.mark.parametrize("policy", BOTH_SIDES)
+@pytest.mark.parametrize("gates", [3, 4])
+def test_cells_whose_states_are_quantized_multiply_bits(gates, policy):
+    torch.manual_seed(0)
+    cells = Cells(gates, *BOTH_SIDES[policy])
+    x, h, c = sequences(), torch.randn(BATCH, HIDDEN), torch.randn(BATCH, HIDDEN)
+    cells(x, h, c)  # learned steps begin with what they see
+    cells.eval()
+    packed = bnn.convert(cells, (x, h, c), require_bits=True)
+    layers = bnn.converter.explain(cells, (x, h, c)).layers
+    assert len(layers) == 2 * TIME
+    assert all(layer.on_bits for layer in layers)
+    report = bnn.check_parity(cells, packed, (x, h, c))
+    assert report.ok
+    assert report.first_difference is None

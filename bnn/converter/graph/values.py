@@ -3,6 +3,7 @@
 Shapes leave the batch out: (C, H, W), (C, L) or (K,). A value knows its operands, so a graph is its outputs.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -237,7 +238,8 @@ class Moved(Value):
     @property
     def is_flatten(self) -> bool:
         """Whether this is the operand as it is, as a vector."""
-        return len(self.shape) == 1 and bool((self.index == np.arange(1, self.index.size + 1)).all())
+        count = math.prod(self.inputs[0].shape)  # of which the first alone, as of a sequence, are a part
+        return self.shape == (count,) and bool((self.index == np.arange(1, count + 1)).all())
 
 
 def refused(values: list[Value]) -> Refused | None:
