@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from types import ModuleType
 from typing import Any
 
@@ -257,6 +257,24 @@ def post_training_table() -> str:
     )
 
 
+def together_table() -> str:
+    """Return the table of results/together_mnist.json: distillation, pruning and quantization, alone and together."""
+    entries = ledger_file.read_ledger(ROOT / "results" / "together_mnist.json")
+    base = next(entry for entry in entries if entry["method"] == "32/32/nothing")
+    lines = [
+        "| W/A | with | test accuracy, % | more than FP32 alone, points | kB | us |",
+        "|---|---|---|---|---|---|",
+    ]
+    for entry in entries:
+        *bits, added = entry["method"].split("/", 2)
+        accuracy = _mean_and_deviation([run["value"] for run in entry["runs"]])
+        more = 100 * (entry["mean"] - base["mean"])
+        size = max(run["file_bytes"] for run in entry["runs"]) / 1000
+        time = median(run["latency_us"]["median"] for run in entry["runs"])
+        lines.append(f"| {'/'.join(bits)} | {added} | {accuracy} | {more:+.2f} | {size:,.1f} | {time:.0f} |")
+    return "\n".join(lines)
+
+
 # What a row of the table of post-training quantization has beside its observer.
 POST_TRAINING_METHODS = {"equalize": "`equalize`", "bias": "`correct_bias`", "adaround": "`adaptive_rounding`"}
 
@@ -273,6 +291,7 @@ TABLES = {
     "ledger": ledger_table,
     "bits_by_layer": bits_by_layer_table,
     "post_training": post_training_table,
+    "together": together_table,
 }
 
 

@@ -341,6 +341,26 @@ def test_the_table_of_bits_by_layer_is_that_of_the_results():
         assert f"{100 * pair['difference']:+.2f} points over {pair['seeds']} seeds" in shown
 
 
+def test_the_table_of_distillation_pruning_and_quantization_is_that_of_the_results():
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/together.md"))
+    shown = hooks.on_page_markdown(PAGES["guides/together.md"], page)
+    entries = {entry["method"]: entry for entry in read_ledger(ROOT / "results" / "together_mnist.json")}
+    lines = [line for line in shown.splitlines() if re.match(r"\| \d+/\d+ ", line)]
+    assert len(lines) == len(entries)
+    sizes = {}
+    for (method, entry), line in zip(entries.items(), lines, strict=True):
+        bits, added = method.rsplit("/", 1)
+        runs = entry["runs"]
+        assert [run["seed"] for run in runs] == [0, 1, 2]
+        assert all(run["same_predictions"] == run["test_images"] and run["parity_ok"] for run in runs)
+        mean, deviation = statistics.mean(run["value"] for run in runs), statistics.stdev(run["value"] for run in runs)
+        assert line.startswith(f"| {bits} | {added} | {100 * mean:.2f} ± {100 * deviation:.2f} |")
+        sizes[method] = max(run["file_bytes"] for run in runs)
+    for method, size in sizes.items():
+        whole = sizes[f"{method.rsplit('/', 1)[0]}/nothing"]
+        assert size < 0.4 * whole if method.endswith("channels") else abs(size - whole) < 500
+
+
 def test_the_table_of_post_training_quantization_is_that_of_the_results():
     page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/post_training.md"))
     shown = hooks.on_page_markdown(PAGES["guides/post_training.md"], page)
