@@ -112,6 +112,13 @@ def pair(value: Any, name: str, smallest: int) -> tuple[int, int]:
         ) from None
 
 
+def around(value: Any, name: str) -> tuple[int, int, int, int]:
+    """Return (top, left, bottom, right) of an integer, a pair (y, x) of them, or these four."""
+    if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 4:
+        return (*pair(value, name, 0), *pair(value, name, 0))
+    return (*pair(value[:2], name, 0), *pair(value[2:], name, 0))
+
+
 def number(value: Any, name: str) -> float:
     """Return a float that float32 holds, or an infinity; ValueError on NaN and larger ones."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):

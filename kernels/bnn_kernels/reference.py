@@ -42,7 +42,8 @@ def conv2d(
 ) -> np.ndarray:
     """Convolve x (N, C, H, W) with weight (O, C/groups, kh, kw): int64 if both are integers, else float64.
 
-    Positions outside the map have the value pad_value. Returns (N, O, Ho, Wo).
+    padding: an int, a pair (y, x), or (top, left, bottom, right). Positions outside the map have the value pad_value.
+    Returns (N, O, Ho, Wo).
     """
     x, weight = (checks.array(a, name) for a, name in ((x, "x"), (weight, "weight")))
     if x.ndim != 4 or weight.ndim != 4:
@@ -53,14 +54,14 @@ def conv2d(
     pad_value = checks.number(pad_value, "pad_value")
     integers = all(np.equal(np.mod(a, 1), 0).all() for a in (x, weight))
     dtype = np.int64 if integers and pad_value.is_integer() else np.float64
-    sides = ((stride, "stride", 1), (padding, "padding", 0), (dilation, "dilation", 1))
-    (sy, sx), (py, px), (dy, dx) = (checks.pair(*side) for side in sides)
+    (sy, sx), (dy, dx) = checks.pair(stride, "stride", 1), checks.pair(dilation, "dilation", 1)
+    top, left, bottom, right = checks.around(padding, "padding")
     n, c, h, w = x.shape
     o, _, kh, kw = weight.shape
-    padded = np.full((n, c, h + 2 * py, w + 2 * px), pad_value, dtype)
-    padded[:, :, py : py + h, px : px + w] = x
-    ho = (h + 2 * py - dy * (kh - 1) - 1) // sy + 1
-    wo = (w + 2 * px - dx * (kw - 1) - 1) // sx + 1
+    padded = np.full((n, c, top + h + bottom, left + w + right), pad_value, dtype)
+    padded[:, :, top : top + h, left : left + w] = x
+    ho = (top + h + bottom - dy * (kh - 1) - 1) // sy + 1
+    wo = (left + w + right - dx * (kw - 1) - 1) // sx + 1
     if ho < 1 or wo < 1:
         raise ValueError(f"the {kh}x{kw} filter does not fit the {h}x{w} map")
     out = np.zeros((n, o, ho, wo), dtype)

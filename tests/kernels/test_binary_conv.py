@@ -6,6 +6,8 @@ import bnn_kernels as bk
 import numpy as np
 import pytest
 from bnn_kernels import reference
+from bnn_kernels.bits.level_bytes import bytes_of_codes, new_level_bytes
+from bnn_kernels.bits.tensor import unpack_codes
 from forced_kernels import KERNELS, force
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,7 +53,7 @@ def test_channels_around_word_edges(channels, kernel):
 
 
 @pytest.mark.parametrize("pad_value", [0, 1, -1])
-@pytest.mark.parametrize("padding", [0, 1, 2, (0, 3), (4, 1)])
+@pytest.mark.parametrize("padding", [0, 1, 2, (0, 3), (4, 1), (0, 0, 1, 1), (1, 2, 0, 4)])
 @pytest.mark.parametrize("stride", [1, 2, (3, 1)])
 @pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
 def test_every_geometry(pad_value, padding, stride, dilation):
@@ -68,6 +70,21 @@ def test_groups_and_depthwise(channels, groups, filters, pad_value):
     rng = np.random.default_rng(4)
     x, w = draw(rng, "signs", 2, channels, 5, 6), draw(rng, "signs", filters, channels // groups, 3, 3)
     check(x, w, padding=1, groups=groups, pad_value=pad_value)
+    check(x, w, stride=2, padding=(0, 1, 2, 0), groups=groups, pad_value=pad_value)
+
+
+@pytest.mark.parametrize("padding", [(0, 0, 1, 1), (2, 0, 1, 3)])
+@pytest.mark.parametrize(("a_kind", "pad_value"), [("signs", 1), ("two_bits", 0), ("two_bits", 3), ("ternary", -1)])
+def test_more_padding_behind_the_map_than_before_it(padding, a_kind, pad_value):
+    """Of whole words and others: what lies around the map is written by kernels of their own for bits and for bytes."""
+    rng = np.random.default_rng(11)
+    for channels in (5, 64):
+        x, w = draw(rng, a_kind, 2, channels, 6, 7), draw(rng, "ternary", 9, channels, 3, 3)
+        geometry = {"stride": 2, "padding": padding, "pad_value": pad_value}
+        conv, bits = check(x, w, a_kind, "ternary", **geometry)
+        made = new_level_bytes(bits.shape, bits.signed, bits.multipliers)
+        made.u[...] = bytes_of_codes(bits.multipliers, bits.signed)[unpack_codes(bits)]
+        np.testing.assert_array_equal(conv(made), reference.conv2d(x, w, **geometry))
 
 
 @pytest.mark.parametrize(("own", "groups", "filters"), [(64, 1, 5), (64, 2, 34), (128, 1, 17), (192, 2, 48)])

@@ -10,7 +10,7 @@ def convolve(x, w, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), gr
     expected = reference.conv2d(x.astype(np.float64), w.astype(np.float64), stride, padding, dilation, groups, pad)
     if bias is not None:
         expected = expected + bias[:, None, None]
-    geometry = (*w.shape[2:], *stride, *padding, *dilation)
+    geometry = (*w.shape[2:], *stride, *padding[:2], *dilation, *padding[2:])
     conv = FloatConv2d(w, bias, geometry, groups, pad)
     found = conv(np.ascontiguousarray(x.transpose(0, 2, 3, 1)), expected.shape[2:]).transpose(0, 3, 1, 2)
     assert found.dtype == np.float32
@@ -35,7 +35,7 @@ def test_maps_narrower_and_wider_than_a_tile(width):
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
-@pytest.mark.parametrize("padding", [(0, 0), (1, 2), (3, 0)])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 2), (3, 0), (0, 0, 1, 1), (2, 1, 0, 3)])
 @pytest.mark.parametrize("dilation", [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize(("channels", "groups", "filters"), [(6, 1, 10), (6, 2, 20), (6, 6, 6), (6, 3, 27)])
 @pytest.mark.parametrize("pad", [0.0, -1.0])

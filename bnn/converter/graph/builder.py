@@ -334,21 +334,36 @@ class Builder:
             return [missing, int(value) if isinstance(value, int) else int(value[0])]
         self.fail(f"takes a map (N, C, H, W) or (N, C, L), got {('N', *x.shape)}")
 
+    def around(self, x: Value, padding: Any) -> list[int]:
+        """Return the padding of a convolution's step: that of `sides`, or (top, left, bottom, right) where they differ.
+
+        padding: that of a layer, or numbers before each axis, followed by those behind it.
+        """
+        axes = len(x.shape) - 1
+        if isinstance(padding, int) or len(padding) != 2 * axes:
+            return self.sides(x, padding, 0)
+        before, behind = (self.sides(x, part, 0) for part in (padding[:axes], padding[axes:]))
+        return before if before == behind else [*before, *behind]
+
     @staticmethod
     def _size(
         x: Value, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
     ) -> list[int]:
         extents = x.shape[1:] if len(x.shape) == 3 else (1, x.shape[1])
+        around = [before + behind for before, behind in zip(padding[:2], padding[-2:], strict=True)]
         size = [
-            (e + 2 * p - d * (k - 1) - 1) // s + 1
-            for e, k, s, p, d in zip(extents, kernel, stride, padding, dilation, strict=True)
+            (e + p - d * (k - 1) - 1) // s + 1
+            for e, k, s, p, d in zip(extents, kernel, stride, around, dilation, strict=True)
         ]
         return size if len(x.shape) == 3 else size[1:]
 
     def conv_sides(
         self, x: Value, shape: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: int
     ) -> tuple[ConvSides, tuple[int, ...]]:
-        """Return a convolution's sides and its output's shape; shape: the weight's, (O, C/groups, ...)."""
+        """Return a convolution's sides and its output's shape; shape: the weight's, (O, C/groups, ...).
+
+        padding: see `around`.
+        """
         if isinstance(padding, str):
             self.fail(f"padding must be given in numbers, got {padding!r}")
         if len(shape) != len(x.shape) + 1:
@@ -356,7 +371,7 @@ class Builder:
         sides: ConvSides = {
             "shape": list(shape) if len(shape) == 4 else [*shape[:2], 1, shape[2]],
             "stride": self.sides(x, stride, 1),
-            "padding": self.sides(x, padding, 0),
+            "padding": self.around(x, padding),
             "dilation": self.sides(x, dilation, 1),
             "groups": int(groups),
         }

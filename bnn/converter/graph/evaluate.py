@@ -180,9 +180,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, fields: StepFields,
     weight = weight.reshape(fields.shape)
     padding: list[int] | int = fields.padding
     x = _as_map(x)
-    if pad:
-        rows, columns = fields.padding
-        x, padding = F.pad(x, [columns, columns, rows, rows], value=pad), 0
+    if pad or len(fields.padding) == 4:
+        (top, left), (bottom, right) = fields.padding[:2], fields.padding[-2:]
+        x, padding = F.pad(x, [left, right, top, bottom], value=pad), 0
     return _CONV(x, weight, bias, fields.stride, padding, fields.dilation, fields.groups)
 
 

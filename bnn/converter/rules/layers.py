@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from bnn_kernels.steps.embedding import Embedding
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from bnn.converter.graph.values import Input, Padding, Unpacked, Value
 from bnn.converter.recognize.few_values import few_values
 from bnn.converter.recognize.moved_levels import bits_of
 from bnn.converter.recognize.scaled import Link, Scaled, scaled_levels, times
+from bnn.converter.recognize.zero_padding import zeros_around
 from bnn.converter.registry import register_rule
 from bnn.converter.rules.quantized import Weight, binary_layer, float_layer, stored_weight, weight_terms
 from bnn.layers import QuantEmbedding
@@ -69,18 +71,22 @@ def rows_of(build: Builder, x: Value, weight: Weight, shape: tuple[int, ...]) ->
 def _conv(
     build: Builder, x: Value, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Value:
+    if not any(build.around(x, padding)) and (outside := zeros_around(x)) is not None:
+        x, padding = outside
     found = few_values(weight)
     if found is None:
         return build.float_conv(x, weight, bias, stride, padding, dilation, groups)
-    if x.padded is not None and not any(build.sides(x, padding, 0)):
+    if x.padded is not None and not any(build.around(x, padding)):
         y = _padded_conv(build, x.padded, found.terms, weight, bias, stride, dilation, groups)
         if y is not None:
             return y
     sides, shape = build.conv_sides(x, weight.shape, stride, padding, dilation, groups)
 
     def of_ones() -> Tensor:
-        operator = torch.nn.functional.conv2d if weight.ndim == 4 else torch.nn.functional.conv1d
-        return operator(torch.ones(1, *x.shape), weight, None, stride, padding, dilation, groups)
+        operator = F.conv2d if weight.ndim == 4 else F.conv1d
+        top, left, bottom, right = (*sides["padding"], *sides["padding"])[:4]
+        ones = F.pad(torch.ones(1, *x.shape), [left, right, top, bottom][: 2 * (weight.ndim - 2)])
+        return operator(ones, weight, None, stride, 0, dilation, groups)
 
     return _of_few_values(build, x, found.terms, bias, sides, shape, of_ones)
 
@@ -139,7 +145,7 @@ def _padded_conv(
 ) -> Value | None:  # fmt: skip
     """Return the convolution of bits around which there is one of their levels; None if it is none."""
     bits = bits_of(build, padding.x)
-    if not isinstance(bits, Unpacked) or any(before != behind for before, behind in padding.around):
+    if not isinstance(bits, Unpacked):
         return None
     levels = bits.inputs[0]
     (part, *others) = bits.planes.parts
@@ -147,7 +153,7 @@ def _padded_conv(
     axes = len(bits.shape) - 1
     if others or level != round(level) or len(padding.around) != axes:
         return None
-    around = [before for before, _ in reversed(padding.around)]
+    around = [side for part in zip(*reversed(padding.around), strict=True) for side in part]
     sides, shape = build.conv_sides(bits, weight.shape, stride, around, dilation, groups)
     return binary_layer(build, levels, terms, bias, sides, shape, in_floats=True, pad_level=round(level))
 
@@ -171,9 +177,7 @@ def linear_of(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> 
 
 
 def same_padding(build: Builder, kernel: Sequence[int], dilation: Any) -> list[int]:
-    """Return the numbers of padding="same"."""
+    """Return the numbers of padding="same" before each axis and behind it, where PyTorch puts one more if need be."""
     spread = [dilation] * len(kernel) if isinstance(dilation, int) else dilation
     reach = [d * (k - 1) for d, k in zip(spread, kernel, strict=True)]
-    if any(r % 2 for r in reach):
-        build.fail("padding='same' of an even filter is lopsided; pad explicitly")
-    return [r // 2 for r in reach]
+    return [*(r // 2 for r in reach), *(r - r // 2 for r in reach)]

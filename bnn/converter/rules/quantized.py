@@ -22,6 +22,7 @@ from bnn.converter.graph.values import BinaryLayer, FloatLayer, Levels, Unpacked
 from bnn.converter.recognize.few_values import multiplies_exactly
 from bnn.converter.recognize.moved_levels import bits_of
 from bnn.converter.recognize.staircase import Steps
+from bnn.converter.recognize.zero_padding import Padded, level_of_zero, zeros_around
 from bnn.converter.recognize.zeros import meets_no_zero
 from bnn.converter.registry import register_rule
 from bnn.layers import QuantConv1d, QuantConv2d, QuantLinear
@@ -107,6 +108,10 @@ def quantized_conv(build: Builder, layer: Any, x: Value) -> Value:
     conv, shape = build.conv_sides(x, layer.weight.shape, layer.stride, layer.padding, layer.dilation, layer.groups)
     given, weight, scale = operands(build, layer, x)
     bias = layer.bias if scale is None else None
+    if scale is None and not any(conv["padding"]) and (inside := zeros_around(x)) is not None:
+        y = _inside_zeros(build, layer, inside)
+        if y is not None:
+            return y
     if isinstance(given, Levels):
         if scale is not None and layer._pad() != 0:
             build.fail(f"pad_value {layer._pad():+g} is no value of an input whose scale follows it: use 0")
@@ -116,6 +121,27 @@ def quantized_conv(build: Builder, layer: Any, x: Value) -> Value:
     else:
         y = float_layer(given, weight, bias, conv, shape, float(layer._pad()))
     return y if scale is None else rescaled(build, y, scale, layer.bias)
+
+
+def _inside_zeros(build: Builder, layer: Any, inside: Padded) -> Value | None:
+    """Return what a convolution makes of a map with zeros around it, its padding; None if they have no level."""
+    given, weight, _ = operands(build, layer, inside.x, named=False)
+    conv, shape = build.conv_sides(
+        inside.x, layer.weight.shape, layer.stride, inside.around, layer.dilation, layer.groups
+    )  # fmt: skip
+    levels = given if isinstance(given, Levels) else given.inputs[0] if isinstance(given, Unpacked) else None
+    if layer.input_scale:
+        return None
+    if not isinstance(levels, Levels):
+        return float_layer(given, weight, layer.bias, conv, shape)
+    # Levels that come from before the padding have plain zeros around them.
+    pad_level = level_of_zero(levels) if layer.input_quantizer.packable else 0
+    if pad_level is None:
+        return None
+    if isinstance(given, Levels):
+        return binary_layer(build, given, weight, layer.bias, conv, shape, pad_level=pad_level)
+    pad_value = float(levels.quantizer(torch.zeros(1, 1))) if pad_level else 0.0
+    return float_layer(given, weight, layer.bias, conv, shape, pad_value)
 
 
 @register_rule(QuantLinear)
@@ -154,10 +180,11 @@ def _has_zero_points(layer: Any) -> bool:
 Weight = Tensor | tuple[Term, ...]
 
 
-def operands(build: Builder, layer: Any, x: Value) -> tuple[Value, Weight, Value | None]:
+def operands(build: Builder, layer: Any, x: Value, named: bool = True) -> tuple[Value, Weight, Value | None]:
     """Return what a layer multiplies, and what its product is to be multiplied by, if the input's scale follows it.
 
-    Levels and terms where both sides have bits, else floats and terms or floats.
+    Levels and terms where both sides have bits, else floats and terms or floats. named: whether the levels are those
+    that the layer in PyTorch makes, so that a report may compare them.
     """
     weight: Weight = layer.filters(layer.weight.detach())
     if layer.weight_quantizer.packable:
@@ -171,7 +198,8 @@ def operands(build: Builder, layer: Any, x: Value) -> tuple[Value, Weight, Value
         if quantizer.absmax is not None:
             scale = _absmax(build, x, quantizer.absmax, over_all=not linear)
             x, quantizer = build.divide(x, scale), quantizer.absmax.at_one
-        levels = levels_of(quantizer, x, build.place, f"{build.place} input", channels_last=linear)
+        source = f"{build.place} input" if named else ""
+        levels = levels_of(quantizer, x, build.place, source, channels_last=linear)
     elif layer.weight_quantizer.packable and isinstance(moved := bits_of(build, x), Unpacked):
         (levels,) = moved.inputs
     if levels is None or layer.weight_quantizer.packable:

@@ -110,9 +110,9 @@ def _windows(
     geometry: tuple[int, ...], extent: tuple[int, int], tap: list[str], outside: list[str] | None = None
 ) -> list[str]:
     """Return loops over the taps of a window; inside the map iy and ix are its place. outside: lines for the others."""
-    kh, kw, sy, sx, py, px, dy, dx = geometry
+    kh, kw, sy, sx, py, px, dy, dx = geometry[:8]
     height, width = extent
-    never = py == px == 0
+    never = not any((py, px, *geometry[8:]))
     skip = [] if never else [f"if (iy < 0 || iy >= {height} || ix < 0 || ix >= {width}) {{"]
     if not never:
         skip += [*(f"    {line}" for line in outside or []), "    continue;", "}"]
@@ -217,7 +217,7 @@ def _conv_bits(
 
     inside = tap(f"{x.name} + ((p * {height} + iy) * {width} + ix) * {row}")
     beside = None
-    if step.pad_level != 0 and any(geometry[4:6]):
+    if step.pad_level != 0 and step.pads:
         maps = Maps((height, width), (1, 1), x.spec.signed, x.spec.multipliers)
         code = np.full((1, channels), code_of(step.pad_level, maps), np.uint8)
         beside = tap(f"{keep('pad', _words(code, planes))} + p * {row}")

@@ -99,14 +99,15 @@ def weight_of(g: Graph, step: Any, axis: int) -> str:
 
 def convolution(g: Graph, step: Any, pad: float) -> Product:
     """Return the convolution of a step; pad: what lies outside the map."""
-    kh, kw, sy, sx, py, px, dy, dx = step.geometry
-    outside = pad != 0 and bool(py or px)
-    pads = [0, 0, 0, 0] if outside else [py, px, py, px]
+    kh, kw, sy, sx, py, px, dy, dx, ey, ex = step.geometry
+    around = [py, px, ey, ex]
+    outside = pad != 0 and any(around)
+    pads = [0, 0, 0, 0] if outside else around
     sides: dict[str, Any] = {"kernel_shape": [kh, kw], "strides": [sy, sx], "dilations": [dy, dx]}
 
     def product(x: str, weight: str, bias: np.ndarray | None) -> str:
         if outside:
-            border = g.constant(np.array([0, 0, py, px, 0, 0, py, px], np.int64), "border")
+            border = g.constant(np.array([0, 0, py, px, 0, 0, ey, ex], np.int64), "border")
             x = g.add("Pad", [x, border, g.floats(pad, "outside")], mode="constant")
         given = [x, weight, *([] if bias is None else [g.floats(bias, "bias")])]
         return g.add("Conv", given, pads=pads, group=step.fields.groups, **sides)
@@ -147,10 +148,10 @@ def _input_scale(g: Graph, step: Any, x: str) -> str:
         return g.add("ReduceMean", [flat], axes=[1], keepdims=1)
     need(step.groups == 1, "it scales the inputs of a convolution in groups")
     mean = g.add("ReduceMean", [size], axes=[1], keepdims=1)
-    kh, kw, sy, sx, py, px, dy, dx = step.geometry
+    kh, kw, sy, sx, py, px, dy, dx, ey, ex = step.geometry
     box = g.floats(np.full((1, 1, kh, kw), 1 / (kh * kw)), "box")
     sides: dict[str, Any] = {"kernel_shape": [kh, kw], "strides": [sy, sx], "dilations": [dy, dx]}
-    return g.add("Conv", [mean, box], pads=[py, px, py, px], **sides)
+    return g.add("Conv", [mean, box], pads=[py, px, ey, ex], **sides)
 
 
 def level_layer(

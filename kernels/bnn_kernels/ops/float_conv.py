@@ -26,6 +26,7 @@ from bnn_kernels.ops.depthwise.windows import Filter, suits
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.few_bit_weight import FewBitWeight
 from bnn_kernels.ops.finishing import addresses, finisher, wide_finisher
+from bnn_kernels.ops.geometry import Frame
 from bnn_kernels.runtime.arrays import aligned_zeros
 from bnn_kernels.runtime.mapped import release
 from bnn_kernels.runtime.threads import run_rows
@@ -35,7 +36,10 @@ BLOCK = float32x16.LANES
 
 
 class Geometry(NamedTuple):
-    """A filter of (kh, kw) taps with stride (sy, sx), padding (py, px) and dilation (dy, dx)."""
+    """A filter of (kh, kw) taps with stride (sy, sx), padding (py, px) and dilation (dy, dx).
+
+    ey, ex: the padding behind the map; -1: as before it.
+    """
 
     kh: int
     kw: int
@@ -45,6 +49,13 @@ class Geometry(NamedTuple):
     px: int
     dy: int
     dx: int
+    ey: int = -1
+    ex: int = -1
+
+    @property
+    def frame(self) -> Frame:
+        """Rows and columns around the map."""
+        return Frame(self.py, self.px, self.py if self.ey < 0 else self.ey, self.px if self.ex < 0 else self.ex)
 
 
 class Sizes(NamedTuple):
@@ -64,16 +75,18 @@ class Sizes(NamedTuple):
 
 
 class FrameSizes(NamedTuple):
-    """Height and line (width * channels numbers) of a map, and its border: py lines, edge (px * channels) numbers."""
+    """Height and line (width * channels numbers) of a map; lines around it, and numbers before and behind a line."""
 
     height: int
     line: int
-    py: int
-    edge: int
+    top: int
+    bottom: int
+    left: int
+    right: int
 
 
 # That of a matrix product.
-POINTWISE = Geometry(1, 1, 1, 1, 0, 0, 1, 1)
+POINTWISE = Geometry(1, 1, 1, 1, 0, 0, 1, 1, 0, 0)
 # Positions that one share of the work has, about: whole tiles.
 CHUNK = 48
 
@@ -209,22 +222,23 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
 
 @jit
 def _frame_rows(x, out, size, value, first, last):
-    """Rows (n, y) of out flat (N, H + 2 py, W + 2 px, C): x flat (N, H, W, C) and a border of `value`.
+    """Rows (n, y) of out flat (N, H', W', C): x flat (N, H, W, C) and a border of `value`.
 
     size: `FrameSizes`.
     """
     size = FrameSizes(*size)
-    h, line, py, edge = size.height, size.line, size.py, size.edge
-    whole = line + 2 * edge
+    h, line, edge, behind = size.height, size.line, size.left, size.right
+    whole, lines = edge + line + behind, size.top + h + size.bottom
     for row in range(first, last):
-        n = row // (h + 2 * py)
-        y = row - n * (h + 2 * py) - py
+        n = row // lines
+        y = row - n * lines - size.top
         to = out[row * whole : (row + 1) * whole]
         if 0 <= y < h:
             at = x[(n * h + y) * line : (n * h + y + 1) * line]
             left, middle, right = to[:edge], to[edge : edge + line], to[edge + line :]
             for i in range(edge):
                 left[i] = value
+            for i in range(behind):
                 right[i] = value
             for i in range(line):
                 middle[i] = at[i]
@@ -233,12 +247,13 @@ def _frame_rows(x, out, size, value, first, last):
                 to[i] = value
 
 
-def framed(x: np.ndarray, py: int, px: int, value: float) -> np.ndarray:
-    """Return (N, H + 2 py, W + 2 px, C): a contiguous float32 map with a border."""
+def framed(x: np.ndarray, frame: Frame, value: float) -> np.ndarray:
+    """Return (N, top + H + bottom, left + W + right, C): a contiguous float32 map with a border."""
     n, h, w, c = x.shape
-    out = empty((n, h + 2 * py, w + 2 * px, c), np.float32)
-    size = (h, w * c, py, px * c)
-    run_rows(_frame_rows, n * (h + 2 * py), out.size // 8, x.reshape(-1), out.reshape(-1), size, np.float32(value))
+    lines = frame.top + h + frame.bottom
+    out = empty((n, lines, frame.left + w + frame.right, c), np.float32)
+    size = (h, w * c, frame.top, frame.bottom, frame.left * c, frame.right * c)
+    run_rows(_frame_rows, n * lines, out.size // 8, x.reshape(-1), out.reshape(-1), size, np.float32(value))
     return out
 
 
@@ -246,7 +261,7 @@ class FloatConv2d:
     """FP32 convolution of contiguous (N, H, W, C) maps.
 
     weight: float32 (O, C/groups, kh, kw), or of few bits; bias: float32 (O,) or None;
-    geometry = (kh, kw, sy, sx, py, px, dy, dx); pad: the value outside the map.
+    geometry: the numbers of a `Geometry`; pad: the value outside the map.
     """
 
     def __init__(
@@ -298,13 +313,13 @@ class FloatConv2d:
         ho, wo = out_size
         positions = len(x) * ho * wo
         output, results = epilogue.output((len(x), ho, wo, epilogue.channels), residual, keep)
-        kh, kw, sy, sx, py, px, dy, dx = self.geometry
+        kh, kw, sy, sx, py, px, dy, dx = self.geometry[:8]
         _, h, w, c = x.shape
         if self._few is not None and self.geometry == POINTWISE and self._few.takes_few(positions):
             self._few.multiply(x.reshape(-1), positions, output, epilogue.kind)
             return results()
-        if (py or px) and (self._depthwise is None or self.pad != 0):
-            x = framed(x, py, px, self.pad)
+        if any(frame := self.geometry.frame) and (self._depthwise is None or self.pad != 0):
+            x = framed(x, frame, self.pad)
             h, w, py, px = *x.shape[1:3], 0, 0
         if self._depthwise is not None:
             self._depthwise.run(x, out_size, Filter((kh, kw), (sy, sx), (py, px), (dy, dx)), output, epilogue.kind)

@@ -7,8 +7,20 @@ import numpy as np
 from bnn_kernels.bits.zero_points import ZeroPoints
 
 
+class Frame(NamedTuple):
+    """Rows above and below a map, and columns left and right of it."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
 class Geometry(NamedTuple):
-    """Kernel size, stride, padding and dilation, each (y, x); groups; and the integer level outside the map."""
+    """Kernel size, stride, padding and dilation, each (y, x); groups; and the integer level outside the map.
+
+    padding: of the first side; end: behind the map, if that is not the same.
+    """
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -16,23 +28,29 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int]
     groups: int
     pad_value: int
+    end: tuple[int, int] | None = None
+
+    @property
+    def frame(self) -> Frame:
+        """Rows and columns around the map."""
+        return Frame(*self.padding, *(self.padding if self.end is None else self.end))
 
     @property
     def pads_levels(self) -> bool:
         """Whether positions outside the map hold a level; otherwise they contribute nothing."""
-        return self.pad_value != 0 and self.padding != (0, 0)
+        return self.pad_value != 0 and any(self.frame)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return (Ho, Wo) for an (H, W) map; ValueError if the filter does not fit."""
         size = []
-        sides = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        for extent, k, s, p, d in sides:
-            if extent + 2 * p < d * (k - 1) + 1:
+        around = self.frame.top + self.frame.bottom, self.frame.left + self.frame.right
+        for extent, k, s, p, d in zip((height, width), self.kernel, self.stride, around, self.dilation, strict=True):
+            if extent + p < d * (k - 1) + 1:
                 raise ValueError(
                     f"the {self.kernel[0]}x{self.kernel[1]} filter with dilation {self.dilation} does not fit "
-                    f"the {height}x{width} map with padding {self.padding}"
+                    f"the {height}x{width} map with padding {self.padding if self.end is None else tuple(self.frame)}"
                 )
-            size.append((extent + 2 * p - d * (k - 1) - 1) // s + 1)
+            size.append((extent + p - d * (k - 1) - 1) // s + 1)
         return size[0], size[1]
 
 
@@ -83,7 +101,7 @@ def border_of(geometry: Geometry, maps: Maps) -> Border:
     kinds, masks = [], []
     for axis in range(2):
         k, s, p, d = (v[axis] for v in (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation))
-        frame = p if geometry.pads_levels else 0
+        frame = max(geometry.frame[axis::2]) if geometry.pads_levels else 0
         mask, kind = taps_inside(k, s, p, d, maps.extent[axis], maps.out[axis], frame)
         masks.append(mask.astype(np.int64))
         kinds.append(kind)

@@ -63,6 +63,7 @@ class BinaryLayer(Step):
     # Whether outputs are vectors.
     is_flat: ClassVar[bool]
     geometry: tuple[int, ...] = ()
+    pads = False
     pad_level = 0
     groups = 1
 
@@ -108,7 +109,7 @@ class BinaryLayer(Step):
         need(1 <= given.input_factor <= 1 << 15, f"attribute 'input_factor' is no factor: {given.input_factor}")
         need(not self.is_flat, "zero points are for the channels of maps")
         need(not self.given.several, "an input of several terms has no zero points")
-        need(self.pad_level == 0 or not any(self.geometry[4:6]), "inputs with zero points are padded with 0")
+        need(self.pad_level == 0 or not self.pads, "inputs with zero points are padded with 0")
         points = self.ints("zero_points", None, -(1 << 22), 1 << 22)
         channels = self.shape[1] * self.groups
         need(len(points) in (1, channels), f"has zero points for {len(points)} channels, takes {channels}")
@@ -144,7 +145,7 @@ class BinaryLayer(Step):
         largest_sum(math.prod(self.shape[1:]), level, largest)
         if self.zero is not None:
             self.chosen(inputs)
-        if self.pad_level != 0 and any(self.geometry[4:6]):
+        if self.pad_level != 0 and self.pads:
             multipliers, signed = self.given.terms[0] if self.given.terms else (x.multipliers, x.signed)
             is_level = self.pad_level in level_of_code(multipliers, signed)
             need(is_level, f"attribute 'pad_level' {self.pad_level} is not a level of the input, {x}")
@@ -257,6 +258,7 @@ class BinaryConv(BinaryLayer):
     def layer_shape(self) -> tuple[int, ...]:
         shape = self.ints("shape", 4, 1)
         self.geometry = geometry_of(self, shape[2:])
+        self.pads = any(self.fields.padding)
         self.groups = self.fields.groups
         need(self.groups >= 1 and shape[0] % self.groups == 0, f"groups {self.groups} do not divide {shape[0]} filters")
         self.pad_level = self.fields.pad_level
@@ -267,7 +269,7 @@ class BinaryConv(BinaryLayer):
         self, dense: np.ndarray, shape: tuple[int, ...], multipliers: tuple[int, ...], signed: bool
     ) -> PackedConv2d:
         g = self.geometry
-        sides = (g[2:4], g[4:6], g[6:8], self.groups, self.pad_level)
+        sides = (g[2:4], (*g[4:6], *g[8:]), g[6:8], self.groups, self.pad_level)
         return PackedConv2d.from_dense_bits(dense, shape, multipliers, signed, *sides, self.zero)
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -279,7 +281,7 @@ class BinaryConv(BinaryLayer):
         return self.shape, (x.shape[1], x.shape[2]), conv_size(x.shape, self.geometry)
 
     def scale_by_input(self, floats: np.ndarray, y: np.ndarray) -> None:
-        scale_by_input(floats, y, self.groups, self.geometry)
+        scale_by_input(floats, y, self.groups, self.geometry[:8])
 
 
 @step

@@ -89,10 +89,13 @@ class Pack(Step):
 
     def rounded(self, x: np.ndarray, shape: tuple[int, ...]) -> LevelTensor:
         """Return evenly spaced levels."""
-        channels = shape[1]
+        given = as_map(x)
+        if self.as_bytes:  # a byte a number, the same in all channels: three of them are slow, a row of pixels is not
+            given = given.reshape(*given.shape[:2], 1, -1)
+        channels = given.shape[3]
         if channels not in self.rounding:
             self.rounding[channels] = Epilogue(channels, levels=self.levels, as_bytes=self.as_bytes)
-        _, made = self.rounding[channels](as_map(x), keep=False)
+        _, made = self.rounding[channels](given, keep=False)
         assert made is not None
         return made.with_shape(shape)
 

@@ -62,7 +62,7 @@ class BitPath:
         planes = len(maps.multipliers)
         code = code_of(geometry.pad_value, maps) if geometry.pads_levels else 0
         self._pad_bits = tuple(bool(code >> p & 1) for p in range(planes))
-        self._padding, self._channels = geometry.padding, own
+        self._frame, self._channels = geometry.frame, own
         self.groups = groups
         self.join = "masked" if masked else "xor" if weights.signed else "and"
         multipliers = weights.multipliers[:1] if masked else weights.multipliers
@@ -93,8 +93,9 @@ class BitPath:
         counts = [largest * p for p in ([1] if self.single else pairs)]
         self.sums_fit = sum(c for c in counts if c > 0) < INT32.max and sum(c for c in counts if c < 0) >= INT32.min
         (h, w), kernel = maps.extent, geometry.kernel
-        row_words = row_length(w, own, geometry.padding[1])
-        self.size = Sizes(*maps.out, h + 2 * geometry.padding[0], groups, own, filters, row_words, planes)
+        frame = self._frame
+        row_words = row_length(w, own, frame)
+        self.size = Sizes(*maps.out, frame.top + h + frame.bottom, groups, own, filters, row_words, planes)
         self.taps = Taps(*kernel, *geometry.stride, *geometry.dilation)
         kinds = Kinds(border.y_kind, border.x_kind)
         self._constants = LazyConstants(self.factor, offsets)
@@ -116,7 +117,7 @@ class BitPath:
 
     def take(self, words: np.ndarray) -> tuple[Any, ...]:
         """Return (rows, words of a plane): dense rows of bits, see `bit_rows`."""
-        rows = bit_rows(words, self._channels, self.groups, self._padding, self._pad_bits)
+        rows = bit_rows(words, self._channels, self.groups, self._frame, self._pad_bits)
         return rows, (len(rows) - SLACK) // len(words)
 
     def take_bytes(self, x: LevelBytes) -> tuple[Any, ...]:

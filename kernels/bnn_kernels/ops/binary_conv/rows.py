@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.ops.geometry import Frame
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.threads import run_rows
 
@@ -36,13 +37,15 @@ def _set_ones(to_array, to, position, count):
 
 
 class Sizes(NamedTuple):
-    """Sizes of a map of words, its border (py, px), groups, channels of a group, and `row_length` in words."""
+    """Sizes of a map of words, its `Frame`, groups, channels of a group, and `row_length` in words."""
 
     height: int
     width: int
     words: int
-    py: int
-    px: int
+    top: int
+    left: int
+    bottom: int
+    right: int
     groups: int
     channels: int
     row_words: int
@@ -50,26 +53,26 @@ class Sizes(NamedTuple):
 
 @jit
 def _fill_rows(a, rows, size, pad_bit, first, last):
-    """rows uint64 flat (N, H + 2 py, G, row words), zeroed; rows first..last of (n, y).
+    """rows uint64 flat (N, top + H + bottom, G, row words), zeroed; rows first..last of (n, y).
 
     a uint64 flat (N, H, W, V); size: `Sizes`.
     """
     size = Sizes(*size)
     h, width, words, groups, channels = size.height, size.width, size.words, size.groups, size.channels
-    py, px, row_words = size.py, size.px, size.row_words
-    edge = px * channels
+    row_words, lines = size.row_words, size.top + h + size.bottom
+    edge, behind = size.left * channels, size.right * channels
     for row in range(first, last):
-        n = row // (h + 2 * py)
-        y = row - n * (h + 2 * py) - py
+        n = row // lines
+        y = row - n * lines - size.top
         for g in range(groups):
             to = (row * groups + g) * row_words
             if not 0 <= y < h:
                 if pad_bit:
-                    _set_ones(rows, to, 0, (width + 2 * px) * channels)
+                    _set_ones(rows, to, 0, edge + width * channels + behind)
                 continue
             if pad_bit:
                 _set_ones(rows, to, 0, edge)
-                _set_ones(rows, to, edge + width * channels, edge)
+                _set_ones(rows, to, edge + width * channels, behind)
             at = (n * h + y) * width * words
             if edge & 63 == 0 and groups == 1 and channels & 63 == 0:
                 for v in range(width * words):
@@ -83,24 +86,23 @@ def _fill_rows(a, rows, size, pad_bit, first, last):
 SLACK = 16
 
 
-def row_length(width: int, channels: int, padding: int) -> int:
+def row_length(width: int, channels: int, frame: Frame) -> int:
     """Return the words of one row of `width` pixels with a border."""
-    return -(-(width + 2 * padding) * channels // 64)
+    return -(-(frame.left + width + frame.right) * channels // 64)
 
 
-def bit_rows(
-    planes: np.ndarray, channels: int, groups: int, padding: tuple[int, int], pad_bits: tuple[bool, ...]
-) -> np.ndarray:
-    """Return uint64 flat (P, N, H + 2 py, G, row words), and SLACK words behind, of words uint64 (P, N, H, W, V).
+def bit_rows(planes: np.ndarray, channels: int, groups: int, frame: Frame, pad_bits: tuple[bool, ...]) -> np.ndarray:
+    """Return uint64 flat (P, N, top + H + bottom, G, row words) and SLACK words, of words uint64 (P, N, H, W, V).
 
     channels: of a group; pad_bits: each plane's bit outside the map; row words: see `row_length`.
     """
     p, n, h, w, _ = planes.shape
-    row_words = row_length(w, channels, padding[1])
-    size = n * (h + 2 * padding[0]) * groups * row_words
-    rows = new_array((p * size + SLACK,), np.uint64, f"the input with its border {padding}", zeros=True)
-    shape = (h, w, planes.shape[4], *padding, groups, channels, row_words)
+    row_words = row_length(w, channels, frame)
+    lines = n * (frame.top + h + frame.bottom)
+    size = lines * groups * row_words
+    rows = new_array((p * size + SLACK,), np.uint64, f"the input with its border {tuple(frame)}", zeros=True)
+    shape = (h, w, planes.shape[4], *frame, groups, channels, row_words)
     for index, (words, bit) in enumerate(zip(planes, pad_bits, strict=True)):
         out = rows[index * size : (index + 1) * size]
-        run_rows(_fill_rows, n * (h + 2 * padding[0]), words.size, words.reshape(-1), out, shape, bit)
+        run_rows(_fill_rows, lines, words.size, words.reshape(-1), out, shape, bit)
     return rows

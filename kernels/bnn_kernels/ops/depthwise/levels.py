@@ -20,7 +20,7 @@ from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.compile.simd.channel_products import ChannelForm, channel_products
 from bnn_kernels.ops.depthwise.windows import BLOCK, Filter, Windows, by_block, gathered, moved, six_of, windows_of
 from bnn_kernels.ops.filters import Filters
-from bnn_kernels.ops.geometry import Geometry, Maps, border_of
+from bnn_kernels.ops.geometry import Frame, Geometry, Maps, border_of
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
 from bnn_kernels.ops.integer_conv.products import factor_of, shifts_of
 from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, writer
@@ -239,7 +239,7 @@ class DepthwisePath:
         self._channel_form = form
         element = np.int8 if form.inputs == 8 else np.int16
         channels_in = weights.groups * channels
-        self._input = (channels_in, (0, 0), element, np.array(maps.multipliers, np.int32), code.base, 0)
+        self._input = (channels_in, Frame(0, 0, 0, 0), element, np.array(maps.multipliers, np.int32), code.base, 0)
 
     @property
     def offsets(self) -> np.ndarray:
@@ -258,8 +258,8 @@ class DepthwisePath:
 
     def take_bytes(self, x: LevelBytes) -> tuple[Any, ...]:
         """Return the same of levels that are bytes."""
-        _, padding, element, _, _, outside = self._input
-        return self._by_lane(elements_of_bytes(x, padding, element, outside), x.map_size[0])
+        _, frame, element, _, _, outside = self._input
+        return self._by_lane(elements_of_bytes(x, frame, element, outside), x.map_size[0])
 
     def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
         """Compute all positions into an output."""

@@ -12,20 +12,22 @@ import numpy as np
 from bnn_kernels.bits.level_bytes import SLACK, LevelBytes, LevelCode, level_code
 from bnn_kernels.compile.jit import jit
 from bnn_kernels.compile.simd.levels_x64 import spread
-from bnn_kernels.ops.geometry import Maps
+from bnn_kernels.ops.geometry import Frame, Maps
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.threads import run_rows
 
 
 class Sizes(NamedTuple):
-    """Sizes of a map of words, its channels and border (py, px), and the words of a plane."""
+    """Sizes of a map of words, its channels and `Frame`, and the words of a plane."""
 
     height: int
     width: int
     words: int
     channels: int
-    py: int
-    px: int
+    top: int
+    left: int
+    bottom: int
+    right: int
     plane: int
 
 
@@ -38,8 +40,8 @@ def input_code(maps: Maps) -> LevelCode:
 def fill_kernel(bits: int) -> Any:
     """Return the kernel that writes rows (n, y) of a map, with its border, from words of bit planes.
 
-    words uint64 flat (P, N, H, W, V); out int8 or int16 flat (N, H + 2 py, W + 2 px, C) and SLACK; multipliers int32
-    (P,); size: `Sizes`; base: see `LevelCode`; outside: the element of a pixel outside the map.
+    words uint64 flat (P, N, H, W, V); out int8 or int16 flat (N, H', W', C), the map in its `Frame`, and SLACK;
+    multipliers int32 (P,); size: `Sizes`; base: see `LevelCode`; outside: the element of a pixel outside the map.
     """
     operations = spread(bits)
     filled, add_where, store = operations.filled, operations.add_where, operations.store
@@ -47,13 +49,13 @@ def fill_kernel(bits: int) -> Any:
     def fill_elements(words, out, multipliers, size, base, outside, first, last):
         size = Sizes(*size)
         h, width, word_count, channels = size.height, size.width, size.words, size.channels
-        py, px, plane = size.py, size.px, size.plane
-        edge = px * channels
-        whole = width * channels + 2 * edge
+        plane, lines = size.plane, size.top + h + size.bottom
+        edge, behind = size.left * channels, size.right * channels
+        whole = edge + width * channels + behind
         scratch = np.empty(64, out.dtype)
         for row in range(first, last):
-            n = row // (h + 2 * py)
-            y = row - n * (h + 2 * py) - py
+            n = row // lines
+            y = row - n * lines - size.top
             at, end = row * whole, (row + 1) * whole
             if not 0 <= y < h:
                 out[at : at + whole] = outside
@@ -76,39 +78,39 @@ def fill_kernel(bits: int) -> Any:
                         out[to : to + here] = scratch[:here]
                     to += here
                 source += word_count
-            out[to : to + edge] = outside
+            out[to : to + behind] = outside
 
     fill_elements.__name__ = fill_elements.__qualname__ = f"fill_elements{bits}"
     return jit(fill_elements)
 
 
 def elements_of(
-    words: np.ndarray, channels: int, padding: tuple[int, int], dtype: Any, multipliers: np.ndarray, base: int,
+    words: np.ndarray, channels: int, frame: Frame, dtype: Any, multipliers: np.ndarray, base: int,
     outside: int,
 ) -> np.ndarray:  # fmt: skip
-    """Return the map of u, flat (N, H + 2 py, W + 2 px, C) and SLACK, of words uint64 (P, N, H, W, V)."""
+    """Return the map of u in a frame, flat (N, H', W', C) and SLACK, of words uint64 (P, N, H, W, V)."""
     _, n, h, w, v = words.shape
-    py, px = padding
-    out = new_array((n * (h + 2 * py) * (w + 2 * px) * channels + SLACK,), dtype, "the input's levels")
-    size = (h, w, v, channels, py, px, words[0].size)
+    lines = n * (frame.top + h + frame.bottom)
+    out = new_array((lines * (frame.left + w + frame.right) * channels + SLACK,), dtype, "the input's levels")
+    size = (h, w, v, channels, *frame, words[0].size)
     kernel = fill_kernel(8 * np.dtype(dtype).itemsize)
     element = out.dtype.type(np.uint16(outside).astype(out.dtype))  # 255 as an int8 is -1
     given = (words.reshape(-1), out, multipliers, size, np.int32(base), element)
-    run_rows(kernel, n * (h + 2 * py), words.size, *given)
+    run_rows(kernel, lines, words.size, *given)
     return out
 
 
 @jit
 def _frame_bytes(u, out, size, outside, first, last):
-    """Rows (n, y) of out int8 or int16 flat (N, H + 2 py, W + 2 px, C): u uint8 flat (N, H, W, C), outside around it.
+    """Rows (n, y) of out int8 or int16 flat, the map u uint8 flat (N, H, W, C) in its frame: outside around it.
 
-    size: height, width * channels, py and px * channels.
+    size: height, width * channels, rows above and below, channels of the columns left and right.
     """
-    h, line, py, edge = size
-    whole = line + 2 * edge
+    h, line, top, bottom, edge, behind = size
+    whole, lines = edge + line + behind, top + h + bottom
     for row in range(first, last):
-        n = row // (h + 2 * py)
-        y = row - n * (h + 2 * py) - py
+        n = row // lines
+        y = row - n * lines - top
         to = out[row * whole : (row + 1) * whole]
         if not 0 <= y < h:
             for i in range(whole):
@@ -118,20 +120,22 @@ def _frame_bytes(u, out, size, outside, first, last):
         left, middle, right = to[:edge], to[edge : edge + line], to[edge + line :]
         for i in range(edge):
             left[i] = outside
+        for i in range(behind):
             right[i] = outside
         for i in range(line):
             middle[i] = at[i]
 
 
-def elements_of_bytes(x: LevelBytes, padding: tuple[int, int], dtype: Any, outside: int) -> np.ndarray:
+def elements_of_bytes(x: LevelBytes, frame: Frame, dtype: Any, outside: int) -> np.ndarray:
     """Return the map of u as `elements_of` does, of levels that are bytes: their own memory where that will do."""
     kind = np.dtype(dtype)
-    if padding == (0, 0) and kind.itemsize == 1:
+    if not any(frame) and kind.itemsize == 1:
         return x.data.view(kind)
-    (n, h, w), channels, (py, px) = x.map_size, x.shape[1], padding
-    out = new_array((n * (h + 2 * py) * (w + 2 * px) * channels + SLACK,), kind, "the input's levels")
+    (n, h, w), channels = x.map_size, x.shape[1]
+    lines = n * (frame.top + h + frame.bottom)
+    out = new_array((lines * (frame.left + w + frame.right) * channels + SLACK,), kind, "the input's levels")
     # Bytes are written as bytes: a negative int8 is the byte above 127.
     to = out.view(np.uint8) if kind.itemsize == 1 else out
-    size = (h, w * channels, py, px * channels)
-    run_rows(_frame_bytes, n * (h + 2 * py), out.size // 8, x.data, to, size, to.dtype.type(outside))
+    size = (h, w * channels, frame.top, frame.bottom, frame.left * channels, frame.right * channels)
+    run_rows(_frame_bytes, lines, out.size // 8, x.data, to, size, to.dtype.type(outside))
     return out

@@ -164,21 +164,21 @@ class ProductPath:
 
         self.groups = weights.groups
         self.factor, self._offsets, self._constants = factor, offsets, LazyConstants(factor, offsets)
-        (h, w), (py, px), (sy, sx) = maps.extent, geometry.padding, geometry.stride
-        width, channels = w + 2 * px, weights.channels * weights.groups
+        (h, w), frame, (sy, sx) = maps.extent, geometry.frame, geometry.stride
+        width, channels = frame.left + w + frame.right, weights.channels * weights.groups
         steps = step_offsets((width, channels), geometry, weights.channels, form)
         held = weights.layout(form, lambda: lane_weights(weights, geometry, form))
         starts = (np.arange(maps.out[0])[:, None] * sy * width + np.arange(maps.out[1]) * sx) * channels
         kind_at = (border.y_kind[:, None] + border.x_kind.astype(np.int64)) * (weights.groups * lanes)
         blocks = -(-weights.filters // (2 * form.lanes))
         room = max(1, np.iinfo(np.int16).max // (2 * code.largest * weights.largest))
-        self._image = (h + 2 * py) * width * channels
+        self._image = (frame.top + h + frame.bottom) * width * channels
         self._size = (maps.out[0] * maps.out[1], weights.filters, weights.channels, blocks, room)
         self._head = (steps, held.lanes, held.tables, starts.reshape(-1).astype(np.uint64), kind_at.reshape(-1))
         self._shares = weights.groups * blocks
         self._form = form
         multipliers = np.array(maps.multipliers, np.int32)
-        self._input = (channels, geometry.padding, form.dtype, multipliers, code.base, outside)
+        self._input = (channels, frame, form.dtype, multipliers, code.base, outside)
 
     @property
     def offsets(self) -> np.ndarray:
@@ -191,8 +191,8 @@ class ProductPath:
 
     def take_bytes(self, x: LevelBytes) -> tuple[Any, ...]:
         """Return the same of levels that are bytes."""
-        _, padding, dtype, _, _, outside = self._input
-        return (elements_of_bytes(x, padding, dtype, outside),)
+        _, frame, dtype, _, _, outside = self._input
+        return (elements_of_bytes(x, frame, dtype, outside),)
 
     def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
         """Compute all positions into an output."""

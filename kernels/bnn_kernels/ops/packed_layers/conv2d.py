@@ -29,8 +29,9 @@ class PackedConv2d:
     """Convolution of bit planes, exact in int32, without im2col.
 
     weight: float (O, C/groups, kh, kw), of which the signs are used; integer levels go through `from_levels`.
-    stride, padding, dilation: an int or a pair (y, x). pad_value: 0 (outside positions contribute nothing) or
-    another integer level of the input, such as +1 or -1. ValueError on shapes that do not fit.
+    stride, padding, dilation: an int or a pair (y, x); padding also (top, left, bottom, right). pad_value: 0 (outside
+    positions contribute nothing) or another integer level of the input, such as +1 or -1. ValueError on shapes that do
+    not fit.
     """
 
     def __init__(
@@ -136,13 +137,15 @@ class PackedConv2d:
         groups: int,
         pad_value: int,
     ) -> None:
+        top, left, bottom, right = checks.around(padding, "padding")
         self.geometry = Geometry(
             (shape[2], shape[3]),
             checks.pair(stride, "stride", 1),
-            checks.pair(padding, "padding", 0),
+            (top, left),
             checks.pair(dilation, "dilation", 1),
             checks.integer(groups, "groups", 1),
             checks.integer(pad_value, "pad_value (a level of the input such as 0, +1 or -1)"),
+            None if (bottom, right) == (top, left) else (bottom, right),
         )
         if shape[0] % self.geometry.groups:
             raise ValueError(f"groups must divide the {shape[0]} output channels, got {groups}")
@@ -279,9 +282,10 @@ class PackedConv2d:
 
     def __repr__(self) -> str:
         g = self.geometry
+        padding = g.padding if g.end is None else tuple(g.frame)
         return (
             f"{type(self).__name__}({self.in_channels}->{self.shape[0]}, {g.kernel[0]}x{g.kernel[1]}, "
-            f"stride={g.stride}, padding={g.padding}, dilation={g.dilation}, groups={g.groups}, "
+            f"stride={g.stride}, padding={padding}, dilation={g.dilation}, groups={g.groups}, "
             f"pad_value={g.pad_value}, planes={len(self.weights.multipliers)}, {self.nbytes} bytes)"
         )
 
