@@ -13,7 +13,7 @@ from bnn_kernels.bits.tensor import unpack_codes
 from bnn_kernels.bits.zero_points import ZeroPoints
 from bnn_kernels.compile.isa import has
 from bnn_kernels.ops import float_conv
-from bnn_kernels.ops.depthwise.levels import DepthwisePath, channel_form, room_for
+from bnn_kernels.ops.depthwise.levels import DepthwisePath, channel_forms, room_for
 from bnn_kernels.ops.depthwise.windows import Filter, suits, windows_of
 from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.float_conv import FloatConv2d
@@ -114,8 +114,10 @@ OPERANDS = [
     (UNEVEN, planes(3)),
     (planes(3), UNEVEN),
 ]
-# Instructions of two 16-bit products that this CPU has, and none.
-WIDTHS = [0, *(width for width, feature in ((256, "avx2"), (512, "avx512bw")) if has(feature))]
+# (taps at a time, bits of the instruction that multiplies them), of those that this CPU has: the best is last.
+WAYS = [(1, 0), (2, 0), (4, 0)] + [
+    way for way, feature in (((2, 256), "avx2"), ((2, 512), "avx512bw"), ((4, 512), "avx512vnni")) if has(feature)
+]
 
 
 def draw(rng, operand, shape):
@@ -124,18 +126,19 @@ def draw(rng, operand, shape):
     return rng.choice(values if rng.integers(2) else [values.min(), values.max()], shape)
 
 
-def sums_of(operands):
-    """Bits of the sums in which such levels are added."""
+def holds(operands, taps):
+    """Whether the form of so many taps at a time holds such levels."""
     (x, x_signed), (w, w_signed) = operands
-    return channel_form(Filters((32, 1, 3, 3), w, w_signed, 32), Maps((9, 9), (9, 9), x_signed, x)).sums
+    return taps in channel_forms(Filters((32, 1, 3, 3), w, w_signed, 32), Maps((9, 9), (9, 9), x_signed, x))
 
 
-def forced(monkeypatch, width):
-    """Let layers take the form that is chosen for their levels, with this instruction."""
+def forced(monkeypatch, way):
+    """Let layers take the form of so many taps, with this instruction."""
+    taps, width = way
 
     def path(weights, geometry, maps):
-        form = channel_form(weights, maps)
-        return DepthwisePath(weights, geometry, maps, form._replace(width=width if form.sums == 32 else 0))
+        form = channel_forms(weights, maps)[taps]
+        return DepthwisePath(weights, geometry, maps, form._replace(width=width))
 
     monkeypatch.setattr(choice, "path_for", path)
 
@@ -179,27 +182,27 @@ def check_levels(rng, operands, sizes, filter_, pad_value, ways):
 
 
 @pytest.mark.quick_cases(6)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("operands", OPERANDS)
-def test_levels_are_exact(operands, width, monkeypatch):
-    if width and sums_of(operands) == 16:
-        pytest.skip("sums of 16 bits have one way")
-    forced(monkeypatch, width)
-    # The portable instruction is for integers alone where there is another: each kind of output is a kernel to compile.
-    ways = width == WIDTHS[-1] or sums_of(operands) == 16
+def test_levels_are_exact(operands, way, monkeypatch):
+    if not holds(operands, way[0]):
+        pytest.skip("levels that do not fit")
+    forced(monkeypatch, way)
+    # Of a portable instruction, where there is another, the integers alone: each kind of output is a kernel to compile.
+    ways = way[0] == 1 or way == max(w for w in WAYS if w[0] == way[0])
     rng = np.random.default_rng(0)
     pad_values = [0, *(int(level_of_code(*operands[0])[code]) for code in (0, -1))]
-    for i, sizes in enumerate(GROUPS[1::2] if width else GROUPS):
+    for i, sizes in enumerate(GROUPS[1::2] if way[1] else GROUPS):
         check_levels(rng, operands, sizes, GEOMETRIES[i % len(GEOMETRIES)], pad_values[i % 3], ways)
     for filter_ in GEOMETRIES:
         check_levels(rng, operands, (24, 1, 1), filter_, pad_values[1], ways)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("way", [way for way in WAYS if way[0] == 2])
 @pytest.mark.parametrize("most", [1 << 14, (1 << 15) - 1])
-def test_sums_near_the_end_of_int32(most, width, monkeypatch):
+def test_sums_near_the_end_of_int32(most, way, monkeypatch):
     """Two products of the largest levels are just below 2^31, or eight of levels half as large."""
-    forced(monkeypatch, width)
+    forced(monkeypatch, way)
     taps = (1, 2) if most > 1 << 14 else (2, 4)
     for sign_x, sign_w in ((1, 1), (1, -1), (-1, -1)):
         x, w = np.full((1, 8, 4, 5), sign_x * most), np.full((8, 1, *taps), sign_w * most)
@@ -218,7 +221,7 @@ def test_sums_near_the_end_of_int32(most, width, monkeypatch):
 @pytest.mark.parametrize("w_bits", [2, 4, 5, 6])
 def test_sums_of_16_bits_are_emptied_before_they_overflow(w_bits, monkeypatch):
     """Every product has the largest magnitude, so that one more of them would not fit."""
-    forced(monkeypatch, 0)
+    forced(monkeypatch, (1, 0))
     largest = 1 << (w_bits - 1)
     assert 255 * largest * room_for(255, largest) <= 32_767 < 255 * largest * (room_for(255, largest) + 1)
     x, w = np.full((1, 20, 9, 11), 255), np.full((20, 1, 7, 7), -largest)
@@ -248,7 +251,7 @@ def test_which_layers_take_them():
 
 
 def test_zero_points_of_channels(monkeypatch):
-    forced(monkeypatch, WIDTHS[-1])
+    forced(monkeypatch, WAYS[-1])
     rng = np.random.default_rng(0)
     x, w = rng.integers(0, 256, (2, 20, 9, 11)), rng.integers(-64, 64, (20, 1, 3, 3))
     zero = ZeroPoints(64, tuple(int(z) for z in rng.integers(-100, 64 * 255, 20)))
@@ -288,7 +291,8 @@ def test_a_plan_runs_them_and_says_so():
     attrs = sides | {"terms": terms, "pad_level": 0, "output": "int"}
     conv = bk.StepSpec("binary_conv", ["a"], ["y"], attrs, {"bits.0": of_bits["bits.0"]})
     model = bk.PackedModel((16, 9, 11), [pack, conv])
-    assert "depthwise products, sums of 16 bits: 16 groups of 1 to 1 channels" in model.summary()
+    bits = 32 if (4, 512) in WAYS else 16
+    assert f"depthwise products, sums of {bits} bits: 16 groups of 1 to 1 channels" in model.summary()
     levels = level_of_code(*TERNARY)[codes]
     for _ in range(3):  # step by step, recorded, and played back
         np.testing.assert_array_equal(model(x), reference.conv2d(reference.sign(x), levels, (2, 1), 1, 1, 16))

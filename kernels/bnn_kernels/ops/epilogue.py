@@ -22,8 +22,10 @@ import numpy as np
 
 from bnn_kernels import checks
 from bnn_kernels.bits.level_bytes import LevelTensor, level_code, new_level_bytes
+from bnn_kernels.bits.quotient import Quotient, product_of, quotient_of
 from bnn_kernels.bits.tensor import BitTensor, pack_codes, raise_nan, words_for
 from bnn_kernels.bits.uniform import UniformLevels
+from bnn_kernels.compile.isa import has
 from bnn_kernels.compile.jit import jit
 from bnn_kernels.compile.simd import float32x8, float32x16
 from bnn_kernels.ops.finishing import (
@@ -33,14 +35,17 @@ from bnn_kernels.ops.finishing import (
     BEFORE,
     BITS,
     CLAMP,
+    CORRECTS,
     DIVIDES,
     KEEP,
     LANES,
     NORM,
     SAME,
+    SHIFT,
     BytesOutput,
     EpilogueOutput,
     PlanesOutput,
+    StraightOutput,
     addresses,
     finisher,
     lanes_of,
@@ -51,6 +56,7 @@ from bnn_kernels.runtime.recording import new_flag
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import contiguous
 
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _NO_MAP = np.empty(0, np.float32)
 _NO_BITS = np.empty(0, np.uint8)
 
@@ -137,12 +143,13 @@ class Epilogue:
         self.parts = (
             (BEFORE if residual == "before" else AFTER if residual == "after" else 0)
             | (AFFINE if scale is not None or shift is not None else 0)
+            | (SHIFT if shift is not None else 0)
             | (NORM if norm_scale is not None or norm_shift is not None else 0)
             | (ACTIVATION if activation else 0)
             | (CLAMP if clamps else 0)
             | (BITS if bounds is not None else 0)
-            | (DIVIDES if levels is not None and levels.divides else 0)
         )
+        rounding = self._rounding()
         # The vectors that there are, in the order of the kernels: nothing is held twice.
         self._rows: dict[str, int] = {}
         given = {
@@ -152,7 +159,6 @@ class Epilogue:
             BITS: {"bounds": (bounds, 0)},
         }
         rows = {name: row for part, named in given.items() if self.parts & part for name, row in named.items()}
-        rounding = (0, 0, 0) if levels is None else (levels.factor, levels.low, levels.high)
         self._lanes = lanes_of.py_func(self.channels)
         self.table = np.zeros(SAME + len(rows) * self._lanes, np.float32)
         self.table[:SAME] = np.repeat(np.array((self.low, self.high, *rounding), np.float32), LANES)
@@ -160,6 +166,45 @@ class Epilogue:
             self._rows[name] = SAME + i * self._lanes
             self._row(name)[:] = default if value is None else self._vector(name, value)
         self.packed_flip = np.packbits(directions, bitorder="little")
+        self._straight_table = self.table
+        self._straight = self._is_straight()
+
+    def _rounding(self) -> tuple[float, ...]:
+        """Return how levels are rounded, as in the table: a factor, the clamp, and minus the step that divides."""
+        levels = self.levels
+        if levels is None:
+            return 0, 0, 0, 0
+        by = quotient_of(levels) if has("fma") or has("neon") else None
+        if by is None:
+            self.parts |= DIVIDES if levels.divides else 0
+            return levels.factor, levels.low, levels.high, 0
+        self.parts |= CORRECTS
+        return (*self._inside(by), -levels.factor)
+
+    def _inside(self, by: Quotient) -> Quotient:
+        """Return the same with the ends of the epilogue's own clamp, where they come first."""
+        ends = (np.clip(end, by.least, by.most) for end in (self.low, self.high))
+        return Quotient(by.factor, *ends)
+
+    def _is_straight(self) -> bool:
+        """Whether levels of integers take no more than a `StraightOutput`; makes its table."""
+        levels, others = self.levels, BEFORE | AFTER | ACTIVATION | DIVIDES
+        if levels is None or not self.as_bytes or self.parts & others:
+            return False
+        largest = 2.0**31
+        for scale, shift in (("scale", "shift"), ("norm_scale", "norm_shift")):
+            if scale in self._rows:
+                gain, offset = (np.abs(self._row(name)).max(initial=0) for name in (scale, shift))
+                largest = largest * float(gain) + float(offset)
+                if not largest < LARGEST_FLOAT / 2:
+                    return False
+        if not self.parts & CORRECTS:
+            by = product_of(levels)
+            if by is None:
+                return False
+            self._straight_table = self.table.copy()
+            self._straight_table[:SAME] = np.repeat(np.array((0, 0, *self._inside(by), 0), np.float32), LANES)
+        return True
 
     def _row(self, name: str) -> np.ndarray:
         return self.table[self._rows[name] :][: self.channels]
@@ -204,9 +249,12 @@ class Epilogue:
         return EpilogueOutput if self.levels is None else BytesOutput if self.as_bytes else PlanesOutput
 
     def output(
-        self, shape: tuple[int, ...], residual: np.ndarray | None, keep: bool
+        self, shape: tuple[int, ...], residual: np.ndarray | None, keep: bool, straight: bool = False
     ) -> tuple[EpilogueOutput, Callable[[], tuple[np.ndarray | None, LevelTensor | None]]]:
-        """Return where a kernel writes an output of shape (N, H, W, C), and what hands it out afterwards."""
+        """Return where a kernel writes an output of shape (N, H, W, C), and what hands it out afterwards.
+
+        straight: whether the kernel's sums are integers with a factor of 1, see `StraightOutput`.
+        """
         if not keep and not self.multipliers:
             raise ValueError("nothing to compute: neither floats are kept nor bounds or levels given")
         rest = self.check(shape, residual)
@@ -236,6 +284,9 @@ class Epilogue:
         parts = self.parts | (KEEP if keep else 0)
         table, flip = self.table, self.packed_flip
         sizes = (planes, math.prod(shape[:3]) * row_bytes, row_bytes, base)
+        if straight and self._straight and not keep:
+            table = self._straight_table
+            return StraightOutput(parts, channels, table, flip, rest, out, bits, *sizes, nan), results
         return self.kind(parts, channels, table, flip, rest, out, bits, *sizes, nan), results
 
     def _bits(self, words: np.ndarray, shape: tuple[int, ...]) -> BitTensor:

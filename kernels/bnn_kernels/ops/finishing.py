@@ -12,15 +12,15 @@ from bnn_kernels.compile.jit import inline
 from bnn_kernels.compile.simd import byte, float32x8, float32x16, int32x8, vector_math
 
 # Bits of `Epilogue.parts`: which parts there are.
-BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE, DIVIDES = (1 << i for i in range(9))
+BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE, DIVIDES, CORRECTS, SHIFT = (1 << i for i in range(11))
 
 # What most outputs have none of.
 MORE = BEFORE | AFTER | ACTIVATION | CLAMP | AFFINE
 
 # `Epilogue.table` begins with numbers that are the same in all channels, sixteen of each.
 LANES = float32x16.LANES
-LOW, HIGH, FACTOR, LEAST, MOST = range(0, 5 * LANES, LANES)
-SAME = 5 * LANES
+LOW, HIGH, FACTOR, LEAST, MOST, LESS_STEP = range(0, 6 * LANES, LANES)
+SAME = 6 * LANES
 # Behind them lie the rows of the parts that there are, a number a channel: those of AFFINE (scale, shift), NORM (scale,
 # shift), ACTIVATION (pre, slope, post) and BITS (bounds).
 
@@ -54,6 +54,14 @@ class PlanesOutput(EpilogueOutput):
 
 class BytesOutput(EpilogueOutput):
     """The same, with evenly spaced levels as bytes instead of signs."""
+
+
+class StraightOutput(EpilogueOutput):
+    """The same, with levels as bytes and nothing else, of integers with a factor of 1 that never become a NaN.
+
+    No residual and no activation but a clamp, which is part of the levels' own. Most layers of a network of several
+    bits have this output, and the branches of the others take as long as its arithmetic.
+    """
 
 
 class EpilogueAddresses(NamedTuple):
@@ -230,15 +238,28 @@ def _finishers(memory: _Memory, width: int) -> dict[type, Any]:
             store_some(output.out, at, v, count)
 
     @inline
+    def of_inside(v, output):
+        """Return the levels, not rounded yet, of floats that are clamped, see `bits.quotient`."""
+        factor = load(output.table, FACTOR)
+        q = vector_math.multiply(v, factor)
+        if output.parts & CORRECTS:
+            left = vector_math.multiply_add(q, load(output.table, LESS_STEP), v)
+            q = vector_math.multiply_add(left, factor, q)
+        return q
+
+    @inline
     def level(v, live, output):
         """Return int32 levels of floats, shifted, in two's complement; a NaN in a live lane is noted."""
         table = output.table
-        factor = load(table, FACTOR)
-        scaled = vector_math.divide(v, factor) if output.parts & DIVIDES else vector_math.multiply(v, factor)
-        if vector_math.unordered(scaled) & live:
+        factor, least, most = load(table, FACTOR), load(table, LEAST), load(table, MOST)
+        if vector_math.unordered(v) & live:
             byte.store(output.nan, 0, np.uint64(1))
-        rounded = vector_math.rounded(vector_math.clamp(scaled, load(table, LEAST), load(table, MOST)))
-        return vector_math.raised(rounded, np.int32(output.base))
+        if output.parts & CORRECTS:
+            level = of_inside(vector_math.clamp(v, least, most), output)
+        else:
+            scaled = vector_math.divide(v, factor) if output.parts & DIVIDES else vector_math.multiply(v, factor)
+            level = vector_math.clamp(scaled, least, most)
+        return vector_math.raised(vector_math.rounded(level), np.int32(output.base))
 
     @inline
     def finish_signs(y, position, c, left, output):
@@ -277,7 +298,30 @@ def _finishers(memory: _Memory, width: int) -> dict[type, Any]:
         store_bytes(output.bits, to, levels, count)
         keep(v, position, c, count, output)
 
-    return {EpilogueOutput: finish_signs, PlanesOutput: finish_planes, BytesOutput: finish_bytes}
+    @inline
+    def finish_straight(y, position, c, left, output):
+        """For a `StraightOutput`."""
+        parts, stride, table = output.parts, output.lanes, output.table
+        row = SAME + c
+        v = y
+        if parts & AFFINE:
+            v = vector_math.multiply(v, load(table, row))
+            if parts & SHIFT:
+                v = vector_math.add(v, load(table, row + stride))
+            row += 2 * stride
+        if parts & NORM:
+            v = vector_math.multiply_add(v, load(table, row), load(table, row + stride))
+        v = vector_math.clamp(v, load(table, LEAST), load(table, MOST))
+        level = of_inside(v, output)
+        levels = vector_math.raised(vector_math.rounded(level), np.int32(output.base))
+        store_bytes(output.bits, position * output.row_bytes + c, levels, min(left, width))
+
+    return {
+        EpilogueOutput: finish_signs,
+        PlanesOutput: finish_planes,
+        BytesOutput: finish_bytes,
+        StraightOutput: finish_straight,
+    }
 
 
 _EIGHT = _finishers(_memory_of_eight(), float32x8.LANES)

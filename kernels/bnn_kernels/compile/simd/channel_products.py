@@ -4,7 +4,9 @@
 
 - sums of 16 bits take one tap at a time: sixteen products that fit 16 bits, exact as long as their sums do;
 - sums of 32 bits take two: a lane holds both taps of its channel as 16-bit numbers, and both products are added at once
-  (vpmaddwd). The taps come from different places, so they are interleaved on the way into registers.
+  (vpmaddwd). The taps come from different places, so they are interleaved on the way into registers;
+- or four of bytes, in the same way (vpdpbusd): three insertions from memory, one permutation and one instruction for 64
+  products, where pairs take thirteen.
 """
 
 import functools
@@ -16,11 +18,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from bnn_kernels.compile.isa import has
+from bnn_kernels.compile.simd import portable_products
+from bnn_kernels.compile.simd.int32_products import to_add_products
 from bnn_kernels.compile.simd.vectors import I8, I16, I32, element, loaded, vector_type
 
 LANES = 16
 _BYTES, _SHORTS, _INTS = (ir.VectorType(kind, LANES) for kind in (I8, I16, I32))
-_PAIRS = ir.VectorType(I16, 2 * LANES)
+_PAIRS, _FOURS = ir.VectorType(I16, 2 * LANES), ir.VectorType(I8, 4 * LANES)
 _sums16 = vector_type("sums_int16x16", _SHORTS)
 _sums32 = vector_type("pairs_int16x32", _INTS)
 
@@ -28,13 +33,15 @@ _sums32 = vector_type("pairs_int16x32", _INTS)
 class ChannelForm(NamedTuple):
     """inputs, weights: bits of an element in memory, 8 (inputs unsigned, weights signed) or 16 (both signed).
 
-    sums: 16 or 32 bits. width: bits of the instruction that multiplies pairs, 512 or 256, or 0 for what every CPU has.
+    sums: 16 or 32 bits. width: bits of the instruction that multiplies several taps, 512 or 256, or 0 for what every
+    CPU has. taps: how many at a time; four are of bytes.
     """
 
     inputs: int
     weights: int
     sums: int
     width: int
+    taps: int
 
 
 def _shuffled(builder, a, b, places):
@@ -60,6 +67,25 @@ def _multiply_pairs(builder, width, a, b):
         x, y = (builder.sext(_shuffled(builder, v, v, places), _INTS) for v in (a, b))
         products.append(builder.mul(x, y))
     return builder.add(*products)
+
+
+def _by_channel(builder, width, low, high):
+    """Return four taps of sixteen channels, <32 x i8> twice, with the taps of a channel next to each other."""
+    places = [i // 4 + i % 4 * LANES for i in range(4 * LANES)]
+    if width == 0 or not has("avx512vbmi"):
+        return _shuffled(builder, low, high, places)
+    # LLVM would take vpermt2b, which is three operations.
+    kind = ir.FunctionType(_FOURS, [_FOURS, _FOURS])
+    call = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.permvar.qi.512")
+    return builder.call(call, [_shuffled(builder, low, high, list(range(4 * LANES))), ir.Constant(_FOURS, places)])
+
+
+def _multiply_fours(builder, width, total, unsigned, signed):
+    """total + sums of the products of four neighbouring bytes, unsigned by signed, as <16 x i32>."""
+    a, b = (builder.bitcast(v, _FOURS) for v in (unsigned, signed))
+    if width == 0:
+        return portable_products.vnni(builder, LANES, total, a, b)
+    return to_add_products("vnni")(builder, LANES, False, total, a, b)
 
 
 @functools.cache
@@ -96,7 +122,17 @@ def channel_products(form: ChannelForm) -> SimpleNamespace:
 
             return _sums32(array, types.uint64, types.uint64), emit
 
-        return load_one if form.sums == 16 else load_two
+        @intrinsic
+        def load_four(typing, array, first, second, third, fourth):
+            def emit(context, builder, signature, args):
+                array, *offsets = args
+                a, b, c, d = (read(context, builder, signature.args[0], array, offset, bits) for offset in offsets)
+                halves = [_shuffled(builder, *pair, list(range(2 * LANES))) for pair in ((a, b), (c, d))]
+                return builder.bitcast(_by_channel(builder, form.width, *halves), _INTS)
+
+            return _sums32(array, *[types.uint64] * 4), emit
+
+        return {1: load_one, 2: load_two, 4: load_four}[form.taps]
 
     @intrinsic
     def zero(typing):
@@ -111,6 +147,8 @@ def channel_products(form: ChannelForm) -> SimpleNamespace:
             total, a, b = args
             if form.sums == 16:
                 return builder.add(total, builder.mul(a, b))
+            if form.taps == 4:
+                return _multiply_fours(builder, form.width, total, a, b)
             pairs = (builder.bitcast(v, _PAIRS) for v in (a, b))
             return builder.add(total, _multiply_pairs(builder, form.width, *pairs))
 

@@ -151,6 +151,12 @@ def raised(typing, a, value):
 
 
 @intrinsic
+def plus(typing, a, b):
+    """int32 a + b; sums wrap around."""
+    return a(a, a), lambda context, builder, signature, args: builder.add(*args)
+
+
+@intrinsic
 def scaled(typing, a, factor, offsets):
     """int32 a * factor + offsets, the factor the same in all lanes; sums wrap around."""
 

@@ -16,19 +16,30 @@ from bnn_kernels.bits.level_bytes import SLACK, LevelBytes
 from bnn_kernels.bits.sum_range import LARGEST_SUM
 from bnn_kernels.compile.isa import has, isa
 from bnn_kernels.compile.jit import inline, jit
-from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.compile.simd.channel_products import ChannelForm, channel_products
-from bnn_kernels.ops.depthwise.windows import BLOCK, Filter, Windows, by_block, gathered, moved, six_of, windows_of
+from bnn_kernels.ops.depthwise.windows import (
+    BLOCK,
+    TILE,
+    Filter,
+    Windows,
+    by_block,
+    gathered,
+    moved,
+    six_of,
+    windows_of,
+)
 from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Frame, Geometry, Maps, border_of
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
 from bnn_kernels.ops.integer_conv.products import factor_of, shifts_of
-from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, writer
+from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, row_writer, writer
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
 
 SHORT = np.iinfo(np.int16).max
+# With fewer taps most of four would be zeros.
+FEWEST_OF_FOUR = 3
 # With fewer steps between them, adding sums of 16 bits to those of 32 costs more than it saves.
 FEWEST_STEPS = 4
 
@@ -49,15 +60,29 @@ class Sizes(NamedTuple):
 
 def channel_form(filters: Filters, maps: Maps) -> ChannelForm | None:
     """Return the form in which such levels are multiplied; None if 16 bits do not hold them."""
+    found = channel_forms(filters, maps)
+    wide = isa() == "avx512"
+    if 4 in found and wide and has("avx512vnni") and filters.products >= FEWEST_OF_FOUR:
+        return found[4]._replace(width=512)
+    if 1 in found:
+        return found[1]
+    width = 512 if wide and has("avx512bw") else 256 if has("avx2") else 0
+    return found[2]._replace(width=width) if 2 in found else None
+
+
+def channel_forms(filters: Filters, maps: Maps) -> dict[int, ChannelForm]:
+    """Return {taps at a time: the form, portable} of all forms that hold such levels."""
     largest, values = input_code(maps).largest, filters.level_values
     if max(largest, filters.largest) > SHORT:
-        return None
+        return {}
     weights = 8 if values.min() >= -128 and values.max() <= 127 else 16
     inputs = 8 if largest <= 255 else 16
+    found = {2: ChannelForm(inputs, weights, 32, 0, 2)}
+    if inputs == weights == 8:
+        found[4] = ChannelForm(inputs, weights, 32, 0, 4)
     if room_for(largest, filters.largest) >= min(FEWEST_STEPS, filters.products):
-        return ChannelForm(inputs, weights, 16, 0)
-    path = isa()
-    return ChannelForm(inputs, weights, 32, 512 if path == "avx512" and has("avx512bw") else 256 if has("avx2") else 0)
+        found[1] = ChannelForm(inputs, weights, 16, 0, 1)
+    return found
 
 
 def room_for(largest: int, weight: int) -> int:
@@ -92,6 +117,36 @@ def _tiles(form: ChannelForm) -> tuple[Any, Any]:
         store(out, to[3], s3)
         store(out, to[4], s4)
         store(out, to[5], s5)
+
+    @inline
+    def six_fours(x, at, taps, rows, begin, end, w, j, room, out, to):
+        a0, a1, a2, a3, a4, a5 = at
+        s0 = s1 = s2 = s3 = s4 = s5 = zero()
+        for k in range(begin, end, np.uint64(4)):
+            l, m, n = k + np.uint64(1), k + np.uint64(2), k + np.uint64(3)  # noqa: E741
+            o, p, q, r = taps[k], taps[l], taps[m], taps[n]
+            v = weights(w, j + rows[k] * one_row, j + rows[l] * one_row, j + rows[m] * one_row, j + rows[n] * one_row)
+            s0 = dot(s0, inputs(x, a0 + o, a0 + p, a0 + q, a0 + r), v)
+            s1 = dot(s1, inputs(x, a1 + o, a1 + p, a1 + q, a1 + r), v)
+            s2 = dot(s2, inputs(x, a2 + o, a2 + p, a2 + q, a2 + r), v)
+            s3 = dot(s3, inputs(x, a3 + o, a3 + p, a3 + q, a3 + r), v)
+            s4 = dot(s4, inputs(x, a4 + o, a4 + p, a4 + q, a4 + r), v)
+            s5 = dot(s5, inputs(x, a5 + o, a5 + p, a5 + q, a5 + r), v)
+        store(out, to[0], s0)
+        store(out, to[1], s1)
+        store(out, to[2], s2)
+        store(out, to[3], s3)
+        store(out, to[4], s4)
+        store(out, to[5], s5)
+
+    @inline
+    def one_fours(x, at, taps, rows, begin, end, w, j, room, out, to):
+        total, a = zero(), at[0]
+        for k in range(begin, end, np.uint64(4)):
+            l, m, n = k + np.uint64(1), k + np.uint64(2), k + np.uint64(3)  # noqa: E741
+            v = weights(w, j + rows[k] * one_row, j + rows[l] * one_row, j + rows[m] * one_row, j + rows[n] * one_row)
+            total = dot(total, inputs(x, a + taps[k], a + taps[l], a + taps[m], a + taps[n]), v)
+        store(out, to[0], total)
 
     @inline
     def one_pairs(x, at, taps, rows, begin, end, w, j, room, out, to):
@@ -153,14 +208,17 @@ def _tiles(form: ChannelForm) -> tuple[Any, Any]:
             if k == end:
                 break
 
-    return (six_singles, one_singles) if form.sums == 16 else (six_pairs, one_pairs)
+    return {1: (six_singles, one_singles), 2: (six_pairs, one_pairs), 4: (six_fours, one_fours)}[form.taps]
 
 
 @functools.cache
 def depthwise_kernel(kind: type, form: ChannelForm) -> Any:
     """Return the kernel for a kind of output, see `ops.outputs`, and a form of products."""
-    write, prepare, name = writer(kind)
+    _, prepare, name = writer(kind)
+    write_row = row_writer(kind)
     six, one = _tiles(form)
+    block = np.uint64(BLOCK)
+    to = tuple(np.uint64(i) * block for i in range(TILE))
 
     def depthwise(x, weights, windows, size, constants, output, first, last):
         """Tiles first..last of all images; x int8 or int16 flat (N, H, W, lanes) and some behind; weights flat."""
@@ -168,16 +226,7 @@ def depthwise_kernel(kind: type, form: ChannelForm) -> Any:
         ready = prepare(output)
         taps, rows, filters, room = windows.offsets, windows.rows, size.filters, np.uint64(size.room)
         padded = (filters + 7) // 8 * 8
-        every = np.uint64((filters + 15) // 16 * 16)
-        to = (
-            np.uint64(0),
-            every,
-            np.uint64(2) * every,
-            np.uint64(3) * every,
-            np.uint64(4) * every,
-            np.uint64(5) * every,
-        )
-        sums, scratch = np.empty(6 * every, np.int32), np.empty(8, np.int32)
+        sums, scratch = np.empty(TILE * BLOCK, np.int32), np.empty(8, np.int32)
         for share in range(first, last):
             n = share // size.tiles
             tile = share - n * size.tiles
@@ -187,16 +236,15 @@ def depthwise_kernel(kind: type, form: ChannelForm) -> Any:
             at = moved(six_of(windows.starts, tile), np.uint64(n * size.image))
             for c in range(0, filters, 16):
                 j = np.uint64(c * size.rows)
-                a, t = moved(at, np.uint64(c)), moved(to, np.uint64(c))
+                a = moved(at, np.uint64(c))
                 if highest > 1:
-                    six(x, a, taps, rows, begin, end, weights, j, room, sums, t)
+                    six(x, a, taps, rows, begin, end, weights, j, room, sums, to)
                 else:
-                    one(x, a, taps, rows, begin, end, weights, j, room, sums, t)
-            for k in range(lowest, highest):
-                position = n * size.positions + np.int64(windows.places[6 * tile + k])
-                for c in range(0, filters, 8):
-                    value = int32x8.load(sums, np.uint64(k) * every + np.uint64(c))
-                    write(value, kind * padded + c, position, c, filters - c, constants, ready, scratch)
+                    one(x, a, taps, rows, begin, end, weights, j, room, sums, to)
+                lanes, row = min(BLOCK, padded - c), kind * padded + c
+                for k in range(lowest, highest):
+                    position = n * size.positions + np.int64(windows.places[np.uint64(TILE * tile + k)])
+                    write_row(sums, k * BLOCK, lanes, row, position, c, filters - c, constants, ready, scratch)
 
     depthwise.__name__ = depthwise.__qualname__ = f"depthwise_{'_'.join(map(str, form))}_{name}"
     return jit(depthwise)
@@ -230,7 +278,7 @@ class DepthwisePath:
 
         (h, w), pixel = maps.extent, channels * o
         filter_ = Filter(geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
-        windows = windows_of(maps.extent, maps.out, filter_, pixel, channels, o, 1 if form.sums == 16 else 2)
+        windows = windows_of(maps.extent, maps.out, filter_, pixel, channels, o, form.taps)
         self._pixels, self._lanes = h * w, (weights.groups, channels, weights.filters, o)
         self._tiles, self._positions, self._products = len(windows.kinds), maps.out[0] * maps.out[1], weights.products
         room = room_for(code.largest, weights.largest)

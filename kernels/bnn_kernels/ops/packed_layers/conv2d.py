@@ -214,7 +214,8 @@ class PackedConv2d:
         plan = self._plan(bits)
         if not plan.whole_bytes:
             return epilogue(self._dots(bits), residual, keep)
-        output, results = epilogue.output((bits.map_size[0], *plan.out, self.shape[0]), residual, keep)
+        straight = plan.path.factor == 1
+        output, results = epilogue.output((bits.map_size[0], *plan.out, self.shape[0]), residual, keep, straight)
         plan.run(bits, output)
         return results()
 
