@@ -106,12 +106,13 @@ def quantized_conv(build: Builder, layer: Any, x: Value) -> Value:
     if layer.padding_mode != "zeros":
         build.fail(f"padding must have mode 'zeros', got {layer.padding_mode!r}; pad explicitly")
     conv, shape = build.conv_sides(x, layer.weight.shape, layer.stride, layer.padding, layer.dilation, layer.groups)
-    given, weight, scale = operands(build, layer, x)
-    bias = layer.bias if scale is None else None
-    if scale is None and not any(conv["padding"]) and (inside := zeros_around(x)) is not None:
+    by_input = layer.input_scale or layer.input_quantizer.absmax is not None
+    if not by_input and not any(conv["padding"]) and (inside := zeros_around(x)) is not None:
         y = _inside_zeros(build, layer, inside)
         if y is not None:
             return y
+    given, weight, scale = operands(build, layer, x)
+    bias = layer.bias if scale is None else None
     if isinstance(given, Levels):
         if scale is not None and layer._pad() != 0:
             build.fail(f"pad_value {layer._pad():+g} is no value of an input whose scale follows it: use 0")
@@ -130,8 +131,6 @@ def _inside_zeros(build: Builder, layer: Any, inside: Padded) -> Value | None:
         inside.x, layer.weight.shape, layer.stride, inside.around, layer.dilation, layer.groups
     )  # fmt: skip
     levels = given if isinstance(given, Levels) else given.inputs[0] if isinstance(given, Unpacked) else None
-    if layer.input_scale:
-        return None
     if not isinstance(levels, Levels):
         return float_layer(given, weight, layer.bias, conv, shape)
     # Levels that come from before the padding have plain zeros around them.

@@ -5,9 +5,9 @@ y = 1 / step and all operations of float32, fused ones rounded once,
 
     q = x * y,     r = x - q * step,     q + r * y
 
-is x / step rounded to the nearest but for very few pairs of numbers (Markstein 1990, "Computation of elementary
-functions on the IBM RISC System/6000 processor", section 5). Levels differ only where a quotient is next to a half, and
-there are few halves: `quotient_of` tries all numbers near them.
+is x / step rounded to the nearest, or off by very little (Markstein 1990, "Computation of elementary functions on the
+IBM RISC System/6000 processor", section 5). That changes a level only where a quotient is next to a half, and there are
+few halves: `quotient_of` tries all numbers near them.
 """
 
 import functools
@@ -62,7 +62,7 @@ def _neighbours(x: np.ndarray) -> np.ndarray:
 
 
 def _beyond(levels: UniformLevels, outwards: int) -> np.float32:
-    """Return a float that is of the outermost level, as all beyond it are, and all but of no other."""
+    """Return a float at the edge of what is clamped: it has the outermost level, as has all that lies beyond it."""
     factor, level = np.float32(levels.factor), np.float32(levels.low if outwards < 0 else levels.high)
     x = level * factor if levels.divides else level / factor
     for _ in range(4):  # it is within one unit of it
