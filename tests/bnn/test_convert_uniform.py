@@ -115,6 +115,40 @@ def test_residuals(activation):
     assert report.ok
 
 
+class BeforeActivation(nn.Module):
+    """XNOR-Net's order of blocks: batch norm, quantizer, convolution; the sum of two blocks is read as it is, too."""
+
+    def __init__(self, conv, act):
+        super().__init__()
+        self.first = conv(4, 12, 3)
+        self.norms = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(12), act()) for _ in range(3))
+        self.convs = nn.ModuleList(conv(12, 12, 3, padding=1, bias=False) for _ in range(3))
+        self.head = nn.Conv2d(12, 5, 1)
+
+    def forward(self, x):
+        y = self.first(x)
+        y = y + self.convs[0](self.norms[0](y))
+        # Two norms of one sum: the levels of one come with it, those of the other by a pass of their own.
+        return self.head(y + self.convs[1](self.norms[1](y)) + self.convs[2](self.norms[2](y)))
+
+
+@pytest.mark.parametrize("act", [nn.Identity, nn.ReLU, nn.Hardtanh])
+@pytest.mark.parametrize("activation", ["lsq8", "lsq4 signed", "dorefa4"])
+def test_a_norm_before_the_levels_alone(activation, act, tmp_path):
+    """Floats that are kept, and levels of what a norm makes of them in the same pass, unless a clamp changes them."""
+    conv, _ = layers(ACTIVATIONS[activation])
+    x = images(12, 4, 8, 8)
+    packed, report = check(trained(BeforeActivation(conv, act), x), x, tmp_path)
+    assert not tables(packed)
+    own = [step for step in packed.steps if "level_scale" in step.tensors]
+    passes = [step for step in packed.steps if step.op == "elementwise"]
+    # ReLU takes levels from signed ones alone; whether hardtanh does depends on the learned step.
+    clamps = act is nn.ReLU and "signed" in activation
+    assert (len(own), len(passes)) in ([(0, 3), (2, 1)] if act is nn.Hardtanh else [(0, 3)] if clamps else [(2, 1)])
+    assert all("low" not in step.attrs for step in own)
+    assert len(exact_rows(report)) == len([step for step in packed.steps if "exact" in step.attrs]) + 1
+
+
 class Tokens(nn.Module):
     def __init__(self, linear):
         super().__init__()

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import bnn_kernels as bk
 import numpy as np
@@ -94,6 +95,32 @@ def test_shapes_and_paddings(tmp_path):
     )
     x = torch.randn(6, 3, 9, 11)
     packed = converted(model, x)
+    np.testing.assert_array_equal(answers(packed, x.numpy(), tmp_path), packed(x.numpy()))
+
+
+@needs_compiler
+def test_zeros_around_a_map_and_levels_behind_a_norm_of_their_own(tmp_path):
+    """More padding behind a map than before it, of floats and of levels; a sum that is kept and quantized at once."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            few = {"weight_quantizer": partial(q.LsqWeight, 4), "input_quantizer": partial(q.LsqActivation, 4)}
+            self.stem, self.norm, self.pad = nn.Conv2d(3, 8, 2), nn.BatchNorm2d(8), nn.ZeroPad2d((0, 1, 1, 2))
+            self.conv = QuantConv2d(8, 8, 3, stride=2, **few)
+            self.same, self.last = (QuantConv2d(8, 8, 3, padding=1, **few) for _ in range(2))
+
+        def forward(self, x):
+            y = self.conv(self.pad(torch.relu(self.stem(self.pad(x)))))
+            z = y + self.same(y)
+            return z + self.last(self.norm(z))
+
+    torch.manual_seed(3)
+    x = torch.randn(6, 3, 13, 12)
+    packed = converted(Block(), x)
+    assert any(len(step.attrs["padding"]) == 4 for step in packed.steps if step.op == "float_conv")
+    assert any(len(step.attrs["padding"]) == 4 for step in packed.steps if step.op == "binary_conv")
+    assert any("level_scale" in step.tensors for step in packed.steps)
     np.testing.assert_array_equal(answers(packed, x.numpy(), tmp_path), packed(x.numpy()))
 
 

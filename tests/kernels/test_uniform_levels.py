@@ -56,6 +56,33 @@ def test_halves_are_rounded_to_even_and_zeros_have_no_sign():
     assert bk.unpack(made).ravel().tolist() == [-8, -2, -2, 0, 0, 0, 0, 2, 2, 4, 7]
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("channels", [5, 16, 45])
+@pytest.mark.parametrize("own", [("level_scale", "level_shift"), ("level_scale",), ("level_shift",)])
+def test_levels_behind_a_norm_of_their_own(channels, own, keep):
+    """The floats are handed on without it; the epilogue's own clamp comes before it."""
+    rng = np.random.default_rng(channels)
+    y, rest = (rng.standard_normal((2, 3, 4, channels)).astype(np.float32) for _ in range(2))
+    vectors = {name: rng.standard_normal(channels).astype(np.float32) for name in own}
+    for made in (levels(8, True, 0.05), levels(4, False, 15.0, divides=False)):
+        for as_bytes in (False, True):
+            epilogue = bk.Epilogue(channels, residual="before", low=-0.5, levels=made, as_bytes=as_bytes, **vectors)
+            floats, found = epilogue(y, rest, keep)
+            plain = np.maximum(y + rest, np.float32(-0.5))
+            gain, offset = vectors.get("level_scale", np.float32(1)), vectors.get("level_shift", np.float32(0))
+            # The product of two float32 is exact in float64.
+            normed = (plain.astype(np.float64) * gain + offset).astype(np.float32)
+            np.testing.assert_array_equal(bk.unpack(as_planes(found)), formula(normed, made).transpose(0, 3, 1, 2))
+            assert (floats is not None) == keep
+            if keep:
+                np.testing.assert_array_equal(floats, plain)
+            np.testing.assert_array_equal(epilogue.apply_reference(y, rest)[1].words, as_planes(found).words)
+            _, again = epilogue.quantizer()(plain, keep=False)
+            np.testing.assert_array_equal(again.words, as_planes(found).words)
+    with pytest.raises(ValueError, match="need levels"):
+        bk.Epilogue(channels, **vectors)
+
+
 def test_far_numbers_are_the_ends_and_nan_is_refused():
     big = np.float32([np.inf, 3e38, -3e38, -np.inf]).reshape(1, 1, 1, 4)
     for made in (levels(8, True, 1e-38), levels(8, True, 1e38, False)):

@@ -1,7 +1,7 @@
 """From a graph and its plan to the steps of a packed model."""
 
 from dataclasses import replace
-from typing import Literal, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from bnn.converter.packing.moves import moving_steps
 from bnn.converter.packing.planner import Demand, Pass, Plan, finishes, plan_graph
 from bnn.converter.packing.rounding import (
     Rounding,
+    apart,
     binary_layer_fields,
     joined_shift,
     rounding_on_floats,
@@ -51,7 +52,7 @@ from bnn.converter.packing.rounding import (
 from bnn.converter.packing.stretch import Stretch, Thresholds, pools_alike
 
 # Factors and summands of a pass, which are products of those of the network.
-_FINITE = {"scale", "shift", "bias", "norm_scale", "norm_shift", "pre", "slope", "post"}
+_FINITE = {"scale", "shift", "bias", "norm_scale", "norm_shift", "pre", "slope", "post", "level_scale", "level_shift"}
 
 
 class _StoredThresholds(ThresholdArrays):
@@ -226,9 +227,9 @@ class _Emitter:
         takes_layer = made is None or made.takes_layer
         self.owner = base.owner if takes_layer else value.owner
         made_here = self._first_signs(wishes)
-        rounding = None
+        rounded: dict[str, Any] | None = None
         if not made_here:
-            made_here, rounding, form = self._first_rounded(wishes, made, form, value in self.plan.floats)
+            made_here, rounded, form = self._first_rounded(wishes, made, form, value in self.plan.floats)
         others = [wish for wish in wishes if wish not in made_here]
         keep = value in self.plan.floats or bool(others)
         sources = [value.source] if keep else []
@@ -243,8 +244,8 @@ class _Emitter:
             fields = self._elementwise(form, value.shape[0])
             inputs = [self.floats(base)]
         fields = replace(form.of(fields), keep=keep)
-        if rounding is not None:
-            fields = replace(fields, levels=rounding.levels.attribute())
+        if rounded is not None:
+            fields = replace(fields, **rounded)
         elif made_here:
             found = made_here[0].on_floats
             # Bits of the epilogue are 1 below a bound; thresholds count what is reached.
@@ -284,24 +285,26 @@ class _Emitter:
     @staticmethod
     def _first_rounded(
         wishes: list[Stretch], made: Pass | None, form: EpilogueForm, in_floats: bool
-    ) -> tuple[list[Stretch], Rounding | None, EpilogueForm]:
-        """Return wishes for the same evenly spaced levels, how a pass makes them as well, and its form then."""
+    ) -> tuple[list[Stretch], dict[str, Any] | None, EpilogueForm]:
+        """Return wishes for the same evenly spaced levels, the fields with which a pass makes them, and its form."""
         first = next((wish for wish in wishes if not wish.pools), None)
         rounding = None if first is None else rounding_on_floats(first)
         if first is None or rounding is None:
             return [], None, form
         same = [w for w in wishes if w is first or (not w.pools and w.on_floats.same(first.on_floats))]
         between = [(part, None) for part in first.path if isinstance(part, Channelwise)]
+        fields = {"levels": rounding.levels.attribute()}
         if not between:
-            return same, rounding, form
-        # What lies between a value and its levels happens in the same pass only if nobody else reads the value, and
+            return same, fields, form
+        # What lies between a value and its levels is part of the pass itself only if nobody else reads the value, and
         # if it rounds as it does by itself: a layer's own scale and bias are joined with those that follow.
         together = followed(() if made is None else made.chain, between)
         affine = rounding.form.scale is not None or rounding.form.shift is not None
         joined = (made is None or made.takes_layer) and affine
         if in_floats or together is None or joined or len(same) < len(wishes):
-            return [], None, form
-        return same, rounding, together
+            beside = apart(rounding)
+            return ([], None, form) if beside is None else (same, beside, form)
+        return same, fields, together
 
     @staticmethod
     def _source(wish: Stretch) -> str:

@@ -29,6 +29,22 @@ class Rounding:
     fields: Elementwise.Fields
 
 
+def apart(rounding: Rounding) -> dict[str, Any] | None:
+    """Return the fields of a step that make these levels beside floats that others read; None if it cannot.
+
+    Between a float and its levels is room for a norm, and for a clamp that leaves every level as it is.
+    """
+    form, levels = rounding.form, rounding.levels
+    others = (form.scale, form.shift, form.residual, form.pre, form.slope, form.post)
+    if any(part is not None for part in others):
+        return None
+    ends = levels.codes(np.array([-np.inf, np.inf], np.float32))
+    if not np.array_equal(levels.codes(np.array([form.low, form.high], np.float32)), ends):
+        return None
+    norm = {"level_scale": single(form.norm_scale), "level_shift": single(form.norm_shift)}
+    return {"levels": levels.attribute(), **norm}
+
+
 def joined_shift(shift: np.ndarray | None, form: EpilogueForm) -> np.ndarray | None:
     """Return a layer's bias, scaled and shifted as a pass behind it does it."""
     if form.scale is not None and shift is not None:

@@ -57,11 +57,11 @@ def float_lines(
     return lines
 
 
-def level_lines(levels: Any) -> list[str]:
-    """Return lines that make the code of evenly spaced levels of v."""
+def level_lines(levels: Any, v: str) -> list[str]:
+    """Return lines that make the code of evenly spaced levels of a float v."""
     factor, low, high = (number(np.float32(value), "float32") for value in (levels.factor, levels.low, levels.high))
     return [
-        f"float u = v {'/' if levels.divides else '*'} {factor};",
+        f"float u = {v} {'/' if levels.divides else '*'} {factor};",
         f"if (u < {low}) u = {low};",
         f"if (u > {high}) u = {high};",
         f"const int32_t code = ((int32_t)rintf(u) + {levels.zero}) & {(1 << levels.bits) - 1};",
@@ -79,11 +79,15 @@ def finish_lines(
     if finish.keep:
         lines.append(f"{out} = v;")
     epilogue = finish.epilogue
+    own = "v"
+    if epilogue.level_norm is not None:
+        gain, offset = (keep(name, epilogue.level_norm[i]) for i, name in enumerate(("level_scale", "level_shift")))
+        own = f"fmaf(v, {gain}[c], {offset}[c])"
     if epilogue.bounds is not None:
         bounds, flip = keep("bounds", epilogue.bounds), keep("flip", epilogue.flip.astype(np.uint8))
         lines += bits(f"(uint32_t)(v < {bounds}[c]) ^ {flip}[c]")
     elif finish.levels is not None:
-        lines += ["{", *(f"    {line}" for line in [*level_lines(finish.levels), *bits("code")]), "}"]
+        lines += ["{", *(f"    {line}" for line in [*level_lines(finish.levels, own), *bits("code")]), "}"]
     return lines
 
 

@@ -181,8 +181,9 @@ def _affine(step: Any, given: np.ndarray | None) -> tuple[Any, Any]:
 
 def _is_affine(step: Any) -> bool:
     """Whether an epilogue has a scale, a shift and a clamp at most."""
-    fields = step.fields
-    return all(part is None for part in (fields.residual, fields.pre, fields.slope, fields.post, fields.bounds))
+    f = step.fields
+    others = (f.residual, f.pre, f.slope, f.post, f.bounds, f.level_scale, f.level_shift)
+    return all(part is None for part in others)
 
 
 def _of_two(model: PackedModel, index: int, largest: int) -> Folded | None:

@@ -59,6 +59,7 @@ def finished(g: Graph, step: Any, x: str, residual: str, made: list[Spec]) -> li
     if fields.bounds is not None:
         results.append(signs(g, x, t["bounds"], t["flip"], shape))
     elif step.finish.levels is not None:
+        x = affine(g, x, t.get("level_scale"), t.get("level_shift"), axes)
         results.append(rounded(g, x, step.finish.levels, made[-1]))
     return results
 

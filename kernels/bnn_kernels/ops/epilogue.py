@@ -11,6 +11,8 @@ NumPy version beside it gives the same numbers:
     v = v + residual                               if it comes "after"
     bit = (v < bounds) xor flip                    the next layer's signs,
     level = round(min(max(v / step, least), most)) or its levels, in {0,1} planes; see `UniformLevels`
+
+Where others read v, levels may have a batch norm of their own in front, v * level_scale + level_shift, rounded once.
 """
 
 import functools
@@ -40,6 +42,7 @@ from bnn_kernels.ops.finishing import (
     KEEP,
     LANES,
     NORM,
+    OWN,
     SAME,
     SHIFT,
     BytesOutput,
@@ -96,7 +99,8 @@ class Epilogue:
     channels: C. scale, shift, norm_scale, norm_shift, pre, slope, post: float32 (C,) or None. residual: whether a
     second map is added, "before" or "after" the activation. low, high: the ends of a clamp. bounds float32 (C,) with
     flip bool (C,) or None: also return the signs, bit = (v < bounds) xor flip. levels: also return these levels, if
-    there are no bounds; as_bytes: as `LevelBytes` rather than as planes. ValueError on shapes that do not fit, on NaN.
+    there are no bounds; as_bytes: as `LevelBytes` rather than as planes; level_scale, level_shift: float32 (C,) or
+    None. ValueError on shapes that do not fit, on NaN.
     """
 
     def __init__(
@@ -117,6 +121,8 @@ class Epilogue:
         flip: np.ndarray | None = None,
         levels: UniformLevels | None = None,
         as_bytes: bool = False,
+        level_scale: np.ndarray | None = None,
+        level_shift: np.ndarray | None = None,
     ):
         if residual not in (None, "before", "after"):
             raise ValueError(f"residual must be 'before', 'after' or None, got {residual!r}")
@@ -137,6 +143,9 @@ class Epilogue:
                 raise ValueError("an epilogue makes signs or levels, not both: give bounds or levels")
         if as_bytes and levels is None:
             raise ValueError("levels as bytes need levels")
+        has_own = level_scale is not None or level_shift is not None
+        if has_own and levels is None:
+            raise ValueError("level_scale and level_shift need levels")
         self.levels, self.as_bytes = levels, as_bytes
         activation = any(part is not None for part in (pre, slope, post))
         clamps = bool(self.low > -np.inf or self.high < np.inf)
@@ -148,6 +157,7 @@ class Epilogue:
             | (ACTIVATION if activation else 0)
             | (CLAMP if clamps else 0)
             | (BITS if bounds is not None else 0)
+            | (OWN if has_own else 0)
         )
         rounding = self._rounding()
         # The vectors that there are, in the order of the kernels: nothing is held twice.
@@ -157,6 +167,7 @@ class Epilogue:
             NORM: {"norm_scale": (norm_scale, 1), "norm_shift": (norm_shift, 0)},
             ACTIVATION: {"pre": (pre, 0), "slope": (slope, 1), "post": (post, 0)},
             BITS: {"bounds": (bounds, 0)},
+            OWN: {"level_scale": (level_scale, 1), "level_shift": (level_shift, 0)},
         }
         rows = {name: row for part, named in given.items() if self.parts & part for name, row in named.items()}
         self._lanes = lanes_of.py_func(self.channels)
@@ -179,6 +190,8 @@ class Epilogue:
             self.parts |= DIVIDES if levels.divides else 0
             return levels.factor, levels.low, levels.high, 0
         self.parts |= CORRECTS
+        if self.parts & OWN:  # the epilogue's own clamp comes before another norm
+            return (*by, -levels.factor)
         return (*self._inside(by), -levels.factor)
 
     def _inside(self, by: Quotient) -> Quotient:
@@ -188,7 +201,7 @@ class Epilogue:
 
     def _is_straight(self) -> bool:
         """Whether levels of integers take no more than a `StraightOutput`; makes its table."""
-        levels, others = self.levels, BEFORE | AFTER | ACTIVATION | DIVIDES
+        levels, others = self.levels, BEFORE | AFTER | ACTIVATION | DIVIDES | OWN
         if levels is None or not self.as_bytes or self.parts & others:
             return False
         largest = 2.0**31
@@ -213,6 +226,19 @@ class Epilogue:
     def bounds(self) -> np.ndarray | None:
         """Of signs, float32 (C,)."""
         return self._row("bounds") if "bounds" in self._rows else None
+
+    @property
+    def level_norm(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Scale and shift in front of the levels alone, float32 (C,) each."""
+        return (self._row("level_scale"), self._row("level_shift")) if self.parts & OWN else None
+
+    def quantizer(self) -> "Epilogue":
+        """Return what makes the same signs or levels of finished floats, and nothing else."""
+        flip = None if self.bounds is None else self.flip
+        gain, offset = self.level_norm or (None, None)
+        return Epilogue(
+            self.channels, bounds=self.bounds, flip=flip, levels=self.levels, level_scale=gain, level_shift=offset
+        )
 
     @property
     def flip(self) -> np.ndarray:
@@ -328,9 +354,12 @@ class Epilogue:
             v = v + residual
         if not self.multipliers:
             return v, None
-        if np.isnan(v).any():
+        of_levels = v
+        if self.parts & OWN:
+            of_levels = (v.astype(np.float64) * row("level_scale") + row("level_shift")).astype(np.float32)
+        if np.isnan(of_levels).any():
             raise_nan()
-        codes = (v < row("bounds")) ^ self.flip if self.levels is None else self.levels.codes(v)
+        codes = (v < row("bounds")) ^ self.flip if self.levels is None else self.levels.codes(of_levels)
         words = pack_codes(codes.astype(np.uint8), len(self.multipliers))
         n, h, w, c = y.shape
         return v if keep else None, self._bits(words, (n, c, h, w))

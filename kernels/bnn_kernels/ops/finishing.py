@@ -12,7 +12,7 @@ from bnn_kernels.compile.jit import inline
 from bnn_kernels.compile.simd import byte, float32x8, float32x16, int32x8, vector_math
 
 # Bits of `Epilogue.parts`: which parts there are.
-BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE, DIVIDES, CORRECTS, SHIFT = (1 << i for i in range(11))
+BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE, DIVIDES, CORRECTS, SHIFT, OWN = (1 << i for i in range(12))
 
 # What most outputs have none of.
 MORE = BEFORE | AFTER | ACTIVATION | CLAMP | AFFINE
@@ -22,7 +22,7 @@ LANES = float32x16.LANES
 LOW, HIGH, FACTOR, LEAST, MOST, LESS_STEP = range(0, 6 * LANES, LANES)
 SAME = 6 * LANES
 # Behind them lie the rows of the parts that there are, a number a channel: those of AFFINE (scale, shift), NORM (scale,
-# shift), ACTIVATION (pre, slope, post) and BITS (bounds).
+# shift), ACTIVATION (pre, slope, post), and BITS (bounds) or OWN (level_scale, level_shift).
 
 
 class EpilogueOutput(NamedTuple):
@@ -67,13 +67,13 @@ class StraightOutput(EpilogueOutput):
 class EpilogueAddresses(NamedTuple):
     """An `EpilogueOutput` with the addresses of its arrays, for finishers.
 
-    lanes: of a row of the table; bounds: where the last row begins.
+    lanes: of a row of the table; last: where its last row begins, that of bounds or level_shift.
     """
 
     parts: int
     channels: int
     lanes: int
-    bounds: int
+    last: int
     planes: int
     plane_bytes: int
     row_bytes: int
@@ -248,9 +248,12 @@ def _finishers(memory: _Memory, width: int) -> dict[type, Any]:
         return q
 
     @inline
-    def level(v, live, output):
+    def level(v, c, live, output):
         """Return int32 levels of floats, shifted, in two's complement; a NaN in a live lane is noted."""
         table = output.table
+        if output.parts & OWN:
+            row = output.last + c
+            v = vector_math.multiply_add(v, load(table, row - output.lanes), load(table, row))
         factor, least, most = load(table, FACTOR), load(table, LEAST), load(table, MOST)
         if vector_math.unordered(v) & live:
             byte.store(output.nan, 0, np.uint64(1))
@@ -268,7 +271,7 @@ def _finishers(memory: _Memory, width: int) -> dict[type, Any]:
         v = floats(y, position, c, count, output)
         if output.parts & BITS:
             live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-            mask, bad = vector_math.below(v, load(output.table, output.bounds + c))
+            mask, bad = vector_math.below(v, load(output.table, output.last + c))
             flip = load_bits(output.flip, c >> 3)
             store_bits(output.bits, position * output.row_bytes + (c >> 3), (mask ^ flip) & live)
             if bad & live:
@@ -281,7 +284,7 @@ def _finishers(memory: _Memory, width: int) -> dict[type, Any]:
         count = min(left, width)
         v = floats(y, position, c, count, output)
         live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-        levels = level(v, live, output)
+        levels = level(v, c, live, output)
         to = position * output.row_bytes + (c >> 3)
         for p in range(output.planes):
             store_bits(output.bits, p * output.plane_bytes + to, vector_math.bit_mask(levels, p) & live)
@@ -293,7 +296,7 @@ def _finishers(memory: _Memory, width: int) -> dict[type, Any]:
         count = min(left, width)
         v = floats(y, position, c, count, output)
         live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-        levels = level(v, live, output)
+        levels = level(v, c, live, output)
         to = position * output.row_bytes + c
         store_bytes(output.bits, to, levels, count)
         keep(v, position, c, count, output)

@@ -20,8 +20,9 @@ class EpilogueFields(StepFields):
     """What follows a layer's sums, see `ops.epilogue`; vectors are (channels,).
 
     keep: whether the floats are handed on. bounds, flip: the signs are handed on too. levels: such evenly spaced levels
-    are handed on too, see `UniformLevels`. exact: they are those that PyTorch computes, though by way of floats: they
-    are made of a layer's integers, and were tried on both sides of every threshold. The scale is the layer's own.
+    are handed on too, see `UniformLevels`, of the floats or of what level_scale and level_shift make of them. exact:
+    they are those that PyTorch computes, though by way of floats: they are made of a layer's integers, and were tried
+    on both sides of every threshold. The scale is the layer's own.
     """
 
     residual: Literal["before", "after"] | None = None
@@ -37,6 +38,8 @@ class EpilogueFields(StepFields):
     bounds: Float32 | None = None
     flip: Bool | None = None
     levels: dict[str, Any] | None = None
+    level_scale: Float32 | None = None
+    level_shift: Float32 | None = None
     exact: bool = False
 
 
@@ -73,6 +76,8 @@ class Finish:
         self.residual, self.keep = given.residual, given.keep
         signs, self.levels = given.bounds is not None, levels_of(given.levels)
         need(not signs or self.levels is None, "a step makes signs or levels, not both")
+        has_own = given.level_scale is not None or given.level_shift is not None
+        need(not has_own or self.levels is not None, "level_scale and level_shift need levels")
         need(not given.exact or self.levels is not None, "attribute 'exact' needs levels")
         self.bits = signs or self.levels is not None
         need(self.keep or self.bits, "a step must make floats or bits")
@@ -132,9 +137,7 @@ class Finish:
         floats, _ = self.epilogue(as_map(y), None if residual is None else as_map(residual))
         assert floats is not None
         rounding = within(share, floats)
-        bounds = self.epilogue.bounds
-        flip = None if bounds is None else self.epilogue.flip
-        quantize = Epilogue(self.channels, bounds=bounds, flip=flip, levels=self.levels)
+        quantize = self.epilogue.quantizer()
         _, lower = quantize(floats - rounding, keep=False)
         _, higher = quantize(floats + rounding, keep=False)
         assert lower is not None and higher is not None
