@@ -51,8 +51,8 @@ def _corrected(x: np.ndarray, step: np.float32, by: Quotient) -> np.ndarray:
     """Return the levels, as kernels compute them."""
     x = np.minimum(np.maximum(x, by.least), by.most)
     q = x * by.factor
-    left = fused(q, -step[None], x)
-    return np.rint(fused(left, by.factor[None], q))
+    left = fused(q, np.full_like(q, -step), x)
+    return np.rint(fused(left, np.full_like(q, by.factor), q))
 
 
 def _neighbours(x: np.ndarray) -> np.ndarray:

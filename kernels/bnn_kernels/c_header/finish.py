@@ -57,7 +57,7 @@ def float_lines(
     return lines
 
 
-def level_lines(levels: Any, v: str) -> list[str]:
+def level_lines(levels: Any, v: str = "v") -> list[str]:
     """Return lines that make the code of evenly spaced levels of a float v."""
     factor, low, high = (number(np.float32(value), "float32") for value in (levels.factor, levels.low, levels.high))
     return [

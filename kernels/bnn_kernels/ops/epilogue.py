@@ -180,7 +180,7 @@ class Epilogue:
         self._straight_table = self.table
         self._straight = self._is_straight()
 
-    def _rounding(self) -> tuple[float, ...]:
+    def _rounding(self) -> tuple[float | np.float32, ...]:
         """Return how levels are rounded, as in the table: a factor, the clamp, and minus the step that divides."""
         levels = self.levels
         if levels is None:
