@@ -131,3 +131,12 @@ def test_cells_in_a_loop_agree(cell, bias: bool) -> None:
     torch.manual_seed(1)
     expected, made, _ = both(Loop(cell(5, 7, bias=bias)), (4, 5))
     torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+def test_same_padding_of_even_filters_is_refused():
+    """Volumes have the same padding on both sides; over two axes it may differ."""
+    model = nn.Sequential(nn.Conv3d(2, 2, 2, padding="same")).eval()
+    with pytest.raises(bnn.ConversionError, match="lopsided"):
+        bnn.convert(model, torch.randn(2, 2, 4, 4, 4))
+    check(nn.Sequential(nn.Conv3d(2, 2, 3, padding="same")).eval(), torch.randn(2, 2, 4, 4, 4))

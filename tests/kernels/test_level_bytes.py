@@ -140,8 +140,9 @@ def test_sequences_and_flattened_maps(kernel, monkeypatch):
 
 
 def test_a_map_without_a_border_is_not_copied():
+    from bnn_kernels.ops.geometry import Frame
     from bnn_kernels.ops.integer_conv.levels import elements_of_bytes
 
     x = as_bytes(random_levels(np.random.default_rng(0), (1, 8, 4, 4), (1, 2, 4, 8), False))
-    assert np.shares_memory(elements_of_bytes(x, (0, 0), np.int8, 0), x.data)
-    assert not np.shares_memory(elements_of_bytes(x, (0, 1), np.int8, 0), x.data)
+    assert np.shares_memory(elements_of_bytes(x, Frame(0, 0, 0, 0), np.int8, 0), x.data)
+    assert not np.shares_memory(elements_of_bytes(x, Frame(0, 1, 0, 0), np.int8, 0), x.data)

@@ -29,7 +29,7 @@ def conv(
     if not isinstance(weight, Tensor):
         build.fail("a convolution whose weight depends on the input cannot be converted")
     if isinstance(padding, str):
-        padding = same_padding(build, weight.shape[2:], dilation) if padding == "same" else 0
+        padding = same_padding(weight.shape[2:], dilation) if padding == "same" else 0
     return _conv(build, x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -176,7 +176,7 @@ def linear_of(build: Builder, x: Value, weight: Tensor, bias: Tensor | None) -> 
     return _of_few_values(build, x, found.terms, bias, None, (len(weight),), lambda: weight.sum(1)[None])
 
 
-def same_padding(build: Builder, kernel: Sequence[int], dilation: Any) -> list[int]:
+def same_padding(kernel: Sequence[int], dilation: Any) -> list[int]:
     """Return the numbers of padding="same" before each axis and behind it, where PyTorch puts one more if need be."""
     spread = [dilation] * len(kernel) if isinstance(dilation, int) else dilation
     reach = [d * (k - 1) for d, k in zip(spread, kernel, strict=True)]

@@ -117,7 +117,10 @@ def conv(
     if not isinstance(weight, Tensor):
         build.fail("a convolution whose weight depends on the input cannot be converted")
     if isinstance(padding, str):
-        padding = same_padding(build, weight.shape[2:], dilation) if padding == "same" else 0
+        around = same_padding(weight.shape[2:], dilation) if padding == "same" else [0] * 6
+        padding = around[:3]
+        if padding != around[3:]:
+            build.fail("padding='same' of an even filter over three axes is lopsided; pad explicitly")
     stack = _stack(build, x, weight.shape[2:], stride, padding, dilation, groups=groups)
     y = map_conv(build, stack.of_input(build, x), stack.of_weight(weight.detach()), bias, **stack.map_sides)
     return stack.of_output(build, y)
