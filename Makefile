@@ -38,11 +38,13 @@ bench: $(STAMP) ## packed LeNet-5 and binary layers beside PyTorch FP32
 figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.accuracy_vs_bits
 	$(RUN) paper_figures.accuracy_vs_bits --results results/accuracy_vs_bits_mnist.json --output results/figures/accuracy_vs_bits_mnist.png
+	$(RUN) paper_figures.accuracy_vs_bits --results results/accuracy_vs_bits_cifar10.json --output results/figures/accuracy_vs_bits_cifar10.png
 	$(RUN) paper_figures.ladder --results results/ladder_lenet5_mnist.json --output results/figures/ladder_lenet5_mnist.png
 	$(RUN) paper_figures.ladder_table --published resnet50
 	$(RUN) paper_figures.ladder_table --results results/ladder_efficientnet_lite0.json --output results/tables/ladder_efficientnet_lite0.md
 	$(RUN) paper_figures.pareto
 	$(RUN) paper_figures.pareto --results results/accuracy_vs_bits_mnist.json --output results/figures/pareto_mnist.png
+	$(RUN) paper_figures.pareto --results results/accuracy_vs_bits_cifar10.json --output results/figures/pareto_cifar10.png
 	$(RUN) paper_figures.method_ranking
 	$(RUN) paper_figures.sensitivity
 	$(RUN) paper_figures.xnor_net_figure4
