@@ -113,10 +113,16 @@ def pair(value: Any, name: str, smallest: int) -> tuple[int, int]:
 
 
 def around(value: Any, name: str) -> tuple[int, int, int, int]:
-    """Return (top, left, bottom, right) of an integer, a pair (y, x) of them, or these four."""
-    if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 4:
-        return (*pair(value, name, 0), *pair(value, name, 0))
-    return (*pair(value[:2], name, 0), *pair(value[2:], name, 0))
+    """Return (top, left, bottom, right) of an integer, a pair (y, x) of them, or these four; ValueError on others."""
+    is_four = isinstance(value, (tuple, list, np.ndarray)) and len(value) == 4
+    try:
+        first, last = (value[:2], value[2:]) if is_four else (value, value)
+        return (*pair(first, name, 0), *pair(last, name, 0))
+    except ValueError:
+        raise ValueError(
+            f"{name} must be an integer >= 0 or a pair (y, x) of them, or (top, left, bottom, right), at most "
+            f"{LARGEST_STEP}, got {value!r}"
+        ) from None
 
 
 def number(value: Any, name: str) -> float:
