@@ -214,5 +214,5 @@ def test_numbers_of_threads(n):
 
 @pytest.mark.parametrize("padding", [(1, 2, 3), (1, 2, 3, -1), (1, 2, 3, 4, 5), "1", -1])
 def test_padding_that_is_none_names_every_form(padding):
-    with pytest.raises(ValueError, match=r"padding must be an integer .* pair \(y, x\) .* \(top, left, bottom, right\)"):
+    with pytest.raises(ValueError, match=r"padding must be .* pair \(y, x\) .* \(top, left, bottom, right\)"):
         bk.PackedConv2d(np.ones((2, 2, 3, 3), np.float32), padding=padding)
