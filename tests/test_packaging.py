@@ -120,9 +120,8 @@ def test_one_version_everywhere():
 def test_what_is_imported_is_a_dependency(project, folders):
     known = PROJECTS[project]["project"]
     extras = known.get("optional-dependencies", {})
-    optional = names(
-        [one for name in ("peers", "timm", "onnx", "oracles", "pretrained") for one in extras.get(name, [])]
-    )
+    used = ("huggingface", "peers", "timm", "onnx", "oracles", "pretrained")
+    optional = names([one for name in used for one in extras.get(name, [])])
     ours = {*folders, *sys.stdlib_module_names}
     for folder in folders:
         for file in (ROOT / project / folder).rglob("*.py"):
@@ -136,7 +135,7 @@ def test_what_is_imported_is_a_dependency(project, folders):
 
 def test_all_is_what_the_commands_can_use():
     extras = PROJECTS["."]["project"]["optional-dependencies"]
-    assert extras["all"] == ["bitplanes[launchers,loggers,peers,timm]"]
+    assert extras["all"] == ["bitplanes[huggingface,launchers,loggers,peers,timm]"]
     assert {"dev", "docs", "launchers", "loggers", "oracles", "peers"} <= set(extras)
 
 

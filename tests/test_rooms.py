@@ -16,7 +16,7 @@ ALLOWED = {
     "bitplanes": set(),  # the command starts the others by name
     "kernels/bnn_kernels": {"numpy", "numba", "llvmlite", "safetensors", "onnx"},  # onnx within functions
     "bnn": {"torch", "numpy", "yaml"},  # yaml for the presets
-    "bnn/data": {"torch", "numpy", "pooch", "sklearn", "scipy", "PIL", "tqdm"},
+    "bnn/data": {"torch", "numpy", "pooch", "sklearn", "scipy", "PIL", "tqdm", "datasets"},
     "bnn/training": {"torch", "numpy", "lightning", "safetensors"},
     "bnn/converter": {"torch", "numpy", "bnn_kernels"},
     "bnn/onnx_file": {"torch", "numpy", "onnx"},  # onnx within functions
@@ -116,7 +116,7 @@ def test_nothing_else_of_bnn_imports_the_converter():
     [
         ("bnn_kernels", ("torch", "lightning", "hydra", "matplotlib", "bnn", "onnx")),
         ("bnn", ("yaml", "lightning", "numba", "bnn_kernels", "hydra", "matplotlib", "sklearn", "pooch")),
-        ("bnn.data", ("lightning", "numba", "hydra", "sklearn", "pooch", "scipy", "PIL")),
+        ("bnn.data", ("lightning", "numba", "hydra", "sklearn", "pooch", "scipy", "PIL", "datasets", "pyarrow")),
         ("bnn.training", ("numba", "hydra", "bnn_kernels")),
         ("bnn.onnx_file", ("onnx", "numba", "hydra", "bnn_kernels")),
         ("bnn.converter", ("lightning", "hydra", "matplotlib")),

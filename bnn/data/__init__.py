@@ -16,6 +16,8 @@ from bnn.data.fashion_mnist import fashion_mnist as fashion_mnist
 from bnn.data.folder import folder as folder
 from bnn.data.fsdd import fsdd as fsdd
 from bnn.data.gtsrb import gtsrb as gtsrb
+from bnn.data.huggingface import RowSplit as RowSplit
+from bnn.data.huggingface import huggingface as huggingface
 from bnn.data.image_data import ImageData as ImageData
 from bnn.data.image_data import Split as Split
 from bnn.data.imagenet import imagenet as imagenet

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +19,24 @@ from bnn.data.mixing import InTurn, RandomResizedCrop
 from bnn.data.normalize import Statistics, channel_statistics
 from bnn.data.training_data import Kind, SplitName
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 # Training images whose mean and deviation stand for those of all.
 SAMPLE = 1000
+
+
+class ImageSplit(Protocol):
+    """Labelled images that are decoded when they are asked for: FileSplit, RowSplit."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (N,)."""
+        ...
+
+    def opened(self, index: int, channels: int) -> "Image.Image":
+        """Return a Pillow image of 1 (grey) or 3 channels; DataError names one that cannot be read."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,10 @@ class FileSplit:
         """Return the images of some indices."""
         return FileSplit([self.files[int(at)] for at in index], self.labels[index])
 
+    def opened(self, index: int, channels: int) -> "Image.Image":
+        """Return an image, see `image_files.opened`."""
+        return opened(self.files[index], channels)
+
 
 @dataclass(frozen=True)
 class ImageFiles(Labelled):
@@ -46,9 +66,9 @@ class ImageFiles(Labelled):
     """
 
     name: str
-    train: FileSplit
-    validation: FileSplit
-    test: FileSplit
+    train: ImageSplit
+    validation: ImageSplit
+    test: ImageSplit
     num_classes: int
     size: int
     resize: int
@@ -78,7 +98,7 @@ class ImageFiles(Labelled):
     def _statistics(self) -> tuple[Tensor, Tensor]:
         if self.statistics is not None:
             return torch.tensor(self.statistics[0]), torch.tensor(self.statistics[1])
-        total = len(self.train.files)
+        total = len(self.train.labels)
         pixels = self.pictures(np.linspace(0, total - 1, min(total, SAMPLE)).astype(int))
         return channel_statistics(torch.from_numpy(pixels), self.max_value)
 
@@ -111,7 +131,7 @@ class FileBatches(Loader):
     def __init__(
         self,
         data: ImageFiles,
-        split: FileSplit,
+        split: ImageSplit,
         batch_size: int,
         shuffle: bool,
         seed: int,
@@ -157,8 +177,8 @@ def _parted(
 class _Decoded(Dataset[tuple[Tensor, int]]):
     """Images (uint8 (C, size, size), label) by (epoch, index)."""
 
-    def __init__(self, data: ImageFiles, split: FileSplit, crop: RandomResizedCrop | None, seed: int):
-        self._files, self._labels = split.files, split.labels
+    def __init__(self, data: ImageFiles, split: ImageSplit, crop: RandomResizedCrop | None, seed: int):
+        self._split = split
         self._size, self._resize, self._channels = data.size, data.resize, data.channels
         self._crop = crop
         self._seed = seed % 2**64
@@ -167,7 +187,7 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
         from PIL import Image, ImageOps
 
         epoch, index = key
-        image = opened(self._files[index], self._channels)
+        image = self._split.opened(index, self._channels)
         side = self._size
         if self._crop is None:
             scale = self._resize / min(image.size)
@@ -181,4 +201,4 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
             image = image.resize((side, side), Image.Resampling.BILINEAR, box)
             image = ImageOps.mirror(image) if mirrored else image
         pixels = np.array(image, np.uint8).reshape(side, side, self._channels).transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(pixels)), int(self._labels[index])
+        return torch.from_numpy(np.ascontiguousarray(pixels)), int(self._split.labels[index])

@@ -66,3 +66,33 @@ def test_training_on_a_folder_of_ones_own(tmp_path, monkeypatch, command):
     assert few.status == 2
     assert "has 1 outputs, mine has 2 classes: give model.num_classes=2" in few.err
     assert not list((tmp_path / "runs").rglob("seed1"))
+
+
+def test_imagenet_of_hugging_face_is_the_training_that_its_class_folders_give(tmp_path, monkeypatch, command):
+    tables = pytest.importorskip("datasets", reason="the extra huggingface is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tables.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    generator = np.random.default_rng(0)
+    for split, folder, count in (("train", "train", 40), ("validation", "val", 12)):
+        images, labels = [], [int(label) for label in generator.integers(0, 2, count)]
+        for i, label in enumerate(labels):
+            pixels = generator.integers(60 * label, 60 * label + 180, (12 + i % 3, 14, 3), np.uint8)
+            file = tmp_path / "folders" / folder / "ab"[label] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+            images.append({"path": file.name, "bytes": file.read_bytes()})
+        features = tables.Features({"image": tables.Image(), "label": tables.ClassLabel(names=["a", "b"])})
+        rows = tables.Dataset.from_dict({"image": images, "label": labels}, features=features)
+        rows.to_parquet(str(tmp_path / "files" / f"{split}.parquet"))
+    small = ("data.size=8", "data.resize=9", "data.num_workers=0", "data.validation=0.2", "augment=resized_crop")
+    model = ("model=digits_cnn", "+model.num_classes=2", "+model.in_channels=3", "model.width=8", "quantizer=xnor")
+    quiet = ("trainer.enable_progress_bar=false", "doctor.every=null", "epochs=3", "batch_size=8")
+    found = []
+    for data, root in (("imagenet", "folders"), ("imagenet_huggingface", "files")):
+        chosen = (f"data={data}", f"data.root={root}", f"run_dir=of_{root}")
+        done = command("experiments.train", *chosen, *small, *model, *quiet)
+        assert done.status == 0, done.err
+        result = json.loads((tmp_path / f"of_{root}" / "result.json").read_text())
+        found.append((result["accuracy"], result["data"], (tmp_path / f"of_{root}" / "metrics.csv").read_text()))
+    assert found[0] == found[1]
+    assert found[0][1] == {"name": "imagenet", "train": 32, "validation": 8, "test": 12}
