@@ -26,6 +26,9 @@ _BY_ROW = {
 # Those that treat each matrix (the last two axes) by itself.
 _BY_MATRIX = {aten.bmm, aten.matmul}
 _OVER_AN_AXIS = {aten.softmax, aten.log_softmax}
+# Those that meet constants number by number, stretched as they may be: biases and masks of windows of tokens.
+_BY_NUMBER = {aten.add, aten.sub, aten.mul, aten.div}
+MIXED = object()
 
 
 def by_parts(node: Node, build: Builder, args: Any, kwargs: Any, rule: Callable[..., Any]) -> Value | None:
@@ -40,10 +43,18 @@ def by_parts(node: Node, build: Builder, args: Any, kwargs: Any, rule: Callable[
         return None
     is_norm = getattr(node.target, "overloadpacket", None) is aten.batch_norm  # whose channels come first
     given = iter([build.channels_first(part.value) if is_norm else part.value for part in parts])
+    shape = tuple(node.results[0].shape)
+    by_number = getattr(node.target, "overloadpacket", None) in _BY_NUMBER
+
+    if by_number:
+        args, kwargs = mapped((args, kwargs), lambda a: parts[0].constant(a, shape) if isinstance(a, Tensor) else a)
+    if any(a is MIXED for a in leaves((args, kwargs))):
+        return None
     named = mapped((args, kwargs), lambda a: next(given) if isinstance(a, Value) else a)
+    build.by_image = parts[0].by_image
     made = rule(build, *named[0], **named[1])
     made = build.channels_last(made) if is_norm else made
-    return parts[0].spread(made, tuple(node.results[0].shape), build)
+    return parts[0].spread(made, shape, build)
 
 
 def _axes_of_part(node: Node, operands: Sequence[Value], args: Any, kwargs: Any) -> int | None:
@@ -62,10 +73,10 @@ def _axes_of_part(node: Node, operands: Sequence[Value], args: Any, kwargs: Any)
     if packet in _BY_MATRIX:
         if constants:
             return 1 if args[0] is operands[0] and math.prod(constants[0].shape[:-2]) == 1 else None
-        return 2 if rank == 3 else None
+        return 2 if rank > 2 and len({a.shape[:-2] for a in operands}) == 1 else None
     if packet not in _BY_ROW:
         return None
-    if packet not in (aten.linear, aten.layer_norm, aten.rms_norm) and any(
+    if packet not in {aten.linear, aten.layer_norm, aten.rms_norm, *_BY_NUMBER} and any(
         c.numel() > 1 and c.numel() != c.shape[-1] for c in constants
     ):
         return None
@@ -95,6 +106,23 @@ class _Parts:
     def same_images(self, other: "_Parts") -> bool:
         """Whether the parts of another view belong to the same images."""
         return torch.equal(self.first, other.first) and torch.equal(self.second, other.second)
+
+    @property
+    def by_image(self) -> bool:
+        """Whether the parts of the first image come before those of the second."""
+        return bool((self.first < self.second[0]).all())
+
+    def constant(self, a: Tensor, shape: tuple[int, ...]) -> Any:
+        """Return a constant as it meets the parts, (parts, *sides), or MIXED if images meet different ones.
+
+        shape: of the view that it is stretched to.
+        """
+        if a.numel() == 1:
+            return a
+        sides = self.value.shape[1:]
+        found = a.detach().expand(shape).reshape(-1, *sides)
+        first, second = found[self.first], found[self.second]
+        return first if torch.equal(first, second) else MIXED
 
     def spread(self, made: Value, shape: tuple[int, ...], build: Builder) -> OffBatch:
         """Return the view of this shape of what was made of the parts."""

@@ -54,6 +54,25 @@ def heads(x):
     return torch.bmm(scores, q).transpose(0, 1).reshape(t, n, c).transpose(0, 1)
 
 
+def windows(m, x):
+    """Attention within two windows of an image, counted as images, under a bias for all and a mask for each."""
+    q = x.view(-1, 2, 3, 2).transpose(1, 2).reshape(-1, 1, 3, 2)
+    mask = torch.arange(18.0).view(2, 1, 3, 3).repeat(len(x), 1, 1, 1) / 9
+    scores = q @ q.transpose(-2, -1) * 0.5 + m.b.weight[:3, :3] + mask
+    return (scores.softmax(-1) @ q).view(-1, 3, 2, 2).transpose(1, 2).flatten(1)
+
+
+def other_mask_for_each_image(m, x):
+    q = x.view(-1, 2, 3, 2).flatten(0, 1)
+    return (q + torch.arange(2.0 * len(x))[:, None, None]).view(-1, 12)
+
+
+def stretched(m, x):
+    rows = torch.arange(3.0)[:, None]
+    y = (x[:, None, None] - rows).relu() * torch.ones(2, 1, 1) / torch.tensor([1.0, 2.0])[:, None, None]
+    return y.sum((1, 2)) + (rows - x[:, None]).amax(1) + (x[:, None] + rows / 2).flatten(1)[:, 12:24]
+
+
 def through_data(m, x):
     kept, same = x * 2, x
     x.data = torch.where(x.data >= 0, 1.0, -1.0)
@@ -72,6 +91,8 @@ SPELLED = {
     "tokens in the batch": lambda m, x: rows(m, x.view(-1, 3, 4).transpose(1, 2).reshape(-1, 3)).view(len(x), -1),
     "batch behind": lambda m, x: behind(x.T.contiguous().T.view(-1, 3, 4).transpose(0, 1)).transpose(0, 1).flatten(1),
     "heads in the batch": lambda m, x: heads(x.view(-1, 3, 4)).flatten(1),
+    "windows in the batch": windows,
+    "stretched": stretched,
     "einsum": lambda m, x: torch.einsum("nk,ok->no", x, m.a.weight),
     "relu of every kind": lambda m, x: F.relu6(F.relu(x) + x.relu() + torch.relu_(x.clone()) + nn.ReLU()(x)),
 }
@@ -118,6 +139,29 @@ def test_code_that_asks_for_the_number_of_images():
         program = Program(lambda m, x, n=count, f=change: f(x) if len(x) == n else x)
         with pytest.raises(ConversionError, match="only what does not depend on the number of images"):
             bnn.convert(program.eval(), images(1, 12))
+
+
+def test_constants_that_tell_images_apart_are_refused():
+    with pytest.raises(ConversionError, match="changes the batch"):
+        bnn.convert(Program(other_mask_for_each_image).eval(), images(1, 12))
+
+
+@pytest.mark.parametrize("counted", ["as images", "before images"])
+def test_levels_of_tokens_counted_as_images_are_compared(counted):
+    torch.manual_seed(0)
+
+    def run(m, x):
+        shifts = torch.arange(3.0)[:, None]
+        if counted == "as images":
+            return m.bits((x[:, None] - shifts).flatten(0, 1)).view(-1, 3, 12).sum(1)
+        return m.bits((x[None].repeat(3, 1, 1) - shifts[:, None]).flatten(0, 1)).view(3, -1, 12).movedim(0, 1).sum(1)
+
+    network = Program(run).eval()
+    report = bnn.check_parity(network, bnn.convert(network, images(1, 12)), images(5, 12))
+    assert report.ok
+    compared = {step.source: step.elements for step in report.steps}
+    # In the order of PyTorch's tokens where those of an image follow one another; elsewhere only what follows is.
+    assert compared.get("bits input") == (5 * 3 * 12 if counted == "as images" else None)
 
 
 def test_a_network_that_does_not_run_on_one_image():

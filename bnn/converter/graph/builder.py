@@ -89,10 +89,14 @@ def _bias(bias: Tensor | None) -> np.ndarray | None:
 
 
 class Builder:
-    """Makes the values that a rule returns. place: the dotted path that the rule is called for, for messages."""
+    """Makes the values that a rule returns. place: the dotted path that the rule is called for, for messages.
+
+    by_image: whether PyTorch has those of one image together and in the same order, if it counts tokens as images.
+    """
 
     def __init__(self, place: str = "", part: Callable[[nn.Module, Sequence[Value], str], Any] | None = None):
         self.place = place
+        self.by_image = True
         self._part = part  # makes values of a module without a rule
 
     def fail(self, reason: str) -> NoReturn:

@@ -74,7 +74,7 @@ class _Recorder:
             for i, x in enumerate(node.results):
                 self._keep(node.place_of(i), x)
             if isinstance(node.target, nn.Module):
-                self._keep_levels(node, node.target)
+                self._keep_levels(node, node.target, len(inputs[0]))
         self.bytes_of_input = kept // len(inputs[0])
         return outputs_of(captured.returned)
 
@@ -96,7 +96,7 @@ class _Recorder:
         for source, read in self.readers.get(place, ()):
             self.values[source] = read(result.numpy())
 
-    def _keep_levels(self, node: Node, module: nn.Module) -> None:
+    def _keep_levels(self, node: Node, module: nn.Module, count: int) -> None:
         quantizers: dict[str, Any] = {"input": getattr(module, "input_quantizer", None), "levels": module}
         for what, quantizer in quantizers.items():
             source = f"{node.place} {what}"
@@ -104,6 +104,8 @@ class _Recorder:
                 given = node.args[0]
                 x = given.node.results[given.index] if isinstance(given, Output) else given
                 levels = as_one_term(quantizer.planes(x)).levels().numpy()
+                if len(levels) != count:  # tokens counted as images
+                    levels = levels.reshape(count, -1, *levels.shape[1:])
                 # Tokens are converted with their features as channels.
                 self.values[source] = np.moveaxis(levels, -1, 1) if isinstance(module, nn.Linear) else levels
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnn.converter.graph.builder import Builder
-from bnn.converter.graph.values import Add, Affine, Channelwise, Curve, Moved, Value
+from bnn.converter.graph.values import Add, Affine, Channelwise, Curve, Moved, Refused, Value
 from bnn.converter.recognize.whole import is_whole
 from bnn.converter.registry import register_rule
 from bnn.layers.rprelu import RPReLU
@@ -187,6 +187,20 @@ def softplus(build: Builder, x: Value, beta: float = 1, threshold: float = 20) -
 # -- sums and products ------------------------------------------------------------------------------------------------
 
 
+def _stretched(build: Builder, x: Value, constant: Any) -> Value:
+    """Return a value repeated along the axes where a constant is longer, as in x[:, None] - centres[:, None]."""
+    sides = torch.as_tensor(constant).shape
+    rank = len(x.shape)
+    if isinstance(x, Refused) or len(sides) > rank + 1:
+        return x
+    try:
+        shape = torch.broadcast_shapes(x.shape, sides[max(0, len(sides) - rank) :])
+    except RuntimeError:  # what is wrong is told where the two meet
+        return x
+    repeated: Value = x if shape == x.shape else build.move(x, lambda places: places.expand(len(places), *shape))
+    return repeated
+
+
 @register_rule(aten.add)
 def add(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
     """a + alpha * b of two values, or of one and a constant."""
@@ -194,6 +208,7 @@ def add(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
         estimated = (_estimated(a, b) or _estimated(b, a)) if alpha == 1 else None
         return estimated or build.add(a, b if alpha == 1 else build.affine(b, scale=alpha))
     value, constant = (a, b * alpha) if isinstance(a, Value) else (build.affine(b, scale=alpha) if alpha != 1 else b, a)
+    value = _stretched(build, value, constant)
     aligned = build.aligned(value, constant)
     return build.affine(value, shift=aligned) if bool(aligned.any()) else value
 
@@ -202,13 +217,14 @@ def add(build: Builder, a: Any, b: Any, alpha: float = 1) -> Value:
 def subtract(build: Builder, a: Any, b: Any, alpha: float = 1) -> Any:
     """a - alpha * b."""
     if not isinstance(b, Value):
+        a = _stretched(build, a, b)
         return build.affine(a, shift=build.aligned(a, -(b * alpha)))
     if a is b and alpha == 1:
         return torch.zeros(2, *b.shape)
     if isinstance(a, Add) and alpha == 1 and b in a.inputs:  # q + y - y
         return a.inputs[1 - a.inputs.index(b)]
-    negative = build.affine(b, scale=-alpha)
-    return build.add(a, negative) if isinstance(a, Value) else build.affine(negative, shift=build.aligned(b, a))
+    negative = build.affine(b if isinstance(a, Value) else _stretched(build, b, a), scale=-alpha)
+    return build.add(a, negative) if isinstance(a, Value) else build.affine(negative, shift=build.aligned(negative, a))
 
 
 @register_rule(aten.rsub)
@@ -225,6 +241,7 @@ def multiply(build: Builder, a: Any, b: Any) -> Value:
             return build.curve(a, "square", torch.square, monotone=False)
         return build.multiply(a, b)
     value, constant = (a, b) if isinstance(a, Value) else (b, a)
+    value = _stretched(build, value, constant)
     return build.affine(value, scale=build.aligned(value, constant))
 
 
@@ -239,6 +256,7 @@ def divide(build: Builder, a: Any, b: Any, rounding_mode: str | None = None) -> 
         return build.divide(a, b)
     if isinstance(b, Value):
         return multiply(build, build.curve(b, "reciprocal", torch.reciprocal, monotone=False), a)
+    a = _stretched(build, a, b)
     divisor = build.aligned(a, b).to(torch.float64)
     if (divisor == 0).any():
         build.fail("a division by zero")

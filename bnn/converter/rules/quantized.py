@@ -197,7 +197,7 @@ def operands(build: Builder, layer: Any, x: Value, named: bool = True) -> tuple[
         if quantizer.absmax is not None:
             scale = _absmax(build, x, quantizer.absmax, over_all=not linear)
             x, quantizer = build.divide(x, scale), quantizer.absmax.at_one
-        source = f"{build.place} input" if named else ""
+        source = f"{build.place} input" if named and build.by_image else ""
         levels = levels_of(quantizer, x, build.place, source, channels_last=linear)
     elif layer.weight_quantizer.packable and isinstance(moved := bits_of(build, x), Unpacked):
         (levels,) = moved.inputs
