@@ -59,6 +59,7 @@ _AS_BEFORE: dict[str, Any] = {
     "start.observer": None,
     "start.batches": 4,
     "stages": None,
+    "classifier.step_rates": False,
     "teacher.run": None,
     "teacher.model": None,
     "teacher.weights": None,

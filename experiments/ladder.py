@@ -66,8 +66,11 @@ def jobs_of(config: DictConfig, rungs: list[Rung]) -> tuple[list[Job], list[Job]
 
 
 def calibrated(rung: Rung, config: DictConfig) -> list[str]:
-    """Return the options by which training begins with the steps of `bnn.calibrate`, where levels are evenly spaced."""
-    return [f"start.observer={config.observer}"] if rung.evenly_spaced else []
+    """Return the options by which training begins with the steps of `bnn.calibrate`, where levels are evenly spaced.
+
+    And stays near them: with the rate of the weights Adam moves a step of 8 bits by more than itself.
+    """
+    return [f"start.observer={config.observer}", "classifier.step_rates=true"] if rung.evenly_spaced else []
 
 
 def measured(engine: Any, model: Any, subject: Subject, exact: np.ndarray, folder: Path) -> Row:

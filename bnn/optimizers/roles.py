@@ -44,7 +44,7 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
 
 
 def parameter_groups(
-    model: nn.Module, no_decay: Sequence[str] = ("latent",), glorot_rates: bool = False
+    model: nn.Module, no_decay: Sequence[str] = ("latent",), glorot_rates: bool = False, step_rates: bool = False
 ) -> list[dict[str, Any]]:
     """Return one parameter group for each role that the model has: {"params", "role"}, as torch optimizers take them.
 
@@ -53,6 +53,10 @@ def parameter_groups(
     glorot_rates: a group for each latent weight, with `rate_scale` = 1 / sqrt(1.5 / (fan in + fan out)), by which
     `scale_rates` multiplies its learning rate: BinaryConnect's and BinaryNet's rule (Courbariaux et al. 2015, section
     2.5), the inverse of Glorot's initial bound, for latents in [-1, 1].
+    step_rates: the learned steps of evenly spaced levels (LSQ) in groups of their own, with `rate_scale` = 1 / Q of the
+    level Q that is the furthest from 0: then a step moves the ends of its range, s Q, as far as the learning rate says,
+    as a weight moves. Optimizers such as Adam, whose steps do not grow with the gradient, undo the factor by which LSQ
+    multiplies the gradient to that end (Esser et al. 2020, section 2.2), and move a step of 8 bits by more than itself.
     ValueError if a role is unknown or nothing is trained.
     """
     unknown = set(no_decay) - set(ROLES)
@@ -63,14 +67,29 @@ def parameter_groups(
         raise ValueError(f"{type(model).__name__} has no parameter that is trained")
     parameters = dict(model.named_parameters())
     groups: list[dict[str, Any]] = []
+    steps = _learned_steps(model) if step_rates else {}
     for role in ROLES:
-        members = [parameters[name] for name, given in roles.items() if given == role]
+        members = [parameters[name] for name, given in roles.items() if given == role and name not in steps]
         spared = {"weight_decay": 0.0} if role in no_decay else {}
         if role == "latent" and glorot_rates:
             groups += [{"params": [w], "role": role, "rate_scale": _glorot_rate(w)} | spared for w in members]
         elif members:
             groups.append({"params": members, "role": role} | spared)
+        if role == "quantizer":
+            for level in sorted(set(steps.values())):
+                of_level = [parameters[name] for name in steps if steps[name] == level and name in roles]
+                groups += [{"params": of_level, "role": role, "rate_scale": 1 / level} | spared] if of_level else []
     return groups
+
+
+def _learned_steps(model: nn.Module) -> dict[str, int]:
+    """Return {dotted name: the level furthest from 0} of each step of evenly spaced levels that is a parameter."""
+    found = {}
+    for name, module in model.named_modules():
+        grid = module.grid if isinstance(module, Quantizer) else None
+        if grid is not None and isinstance(getattr(module, "step", None), nn.Parameter):
+            found[f"{name}.step" if name else "step"] = max(-grid.low, grid.high)
+    return found
 
 
 def _glorot_rate(weight: nn.Parameter) -> float:
@@ -87,6 +106,6 @@ def scale_rates(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         if "rate_scale" not in group:
             continue
-        if getattr(optimizer, "latent_free", False):
+        if group["role"] == "latent" and getattr(optimizer, "latent_free", False):
             raise ValueError(f"{type(optimizer).__name__} has no latent weights whose rates could be scaled")
         group["lr"] *= group["rate_scale"]

@@ -35,8 +35,8 @@ class Classifier(LightningModule):
     optimizer, scheduler: factories, of parameter groups by role (bnn.optimizers.parameter_groups) and of the
     optimizer; the scheduler steps once an epoch. latent_clip: bound of latent weights after each step, or None.
     center_latents: subtract their mean over input channels after each step, as the XNOR-Net authors' code does.
-    no_decay: roles of parameters that weight decay spares. glorot_rates: learning rates of latents by BinaryNet's rule
-    (bnn.optimizers.parameter_groups). pack_activations: less memory for more time, the same gradients (bnn.memory).
+    no_decay: roles of parameters that weight decay spares. glorot_rates: learning rates of latents by BinaryNet's rule;
+    step_rates: of LSQ's steps by their levels (bnn.optimizers.parameter_groups). pack_activations: less memory for more time, the same gradients (bnn.memory).
     loss: of logits (N, classes) and labels (N,), cross-entropy by default. mixup: alpha of Beta(alpha, alpha), by which
     pairs of images are mixed and their losses weighed (Zhang et al. 2018, arXiv:1710.09412, section 2; one weight a
     batch, as in the authors' code); 0 mixes none. The accuracy of training then counts the label of the larger share.
@@ -65,6 +65,7 @@ class Classifier(LightningModule):
         center_latents: bool = False,
         no_decay: Sequence[str] = ("latent",),
         glorot_rates: bool = False,
+        step_rates: bool = False,
         pack_activations: bool = False,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         mixup: float = 0.0,
@@ -98,7 +99,7 @@ class Classifier(LightningModule):
         self._steps, self._finite_steps = 0, torch.zeros((), dtype=torch.int64)
         self._center_latents = center_latents
         self._no_decay = no_decay
-        self._glorot_rates = glorot_rates
+        self._scaled_rates = {"glorot_rates": glorot_rates, "step_rates": step_rates}
         self._packs = pack_activations
         self._packing: ActivationPacking | None = None
         self._random_numbers: dict[str, Tensor] = {}
@@ -107,7 +108,7 @@ class Classifier(LightningModule):
         self._looks_at_losses = self._gives_bits = False
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(parameter_groups(self.network, self._no_decay, self._glorot_rates))
+        optimizer = self._optimizer(parameter_groups(self.network, self._no_decay, **self._scaled_rates))
         scale_rates(optimizer)
         clips = self._latent_clip is not None and self._latent_clip < 1
         if getattr(optimizer, "latent_free", False) and (self._center_latents or clips):

@@ -12,7 +12,15 @@ from torch import nn
 
 from bnn.layers import QuantConv2d, QuantLinear
 from bnn.optimizers import Bop, Bop2ndOrder, CompositeOptimizer, parameter_groups, parameter_roles, scale_rates
-from bnn.quantizers import FullPrecision, Quantizer, SteSign
+from bnn.quantizers import (
+    AffineActivation,
+    FullPrecision,
+    LsqActivation,
+    LsqWeight,
+    Quantizer,
+    SteSign,
+    XnorWeight,
+)
 
 OPTIMIZERS = {"latent": partial(Bop, gamma=0.1, threshold=0.01), "rest": torch.optim.Adam}
 
@@ -234,6 +242,28 @@ def test_rates_of_latents_by_glorots_rule():
         torch.testing.assert_close(before[name] - value, torch.full_like(value, rates.get(name, 0.1)))
     with pytest.raises(ValueError, match="no latent weights"):
         scale_rates(CompositeOptimizer(parameter_groups(model, glorot_rates=True), OPTIMIZERS))
+
+
+def test_rates_of_steps_by_their_levels():
+    """Adam moves every parameter by lr at first: with the rates the ends of a range, step times level, by lr."""
+    model = nn.Sequential(
+        QuantConv2d(2, 3, 1, weight_quantizer=partial(LsqWeight, bits=8, per_channel=True)),
+        QuantConv2d(
+            3, 4, 1, weight_quantizer=partial(LsqWeight, bits=1), input_quantizer=partial(LsqActivation, bits=2)
+        ),
+        QuantConv2d(4, 4, 1, weight_quantizer=XnorWeight, input_quantizer=partial(AffineActivation, bits=8)),
+    )
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.Adam(parameter_groups(model, step_rates=True), lr=0.1)
+    scale_rates(optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    largest = {"0.weight_quantizer.step": 128, "1.input_quantizer.step": 3, "2.input_quantizer.step": 255}
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(before[name] - value, torch.full_like(value, 0.1 / largest.get(name, 1)))
+    names = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(names) == sorted(map(id, model.parameters()))
 
 
 # -- composite --------------------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ from bnn_kernels.runtime.recording import new_flag
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import contiguous
 
+# Positions with fewer channels than this, where they fill no vectors, are finished several at a time.
+MOST_SIDE_BY_SIDE = 64
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _NO_MAP = np.empty(0, np.float32)
 _NO_BITS = np.empty(0, np.uint8)
@@ -91,6 +93,17 @@ def _rows_kernel(kind: type) -> Any:
 
     epilogue_rows.__name__ = epilogue_rows.__qualname__ = f"epilogue_rows_{finish.py_func.__name__}"
     return jit(epilogue_rows)
+
+
+def _side_by_side(output: EpilogueOutput, table: np.ndarray, times: int) -> EpilogueOutput:
+    """Return an output whose positions are so many of those of another, with the table of so many."""
+    return output._replace(channels=output.channels * times, table=table, row_bytes=output.row_bytes * times)
+
+
+def _behind(output: EpilogueOutput, first: int) -> EpilogueOutput:
+    """Return an output of floats and bytes from a position on."""
+    at = first * output.channels
+    return output._replace(residual=output.residual[at:], out=output.out[at:], bits=output.bits[at:])
 
 
 class Epilogue:
@@ -178,6 +191,7 @@ class Epilogue:
             self._row(name)[:] = default if value is None else self._vector(name, value)
         self.packed_flip = np.packbits(directions, bitorder="little")
         self._straight_table = self.table
+        self._repeated: np.ndarray | None = None
         self._straight = self._is_straight()
 
     def _rounding(self) -> tuple[float | np.float32, ...]:
@@ -329,9 +343,40 @@ class Epilogue:
         if y.dtype not in (np.float32, np.int32):
             raise TypeError(f"the epilogue takes float32 or int32, got {y.dtype}")
         output, results = self.output(y.shape, residual, keep)
-        rows = math.prod(y.shape[:3])
-        run_rows(_rows_kernel(self.kind), rows, y.size // 2, contiguous(y).reshape(-1), tuple(output))
+        flat, rows, times = contiguous(y).reshape(-1), math.prod(y.shape[:3]), self._times
+        kernel, whole = _rows_kernel(self.kind), rows // times * times
+        if times > 1 and whole:
+            table = self._repeated_table()
+            work = whole * self.channels // LANES * 4
+            run_rows(kernel, whole // times, work, flat, tuple(_side_by_side(output, table, times)))
+        if times == 1:
+            run_rows(kernel, rows, y.size // 2, flat, tuple(output))
+        elif rows > whole:
+            left = _behind(output, whole)
+            run_rows(kernel, rows - whole, y.size // 2, flat[whole * self.channels :], tuple(left))
         return results()
+
+    @property
+    def _times(self) -> int:
+        """How many positions are finished side by side: few channels leave most of a vector's lanes empty.
+
+        Floats and bytes of neighbouring positions lie next to each other, so they are one position of more channels;
+        words of bits do not.
+        """
+        times = LANES // math.gcd(self.channels, LANES)
+        has_words = bool(self.multipliers) and not self.as_bytes
+        return 1 if has_words or self.channels >= MOST_SIDE_BY_SIDE else times
+
+    def _repeated_table(self) -> np.ndarray:
+        """Return the table of so many positions side by side; made once."""
+        if self._repeated is None:
+            times = self._times
+            lanes = lanes_of.py_func(self.channels * times)
+            rows = self.table[SAME:].reshape(-1, self._lanes)[:, : self.channels]
+            table = np.zeros((len(rows), lanes), np.float32)
+            table[:, : self.channels * times] = np.tile(rows, times)
+            self._repeated = np.concatenate([self.table[:SAME], table.reshape(-1)])
+        return self._repeated
 
     def apply_reference(
         self, y: np.ndarray, residual: np.ndarray | None = None, keep: bool = True
