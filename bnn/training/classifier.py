@@ -36,7 +36,8 @@ class Classifier(LightningModule):
     optimizer; the scheduler steps once an epoch. latent_clip: bound of latent weights after each step, or None.
     center_latents: subtract their mean over input channels after each step, as the XNOR-Net authors' code does.
     no_decay: roles of parameters that weight decay spares. glorot_rates: learning rates of latents by BinaryNet's rule;
-    step_rates: of LSQ's steps by their levels (bnn.optimizers.parameter_groups). pack_activations: less memory for more time, the same gradients (bnn.memory).
+    step_rates: those of LSQ's steps by their levels (bnn.optimizers.parameter_groups).
+    pack_activations: less memory for more time, the same gradients (bnn.memory).
     loss: of logits (N, classes) and labels (N,), cross-entropy by default. mixup: alpha of Beta(alpha, alpha), by which
     pairs of images are mixed and their losses weighed (Zhang et al. 2018, arXiv:1710.09412, section 2; one weight a
     batch, as in the authors' code); 0 mixes none. The accuracy of training then counts the label of the larger share.

@@ -5,6 +5,7 @@ import itertools
 import bnn_kernels as bk
 import numpy as np
 import pytest
+from bnn_kernels.bits.level_bytes import as_planes
 
 
 def make(rng, channels, residual, activation, clamp, bits, norm=False):
@@ -53,6 +54,32 @@ def test_alone_and_behind_layers(residual, activation, clamp, bits, channels):
     x = bk.pack(rng.standard_normal((3, 130)))
     rest = rng.standard_normal((3, 1, 1, channels)).astype(np.float32) if residual else None
     same(linear.finish(x, epilogue, rest), epilogue.apply_reference(linear.channels_last(x), rest))
+
+
+@pytest.mark.parametrize("residual", [None, "before", "after"])
+@pytest.mark.parametrize("channels", [1, 3, 6, 12, 20, 31, 40, 63, 64, 70])
+def test_bytes_of_few_channels(residual, channels):
+    """Positions that are finished side by side: floats and bytes are those of planes, which are finished one by one."""
+    rng = np.random.default_rng(channels)
+    vectors = {
+        name: rng.standard_normal(channels).astype(np.float32)
+        for name in ("scale", "shift", "norm_scale", "norm_shift", "pre", "slope", "post", "level_scale", "level_shift")
+    }
+    made = bk.UniformLevels(float(np.float32(0.11)), True, 0, 15, 4)
+    in_bytes, in_planes = (
+        bk.Epilogue(channels, **vectors, residual=residual, low=-1.0, levels=made, as_bytes=form)
+        for form in (True, False)
+    )
+    for positions in (1, 15, 16, 37):
+        y = rng.integers(-9, 9, (1, 1, positions, channels)).astype(np.int32)
+        rest = rng.standard_normal(y.shape).astype(np.float32) if residual else None
+        for keep in (True, False):
+            floats, levels = in_bytes(y, rest, keep)
+            same((floats, as_planes(levels)), in_planes(y, rest, keep))
+        last = np.full(y.shape, 1.0, np.float32)
+        last[..., -1] = np.nan
+        with pytest.raises(ValueError, match="NaN"):
+            in_bytes(last, rest)
 
 
 @pytest.mark.parametrize("parts", [("norm_scale",), ("norm_shift",), ("norm_scale", "norm_shift")])
