@@ -59,10 +59,25 @@ def jobs_of(config: DictConfig, rungs: list[Rung]) -> tuple[list[Job], list[Job]
         return base, []
     # Those of its quantizer are of no use to another one, and some, as ~quantizer.weight.bits, cannot be.
     others = [text for text in options if not key_of(text).startswith("quantizer.")]
-    jobs = jobs_for(config, cells, others, [job.seed for job in base])
+    seeds = [job.seed for job in base]
+    by_rung = {job.cell: job for job in jobs_for(config, cells, others, seeds[:1])}
+    for rung in rungs:
+        if rung.rectified and takes_place_of_relu(base[0].config, by_rung[rung.name].config):
+            cells[rung.name] += rung.rectified
+    jobs = jobs_for(config, cells, others, seeds)
     with shown(jobs) as report:
         run_jobs(jobs, report)
     return base, jobs
+
+
+def takes_place_of_relu(base: DictConfig, quantized: DictConfig) -> bool:
+    """Return whether a network has a ReLU in full precision that it leaves to its quantizers otherwise."""
+    from torch import nn
+
+    from experiments.steps import make_network
+
+    with_relus, without = (dict(make_network(config).named_modules()) for config in (base, quantized))
+    return any(isinstance(m, nn.ReLU) and not isinstance(without.get(name), nn.ReLU) for name, m in with_relus.items())
 
 
 def calibrated(rung: Rung, config: DictConfig) -> list[str]:

@@ -12,7 +12,8 @@ class Rung(NamedTuple):
 
     ptq: bits of all layers that are quantized without training; quantizer: of configs/quantizer, with which the network
     is trained further from its FP32 weights; neither: it stays in floats. evenly_spaced: are that quantizer's levels,
-    so that training begins with the steps of bnn.calibrate.
+    so that training begins with the steps of bnn.calibrate. rectified: options by which it cuts off what is negative,
+    for networks of which it takes the place of a ReLU.
     """
 
     name: str
@@ -22,8 +23,10 @@ class Rung(NamedTuple):
     dynamic: bool = False
     quantizer: str | None = None
     evenly_spaced: bool = False
+    rectified: tuple[str, ...] = ()
 
 
+_UNSIGNED = ("quantizer.input.signed=false",)
 RUNGS = {
     rung.name: rung
     for rung in (
@@ -36,8 +39,8 @@ RUNGS = {
         Rung("linear4", "4/8", ("onnxruntime 4 bits",)),
         Rung("linear2", "2/8", ("onnxruntime 2 bits",)),
         Rung("int8_qat", "8/8", quantizer="int8", evenly_spaced=True),
-        Rung("lsq4", "4/4", quantizer="lsq4", evenly_spaced=True),
-        Rung("lsq2", "2/2", quantizer="lsq2", evenly_spaced=True),
+        Rung("lsq4", "4/4", quantizer="lsq4", evenly_spaced=True, rectified=_UNSIGNED),
+        Rung("lsq2", "2/2", quantizer="lsq2", evenly_spaced=True, rectified=_UNSIGNED),
         Rung("ternary", "t/32", quantizer="twn"),
         Rung("bwn", "1/32", quantizer="bwn"),
         Rung("xnor", "1/1", quantizer="xnor"),

@@ -7,7 +7,7 @@ from torch import nn
 
 from bnn.layers import QuantConv2d
 from bnn.models.first_layer import StemKind, first_layers
-from bnn.models.options import LayerOptions, scaled
+from bnn.models.options import LayerOptions, bends, scaled
 from bnn.pixels import Pixels
 
 # Channels and kernel of the convolutions of each stage; 2x2 max pooling stands between stages.
@@ -62,7 +62,7 @@ class DarknetExtraction(nn.Sequential):
                 after = scaled(channels, width)
                 conv = QuantConv2d(before, after, kernel, padding=kernel // 2, bias=False, **options)
                 layers[f"norm{index}"] = nn.BatchNorm2d(before)
-                layers[f"leaky{index}"] = nn.Identity() if conv.input_quantizer.packable else nn.LeakyReLU(SLOPE)
+                layers[f"leaky{index}"] = nn.Identity() if bends(conv) else nn.LeakyReLU(SLOPE)
                 layers[f"conv{index}"] = conv
                 before = after
                 index += 1

@@ -34,12 +34,21 @@ def for_linear(options: LayerOptions) -> LinearOptions:
     return {key: value for key, value in options.items() if key != "pad_value"}  # type: ignore[return-value]
 
 
-def rectifier(layer: QuantConv2d | QuantLinear) -> nn.Module:
-    """Return what stands before a layer whose input quantizer is the block's only nonlinearity.
+def bends(layer: QuantConv2d | QuantLinear) -> bool:
+    """Return whether a layer's input quantizer can be the only nonlinearity of a block.
 
-    Nothing where the input is quantized; a ReLU where it stays float, or the FP32 twin would be a linear map.
+    Not where the input stays float, or the FP32 twin would be a linear map, nor where the levels cover whatever range
+    the input has, as those of INT8 libraries do.
     """
-    return nn.Identity() if layer.input_quantizer.packable else nn.ReLU()
+    quantizer = layer.input_quantizer
+    grid = quantizer.grid
+    covers_all = quantizer.absmax is not None or (grid is not None and grid.has_zero_point)
+    return quantizer.packable and not covers_all
+
+
+def rectifier(layer: QuantConv2d | QuantLinear) -> nn.Module:
+    """Return what stands before a layer: nothing where its input quantizer `bends`, elsewhere a ReLU."""
+    return nn.Identity() if bends(layer) else nn.ReLU()
 
 
 def scaled(channels: int, width: float) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bnn.layers import QuantConv2d
 from bnn.models.first_layer import StemKind
-from bnn.models.options import LayerOptions, scaled
+from bnn.models.options import LayerOptions, bends, scaled
 from bnn.models.stem import Layout, head, input_shape, stem_layers
 from bnn.pixels import Pixels
 
@@ -46,7 +46,7 @@ class RealToBinaryUnit(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm2d(before)
         self.conv = QuantConv2d(before, after, 3, stride, 1, bias=False, **options)
-        self.tanh = nn.Identity() if self.conv.input_quantizer.packable else nn.Tanh()
+        self.tanh = nn.Identity() if bends(self.conv) else nn.Tanh()
         self.gate = ChannelGate(before, after, reduction)
         self.prelu = nn.PReLU(after)
         self.shortcut: nn.Module = nn.Identity()

@@ -39,7 +39,7 @@ from bnn.models.meliusnet22 import ImprovementBlock
 from bnn.models.reactnet import ReActBlock
 from bnn.models.real_to_binary import RealToBinaryUnit
 from bnn.models.resnet20 import ShortcutA
-from bnn.quantizers import DoReFaActivation, DoReFaWeight, RSign, SteSign, XnorWeight
+from bnn.quantizers import DoReFaActivation, DoReFaWeight, Quantizer, RSign, SteSign, XnorWeight
 
 BINARY = {"weight_quantizer": XnorWeight, "input_quantizer": SteSign}
 NARROW = 0.125
@@ -105,6 +105,15 @@ def test_the_fp32_twin_is_no_linear_map(name):
     with torch.no_grad():
         middle = (model(x) + model(-x)) / 2 - model(torch.zeros_like(x))
     assert middle.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_integers_that_cover_all_of_an_input_are_the_fp32_network(name):
+    """Levels of INT8 libraries bend nothing, so what is a ReLU in full precision stays one."""
+    full, integers = (build(name, quantizer, NARROW) for quantizer in ("fp32", "int8"))
+    quantizers = {name for name, m in integers.named_modules() if isinstance(m, Quantizer)}
+    kinds = {name: type(m) for name, m in integers.named_modules() if name not in quantizers}
+    assert kinds == {name: type(m) for name, m in full.named_modules() if name not in quantizers}
 
 
 def parameters(model, *kinds):

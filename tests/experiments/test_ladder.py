@@ -158,10 +158,11 @@ def test_a_rung_takes_nothing_of_the_quantizer_before_it(tmp_path, monkeypatch):
     """A run in FP32 may come from a grid of widths, whose options take keys away that another quantizer lacks."""
     monkeypatch.chdir(tmp_path)
     grid = ["quantizer=lsq2", "quantizer.weight._target_=bnn.quantizers.FullPrecision", "~quantizer.weight.bits"]
-    base = ([SimpleNamespace(seed=4)], ["experiment=methods_mnist", *grid, "epochs=2"], Path("runs/fp32"))
-    monkeypatch.setattr(ladder, "base_jobs", lambda config: base)
     monkeypatch.setattr(ladder, "run_jobs", lambda jobs, report: [])
     with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+        job = SimpleNamespace(seed=4, config=compose("train", ["experiment=methods_mnist"]))
+        base = ([job], ["experiment=methods_mnist", *grid, "epochs=2"], Path("runs/fp32"))
+        monkeypatch.setattr(ladder, "base_jobs", lambda config: base)
         config = compose("ladder", ["run=runs/fp32", "fine_tuning=['epochs=5']", "observer=entropy"])
         _, jobs = ladder.jobs_of(config, [RUNGS["xnor"], RUNGS["lsq4"]])
     found = {job.cell: job.config for job in jobs}
@@ -169,6 +170,18 @@ def test_a_rung_takes_nothing_of_the_quantizer_before_it(tmp_path, monkeypatch):
     assert {name: (one.quantizer.name, one.epochs, one.start.observer) for name, one in found.items()} == {
         "xnor": ("xnor", 5, None), "lsq4": ("lsq4", 5, "entropy"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "signed"), [("lenet5", True), ("resnet8", False)])
+def test_a_rung_is_unsigned_where_it_takes_the_place_of_a_relu(model, signed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ladder, "run_jobs", lambda jobs, report: [])
+    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+        options = [f"model={model}"]
+        job = SimpleNamespace(seed=0, config=compose("train", options))
+        monkeypatch.setattr(ladder, "base_jobs", lambda config: ([job], options, Path("runs/fp32")))
+        _, jobs = ladder.jobs_of(compose("ladder", ["run=runs/fp32"]), [RUNGS[n] for n in ("int8_qat", "lsq4", "lsq2")])
+    assert [job.config.quantizer.input.get("signed") for job in jobs] == [None, signed, signed]
 
 
 def test_a_training_that_fails_is_a_row_and_stops_no_other(trained, tmp_path, monkeypatch, command):
