@@ -83,7 +83,7 @@ def takes_place_of_relu(base: DictConfig, quantized: DictConfig) -> bool:
 def calibrated(rung: Rung, config: DictConfig) -> list[str]:
     """Return the options by which training begins with the steps of `bnn.calibrate`, where levels are evenly spaced.
 
-    And stays near them: with the rate of the weights Adam moves a step of 8 bits by more than itself.
+    And stays near them: with the rate of the weights Adam moves a step of 8 bits by as much as itself.
     """
     return [f"start.observer={config.observer}", "classifier.step_rates=true"] if rung.evenly_spaced else []
 
