@@ -5,10 +5,11 @@ RUN := $(VENV)/bin/python -m
 # Processes of the test suite.
 JOBS ?= 2
 STAMP := $(VENV)/.installed
+HYDRA_NEXT := .venv-hydra-next
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP) ## make .venv with the exact versions of constraints.txt (PIP_ARGS=... goes to pip)
 
@@ -25,6 +26,13 @@ test: lint $(STAMP) ## lint, type check and the whole test suite (also: make tes
 
 test-fast: $(STAMP) ## the test suite without lint and types
 	$(RUN) pytest -q -n $(JOBS) --dist worksteal
+
+test-hydra-next: ## tests/experiments with the newest pre-releases of Hydra and OmegaConf, in a .venv of their own
+	$(PYTHON) -m venv $(HYDRA_NEXT)
+	$(HYDRA_NEXT)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e kernels -e '.[dev]'
+	$(HYDRA_NEXT)/bin/pip install --quiet --disable-pip-version-check --pre --upgrade $(PIP_ARGS) hydra-core omegaconf
+	$(HYDRA_NEXT)/bin/pip freeze | grep -iE '^(hydra-core|omegaconf)=='
+	$(HYDRA_NEXT)/bin/python -m pytest -q -n $(JOBS) --dist worksteal tests/experiments
 
 lint: $(STAMP) ## ruff (lint, format) and mypy
 	$(RUN) ruff check .
@@ -66,6 +74,6 @@ $(VENV)/.docs-installed: $(STAMP)
 	@touch $@
 
 clean: ## remove .venv, runs and caches
-	rm -rf $(VENV) runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(HYDRA_NEXT) runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test test-fast lint bench figures docs clean
+.PHONY: help setup demo test test-fast test-hydra-next lint bench figures docs clean

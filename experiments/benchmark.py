@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import Progress
 from rich.table import Table
@@ -19,6 +18,7 @@ from rich.table import Table
 from experiments import benchmark_costs, benchmark_decoder, benchmark_networks, benchmark_widths, cli
 from experiments.benchmark_kernels import binary_layers
 from experiments.commands import this_command
+from experiments.hydra_versions import instantiate
 from experiments.results import write_json
 from experiments.roofline import roofline
 from experiments.timing import pair, set_threads

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from experiments import cli
 from experiments.commands import this_command
 from experiments.config_values import ConfigError
+from experiments.hydra_versions import instantiate
 from experiments.results import write_json
 from experiments.timing import Timing, in_turn, set_threads
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import Progress
 from rich.table import Table
 
 from experiments import cli, process_memory
 from experiments.commands import this_command
+from experiments.hydra_versions import instantiate
 from experiments.results import write_json
 from experiments.timing import in_turn, set_threads
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 from hydra import compose
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import Progress
 from rich.table import Table
 
 from experiments import cli
 from experiments.commands import this_command
+from experiments.hydra_versions import instantiate
 from experiments.results import write_json
 from experiments.timing import Timing, in_turn, set_threads
 from experiments.widths import Width, rises

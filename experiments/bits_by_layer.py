@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
@@ -25,6 +24,7 @@ from experiments import cli
 from experiments.collect import write_ledger
 from experiments.commands import key_of, quoted, this_command
 from experiments.config_values import ConfigError
+from experiments.hydra_versions import instantiate
 from experiments.identity import experiment_id
 from experiments.layer_costs import check_widths, read_costs
 from experiments.layer_plan import Plan, make_plan

@@ -25,6 +25,7 @@ from rich.console import Console
 from experiments.command_help import CONFIGS as CONFIGS
 from experiments.command_help import composed, help_text
 from experiments.config_values import ConfigError, did_you_mean
+from experiments.hydra_versions import VERSION_BASE as VERSION_BASE
 
 # Each job of a sweep that fails leaves a file in the folder that this variable names, from whatever process it runs in.
 _FAILED_JOBS = "BITPLANES_FAILED_JOBS"
@@ -179,7 +180,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, expected: tuple[typ
     known: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, ConfigError, *expected)
     arguments = get_args_parser().parse_args()
     job = _Job(task, known)
-    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)
+    main = hydra.main(**VERSION_BASE, config_path=str(CONFIGS), config_name=config_name)(job)
     try:
         if arguments.help:
             doc = sys.modules[task.__module__].__doc__

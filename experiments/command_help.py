@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import identity  # noqa: F401, configs may ask for ${experiment:}
+from experiments.hydra_versions import VERSION_BASE
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -54,7 +55,7 @@ def composed(config_name: str, overrides: Sequence[str], folder: str | None, **o
     """Return a command's config with these overrides, groups of `folder` (--config-dir) among them."""
     GlobalHydra.instance().clear()
     more = [] if folder is None else [f"hydra.searchpath=['file://{Path(folder).resolve()}']"]
-    hydra.initialize_config_dir(str(CONFIGS), version_base="1.3")
+    hydra.initialize_config_dir(str(CONFIGS), **VERSION_BASE)
     return hydra.compose(config_name, [*overrides, *more], **options)
 
 

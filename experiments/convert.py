@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import cli
+from experiments.hydra_versions import instantiate
 from experiments.identity import experiment_id
 from experiments.lock import run_lock
 from experiments.results import bits_name, write_json

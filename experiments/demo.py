@@ -59,7 +59,7 @@ def sweep(progress: Progress) -> None:
 @functools.cache
 def runs() -> dict[str, list[Path]]:
     """Return the folders of the sweep, those of a quantizer's seeds together."""
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         return {
             quantizer: [
                 Path(compose("train", ["experiment=demo", f"quantizer={quantizer}", f"seed={seed}"]).run_dir)
@@ -90,7 +90,7 @@ def time_all(progress: Progress) -> list[dict[str, Any]]:
 
     rows = []
     bar = progress.add_task("timing beside PyTorch FP32", total=len(QUANTIZERS))
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         config = compose("benchmark", ["threads=[1]", "seconds=0.6", "own_layers=false"])
     for quantizer in QUANTIZERS:
         rows += list(networks(config, runs()[quantizer][0]))

@@ -12,6 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from experiments.hydra_versions import register_resolver
+
 # Where the data lie. Not the experiment, but needed to run it again.
 OF_THE_DATA = ("data.root", "data.download", "data.num_workers")
 
@@ -171,4 +173,4 @@ def _resolve(*, _root_: DictConfig) -> str:
         _inside.value = False
 
 
-OmegaConf.register_new_resolver("experiment", _resolve, replace=True)
+register_resolver("experiment", _resolve)

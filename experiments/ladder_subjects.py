@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from hydra import compose
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config_values import ConfigError
+from experiments.hydra_versions import instantiate
 from experiments.ladder_rungs import Rung, quantized_without_training, untrained
 from experiments.layer_costs import training_images
 from experiments.sweep_plan import Job

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config_values import ConfigError, did_you_mean
+from experiments.hydra_versions import instantiate
 from experiments.identity import flat
 
 

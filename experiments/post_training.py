@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import track
 from rich.table import Table
 
 from experiments import cli
 from experiments.commands import this_command
+from experiments.hydra_versions import instantiate
 from experiments.layer_costs import training_images
 from experiments.results import write_json
 

@@ -4,11 +4,11 @@ import glob
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bnn.training import BEST_CHECKPOINT, CHECKPOINT, RunError, load_network
 from experiments import cli
+from experiments.hydra_versions import instantiate
 from experiments.identity import comparable, differing, flat, is_among
 from experiments.layer_widths import set_widths
 from experiments.stages import is_stage

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.table import Table
 
 from experiments import cli
 from experiments.commands import this_command
+from experiments.hydra_versions import instantiate
 from experiments.layer_costs import (
     COSTS,
     LayerCosts,

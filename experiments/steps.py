@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bnn.latent import center_latent_weights, clip_latent_weights
 from bnn.machine import usable_cores
 from bnn.optimizers import parameter_groups
 from experiments.commands import this_command
+from experiments.hydra_versions import instantiate
 
 # Of products and convolutions on a CPU; parameters, quantizers and statistics stay in float32.
 PRECISIONS: dict[str, torch.dtype | None] = {"32-true": None, "bf16-mixed": torch.bfloat16}

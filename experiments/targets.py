@@ -8,10 +8,10 @@ import inspect
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.config_values import ConfigError, did_you_mean
+from experiments.hydra_versions import instantiate
 
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 

@@ -4,10 +4,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config_values import ConfigError
+from experiments.hydra_versions import instantiate
 from experiments.targets import check
 
 

@@ -19,10 +19,10 @@ import yaml
 from bnn_kernels.__main__ import parser as kernels_parser
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import instantiate
 
 from bitplanes.__main__ import commands
 from experiments import cli
+from experiments.hydra_versions import instantiate
 from experiments.sweep_plan import cells_of
 from paper_figures import ledger_file
 from paper_figures.ledger_file import read_ledger, run_rows
@@ -143,7 +143,7 @@ def test_a_command_is_one(page, line, tmp_path, monkeypatch):
     if "--help" in rest or not (cli.CONFIGS / f"{command}.yaml").exists():
         return
     overrides = [found for word in rest if word != "-m" and (found := first_of(word)) is not None]
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         config = compose(command, [*searched, *overrides])
         if command == "sweep":
             assert len(cells_of(config.sweep)) > 1

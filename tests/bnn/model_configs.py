@@ -5,10 +5,11 @@ import inspect
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from experiments import cli
+from experiments.hydra_versions import instantiate
 
 # Networks of tokens and of sounds have tests of their own.
 OF_OTHERS = {"bitlinear_decoder", "m5"}
@@ -23,7 +24,7 @@ METHODS = dict.fromkeys(NAMES, "xnor") | dict(pair for pair in _PAIRS if len(pai
 
 def build(name, quantizer, narrow=None, **more):
     """A config's model; narrow: the share of its channels, where the model has the option `width`; more: options."""
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         config = compose("train", [f"model={name}", f"quantizer={quantizer}"]).model
         width = inspect.signature(get_class(config._target_)).parameters.get("width")
         options = {}

@@ -2,7 +2,6 @@
 
 from functools import cache
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from bnn.layers.base import make_quantizer
@@ -15,6 +14,7 @@ from bnn.quantizers import (
     StochasticSign,
 )
 from experiments import cli
+from experiments.hydra_versions import instantiate
 
 NAMES = sorted(file.stem for file in (cli.CONFIGS / "quantizer").glob("*.yaml"))
 

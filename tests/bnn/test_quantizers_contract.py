@@ -47,7 +47,7 @@ def test_every_exported_quantizer_has_a_config():
 @pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("name", configs.NAMES)
 def test_configs_are_what_hydra_composes(name):
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         assert compose("train", [f"quantizer={name}"]).quantizer == configs.config(name)
 
 

@@ -115,7 +115,7 @@ def test_every_quantizer_is_a_method():
 
     from experiments.compare_methods import methods
 
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         found = methods(compose("compare_methods"))
         assert set(found) == {file.stem for file in (cli.CONFIGS / "quantizer").glob("*.yaml")} | {
             "bop",

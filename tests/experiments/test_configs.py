@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from bnn.pruning import Pruning
 from bnn.training import DampOscillations, FreezeOscillations, Scheduling
 from experiments import cli
 from experiments.benchmark_kernels import KINDS
+from experiments.hydra_versions import instantiate
 from experiments.widths import Width
 
 GROUPS = ("data", "model", "quantizer", "optimizer", "scheduler", "loss", "experiment")
@@ -28,7 +28,7 @@ NEEDED = {
 
 @pytest.fixture(autouse=True)
 def _configs():
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         yield
 
 

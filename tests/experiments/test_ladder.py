@@ -159,7 +159,7 @@ def test_a_rung_takes_nothing_of_the_quantizer_before_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     grid = ["quantizer=lsq2", "quantizer.weight._target_=bnn.quantizers.FullPrecision", "~quantizer.weight.bits"]
     monkeypatch.setattr(ladder, "run_jobs", lambda jobs, report: [])
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         job = SimpleNamespace(seed=4, config=compose("train", ["experiment=methods_mnist"]))
         base = ([job], ["experiment=methods_mnist", *grid, "epochs=2"], Path("runs/fp32"))
         monkeypatch.setattr(ladder, "base_jobs", lambda config: base)
@@ -176,7 +176,7 @@ def test_a_rung_takes_nothing_of_the_quantizer_before_it(tmp_path, monkeypatch):
 def test_a_rung_is_unsigned_where_it_takes_the_place_of_a_relu(model, signed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ladder, "run_jobs", lambda jobs, report: [])
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         options = [f"model={model}"]
         job = SimpleNamespace(seed=0, config=compose("train", options))
         monkeypatch.setattr(ladder, "base_jobs", lambda config: ([job], options, Path("runs/fp32")))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import TINY
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
 from bnn.layers import QuantConv2d
 from bnn.models import DigitsCNN
@@ -15,13 +14,14 @@ from bnn.quantizers import FullPrecision, LsqActivation, LsqWeight
 from bnn.training import RunError
 from experiments import cli
 from experiments.config_values import ConfigError
+from experiments.hydra_versions import instantiate
 from experiments.identity import experiment_id
 from experiments.layer_widths import set_widths
 from experiments.runs import find_run, load_config, load_run
 
 
 def composed(*options):
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         return compose("train", list(options))
 
 

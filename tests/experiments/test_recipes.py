@@ -22,7 +22,7 @@ SIZES = {"AlexNet": 224, "LeNet5": 28, "MLP": 28, "BiRealNet18": 64, "ResNet18":
 
 
 def composed(name, *overrides):
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         return compose("train", [f"experiment={name}", *overrides])
 
 

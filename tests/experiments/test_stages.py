@@ -176,7 +176,7 @@ def test_a_run_may_begin_with_the_weights_of_another(trained, command, tmp_path,
 def test_training_may_begin_with_calibrated_steps(trained, monkeypatch):
     monkeypatch.chdir(trained)
     options = ["quantizer=lsq2", *TINY, "start.run=runs/default/fp32", "batch_size=50", "run_dir=unused"]
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         found = build_parts(compose("train", [*options, "start.observer=percentile", "start.batches=3"]))
         plain = build_parts(compose("train", options))
     batches = itertools.islice(found.data.batches("train", 50, shuffle=True, seed=0), 3)

@@ -142,7 +142,7 @@ def test_peak_memory_of_a_fresh_process(monkeypatch):
 
     from experiments import cli
 
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         config = compose("activation_memory", ["batch_size=16"])
     plain, packed = (activation_memory.peak_bytes(config, packs) for packs in (False, True))
     assert 50e6 < packed < plain < 200e6

@@ -31,7 +31,7 @@ SWEEPS = sorted(file.stem for file in (cli.CONFIGS / "sweep").glob("*.yaml"))
 
 
 def planned(name, *options):
-    with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         return jobs_of(compose("sweep", [f"sweep={name}", *options]))
 
 
@@ -39,7 +39,7 @@ def planned(name, *options):
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_cell_of_a_sweep_is_an_experiment_that_can_be_built(name):
     """The options compose, no two cells are the same experiment, and each network can be made."""
-    from hydra.utils import instantiate
+    from experiments.hydra_versions import instantiate
 
     jobs = planned(name, "seeds=[0]")
     assert len(jobs) > 1
