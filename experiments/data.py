@@ -94,7 +94,8 @@ def show_classes(data: Any, config: DictConfig) -> None:
         labels = labels[chosen]
         inputs = data.pictures(chosen) if hasattr(data, "pictures") else data.train.inputs[chosen].numpy()
         images, white = (curves(inputs), 255) if data.kind == "audio" else (inputs, data.max_value)
-        save(draw(images, labels, white, data.classes, config.columns), path)
+        columns = min(config.columns, int(np.bincount(labels).max()))  # no empty ones where images are few
+        save(draw(images, labels, white, data.classes, columns), path)
         print(f"written: {path}")
 
 

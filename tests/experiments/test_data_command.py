@@ -45,6 +45,21 @@ def test_the_command_prints_and_draws(tmp_path, monkeypatch, command, word):
         assert image.width > 1000
 
 
+def test_a_sheet_of_few_images_is_as_wide_as_they_are(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        for i in range(8):
+            (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (30, 20), (9 * i, 0, 0)).save(tmp_path / "mine" / name / f"{i}.jpg")
+    for columns in (16, 3):
+        done = command("experiments.data", "data=folder", "data.root=mine", f"columns={columns}")
+        assert done.status == 0, done.err
+        with Image.open(tmp_path / "mine.png") as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        dark = np.flatnonzero((pixels.max(2) < 100).any(0))
+        assert dark[-1] > 0.9 * pixels.shape[1]
+
+
 def test_training_on_a_folder_of_ones_own(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
