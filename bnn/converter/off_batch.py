@@ -28,6 +28,7 @@ _BY_MATRIX = {aten.bmm, aten.matmul}
 _OVER_AN_AXIS = {aten.softmax, aten.log_softmax}
 # Those that meet constants number by number, stretched as they may be: biases and masks of windows of tokens.
 _BY_NUMBER = {aten.add, aten.sub, aten.mul, aten.div}
+# Stands for a constant that is not the same for all images.
 MIXED = object()
 
 
@@ -44,9 +45,7 @@ def by_parts(node: Node, build: Builder, args: Any, kwargs: Any, rule: Callable[
     is_norm = getattr(node.target, "overloadpacket", None) is aten.batch_norm  # whose channels come first
     given = iter([build.channels_first(part.value) if is_norm else part.value for part in parts])
     shape = tuple(node.results[0].shape)
-    by_number = getattr(node.target, "overloadpacket", None) in _BY_NUMBER
-
-    if by_number:
+    if getattr(node.target, "overloadpacket", None) in _BY_NUMBER:
         args, kwargs = mapped((args, kwargs), lambda a: parts[0].constant(a, shape) if isinstance(a, Tensor) else a)
     if any(a is MIXED for a in leaves((args, kwargs))):
         return None

@@ -56,7 +56,7 @@ def parameter_groups(
     step_rates: the learned steps of evenly spaced levels (LSQ) in groups of their own, with `rate_scale` = 1 / Q of the
     level Q that is the furthest from 0: then a step moves the ends of its range, s Q, as far as the learning rate says,
     as a weight moves. Optimizers such as Adam, whose steps do not grow with the gradient, undo the factor by which LSQ
-    multiplies the gradient to that end (Esser et al. 2020, section 2.2), and move a step of 8 bits by more than itself.
+    multiplies the gradient to that end (Esser et al. 2020, section 2.2), and move a step of 8 bits as far as a weight.
     ValueError if a role is unknown or nothing is trained.
     """
     unknown = set(no_decay) - set(ROLES)
