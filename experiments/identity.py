@@ -108,8 +108,17 @@ def _as_before(model: dict[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any, key: str, run_dir: str | None) -> Any:
     if isinstance(value, DictConfig):
-        below = ((str(name), f"{key}.{name}" if key else str(name)) for name in value)
-        return {name: _plain(value[name], full, run_dir) for name, full in below if not _left_out(full, value[name])}
+        result = {}
+        for option in value:
+            name = str(option)
+            full = f"{key}.{name}" if key else name
+            # An option that names the run's folder takes a hash of all others to resolve.
+            if is_among(full, NOT_THE_EXPERIMENT):
+                continue
+            plain = _plain(value[option], full, run_dir)
+            if full not in _AS_BEFORE or plain != _AS_BEFORE[full]:
+                result[name] = plain
+        return result
     if isinstance(value, ListConfig) and key == "trainer.devices":
         return len(value)  # which of them changes nothing
     if isinstance(value, ListConfig):
@@ -123,12 +132,6 @@ def _plain(value: Any, key: str, run_dir: str | None) -> Any:
             return str(value)  # JSON has no such numbers
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
     return value if value is None or isinstance(value, bool | int) else str(value)
-
-
-def _left_out(key: str, value: Any) -> bool:
-    if is_among(key, NOT_THE_EXPERIMENT):
-        return True
-    return key in _AS_BEFORE and _plain(value, key, None) == _AS_BEFORE[key]
 
 
 def experiment_id(config: DictConfig | dict[str, Any]) -> str:
