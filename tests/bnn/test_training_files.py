@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from bnn.training import files
 from bnn.training.files import remove_leftovers, whole_file, whole_path
 
 
@@ -67,11 +68,12 @@ def test_a_killed_writer_leaves_the_old_file_and_its_leftovers_go(tmp_path):
     file.parent.mkdir()
     file.write_text("old")
     code = (
-        "import os, pathlib, sys\nfrom bnn.training.files import whole_file\n"
+        # The file alone, for its package takes seconds to import.
+        "import os, pathlib, runpy, sys\nwhole_file = runpy.run_path(sys.argv[2])['whole_file']\n"
         "with whole_file(pathlib.Path(sys.argv[1])) as stream:\n"
         "    stream.write('new'); stream.flush(); os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(file)], check=False)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(file), files.__file__], check=False)
     assert file.read_text() == "old"
     assert len(os.listdir(file.parent)) == 2
     remove_leftovers(tmp_path)

@@ -1,5 +1,6 @@
 """Binary and bit-serial convolution: exact against the reference over shapes around every edge."""
 
+import functools
 import threading
 
 import bnn_kernels as bk
@@ -35,13 +36,28 @@ def draw(rng, kind, *shape):
     return rng.choice(KINDS[kind][2], shape)
 
 
+@functools.cache
+def expected_of(x, w, geometry):
+    """The reference's integers of arrays given as (bytes, type, shape)."""
+    x, w = (np.frombuffer(content, kind).reshape(shape) for content, kind, shape in (x, w))
+    dots = reference.conv2d(x, w, **dict(geometry))
+    dots.flags.writeable = False
+    return dots
+
+
+def convolve(x, w, **geometry):
+    """reference.conv2d, which is slow: once for all kernels."""
+    x, w = ((a.tobytes(), a.dtype.str, a.shape) for a in (x, w))
+    return expected_of(x, w, tuple((name, value) for name, value in geometry.items()))
+
+
 def check(x, w, a_kind="signs", w_kind="signs", **geometry):
     """The convolution of packed levels equals the reference."""
     bits = bk.pack_levels(x, *KINDS[a_kind][:2])
     conv = bk.PackedConv2d.from_levels(w, *KINDS[w_kind][:2], **geometry)
     found = conv(bits)
     assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, reference.conv2d(x, w, **geometry))
+    np.testing.assert_array_equal(found, convolve(x, w, **geometry))
     return conv, bits
 
 
@@ -84,7 +100,7 @@ def test_more_padding_behind_the_map_than_before_it(padding, a_kind, pad_value):
         conv, bits = check(x, w, a_kind, "ternary", **geometry)
         made = new_level_bytes(bits.shape, bits.signed, bits.multipliers)
         made.u[...] = bytes_of_codes(bits.multipliers, bits.signed)[unpack_codes(bits)]
-        np.testing.assert_array_equal(conv(made), reference.conv2d(x, w, **geometry))
+        np.testing.assert_array_equal(conv(made), convolve(x, w, **geometry))
 
 
 @pytest.mark.parametrize(("own", "groups", "filters"), [(64, 1, 5), (64, 2, 34), (128, 1, 17), (192, 2, 48)])
@@ -103,7 +119,7 @@ def test_both_planes_of_a_ternary_weight_are_zero():
     rng = np.random.default_rng(6)
     x, codes = draw(rng, "signs", 2, 70, 5, 5), rng.integers(0, 4, (20, 70, 3, 3)).astype(np.uint8)
     conv = bk.PackedConv2d.from_codes(codes, (1, -1), False, padding=1)
-    expected = reference.conv2d(x, np.array([0, 1, -1, 0])[codes], padding=1)
+    expected = convolve(x, np.array([0, 1, -1, 0])[codes], padding=1)
     np.testing.assert_array_equal(conv(bk.pack_levels(x, *SIGNS[:2])), expected)
 
 
@@ -147,7 +163,7 @@ def check_configuration(c):
     x = draw(rng, c["kinds"][0], c["batch"], c["channels"], *c["size"])
     w = draw(rng, c["kinds"][1], c["filters"], c["channels"] // c["geometry"]["groups"], *c["kernel"])
     conv, bits = check(x, w, *c["kinds"], **c["geometry"])
-    dots = reference.conv2d(x, w, **c["geometry"])
+    dots = convolve(x, w, **c["geometry"])
     t = rng.integers(-20, 20, c["filters"]).astype(np.int32)
     flip = rng.random(c["filters"]) < 0.5
     expected = reference.pack_words(reference.threshold(dots, t, flip))
@@ -179,7 +195,7 @@ def test_float_weights_and_inputs_count_by_sign():
     rng = np.random.default_rng(6)
     x, w = rng.standard_normal((1, 10, 5, 5)).astype(np.float32), rng.standard_normal((4, 10, 3, 3))
     found = bk.PackedConv2d(w, padding=1)(x)
-    np.testing.assert_array_equal(found, reference.conv2d(reference.sign(x), reference.sign(w), padding=1))
+    np.testing.assert_array_equal(found, convolve(reference.sign(x), reference.sign(w), padding=1))
 
 
 @pytest.mark.parametrize("flip", [False, True, None])
@@ -191,7 +207,7 @@ def test_thresholds_to_bits(flip):
     t[:4] = INT32.min, INT32.max, 0, 1
     flips = rng.random(70) < 0.5 if flip is None else np.full(70, flip)
     found = conv.with_threshold(t, flips)(bits)
-    expected = reference.threshold(reference.conv2d(x, w, padding=1), t, flips)
+    expected = reference.threshold(convolve(x, w, padding=1), t, flips)
     assert found.shape == expected.shape
     np.testing.assert_array_equal(found.words[0], reference.pack_words(expected))
 
@@ -204,7 +220,7 @@ def test_several_thresholds_to_codes():
     flips = rng.random(66) < 0.5
     codes = np.array([0, 1, 2, 3], np.uint8)
     found = conv.with_thresholds(t, flips, codes, False, (1, 2))(bits)
-    np.testing.assert_array_equal(bk.unpack(found), reference.thresholds(reference.conv2d(x, w), t, flips))
+    np.testing.assert_array_equal(bk.unpack(found), reference.thresholds(convolve(x, w), t, flips))
 
 
 def test_weights_take_one_bit_each():
@@ -218,7 +234,7 @@ def test_thread_counts_and_callers_agree(monkeypatch):
     monkeypatch.setattr("bnn_kernels.runtime.threads.MIN_WORK_TO_WAKE", 1)
     rng = np.random.default_rng(10)
     x, w = draw(rng, "signs", 2, 70, 9, 9), draw(rng, "signs", 13, 70, 3, 3)
-    expected = reference.conv2d(x, w, padding=1)
+    expected = convolve(x, w, padding=1)
     conv, bits = bk.PackedConv2d.from_levels(w, padding=1), bk.pack_levels(x)
     before = bk.get_num_threads()
     wrong = []

@@ -53,7 +53,7 @@ def test_the_compilers_features_decide(features, path, monkeypatch):
 
 # Which kernels a layer with 64 filters, of signs, 2-bit and 8-bit inputs, runs on each path.
 RUNS = """
-import re
+import re, sys
 import numpy as np, bnn_kernels as bk
 from numba.core.caching import NullCache
 from bnn_kernels.ops.binary_conv import level_lookup, lookup, popcount
@@ -61,7 +61,8 @@ from bnn_kernels.ops.integer_conv import products
 ran = []
 run_rows = popcount.run_rows
 def note(kernel, *args, **more):
-    kernel._cache = NullCache()  # machine code from a cache cannot be looked into
+    if sys.argv[1:]:
+        kernel._cache = NullCache()  # machine code from a cache cannot be looked into
     run_rows(kernel, *args, **more)
     ran.append(kernel)
 for module in (popcount, lookup, level_lookup, products):
@@ -71,7 +72,7 @@ conv(bk.pack(np.ones((1, 64, 6, 6), np.float32)))
 conv(bk.pack_levels(np.ones((1, 64, 6, 6), int), (1, 2), False))
 conv(bk.pack_levels(np.ones((1, 64, 6, 6), int), tuple(1 << p for p in range(8)), False))
 for kernel in ran:
-    code = "".join(kernel.inspect_asm().values())
+    code = "".join(kernel.inspect_asm().values()) if sys.argv[1:] else ""
     found = [name for name in ("vpopcnt", "pshufb", "vpdpbusd", "vpmaddubsw") if re.search(rf"\\b{name}|v{name}", code)]
     print(kernel.__name__, ",".join(found))
 """
@@ -102,7 +103,9 @@ INSTRUCTIONS = {
 def test_the_path_is_what_runs(path):
     """The kernels that a layer runs are those of the path, and so are their instructions."""
     environment = {**os.environ, "BNN_KERNELS_ISA": path, "BNN_KERNELS_COSTS": "built-in"}
-    done = subprocess.run([sys.executable, "-c", RUNS], capture_output=True, text=True, env=environment, check=True)
+    looked_into = [] if path == "generic" else ["machine code"]  # of portable instructions any will do
+    command = [sys.executable, "-c", RUNS, *looked_into]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     lines = [line.split(" ") for line in done.stdout.splitlines()]
     assert [name for name, _ in lines] == KERNELS[path]
     for name, instructions in lines:
@@ -110,7 +113,7 @@ def test_the_path_is_what_runs(path):
         if path == "avx512" and name.startswith("popcount"):
             wanted.append("vpopcnt")
         assert all(instruction in instructions for instruction in wanted)
-        assert path == "avx512" or "vpopcnt" not in instructions or path == "generic"
+        assert path != "avx2" or "vpopcnt" not in instructions
 
 
 @pytest.mark.parametrize(("cpu", "named"), [(None, False), ("cortex-a72", True)])

@@ -1,5 +1,6 @@
 """Sums near the end of int32: exact for every kernel and kind of output just below the limit, refused above it."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -57,22 +58,35 @@ def check(layer, bits, dot, rng):
     np.testing.assert_array_equal(np.moveaxis(bk.unpack(signs), 1, -1).reshape(-1, filters) < 0, last < 0)
 
 
-def check_linear(a_kind, w_kind, features, seed=0):
-    rng = np.random.default_rng(seed)
+# What takes long to draw and to multiply is the same for every kernel.
+@functools.cache
+def linear_case(a_kind, w_kind, features):
+    """Inputs, weights and their int64 products."""
+    rng = np.random.default_rng(0)
     x, w = levels(rng, a_kind, 6, features), levels(rng, w_kind, 33, features)
-    layer = bk.PackedLinear.from_levels(w, *KINDS[w_kind])
-    check(layer, bk.pack_levels(x, *KINDS[a_kind]), x @ w.T, rng)
+    return bk.pack_levels(x, *KINDS[a_kind]), w, x @ w.T
 
 
-def check_conv(a_kind, w_kind, channels, seed=0):
-    """Of 3x3 filters, with zeros around the map: corners, edges and the middle have offsets of their own."""
-    rng = np.random.default_rng(seed)
+@functools.cache
+def conv_case(a_kind, w_kind, channels):
+    """Maps, 3x3 filters and their int64 products, with zeros around the maps."""
+    rng = np.random.default_rng(0)
     x, w = levels(rng, a_kind, 4, channels, 3, 3), levels(rng, w_kind, 33, channels, 3, 3)
-    layer = bk.PackedConv2d.from_levels(w, *KINDS[w_kind], padding=1)
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     dot = np.einsum("nchwij,ocij->nohw", windows, w, optimize=True)
-    check(layer, bk.pack_levels(x, *KINDS[a_kind]), dot, rng)
+    return bk.pack_levels(x, *KINDS[a_kind]), w, dot
+
+
+def check_linear(a_kind, w_kind, features):
+    bits, w, dot = linear_case(a_kind, w_kind, features)
+    check(bk.PackedLinear.from_levels(w, *KINDS[w_kind]), bits, dot, np.random.default_rng(1))
+
+
+def check_conv(a_kind, w_kind, channels):
+    """Corners, edges and the middle of the map have offsets of their own."""
+    bits, w, dot = conv_case(a_kind, w_kind, channels)
+    check(bk.PackedConv2d.from_levels(w, *KINDS[w_kind], padding=1), bits, dot, np.random.default_rng(1))
 
 
 @pytest.fixture(params=KERNELS)
