@@ -48,6 +48,7 @@ figures: $(STAMP) ## redraw the figures from results/
 	$(RUN) paper_figures.accuracy_vs_bits --results results/accuracy_vs_bits_mnist.json --output results/figures/accuracy_vs_bits_mnist.png
 	$(RUN) paper_figures.accuracy_vs_bits --results results/accuracy_vs_bits_cifar10.json --output results/figures/accuracy_vs_bits_cifar10.png
 	$(RUN) paper_figures.ladder --results results/ladder_lenet5_mnist.json --output results/figures/ladder_lenet5_mnist.png
+	$(RUN) paper_figures.ladder --results results/ladder_resnet8_cifar10.json --output results/figures/ladder_resnet8_cifar10.png
 	$(RUN) paper_figures.ladder_table --published resnet50
 	$(RUN) paper_figures.ladder_table --results results/ladder_efficientnet_lite0.json --output results/tables/ladder_efficientnet_lite0.md
 	$(RUN) paper_figures.pareto

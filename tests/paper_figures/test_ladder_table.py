@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -19,15 +20,15 @@ def test_a_row_for_each_network_of_the_result(tmp_path):
     ladder_table.main(["--results", str(COMMITTED), "--output", str(tmp_path / "a.md")])
     head, _, *rows = cells_of((tmp_path / "a.md").read_text())
     assert len(rows) == len(content["rows"])
-    (exact,) = content["rows"][0]["accuracy"]
+    exact = fmean(content["rows"][0]["accuracy"])
     for found, row in zip(rows, content["rows"], strict=True):
         told = dict(zip(head, found, strict=True))
         assert (told["rung"], told["engine"], told["W/A"]) == (row["rung"], row["engine"], row["bits"])
         assert told["integer layers"] == f"{row['integer_layers']} of {row['layers']}"
         assert float(told["MB"]) == pytest.approx(row["file_bytes"] / 1e6, abs=0.006)
         assert float(told["ms, 1 thread"]) == pytest.approx(row["latency"][0]["p50_us"] / 1000, abs=0.006)
-        assert float(told["lost"]) == pytest.approx(100 * (exact - row["accuracy"][0]), abs=0.006)
-        assert float(told["as FP32 %"]) == pytest.approx(100 * row["agreement_with_fp32"][0], abs=0.006)
+        assert float(told["lost"]) == pytest.approx(100 * (exact - fmean(row["accuracy"])), abs=0.006)
+        assert float(told["as FP32 %"]) == pytest.approx(100 * fmean(row["agreement_with_fp32"]), abs=0.006)
 
 
 def test_what_failed_and_what_ran_in_floats_is_said_and_published_numbers_stand_beside():
