@@ -344,16 +344,14 @@ class Epilogue:
             raise TypeError(f"the epilogue takes float32 or int32, got {y.dtype}")
         output, results = self.output(y.shape, residual, keep)
         flat, rows, times = contiguous(y).reshape(-1), math.prod(y.shape[:3]), self._times
-        kernel, whole = _rows_kernel(self.kind), rows // times * times
-        if times > 1 and whole:
-            table = self._repeated_table()
-            work = whole * self.channels // LANES * 4
-            run_rows(kernel, whole // times, work, flat, tuple(_side_by_side(output, table, times)))
-        if times == 1:
-            run_rows(kernel, rows, y.size // 2, flat, tuple(output))
-        elif rows > whole:
-            left = _behind(output, whole)
-            run_rows(kernel, rows - whole, y.size // 2, flat[whole * self.channels :], tuple(left))
+        kernel, whole = _rows_kernel(self.kind), rows // times * times if times > 1 else 0
+        if whole:
+            together = _side_by_side(output, self._repeated_table(), times)
+            run_rows(kernel, whole // times, whole * self.channels // LANES * 4, flat, tuple(together))
+        if rows > whole:
+            left = _behind(output, whole) if whole else output
+            work = (rows - whole) * self.channels // 2
+            run_rows(kernel, rows - whole, work, flat[whole * self.channels :], tuple(left))
         return results()
 
     @property
