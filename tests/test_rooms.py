@@ -145,6 +145,8 @@ FLOORS = {
             "ops/pooling",
             "ops/resize",
             "ops/gather",
+            "ops/permute",
+            "ops/activations",
             "ops/matmul",
             "ops/cached_attention",
             "ops/stretched",

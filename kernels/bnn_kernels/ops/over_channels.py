@@ -1,4 +1,4 @@
-"""Normalization, and the largest number, over the channels of each position."""
+"""Normalization, softmax, and the largest number, over the channels of each position."""
 
 import math
 from typing import NamedTuple
@@ -6,10 +6,13 @@ from typing import NamedTuple
 import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.compile.simd import float32x16
+from bnn_kernels.compile.simd.exponentials import exp_of_negative
 from bnn_kernels.runtime.threads import run_rows
 
 # Sums that are kept at a time: their additions do not wait for each other, and many small numbers add up precisely.
 PARTS = 8
+LANES = 16
 
 
 class Normal(NamedTuple):
@@ -67,6 +70,50 @@ def _absmax(x, y, smallest, levels, channels, first, last):
         y[row] = np.float32(np.nan) if strange else largest / levels
 
 
+@inline
+def _largest(lanes):
+    """The largest of sixteen numbers, which may be NaN if one of them is."""
+    a = max(max(lanes[0], lanes[1]), max(lanes[2], lanes[3]))
+    b = max(max(lanes[4], lanes[5]), max(lanes[6], lanes[7]))
+    c = max(max(lanes[8], lanes[9]), max(lanes[10], lanes[11]))
+    d = max(max(lanes[12], lanes[13]), max(lanes[14], lanes[15]))
+    return max(max(a, b), max(c, d))
+
+
+@jit
+def _softmax(x, y, channels, log, first, last):
+    """Positions of y flat (positions, channels): exp(x - m) over its sum, m the largest x; if log, its logarithm."""
+    powers = np.empty(-(-channels // LANES) * LANES, np.float32)
+    lanes = np.empty(LANES, np.float32)
+    for row in range(first, last):
+        given = x[row * channels : (row + 1) * channels]
+        made = y[row * channels : (row + 1) * channels]
+        for i in range(channels):
+            powers[i] = given[i]
+        powers[channels:] = -np.inf
+        most = float32x16.load(powers, np.uint64(0))
+        for i in range(LANES, len(powers), LANES):
+            most = float32x16.maximum(most, float32x16.load(powers, np.uint64(i)))
+        float32x16.store(lanes, np.uint64(0), most)
+        largest = _largest(lanes)
+        lanes[0] = -largest
+        less = float32x16.broadcast(lanes, np.uint64(0))
+        sums = float32x16.zero()
+        for i in range(0, len(powers), LANES):
+            power = exp_of_negative(float32x16.add(float32x16.load(powers, np.uint64(i)), less))
+            float32x16.store(powers, np.uint64(i), power)
+            sums = float32x16.add(sums, power)
+        float32x16.store(lanes, np.uint64(0), sums)
+        total = _sum(lanes, 1)
+        if log:
+            logarithm = np.float32(math.log(total))
+            for i in range(channels):
+                made[i] = given[i] - largest - logarithm
+        else:
+            for i in range(channels):
+                made[i] = powers[i] / total
+
+
 def normalize(x: np.ndarray, y: np.ndarray, eps: np.float32, center: bool) -> None:
     """Write the normalized channels, the last axis, of contiguous float32 x to y."""
     channels = x.shape[-1]
@@ -78,3 +125,12 @@ def absmax(x: np.ndarray, y: np.ndarray, smallest: np.float32, levels: np.float3
     """Write max(max |x|, smallest) / levels over the last axis of contiguous float32 x to y; NaN if x has one."""
     channels = x.shape[-1]
     run_rows(_absmax, x.size // channels, x.size, x.reshape(-1), y.reshape(-1), smallest, levels, channels)
+
+
+def softmax(x: np.ndarray, y: np.ndarray, log: bool) -> None:
+    """Write exp(x) over its sum along the last axis of contiguous float32 x to y, or the logarithm of that.
+
+    Shares below 1.7e-38 are 0: float32 has them, but without its full precision, and CPUs are slow with them.
+    """
+    channels = x.shape[-1]
+    run_rows(_softmax, x.size // channels, x.size, x.reshape(-1), y.reshape(-1), channels, int(log))

@@ -17,7 +17,7 @@ import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x16
-from bnn_kernels.compile.simd.sigmoids import sigmoid, tanh
+from bnn_kernels.compile.simd.exponentials import sigmoid, tanh
 from bnn_kernels.ops.coded_weight import CodedWeight
 from bnn_kernels.ops.few_bit_weight import FewBitWeight
 from bnn_kernels.ops.float_conv import filter_lanes

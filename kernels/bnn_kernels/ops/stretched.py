@@ -11,6 +11,10 @@ from bnn_kernels.runtime.threads import run_rows
 KINDS = {"add": 0, "multiply": 1, "divide": 2}
 
 
+# Into so many rows numbers without any are parted at most, with so many in each at least.
+MOST_ROWS, LEAST_IN_ROW = 64, 1024
+
+
 class Sizes(NamedTuple):
     """The output has rows (outer, middle) of `inner` numbers; strides of a and b along these axes, 0 if stretched."""
 
@@ -74,7 +78,7 @@ def combine(kind: str, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
     axes: list[list[int]] = []  # sizes of the output, and whether a and b have them; the first axis stays by itself
     for axis, side in enumerate(out.shape):
         has = int(a.shape[axis] == side), int(b.shape[axis] == side)
-        if axis > 1 and axes and axes[-1][1:] == list(has):
+        if len(axes) > 1 and axes[-1][1:] == list(has):
             axes[-1][0] *= side
         elif axis == 0 or side > 1:
             axes.append([side, *has])
@@ -82,8 +86,10 @@ def combine(kind: str, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
         return False
     if len(axes) < 2:
         axes.append([1, 1, 1])
-    if len(axes) < 3:
-        axes.insert(1, [1, 1, 1])
+    if len(axes) < 3:  # rows that threads can share
+        side, *has = axes.pop()
+        rows = next(rows for rows in range(min(MOST_ROWS, max(1, side // LEAST_IN_ROW)), 0, -1) if side % rows == 0)
+        axes += [[rows, *has], [side // rows, *has]]
     strides = []
     for side in (1, 2):
         full = [axis[0] if axis[side] else 1 for axis in axes]

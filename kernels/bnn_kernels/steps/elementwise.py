@@ -1,6 +1,5 @@
 """Elementwise steps: the epilogue as a step of its own, activation functions, sums and products of two values."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels.bits.tensor import BitTensor
-from bnn_kernels.compile.jit import jit
+from bnn_kernels.ops import activations
 from bnn_kernels.ops.stretched import KINDS, combine
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import contiguous, empty
@@ -55,49 +54,13 @@ class Elementwise(Step):
         return self.finish.nearby(share, inputs[0], inputs[1] if len(inputs) > 1 else None)
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    small = np.exp(-np.abs(x))
-    return np.where(x >= 0, np.float32(1), small) / (1 + small)
+def _log_sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
 
 
-def _hard_sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.clip(x + np.float32(3), 0, 6) / np.float32(6)
-
-
-def _softplus(x: np.ndarray) -> np.ndarray:
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
-
-
-@jit
-def _erf_rows(x, y, first, last):
-    """y = erf(x), flat."""
-    for i in range(first, last):
-        y[i] = math.erf(x[i])
-
-
-def _erf(x: np.ndarray) -> np.ndarray:
-    y = np.empty(x.shape, np.float32)
-    _erf_rows(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), 0, x.size)
-    return y
-
-
-def _gelu_tanh(x: np.ndarray) -> np.ndarray:
-    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    return np.float32(0.5) * x * (1 + np.tanh(inner))
-
-
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "sigmoid": _sigmoid,
-    "tanh": np.tanh,
-    "hard_sigmoid": _hard_sigmoid,
-    "silu": lambda x: x * _sigmoid(x),
-    "hard_swish": lambda x: x * _hard_sigmoid(x),
-    "gelu": lambda x: np.float32(0.5) * x * (1 + _erf(x * np.float32(math.sqrt(0.5)))),
-    "gelu_tanh": _gelu_tanh,
-    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-    "softplus": _softplus,
-    "log_sigmoid": lambda x: -_softplus(-x),
-    "mish": lambda x: x * np.tanh(_softplus(x)),
+# What NumPy computes; the curves of `activations` have kernels.
+FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "log_sigmoid": _log_sigmoid,
     "softsign": lambda x: x / (1 + np.abs(x)),
     "abs": np.abs,
     "exp": np.exp,
@@ -110,6 +73,7 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "ceil": np.ceil,
     "trunc": np.trunc,
 }
+ACTIVATIONS = (*activations.KINDS, *FUNCTIONS)
 
 
 @step
@@ -126,7 +90,7 @@ class Activation(Step):
     def build(self) -> None:
         kind = self.fields.kind
         need(kind in ACTIVATIONS, f"unknown activation {kind!r}; known are {', '.join(ACTIVATIONS)}")
-        self.function = ACTIVATIONS[kind]
+        self.function = FUNCTIONS.get(kind)
 
     def infer(self, inputs: list[Spec]) -> Spec:
         need(inputs[0].kind == "float", f"takes floats, got {inputs[0]}")
@@ -134,12 +98,16 @@ class Activation(Step):
 
     def run(self, x: np.ndarray) -> np.ndarray:
         y = empty(x.shape, np.float32)
-        do(self._apply, x, y)
+        if self.function is None:
+            activations.activate(self.fields.kind, contiguous(x), y)
+        else:
+            do(_apply, self.function, x, y)
         return y
 
-    def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # infinite, as in PyTorch
-            y[...] = self.function(x)
+
+def _apply(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray) -> None:
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # infinite, as in PyTorch
+        y[...] = function(x)
 
 
 def _divide(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from bnn_kernels.checks import plain
-from bnn_kernels.ops.over_channels import absmax, normalize
+from bnn_kernels.ops.over_channels import absmax, normalize, softmax
 from bnn_kernels.ops.stretched import combine
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import contiguous, empty
@@ -105,17 +105,8 @@ class Softmax(Step):
 
     def run(self, x: np.ndarray) -> np.ndarray:
         y = empty(x.shape, np.float32)
-        do(self._softmax, x, y)
+        softmax(contiguous(x), y, self.log)
         return y
-
-    def _softmax(self, x: np.ndarray, y: np.ndarray) -> None:
-        np.subtract(x, x.max(-1, keepdims=True), out=y)
-        powers = np.exp(y, out=None if self.log else y)
-        total = powers.sum(-1, keepdims=True)
-        if self.log:
-            y -= np.log(total)
-        else:
-            y /= total
 
 
 @step

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnn_kernels.ops.gather import gather
+from bnn_kernels.ops.permute import permuted
 from bnn_kernels.runtime.recording import do
 from bnn_kernels.runtime.workspace import contiguous, empty
 from bnn_kernels.steps.base import Spec, Step, check_shape, need, step
@@ -13,10 +14,6 @@ from bnn_kernels.steps.fields import Int32, StepFields
 
 # Sides that a permutation may tell apart; a pixel shuffle has six with the batch.
 MOST_AXES = 8
-
-
-def _channels_first(x: np.ndarray) -> np.ndarray:
-    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
 
 
 @step
@@ -42,8 +39,8 @@ class Reshape(Step):
         return Spec("float", self.shape)
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        y = contiguous(_channels_first(x)).reshape(len(x), *self.shape)
-        return contiguous(y.transpose(0, 2, 3, 1)) if y.ndim == 4 else y
+        shape = x.shape[-1], *x.shape[1:-1]
+        return permuted(contiguous(x), shape, range(len(shape)), self.shape)
 
 
 @step
@@ -79,18 +76,7 @@ class Permute(Step):
         return Spec("float", self.shape)
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        y = empty((len(x), *self.shape[1:], self.shape[0]), np.float32)
-        do(self._permute, x, y)
-        return y
-
-    def _permute(self, x: np.ndarray, y: np.ndarray) -> None:
-        parts = _channels_first(x).reshape(len(x), *self.split).transpose(0, *(1 + axis for axis in self.order))
-        # Written into place directly where the axes do not cross the map's.
-        there = _channels_first(y).reshape(parts.shape)
-        if np.may_share_memory(there, y):
-            there[...] = parts
-        else:
-            _channels_first(y)[...] = parts.reshape(len(x), *self.shape)
+        return permuted(contiguous(x), self.split, self.order, self.shape)
 
 
 @step

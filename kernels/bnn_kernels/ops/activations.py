@@ -1,0 +1,70 @@
+"""Curves of one number that are no chain of straight pieces, applied to arrays sixteen numbers at a time."""
+
+import numpy as np
+
+from bnn_kernels.compile.jit import inline, jit
+from bnn_kernels.compile.simd import exponentials, float32x16
+from bnn_kernels.runtime.threads import run_rows
+
+# The order of the branches of `_vectors`.
+KINDS = (
+    "sigmoid", "tanh", "hard_sigmoid", "silu", "hard_swish", "gelu", "gelu_tanh", "elu", "softplus", "mish",
+)  # fmt: skip
+LANES = 16
+# Numbers of a row: what threads share, small enough to stay in the first cache.
+ROW = 1024
+
+
+@inline
+def _vectors(x, y, kind, first, last):
+    """Numbers first .. last - 1 of y, a multiple of sixteen of them."""
+    if kind == 0:
+        for i in range(first, last, LANES):
+            float32x16.store(y, np.uint64(i), exponentials.sigmoid(float32x16.load(x, np.uint64(i))))
+    elif kind == 1:
+        for i in range(first, last, LANES):
+            float32x16.store(y, np.uint64(i), exponentials.tanh(float32x16.load(x, np.uint64(i))))
+    elif kind == 2:
+        for i in range(first, last, LANES):
+            float32x16.store(y, np.uint64(i), exponentials.hard_sigmoid(float32x16.load(x, np.uint64(i))))
+    elif kind == 3:
+        for i in range(first, last, LANES):
+            float32x16.store(y, np.uint64(i), exponentials.silu(float32x16.load(x, np.uint64(i))))
+    elif kind == 4:
+        for i in range(first, last, LANES):
+            float32x16.store(y, np.uint64(i), exponentials.hard_swish(float32x16.load(x, np.uint64(i))))
+    elif kind == 5:
+        for i in range(first, last, LANES):
+            float32x16.store(y, np.uint64(i), exponentials.gelu(float32x16.load(x, np.uint64(i))))
+    elif kind == 6:
+        for i in range(first, last, LANES):
+            float32x16.store(y, np.uint64(i), exponentials.gelu_tanh(float32x16.load(x, np.uint64(i))))
+    elif kind == 7:
+        for i in range(first, last, LANES):
+            float32x16.store(y, np.uint64(i), exponentials.elu(float32x16.load(x, np.uint64(i))))
+    elif kind == 8:
+        for i in range(first, last, LANES):
+            float32x16.store(y, np.uint64(i), exponentials.softplus(float32x16.load(x, np.uint64(i))))
+    else:
+        for i in range(first, last, LANES):
+            float32x16.store(y, np.uint64(i), exponentials.mish(float32x16.load(x, np.uint64(i))))
+
+
+@jit
+def _activate(x, y, kind, first, last):
+    """Rows of `ROW` numbers of y from x, both flat; the last row may be shorter."""
+    start, end = first * ROW, min(last * ROW, len(x))
+    whole = end - (end - start) % LANES
+    _vectors(x, y, kind, start, whole)
+    if whole < end:
+        rest = np.zeros(LANES, np.float32)
+        for i in range(end - whole):
+            rest[i] = x[whole + i]
+        _vectors(rest, rest, kind, 0, LANES)
+        for i in range(end - whole):
+            y[whole + i] = rest[i]
+
+
+def activate(kind: str, x: np.ndarray, y: np.ndarray) -> None:
+    """Write the curve `kind`, one of `KINDS`, of contiguous float32 x to y, of its shape."""
+    run_rows(_activate, -(-x.size // ROW), x.size, x.reshape(-1), y.reshape(-1), KINDS.index(kind))
