@@ -105,6 +105,53 @@ def test_other_safetensors_are_refused(tmp_path):
         bk.load(path)
 
 
+@pytest.fixture
+def twins(tmp_path):
+    """A packed model that adds the same 400 numbers twice, others once and a small constant twice, and its file."""
+    rng = np.random.default_rng(0)
+    same, other, small = (rng.standard_normal(size).astype(np.float32) for size in (400, 400, 1))
+    values = [same, other, same.copy(), small, small.copy()]
+    registers = "xbcdef"
+    steps = [
+        bk.StepSpec("by_place", [registers[i]], [registers[i + 1]], {"kind": "add"}, {"value": value})
+        for i, value in enumerate(values)
+    ]
+    model = bk.PackedModel((400,), steps)
+    model.save(tmp_path / "twins.safetensors")
+    return model, tmp_path / "twins.safetensors"
+
+
+def test_equal_tensors_are_stored_once(twins):
+    model, path = twins
+    header, tensors = file_format.read(path)
+    assert header["shared"] == {"2.value": "0.value"}
+    assert set(tensors) == {"0.value", "1.value", "3.value", "4.value"}
+    x = np.random.default_rng(1).standard_normal((3, 400)).astype(np.float32)
+    again = bk.load(path)
+    np.testing.assert_array_equal(again(x), model(x))
+    again.save(path)
+    assert file_format.read(path)[0]["shared"] == header["shared"]
+
+
+@pytest.mark.parametrize(
+    ("shared", "words"),
+    [
+        ({}, "2.value"),
+        ({"2.value": "7.value"}, "7.value"),
+        ({"2.value": "2.value"}, "2.value"),
+        ({"2.value": "5.value", "5.value": "0.value"}, "5.value"),
+        ({"2.value": "0.value", "1.value": "0.value"}, "both stored and shared.*1.value"),
+        ({"2.value": "0.value", "9.value": "0.value"}, "belongs to no step"),
+        ({"2.value": ["0.value"]}, "malformed header"),
+        ("0.value", "malformed header"),
+    ],
+)
+def test_forged_names_of_shared_tensors_are_refused(twins, shared, words):
+    rewrite(twins[1], change_header=lambda header: header.update(shared=shared))
+    with pytest.raises(bk.PackedFileError, match=words):
+        bk.load(twins[1])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -6,7 +6,8 @@ Layout (version 2). The safetensors metadata holds
     "header"   JSON: {"inputs": [shape], "outputs": [[register, shape]],
                "steps": [{"op", "inputs", "outputs", "attrs", "tensors", "sources"}], "versions", "info"},
                "dtypes": ["uint8" or "float32"] of the inputs if one is of bytes, "states" of a network that has them,
-               and "batch_axes": [axis] of the outputs if the batch is not the first axis of all
+               "batch_axes": [axis] of the outputs if the batch is not the first axis of all, and "shared": {name: name}
+               of tensors that equal another one, which alone is stored
     "sha256"   over the header text, the table of tensors (names, dtypes, shapes, places) and the payload
 and tensor `name` of step i is stored as "i.name".
 Version 1 knew one input and output of a plan and one output of a step.

@@ -1,5 +1,6 @@
 """A plan as the header and tensors of a packed file, and back."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,23 @@ class Saved(NamedTuple):
     dtypes: Sequence[str] | None = None
     states: Sequence[StateSpec] = ()
     batch_axes: Sequence[int] | None = None
+
+
+# Smaller tensors than this are stored each by itself: a name in the header is as long.
+LEAST_SHARED_BYTES = 256
+
+
+def _shared(tensors: dict[str, np.ndarray]) -> dict[str, str]:
+    """Return the names of tensors that equal another one, with its name: positions and masks of every layer."""
+    first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    shared = {}
+    for name, tensor in tensors.items():
+        if tensor.nbytes >= LEAST_SHARED_BYTES:
+            content = hashlib.sha256(np.ascontiguousarray(tensor)).digest()
+            same = first.setdefault((tensor.dtype.str, tensor.shape, content), name)
+            if same != name:
+                shared[name] = same
+    return shared
 
 
 def write(path: str | os.PathLike[str], saved: Saved) -> None:
@@ -61,7 +79,10 @@ def write(path: str | os.PathLike[str], saved: Saved) -> None:
         for i, spec in enumerate(saved.steps)
         for name, tensor in spec.tensors.items()
     }
-    file_format.write(path, header, tensors)
+    shared = _shared(tensors)
+    if shared:
+        header["shared"] = shared
+    file_format.write(path, header, {name: tensor for name, tensor in tensors.items() if name not in shared})
 
 
 def _names(value: Any) -> list[str]:
@@ -74,6 +95,10 @@ def read(path: str | os.PathLike[str]) -> Saved:
     """Return what a packed file holds, its tensors still in the file; PackedFileError if it is damaged."""
     header, tensors = file_format.read(path)
     try:
+        shared = dict(header.get("shared", {}))
+        if not shared.keys().isdisjoint(tensors):
+            raise ValueError(f"tensors are both stored and shared: {sorted(shared.keys() & tensors.keys())}")
+        tensors |= {name: tensors[same] for name, same in shared.items()}
         steps = []
         for index, step in enumerate(header["steps"]):
             own: dict[str, np.ndarray] = {name: tensors.pop(f"{index}.{name}") for name in _names(step["tensors"])}
