@@ -41,7 +41,7 @@ def _shared(tensors: dict[str, np.ndarray]) -> dict[str, str]:
     shared = {}
     for name, tensor in tensors.items():
         if tensor.nbytes >= LEAST_SHARED_BYTES:
-            content = hashlib.sha256(np.ascontiguousarray(tensor)).digest()
+            content = hashlib.sha256(np.ascontiguousarray(tensor).data).digest()
             same = first.setdefault((tensor.dtype.str, tensor.shape, content), name)
             if same != name:
                 shared[name] = same

@@ -87,9 +87,9 @@ def combine(kind: str, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
     if len(axes) < 2:
         axes.append([1, 1, 1])
     if len(axes) < 3:  # rows that threads can share
-        side, *has = axes.pop()
+        side, *present = axes.pop()
         rows = next(rows for rows in range(min(MOST_ROWS, max(1, side // LEAST_IN_ROW)), 0, -1) if side % rows == 0)
-        axes += [[rows, *has], [side // rows, *has]]
+        axes += [[rows, *present], [side // rows, *present]]
     strides = []
     for side in (1, 2):
         full = [axis[0] if axis[side] else 1 for axis in axes]
