@@ -10,8 +10,7 @@ from bnn_kernels.runtime.threads import run_rows
 
 KINDS = {"add": 0, "multiply": 1, "divide": 2}
 
-
-# Into so many rows numbers without any are parted at most, with so many in each at least.
+# Where no side is stretched, numbers are parted into at most so many rows, of at least so many numbers.
 MOST_ROWS, LEAST_IN_ROW = 64, 1024
 
 
