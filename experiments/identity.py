@@ -29,6 +29,8 @@ NOT_THE_EXPERIMENT = (
     "classifier.pack_activations",
     "compile",
     "classifier.compile",
+    "channels_last",
+    "classifier.channels_last",
     "keep_best",
     *(
         f"trainer.{name}"

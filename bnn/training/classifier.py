@@ -43,6 +43,8 @@ class Classifier(LightningModule):
     batch, as in the authors' code); 0 mixes none. The accuracy of training then counts the label of the larger share.
     compile: torch.compile the forward pass of training, True or the name of one of its backends. Evaluation is not
     compiled, nor are the steps that a Doctor watches.
+    channels_last: train with images, maps and weights of convolutions in the memory layout NHWC, in which PyTorch's
+    convolutions and poolings of few channels are faster on a CPU; sums may round otherwise.
     Of a step over several batches (trainer.accumulate_grad_batches) the gradient is that of the mean over all their
     images, of fewer at the end of an epoch too; batch norm sees each batch by itself.
     teacher: whom a DistillationLoss asks; that of a run that goes on must be the same.
@@ -71,6 +73,7 @@ class Classifier(LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         mixup: float = 0.0,
         compile: bool | str = False,
+        channels_last: bool = False,
         teacher: Teacher | None = None,
     ):
         super().__init__()
@@ -89,6 +92,7 @@ class Classifier(LightningModule):
         self._lesson: Lesson | None = None
         self._compile = compile
         self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._channels_last = channels_last
         self._loss: Callable[..., Tensor] = nn.CrossEntropyLoss() if loss is None else loss
         self._mixup = mixup
         self._optimizer = optimizer
@@ -122,6 +126,8 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
 
     def on_fit_start(self) -> None:
+        if self._channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._packing = pack_activations(self.network) if self._packs else None
         if self._teacher is not None and isinstance(self._loss, DistillationLoss):
             self._lesson = Lesson(self._teacher, self.network, self._loss.maps, self.device)
@@ -131,6 +137,8 @@ class Classifier(LightningModule):
 
     def on_fit_end(self) -> None:
         self._compiled = None
+        if self._channels_last:
+            self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if self._lesson is not None:
             self._lesson.end()
         if self._packing is not None:
@@ -208,6 +216,8 @@ class Classifier(LightningModule):
 
     def _logits(self, images: Tensor) -> Tensor:
         """Return the outputs in training."""
+        if self._channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         if self._compiled is None or any(module._forward_hooks for module in self.network.modules()):
             return self.network(images)  # compiled code would skip the hooks of a Doctor
         return self._compiled(images)

@@ -230,6 +230,26 @@ def test_a_compiled_network_trains_alike(backend, quantizers, tmp_path, monkeypa
     assert names[0] == names[1]
 
 
+def test_maps_with_channels_last_train_alike_and_go_on_bit_for_bit(tmp_path):
+    plain, here, resumed = (network(**FP32) for _ in range(3))
+    run(plain, tmp_path / "plain", epochs=2)
+    layouts = []
+    kept = here.conv2.register_forward_hook(lambda _, inputs, maps: layouts.append((inputs[0], maps)))
+    run(here, tmp_path / "here", epochs=2, channels_last=True)
+    kept.remove()
+    trained = [pair for pair in layouts if pair[1].requires_grad]
+    assert len(trained) == 6
+    assert all(maps.is_contiguous(memory_format=torch.channels_last) for pair in trained for maps in pair)
+    for name, value in plain.state_dict().items():  # wider than rounding, which may decide about a rectifier
+        torch.testing.assert_close(here.state_dict()[name], value, rtol=1e-3, atol=3e-3)
+    with pytest.raises(KeyboardInterrupt):
+        run(network(**FP32), tmp_path / "resumed", Stop(), epochs=2, channels_last=True)
+    run(resumed, tmp_path / "resumed", epochs=2, channels_last=True)
+    for name, value in here.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    assert all(parameter.is_contiguous() for parameter in here.parameters())
+
+
 def test_compiled_steps_keep_no_bits():
     with pytest.raises(ValueError, match="compile and pack_activations"):
         Classifier(network(), SGD, compile=True, pack_activations=True)

@@ -33,6 +33,7 @@ CONFIG = {"seed": 0, "name": "a", "optimizer": {"lr": 0.1}, "trainer": {"precisi
         ({"name": "b"}, False),
         ({"trainer": {"precision": "32-true", "max_steps": 5}}, False),
         ({"ema": None, "compile": True, "trainer": {"precision": "32-true", "accumulate_grad_batches": 1}}, True),
+        ({"channels_last": True}, True),
         ({"ema": 0.9}, False),
         ({"trainer": {"precision": "32-true", "accumulate_grad_batches": 2}}, False),
     ],
