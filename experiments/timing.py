@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCK_SECONDS = 0.02
+# Threads of a pool spin after their work, ONNX Runtime's for over 20 ms: they would take a core from the next side.
+REST_SECONDS = 0.05
 
 
 def set_threads(count: int) -> int:
@@ -41,15 +43,24 @@ def samples_in_turn(functions: Sequence[Callable[[], object]], seconds: float, l
     """Return the seconds of all calls of functions in turn, in blocks A A A B B B ... A A A ..., of `seconds` in all.
 
     A block lasts about BLOCK_SECONDS, so that each side mostly finds the caches as it left them, and there are at
-    least `least` calls of each; every call counts.
+    least `least` calls of each; every call counts. With more than one thread each block begins with REST_SECONDS in
+    which the threads of the side before fall asleep, and with a call that does not count; `seconds` leaves both out.
     """
+    import bnn_kernels as bk
+
     for function in functions:  # compile, fill caches
         function()
         function()
+    rests = bk.get_num_threads() > 1 and len(functions) > 1
     samples: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, samples)) < least:
         for function, times in zip(functions, samples, strict=True):
+            if rests:
+                start = time.perf_counter()
+                time.sleep(REST_SECONDS)
+                function()
+                end += time.perf_counter() - start
             block = time.perf_counter() + BLOCK_SECONDS
             while (start := time.perf_counter()) < block:
                 function()

@@ -2,6 +2,7 @@
 
 import json
 
+import bnn_kernels as bk
 import pytest
 import torch
 from torch import nn
@@ -70,13 +71,14 @@ def test_openvino_answers_like_pytorch():
     assert "openvino" in peers
 
 
-def test_all_sides_are_called_in_turn(monkeypatch):
-    """With a clock that only calls move: two calls each first, then blocks of a second; every other call counts."""
+@pytest.fixture
+def side(monkeypatch):
+    """Make functions that write their names to `side.calls`, beside a clock that only they and sleep move."""
     now, calls = [0.0], []
     monkeypatch.setattr(timing, "BLOCK_SECONDS", 1.0)
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
-    def side(name, *seconds):
+    def make(name, *seconds):
         durations = iter(seconds)
 
         def call():
@@ -85,6 +87,23 @@ def test_all_sides_are_called_in_turn(monkeypatch):
 
         return call
 
+    def sleep(seconds):
+        calls.append("-")
+        now[0] += seconds
+
+    monkeypatch.setattr(timing.time, "sleep", sleep)
+    make.calls = calls
+    return make
+
+
+def with_threads(monkeypatch, count):
+    monkeypatch.setattr(bk, "get_num_threads", lambda: count)
+
+
+def test_all_sides_are_called_in_turn(side, monkeypatch):
+    """Two calls each first, then blocks of a second; every other call counts."""
+    with_threads(monkeypatch, 1)
+    calls = side.calls
     sides = [side("a", *[0.5] * 8), side("b", 50, 60, 3, 1, 2), side("c", *[0.25] * 14)]
     a, b, c = timing.in_turn(sides, 0.0, least=3)
     assert "".join(calls) == "aabbcc" + 3 * "aabcccc"
@@ -94,3 +113,14 @@ def test_all_sides_are_called_in_turn(monkeypatch):
     calls.clear()
     timing.in_turn([side("a", *[0.5] * 99)], 4.0, least=1)
     assert len(calls) == 2 + 8
+
+
+def test_threads_of_the_side_before_fall_asleep_first(side, monkeypatch):
+    """With two threads each block begins with a rest and a call, of which neither counts nor takes of the seconds."""
+    with_threads(monkeypatch, 2)
+    a, b = timing.in_turn([side("a", 9, 9, *[7, 0.5, 0.5] * 2), side("b", 9, 9, *[8, 1] * 2)], 4.0, least=2)
+    assert "".join(side.calls) == "aabb" + 2 * "-aaa-bb"
+    assert (a, b) == (timing.Timing(0.5, 0.5, 4, (0.5, 0.5)), timing.Timing(1, 1, 2, (1, 1)))
+    side.calls.clear()
+    timing.in_turn([side("a", *[0.5] * 99)], 4.0, least=1)  # nobody before
+    assert "".join(side.calls) == "aa" + 8 * "a"
