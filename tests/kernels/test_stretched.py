@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from bnn_kernels.ops.over_channels import absmax, normalize
+from bnn_kernels.ops.over_channels import LONG, absmax, normalize
 from bnn_kernels.ops.stretched import combine
 
 FUNCTIONS = {"add": np.add, "multiply": np.multiply, "divide": np.divide}
@@ -44,3 +44,23 @@ def test_what_is_taken_over_channels(shape):
     x.flat[0] = np.nan
     absmax(x, largest, np.float32(2), np.float32(127))
     assert np.isnan(largest).sum() == np.isnan(largest.flat[0]) == 1
+
+
+@pytest.mark.parametrize("count", [1, 63, LONG, LONG + 1, 2 * LONG - 1, 3 * LONG + 5, 10 * LONG])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_largest_of_long_rows(count, threads, monkeypatch):
+    for name, value in (("MIN_WORK_PER_THREAD", 1), ("MIN_WORK_TO_WAKE", 1), ("_threads", threads)):
+        monkeypatch.setattr(f"bnn_kernels.runtime.threads.{name}", value)
+    rng = np.random.default_rng(count)
+    x = rng.standard_normal((3, count)).astype(np.float32)
+    x[:, rng.integers(count, size=2)] *= -100
+    largest = np.empty((3, 1), np.float32)
+    absmax(x, largest, np.float32(1e-3), np.float32(7))
+    np.testing.assert_array_equal(largest[:, 0], np.abs(x).max(1) / np.float32(7))
+    for place in (0, count // 2, count - 1):
+        strange = x.copy()
+        strange[1, place], strange[2, place] = np.float32(-np.nan), -np.inf
+        absmax(strange, largest, np.float32(1e-3), np.float32(7))
+        assert largest[0] == np.abs(x[0]).max() / np.float32(7)
+        assert np.isnan(largest[1])
+        assert largest[2] == np.inf

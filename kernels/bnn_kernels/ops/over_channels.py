@@ -9,10 +9,13 @@ from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.compile.simd import float32x16
 from bnn_kernels.compile.simd.exponentials import exp_of_negative
 from bnn_kernels.runtime.threads import run_rows
+from bnn_kernels.runtime.workspace import empty
 
 # Sums that are kept at a time: their additions do not wait for each other, and many small numbers add up precisely.
 PARTS = 8
 LANES = 16
+# More numbers of one position than this are shared among threads.
+LONG = 8192
 
 
 class Normal(NamedTuple):
@@ -56,18 +59,37 @@ def _normalize(x, y, eps, size, first, last):
             made[i] = made[i] / spread
 
 
+@inline
+def _largest_magnitude(bits):
+    """The largest |x|, as its bits, of float32 numbers of which these are the bits; that of a NaN if there is one.
+
+    Without their signs, floats are in the order of their bits, with NaN behind infinity.
+    """
+    largest = np.uint32(0)
+    for i in range(len(bits)):
+        largest = max(largest, np.uint32(bits[i] & np.uint32(0x7FFFFFFF)))
+    return largest
+
+
 @jit
-def _absmax(x, y, smallest, levels, channels, first, last):
-    """Positions of y flat: the largest |x| of x flat (positions, channels), at least `smallest`, over `levels`."""
+def _magnitudes(bits, y, count, parts, first, last):
+    """Parts of y flat (positions, parts): the largest |x| of their shares of bits flat (positions, count), as bits."""
+    share = -(-count // parts)
+    for part in range(first, last):
+        row, place = part // parts, part % parts
+        end = min((place + 1) * share, count)
+        y[part] = _largest_magnitude(bits[row * count + place * share : row * count + end])
+
+
+@jit
+def _absmax(bits, y, smallest, levels, count, first, last):
+    """Positions of y flat: the largest |x| of bits flat (positions, count), at least `smallest`, over `levels`."""
+    largest = np.empty(1, np.uint32)
+    numbers = largest.view(np.float32)
     for row in range(first, last):
-        given = x[row * channels : (row + 1) * channels]
-        largest = smallest
-        strange = False
-        for i in range(channels):
-            value = abs(given[i])
-            strange |= value != value
-            largest = max(largest, value)
-        y[row] = np.float32(np.nan) if strange else largest / levels
+        largest[0] = _largest_magnitude(bits[row * count : (row + 1) * count])
+        number = numbers[0]
+        y[row] = number if number != number else max(number, smallest) / levels
 
 
 @inline
@@ -122,9 +144,17 @@ def normalize(x: np.ndarray, y: np.ndarray, eps: np.float32, center: bool) -> No
 
 
 def absmax(x: np.ndarray, y: np.ndarray, smallest: np.float32, levels: np.float32) -> None:
-    """Write max(max |x|, smallest) / levels over the last axis of contiguous float32 x to y; NaN if x has one."""
-    channels = x.shape[-1]
-    run_rows(_absmax, x.size // channels, x.size, x.reshape(-1), y.reshape(-1), smallest, levels, channels)
+    """Write max(max |x|, smallest) / levels of each row of contiguous float32 x to y; NaN where the row has one.
+
+    A row is x.size // y.size numbers that follow each other: the channels of a position, or a whole image.
+    """
+    bits, count = x.reshape(-1).view(np.uint32), x.size // y.size
+    if count > LONG:
+        parts = -(-count // LONG)
+        largest = empty((y.size * parts,), np.uint32)
+        run_rows(_magnitudes, y.size * parts, x.size, bits, largest, count, parts)
+        bits, count = largest, parts
+    run_rows(_absmax, y.size, bits.size, bits, y.reshape(-1), smallest, levels, count)
 
 
 def softmax(x: np.ndarray, y: np.ndarray, log: bool) -> None:

@@ -74,16 +74,8 @@ class Absmax(Step):
     def run(self, x: np.ndarray) -> np.ndarray:
         axes = tuple(range(1, x.ndim)) if self.over_all else (x.ndim - 1,)
         y = empty(tuple(1 if axis in axes else side for axis, side in enumerate(x.shape)), np.float32)
-        if self.over_all:
-            do(self._absmax, x, axes, y)
-        else:
-            absmax(contiguous(x), y, self.smallest, self.levels)
+        absmax(contiguous(x), y, self.smallest, self.levels)
         return y
-
-    def _absmax(self, x: np.ndarray, axes: tuple[int, ...], y: np.ndarray) -> None:
-        np.abs(x).max(axes, keepdims=True, out=y)
-        np.maximum(y, self.smallest, out=y)
-        y /= self.levels
 
 
 @step
