@@ -1,5 +1,6 @@
 """The documentation: its Python runs, its commands compose, its links lead somewhere, and the reference is whole."""
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -19,6 +20,7 @@ import yaml
 from bnn_kernels.__main__ import parser as kernels_parser
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from quick_hydra import parsed_once
 
 from bitplanes.__main__ import commands
 from experiments import cli
@@ -27,6 +29,7 @@ from experiments.sweep_plan import cells_of
 from paper_figures import ledger_file
 from paper_figures.ledger_file import read_ledger, run_rows
 
+commands_of = functools.cache(commands)
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = {page.relative_to(DOCS).as_posix(): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
@@ -79,6 +82,12 @@ def test_python_of_a_page_runs(name, tmp_path, monkeypatch, capsys):
         exec(compile(code, f"{name}: {title or 'block'}", "exec"), names)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_options():
+    with parsed_once():
+        yield
+
+
 def shell_lines():
     """(page, line) of every command in a block without a language, continued lines joined."""
     more = {name: (ROOT / name).read_text() for name in ("CONTRIBUTING.md", "README.md")}
@@ -126,12 +135,12 @@ def test_a_command_is_one(page, line, tmp_path, monkeypatch):
     command = words[1] if words[0] == "bitplanes" else words[2].removeprefix("experiments.")
     if command == "figures" or command.startswith("paper_figures."):
         figure = words[2].removeprefix("paper_figures.").replace("-", "_")
-        assert figure in commands("paper_figures"), line
+        assert figure in commands_of("paper_figures"), line
         return
     if command.startswith("--"):
         return
     command = command.replace("-", "_")
-    assert command in commands("experiments"), line
+    assert command in commands_of("experiments"), line
     rest = words[2 if words[0] == "bitplanes" else 3 :]
     searched = []
     if "--config-dir" in rest:

@@ -1,5 +1,6 @@
 """Every model of images that a config names, found by walking configs/model: what the tests of models run over."""
 
+import functools
 import inspect
 
 import pytest
@@ -22,15 +23,22 @@ _PAIRS = [entry.split("/") for entry in OmegaConf.load(cli.CONFIGS / "suite" / "
 METHODS = dict.fromkeys(NAMES, "xnor") | dict(pair for pair in _PAIRS if len(pair) == 2)
 
 
+@functools.cache
+def model_config(name, quantizer):
+    """The options of a config's model, resolved."""
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
+        config = compose("train", [f"model={name}", f"quantizer={quantizer}"])
+    return OmegaConf.to_container(config.model, resolve=True)
+
+
 def build(name, quantizer, narrow=None, **more):
     """A config's model; narrow: the share of its channels, where the model has the option `width`; more: options."""
-    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
-        config = compose("train", [f"model={name}", f"quantizer={quantizer}"]).model
-        width = inspect.signature(get_class(config._target_)).parameters.get("width")
-        options = {}
-        if narrow is not None and width is not None:  # a factor, or the channels themselves
-            options["width"] = narrow if isinstance(width.default, float) else int(narrow * width.default)
-        return instantiate(config, **options, **more, _convert_="object")
+    config = OmegaConf.create(model_config(name, quantizer))
+    width = inspect.signature(get_class(config._target_)).parameters.get("width")
+    options = {}
+    if narrow is not None and width is not None:  # a factor, or the channels themselves
+        options["width"] = narrow if isinstance(width.default, float) else int(narrow * width.default)
+    return instantiate(config, **options, **more, _convert_="object")
 
 
 def small_shape(model):

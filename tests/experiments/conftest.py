@@ -1,29 +1,25 @@
 """Running the commands in this process, in a folder of their own."""
 
 import contextlib
-import functools
 import importlib
 import io
 import sys
 from pathlib import Path
 
-import omegaconf
 import pytest
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from quick_hydra import parsed_once
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_options():
-    """Compose options once for each command, and parse each text in them once.
+    """Compose options once for each command, and parse each text and file of them once.
 
     Hydra composes them a first time to learn whether hydra.mode is among them; it nowhere is.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    with parsed_once() as patch:
         patch.setattr(Hydra, "get_mode", lambda *given, **options: None)
-        parse = functools.cache(omegaconf.grammar_parser.parse)
-        for module in (omegaconf.base, omegaconf._utils):
-            patch.setattr(module, "parse", parse)
         yield
 
 

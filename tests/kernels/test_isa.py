@@ -63,14 +63,13 @@ run_rows = popcount.run_rows
 def note(kernel, *args, **more):
     if sys.argv[1:]:
         kernel._cache = NullCache()  # machine code from a cache cannot be looked into
-    run_rows(kernel, *args, **more)
+        run_rows(kernel, *args, **more)
     ran.append(kernel)
 for module in (popcount, lookup, level_lookup, products):
     module.run_rows = note
 conv = bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32), padding=1)
-conv(bk.pack(np.ones((1, 64, 6, 6), np.float32)))
-conv(bk.pack_levels(np.ones((1, 64, 6, 6), int), (1, 2), False))
-conv(bk.pack_levels(np.ones((1, 64, 6, 6), int), tuple(1 << p for p in range(8)), False))
+for planes, signed in (((1,), True), ((1, 2), False), (tuple(1 << p for p in range(8)), False)):
+    conv(bk.BitTensor(np.ones((len(planes), 1, 6, 6, 1), np.uint64), (1, 64, 6, 6), signed, planes))
 for kernel in ran:
     code = "".join(kernel.inspect_asm().values()) if sys.argv[1:] else ""
     found = [name for name in ("vpopcnt", "pshufb", "vpdpbusd", "vpmaddubsw") if re.search(rf"\\b{name}|v{name}", code)]
