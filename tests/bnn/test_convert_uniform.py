@@ -184,6 +184,36 @@ def test_behind_float_layers_and_on_the_input():
     assert next(row for row in report.steps if row.source == "0 input").kind == "exact"
 
 
+class PooledStem(nn.Module):
+    """A stem in floats whose pooled outputs two quantizers read, as a bottleneck network's first block does."""
+
+    def __init__(self, readers):
+        super().__init__()
+        self.stem, self.norm, self.pool = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.MaxPool2d(2)
+        quantizers = {
+            "weight_quantizer": partial(LsqWeight, bits=4),
+            "input_quantizer": partial(LsqActivation, bits=4, signed=True),
+        }
+        self.readers = nn.ModuleList(QuantConv2d(8, 8, 3, **quantizers) for _ in range(readers))
+
+    def forward(self, x):
+        y = self.pool(torch.relu(self.norm(self.stem(x))))
+        first, *others = [reader(y) for reader in self.readers]
+        return first + others[0] if others else first
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_a_pooled_stem_is_one_pass_and_one_pooling(readers):
+    torch.manual_seed(0)
+    model = trained(PooledStem(readers), images(8, 3, 12, 12))
+    with torch.no_grad():
+        model.readers[-1].input_quantizer.step *= 1.5
+    packed, _ = check(model, images(8, 3, 12, 12))
+    kinds = [step.op for step in packed.steps]
+    assert kinds[:2] == ["float_conv", "max_pool"]
+    assert sorted(kinds[2:]) == sorted(["pack", "binary_conv"] * readers)
+
+
 def test_sequences():
     conv = partial(QuantConv1d, weight_quantizer=partial(LsqWeight, 4), input_quantizer=ACTIVATIONS["lsq4"])
     x = images(8, 3, 20)

@@ -111,18 +111,28 @@ class _Planner:
         else:
             plan.floats.update(value.inputs)
 
-    @staticmethod
-    def _hands_back(value: Value, wishes: list[Demand]) -> bool:
+    def _hands_back(self, value: Value, wishes: list[Demand]) -> bool:
         """Whether levels wanted of this value can be had of its operand as well."""
         if isinstance(value, Channelwise):
             return value.monotone and not any(_would_need_a_table(value, wish) for wish in wishes)
         if isinstance(value, Pool):
-            return isinstance(value.fields, MaxPool.Fields)
+            signs = all(wish.levels.table.is_sign for wish in wishes)
+            return isinstance(value.fields, MaxPool.Fields) and (signs or self._stands_on_integers(value))
         if isinstance(value, Moved) and value.is_flatten and len(value.inputs[0].shape) > 1:
             by_channel = [part for wish in wishes for part in (wish.levels, *wish.path)]
             uniform = all(part.uniform for part in by_channel if isinstance(part, Levels | Channelwise))
             return uniform or not _spreads(value)
         return False
+
+    def _stands_on_integers(self, value: Value) -> bool:
+        """Whether levels handed back from here come to the integers of a binary layer.
+
+        Where they do not, several levels pool as floats: then each quantizer would pool for itself, and what lies
+        before the pooling would not be part of its layer's pass.
+        """
+        while isinstance(value, Pool) or (isinstance(value, Channelwise) and value.monotone):
+            value = value.inputs[0]
+        return self.plan.makes_integers(value)
 
     def _plan_pass(self, value: Value) -> None:
         """Gather what one pass can compute on the way to this value."""
