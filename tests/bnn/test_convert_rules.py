@@ -177,7 +177,8 @@ def test_functions_without_a_rule_are_followed_in_any_form():
     assert vars(Marking)["forward"] is forward
 
 
-def test_several_threads_convert_while_others_train(rules):
+@pytest.mark.parametrize("rounds", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_threads_convert_while_others_train(rounds, rules):
     """Nobody meets what tracing exchanges, and PyTorch is as it was at every moment."""
     torch.manual_seed(0)
     apply = vars(Function)["apply"]
@@ -194,7 +195,7 @@ def test_several_threads_convert_while_others_train(rules):
             assert vars(Function)["apply"] is apply
 
     def convert():
-        for _ in range(2):
+        for _ in range(rounds):
             np.testing.assert_array_equal(bnn.convert(shared, x)(x.numpy()), expected)
             bnn.convert(nn.Sequential(nn.Linear(12, 5), nn.ReLU()).eval(), x)
 

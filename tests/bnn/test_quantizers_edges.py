@@ -45,10 +45,17 @@ def stepped(quantizer, x, g):
     return y.detach(), x.grad, [p.grad for p in quantizer.parameters()], quantizer
 
 
+# Where another type of numbers rounds, or ends, elsewhere.
+ENDS = ("huge", "tiny", "of all sizes", "one filter of zeros")
+
+
 @each
 @pytest.mark.parametrize("training", [True, False])
-def test_finite_numbers_give_finite_numbers(role, factory, training):
+@pytest.mark.parametrize("types", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_finite_numbers_give_finite_numbers(role, factory, training, types):
     for (name, x), dtype in itertools.product(edges().items(), (torch.float32, torch.bfloat16, torch.float64)):
+        if types == "some" and dtype != torch.float32 and name not in ENDS:
+            continue
         x = x.to(dtype)
         g = torch.linspace(-1, 1, x.numel(), dtype=dtype).reshape(x.shape)
         y, gradient, learned, after = stepped(configs.make(role, factory, x).train(training), x, g)

@@ -19,7 +19,7 @@ from experiments.ladder import quantized_nothing
 from experiments.ladder_measures import agreement, divergence
 from experiments.ladder_rungs import RUNGS
 
-FAST = ("threads=[1]", "seconds=0.01", "least_calls=3", "memory=false")
+FAST = ("threads=[1]", "seconds=0.01", "least_calls=3", "memory=false", "observer=min_max")
 
 
 # Of each kind of rung one; all of them take two minutes.

@@ -48,7 +48,7 @@ def _model(config):
     return config.model._target_.rpartition(".")[2]
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_and_converts(name, images, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

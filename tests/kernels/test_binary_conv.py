@@ -69,6 +69,7 @@ def test_channels_around_word_edges(channels, kernel):
     check(draw(rng, "signs", 2, channels, 6, 7), draw(rng, "signs", 5, channels, *kernel), padding=(1, 2))
 
 
+@pytest.mark.quick_cases(200)
 @pytest.mark.parametrize("pad_value", [0, 1, -1])
 @pytest.mark.parametrize("padding", [0, 1, 2, (0, 3), (4, 1), (0, 0, 1, 1), (1, 2, 0, 4)])
 @pytest.mark.parametrize("stride", [1, 2, (3, 1)])

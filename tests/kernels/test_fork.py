@@ -105,7 +105,7 @@ def fork_often(tmp_path, forks, seed, limit):
 
 
 def test_forks_at_random_moments(tmp_path):
-    fork_often(tmp_path, 4, 0, 120)
+    fork_often(tmp_path, 2, 0, 120)
 
 
 @pytest.mark.slow

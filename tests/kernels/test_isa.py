@@ -98,16 +98,27 @@ INSTRUCTIONS = {
 }
 
 
-@pytest.mark.parametrize("path", [path for path in bk.cpu_features()["possible"] if path in KERNELS])
-def test_the_path_is_what_runs(path):
-    """The kernels that a layer runs are those of the path, and so are their instructions."""
+def kernels_that_run(path, *looked_into):
+    """(name, its instructions) of each; names alone unless they are looked into."""
     environment = {**os.environ, "BNN_KERNELS_ISA": path, "BNN_KERNELS_COSTS": "built-in"}
-    looked_into = [] if path == "generic" else ["machine code"]  # of portable instructions any will do
     command = [sys.executable, "-c", RUNS, *looked_into]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     lines = [line.split(" ") for line in done.stdout.splitlines()]
     assert [name for name, _ in lines] == KERNELS[path]
-    for name, instructions in lines:
+    return lines
+
+
+@pytest.mark.parametrize("path", [path for path in bk.cpu_features()["possible"] if path in KERNELS])
+def test_the_path_is_what_runs(path):
+    kernels_that_run(path)
+
+
+# Those of AVX-512 are also looked for by tests/kernels/test_assembly.py; of portable instructions any will do.
+@pytest.mark.parametrize("path", [pytest.param("avx512", marks=pytest.mark.slow), "avx2"])
+def test_the_instructions_are_those_of_the_path(path):
+    if path not in bk.cpu_features()["possible"]:
+        pytest.skip(f"needs {path}")
+    for name, instructions in kernels_that_run(path, "machine code"):
         wanted = [instruction for start, instruction in INSTRUCTIONS.items() if name.startswith(start)]
         if path == "avx512" and name.startswith("popcount"):
             wanted.append("vpopcnt")
