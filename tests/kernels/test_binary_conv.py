@@ -10,7 +10,7 @@ from bnn_kernels import reference
 from bnn_kernels.bits.level_bytes import bytes_of_codes, new_level_bytes
 from bnn_kernels.bits.tensor import unpack_codes
 from forced_kernels import FORMS, KERNELS, force
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 INT32 = np.iinfo(np.int32)
@@ -187,7 +187,8 @@ def check_configuration(c, pairs=None):
     np.testing.assert_array_equal(signs.words, plain_signs.words)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+# The kernel is the same for all examples.
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(c=configurations(st.one_of(PAIRS, st.sampled_from(QUICK_PAIRS))))
 def test_random_configurations(_kernel, c):
     # Products read inputs of one plane and of several in the same way.

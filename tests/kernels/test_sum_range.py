@@ -103,7 +103,7 @@ def test_linear_layers(a_kind, w_kind, features, kernel):
     check_linear(a_kind, w_kind, features)
 
 
-@pytest.mark.quick_cases(8)
+@pytest.mark.quick_cases(16)
 @pytest.mark.parametrize("a_kind", KINDS)
 @pytest.mark.parametrize("w_kind", KINDS)
 def test_convolutions(a_kind, w_kind, kernel):
