@@ -46,6 +46,10 @@ def test_what_is_taken_over_channels(shape):
     assert np.isnan(largest).sum() == np.isnan(largest.flat[0]) == 1
 
 
+def test_nothing_of_no_rows():
+    absmax(np.empty((0, 5), np.float32), np.empty((0, 1), np.float32), np.float32(1), np.float32(7))
+
+
 @pytest.mark.parametrize("count", [1, 63, LONG, LONG + 1, 2 * LONG - 1, 3 * LONG + 5, 10 * LONG])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_largest_of_long_rows(count, threads, monkeypatch):

@@ -148,7 +148,7 @@ def absmax(x: np.ndarray, y: np.ndarray, smallest: np.float32, levels: np.float3
 
     A row is x.size // y.size numbers that follow each other: the channels of a position, or a whole image.
     """
-    bits, count = x.reshape(-1).view(np.uint32), x.size // y.size
+    bits, count = x.reshape(-1).view(np.uint32), x.size // max(y.size, 1)
     if count > LONG:
         parts = -(-count // LONG)
         largest = empty((y.size * parts,), np.uint32)
