@@ -15,8 +15,7 @@ def stored_bytes(model: nn.Module, example: Tensor) -> dict[str, int]:
     Together they are the payload of the file, in which tensors that equal another one are stored once; the network is
     not checked as `bnn.convert` does. What is merged into a layer (batch norm, bias, activation, thresholds on its
     output) counts as the layer's; thresholds that stand alone count where the levels are read. What functions store
-    counts as the module's that calls them, "" for the model
-    itself. ConversionError if it cannot be converted.
+    counts as the module's that calls them, "" for the model itself. ConversionError if it cannot be converted.
     """
     # Without the memory of a copy: what sets a parameter's data sets that of the twin's parameter.
     shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter}

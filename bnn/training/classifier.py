@@ -43,8 +43,8 @@ class Classifier(LightningModule):
     batch, as in the authors' code); 0 mixes none. The accuracy of training then counts the label of the larger share.
     compile: torch.compile the forward pass of training, True or the name of one of its backends. Evaluation is not
     compiled, nor are the steps that a Doctor watches.
-    channels_last: train with images, maps and weights of convolutions in the memory layout NHWC, in which PyTorch's
-    convolutions and poolings of few channels are faster on a CPU; sums may round otherwise.
+    channels_last: train with images, maps and weights of convolutions in the memory layout NHWC, which is often faster
+    on a CPU; sums may round otherwise.
     Of a step over several batches (trainer.accumulate_grad_batches) the gradient is that of the mean over all their
     images, of fewer at the end of an epoch too; batch norm sees each batch by itself.
     teacher: whom a DistillationLoss asks; that of a run that goes on must be the same.

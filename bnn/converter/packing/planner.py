@@ -117,7 +117,7 @@ class _Planner:
             return value.monotone and not any(_would_need_a_table(value, wish) for wish in wishes)
         if isinstance(value, Pool):
             signs = all(wish.levels.table.is_sign for wish in wishes)
-            return isinstance(value.fields, MaxPool.Fields) and (signs or self._stands_on_integers(value))
+            return _pools_maxima(value) and (signs or self._stands_on_integers(value))
         if isinstance(value, Moved) and value.is_flatten and len(value.inputs[0].shape) > 1:
             by_channel = [part for wish in wishes for part in (wish.levels, *wish.path)]
             uniform = all(part.uniform for part in by_channel if isinstance(part, Levels | Channelwise))
@@ -130,7 +130,7 @@ class _Planner:
         Where they do not, several levels pool as floats: then each quantizer would pool for itself, and what lies
         before the pooling would not be part of its layer's pass.
         """
-        while isinstance(value, Pool) or (isinstance(value, Channelwise) and value.monotone):
+        while _pools_maxima(value) or (isinstance(value, Channelwise) and value.monotone):
             value = value.inputs[0]
         return self.plan.makes_integers(value)
 
@@ -202,6 +202,10 @@ def _would_need_a_table(value: Channelwise, wish: Demand) -> bool:
         return False
     after: list[Link] = [(part, None) for part in wish.path if isinstance(part, Channelwise)]
     return fit(after) is not None and fit([(value, None), *after]) is None
+
+
+def _pools_maxima(value: Value) -> bool:
+    return isinstance(value, Pool) and isinstance(value.fields, MaxPool.Fields)
 
 
 def _spreads(value: Value) -> bool:
