@@ -184,3 +184,33 @@ def test_a_wrong_rule_is_seen_where_results_are_not_kept(monkeypatch):
     register_rule(Twice)(lambda build, module, x: build.affine(x, 3.0))
     with pytest.raises(ConversionError, match="its rule gives other numbers"):
         bnn.convert(nn.Sequential(nn.Linear(4, 4), Twice()).eval(), torch.randn(2, 4))
+
+
+class LearnedShift(nn.Module):
+    """A shift of each channel, or of each row, repeated to the map's shape, as published networks write it."""
+
+    def __init__(self, shape, repeat):
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(1, *shape))
+        self.repeat = repeat
+
+    def forward(self, x):
+        return x + self.repeat(self.shift, x)
+
+
+@pytest.mark.parametrize(("shape", "kept"), [((6, 1, 1), 6), ((1, 1, 1), 1), ((1, 8, 1), 8), ((6, 1, 9), 54)], ids=str)
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        lambda c, x: c.expand_as(x),
+        lambda c, x: c.repeat(1, *(b // a for a, b in zip(c.shape[1:], x.shape[1:], strict=True))),
+    ],
+    ids=["expand", "repeat"],
+)
+def test_a_constant_repeated_to_the_shape_of_a_map_is_kept_once(shape, kept, repeat):
+    layers = [nn.ReLU(), LearnedShift(shape, repeat), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*layers).eval()
+    x = torch.randn(2, 6, 8, 9)
+    packed = bnn.convert(model, x)
+    assert bnn.check_parity(model, packed, x).ok
+    assert packed.nbytes <= 4 * max(kept, 6)  # a step of channels has one number of each

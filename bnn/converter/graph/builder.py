@@ -152,7 +152,10 @@ class Builder:
         return full.reshape(channels).numpy().copy()
 
     def aligned(self, x: Value, constant: Any) -> Tensor:
-        """Return a constant of the network with as many axes as x with its batch, as sums and products align them."""
+        """Return a constant of the network with as many axes as x with its batch, as sums and products align them.
+
+        An axis along which it is the same, as after `bias.expand_as(x)`, is 1: one number a channel is kept as such.
+        """
         tensor = torch.as_tensor(constant, dtype=torch.float64).detach().cpu()
         sides = (1,) * (len(x.shape) + 1 - tensor.ndim) + tuple(tensor.shape)
         if len(sides) == len(x.shape) + 1 and sides[0] > 1 and bool((tensor == tensor[:1]).all()):
@@ -160,7 +163,12 @@ class Builder:
         fits = len(sides) == len(x.shape) + 1 and sides[0] == 1
         if not fits or any(a not in (1, b) for a, b in zip(sides[1:], x.shape, strict=True)):
             self.fail(f"a constant of shape {tuple(tensor.shape)} does not fit {('N', *x.shape)}")
-        return tensor.reshape(sides)
+        tensor = tensor.reshape(sides)
+        for axis, length in enumerate(sides):
+            first = tensor.narrow(axis, 0, min(1, length))
+            if length > 1 and bool((tensor == first).all()):
+                tensor = first
+        return tensor
 
     def by_place(self, x: Value, kind: Literal["add", "multiply"], constant: Tensor) -> Value:
         """Return x + constant ("add") or x * constant ("multiply"); constant: `aligned`."""
