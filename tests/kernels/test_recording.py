@@ -6,6 +6,7 @@ import bnn_kernels as bk
 import numpy as np
 import pytest
 from bnn_kernels.compile.jit import jit
+from bnn_kernels.model import executor
 from bnn_kernels.runtime import threads
 from bnn_kernels.runtime.recording import Recording, do, new_flag
 from bnn_kernels.runtime.threads import play_kernels, run_rows
@@ -225,6 +226,88 @@ def test_large_outputs_that_share_memory():
         x = np.full((1 + number // 2, 20_000), number, np.float32)
         kept.extend((number, y) for y in model(x))
     assert all((y == number).all() for number, y in kept)
+
+
+def large_model():
+    """Maps of more than a workspace's smallest buffer: two convolutions that share it, and the first one's output."""
+    conv = {"shape": [16, 16, 3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+    numbers = np.random.default_rng(0)
+    weights = [numbers.standard_normal((16, 16, 3, 3)).astype(np.float32) for _ in range(2)]
+    steps = [
+        bk.StepSpec("float_conv", [a], [b], {**conv, "pad_value": 0.0}, {"weight": weight})
+        for a, b, weight in zip("xa", "ab", weights, strict=True)
+    ]
+    return bk.PackedModel((16, 40, 40), steps, outputs=[("a", (16, 40, 40)), ("b", (16, 40, 40))])
+
+
+def channels_last(x):
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def misplaced(x):
+    """The same, channels last, at an address that is no multiple of four."""
+    memory = np.empty(x.nbytes + 1, np.uint8)
+    shape = (len(x), *x.shape[2:], x.shape[1])
+    moved = memory[1:].view(np.float32).reshape(shape)
+    moved[...] = x.transpose(0, 2, 3, 1)
+    return moved.transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("first", [channels_last, np.copy], ids=["channels-last", "channels-first"])
+def test_callers_memory_is_read_where_it_lies_and_nothing_else_is_written_there(count, first):
+    """Inputs of any kind in turn: read in place or copied, with the outputs in memory of their own each time."""
+    model, plain = large_model(), large_model()
+    kept = []
+    for turn, lay in enumerate(
+        [first, first, channels_last, np.copy, misplaced, channels_last, np.copy, channels_last]
+    ):
+        x = np.random.default_rng(turn).standard_normal((2, 16, 40, 40)).astype(np.float32)
+        given = lay(x)
+        found = model(given)
+        for y, expected in zip(found, plain.trace(x, replace=lambda name, value: value), strict=True):
+            np.testing.assert_array_equal(y, expected)
+            assert y.strides == given.strides or lay is misplaced
+            kept.append((y, expected))
+        np.testing.assert_array_equal(given, x)
+    for i, (y, expected) in enumerate(kept):
+        np.testing.assert_array_equal(y, expected)
+        assert not any(np.shares_memory(y, other) for other, _ in kept[:i])
+
+
+def test_a_recorded_call_copies_nothing_that_lies_as_it_should(monkeypatch):
+    model = large_model()
+    x = channels_last(np.ones((1, 16, 40, 40), np.float32))
+    for _ in range(3):
+        model(x)
+    moved = []
+    monkeypatch.setattr(executor, "fill_inputs", lambda *arguments: moved.append(arguments))
+    (recorded,) = model._executor._workspaces._waiting[0].recorded.values()
+    own = [recorded.registers[name].copy() for name, _ in model._program.outputs]
+    found = model(2 * x)
+    assert not moved
+    for y, before, (name, _) in zip(found, own, model._program.outputs, strict=True):
+        np.testing.assert_array_equal(y, 2 * before.transpose(0, 3, 1, 2))
+        np.testing.assert_array_equal(recorded.registers[name], before)  # nothing was written there
+
+
+def test_memory_that_a_call_of_python_has_too_is_not_moved():
+    x, y, z = (np.zeros(100, np.float32) for _ in range(3))
+    recording = Recording()
+    with recording.running():
+        run_rows(add_to, 100, 1, x, (np.float32(2), np.ones(1, np.float32)), y)
+        do(np.copyto, z, y)
+    assert recording.movable(y) is None  # nor anything that no kernel has
+    assert recording.movable(z) is None
+    movable = recording.movable(x)
+    elsewhere = np.arange(100, dtype=np.float32)
+    for source in (x, elsewhere, None):
+        movable.move(source)
+        y[:] = 0
+        recording.play(play_kernels)
+        expected = 2 * (x if source is None else source) + 1
+        np.testing.assert_array_equal(z, expected)
+    half = recording.movable(x[50:])
+    assert half is None  # where the kernel's array begins is not in it
 
 
 def test_read_only_inputs_compile_nothing():

@@ -126,20 +126,30 @@ def _pack_signs(x, words, nan, first, last):
 def _pack_by_bounds(x, bounds, flip, words, nan, first, last):
     """x float32 flat (R, C), bounds float32 (C,), flip and words uint64 (V,), (R, V): bit = (x < bound) xor flip."""
     channels = len(bounds)
-    whole = channels - channels % 8
+    full, rest = channels // 64, channels % 64
     bad = np.uint64(0)
     for row in range(first, last):
-        start = row * channels
-        for v in range(words.shape[1]):
-            words[row, v] = flip[v]
-        for c in range(0, whole, 8):
-            mask = float32x8.less_mask(x, np.uint64(start + c), bounds, np.uint64(c))
-            bad |= float32x8.nan_mask(x, np.uint64(start + c))
-            words[row, c >> 6] ^= mask << np.uint64(c & 63)
-        for c in range(whole, channels):
-            value = x[start + c]
-            words[row, c >> 6] ^= np.uint64(value < bounds[c]) << np.uint64(c & 63)
-            bad |= np.uint64(value != value)
+        for v in range(full):
+            at, bound = np.uint64(row * channels + v * 64), np.uint64(v * 64)
+            word = flip[v]  # in a register until it is whole
+            for i in range(0, 64, 16):
+                low, high = np.uint64(i), np.uint64(i + 8)
+                word ^= float32x8.less_mask(x, at + low, bounds, bound + low) << low
+                word ^= float32x8.less_mask(x, at + high, bounds, bound + high) << high
+                bad |= float32x8.either_nan_mask(x, at + low, at + high)
+            words[row, v] = word
+        if rest:
+            start = full * 64
+            word = flip[full]
+            for i in range(0, rest - rest % 8, 8):
+                at = np.uint64(row * channels + start + i)
+                word ^= float32x8.less_mask(x, at, bounds, np.uint64(start + i)) << np.uint64(i)
+                bad |= float32x8.nan_mask(x, at)
+            for i in range(rest - rest % 8, rest):
+                value = x[row * channels + start + i]
+                word ^= np.uint64(value < bounds[start + i]) << np.uint64(i)
+                bad |= np.uint64(value != value)
+            words[row, full] = word
     if bad != 0:
         nan[0] = 1
 

@@ -3,7 +3,7 @@
 More images than fit the cache with all their registers are taken in parts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,14 +11,14 @@ import numpy as np
 from bnn_kernels.bits.level_bytes import LevelBytes, as_planes, new_level_bytes
 from bnn_kernels.bits.tensor import BitTensor
 from bnn_kernels.checks import plain
-from bnn_kernels.model.inputs import as_channels_last, channels_first, fill_inputs, lies_channels_last
+from bnn_kernels.model.inputs import as_channels_last, as_register, channels_first, fill_inputs, lies_channels_last
 from bnn_kernels.model.program import OF_A_BYTE, Program, input_register
 from bnn_kernels.model.state import State, new_state
 from bnn_kernels.runtime.arrays import new_array
 from bnn_kernels.runtime.mapped import release_files
-from bnn_kernels.runtime.recording import Recording
+from bnn_kernels.runtime.recording import Movable, Recording
 from bnn_kernels.runtime.threads import play_kernels
-from bnn_kernels.runtime.workspace import Workspace, Workspaces, contiguous, empty, in_use
+from bnn_kernels.runtime.workspace import SMALLEST, Workspace, Workspaces, contiguous, empty, in_use, root
 
 # Numbers of images in a call of which a model remembers the calls; each keeps the memory of its registers.
 MOST_RECORDED = 2
@@ -27,16 +27,38 @@ AT_A_TIME = 1 << 24
 
 
 class _Recorded(NamedTuple):
-    """A recorded call: the memory of its inputs and its state, and the registers that its outputs are in."""
+    """A recorded call: the memory of its inputs and its state, and the registers that its outputs are in.
+
+    movable: of inputs and of outputs, what lets kernels read and write the caller's own memory; None: it is copied.
+    """
 
     recording: Recording
     inputs: list[np.ndarray]
     registers: dict[str, Any]
     state: State
+    movable_inputs: list[Movable | None]
+    movable_outputs: list[Movable | None]
 
 
 def _memory(value: Any) -> np.ndarray:
     return value.words if isinstance(value, BitTensor) else value.data if isinstance(value, LevelBytes) else value
+
+
+def _floats_or_bytes(value: Any) -> np.ndarray:
+    """Return the memory of an input register as kernels read it."""
+    return value.u if isinstance(value, LevelBytes) else value
+
+
+def _movable(recording: Recording, memory: np.ndarray, arrays: Sequence[np.ndarray]) -> Movable | None:
+    """Return what sends kernels elsewhere that use a memory, if it is large and of one alone of these arrays."""
+    if memory.nbytes < SMALLEST or sum(np.may_share_memory(memory, x) for x in arrays) != 1:
+        return None
+    return recording.movable(memory)
+
+
+def _is_turned(y: np.ndarray, shape: Sequence[int], last: bool) -> bool:
+    """Whether callers get an output with its channels first in memory; last: an input has them last."""
+    return y.ndim == 4 and y.shape[3] > 1 and not (last and len(shape) == 3)
 
 
 def shown(value: Any) -> Any:
@@ -86,8 +108,10 @@ class Executor:
             return new_level_bytes((len(x), *self._program.specs[input_register(index)].shape), False, OF_A_BYTE)
         return empty(as_channels_last(x).shape, np.float32)
 
-    def _leave(self, registers: dict[str, Any], inputs: Sequence[np.ndarray], own: bool) -> list[np.ndarray]:
-        """Return the outputs, channels first; own: copies whatever they are.
+    def _leave(
+        self, registers: dict[str, Any], inputs: Sequence[np.ndarray], own: bool, fresh: Container[str] = ()
+    ) -> list[np.ndarray]:
+        """Return the outputs, channels first; own: copies, except of registers in memory that is `fresh`.
 
         In memory a map lies as the inputs do: with its channels last if one of them has them last, as in PyTorch.
         """
@@ -95,14 +119,11 @@ class Executor:
         last = any(map(lies_channels_last, inputs))
         for register, shape in self._program.outputs:
             y = registers[register]
-            if y.ndim == 4 and last and len(shape) == 3:
-                y = (y.copy() if own else y).transpose(0, 3, 1, 2)
-            elif y.ndim == 4 and (own or y.shape[3] > 1):
+            if _is_turned(y, shape, last):
                 y = channels_first(y)
-            elif y.ndim == 4:
-                y = y.transpose(0, 3, 1, 2)
             else:
-                y = y.copy() if own else y
+                y = y.copy() if own and register not in fresh else y
+                y = y.transpose(0, 3, 1, 2) if y.ndim == 4 else y
             results.append(y.reshape(-1, *shape))
         return results
 
@@ -184,9 +205,14 @@ class Executor:
         """Run and record a call, in memory that stays the recording's own."""
         workspace.clear()
         recording = Recording()
+        # Nothing else may lie where a call lets the kernels read elsewhere: such memory is not of the workspace.
+        apart = [self._new_input(i, x) for i, x in enumerate(inputs)]
         with in_use(own := Workspace()):
-            registers: dict[str, Any] = {input_register(i): self._new_input(i, x) for i, x in enumerate(inputs)}
-            given = [x.u if isinstance(x, LevelBytes) else x for x in registers.values()]
+            registers: dict[str, Any] = {}
+            for i, (x, value) in enumerate(zip(inputs, apart, strict=True)):
+                in_place = as_register(x, _floats_or_bytes(value)) is not None
+                registers[input_register(i)] = value if in_place else self._new_input(i, x)
+            given = [_floats_or_bytes(value) for value in registers.values()]
             fill_inputs(given, inputs)
             with recording.running():
                 registers = self._run(own, registers | state.registers)
@@ -194,15 +220,44 @@ class Executor:
             results = self._leave(registers, inputs, own=True)
         while len(workspace.recorded) >= MOST_RECORDED:
             workspace.recorded.pop(next(iter(workspace.recorded)))
-        workspace.recorded[len(inputs[0])] = _Recorded(recording, given, registers, state)
+        outputs = [registers[register] for register, _ in self._program.outputs]
+        follows = [registers[spec.output] for spec in self._program.states if spec.output in registers]
+        remembered = [_memory(value) for value in (*state.registers.values(), *follows)]
+        movable = [
+            _movable(recording, memory, [*given, *outputs, *remembered])
+            for memory in (*given, *(root(_memory(y)) for y in outputs))
+        ]
+        workspace.recorded[len(inputs[0])] = _Recorded(
+            recording, given, registers, state, movable[: len(given)], movable[len(given) :]
+        )
         return results
 
     def _play(self, recorded: _Recorded, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        fill_inputs(recorded.inputs, inputs)
+        for to, x, movable in zip(recorded.inputs, inputs, recorded.movable_inputs, strict=True):
+            there = None if movable is None else as_register(x, to)
+            if movable is not None:
+                movable.move(there)
+            if there is None:
+                fill_inputs([to], [x])
+        fresh = self._fresh_outputs(recorded, any(map(lies_channels_last, inputs)))
+        registers = recorded.registers | fresh
         recorded.recording.play(play_kernels)
         if recorded.state.registers:
-            recorded.state.advance(recorded.registers)
-        return self._leave(recorded.registers, inputs, own=True)
+            recorded.state.advance(registers)
+        return self._leave(registers, inputs, own=True, fresh=fresh)
+
+    def _fresh_outputs(self, recorded: _Recorded, last: bool) -> dict[str, np.ndarray]:
+        """Let the kernels write outputs into new memory where callers get them as they lie; return those registers."""
+        fresh = {}
+        for (register, shape), movable in zip(self._program.outputs, recorded.movable_outputs, strict=True):
+            if movable is None:
+                continue
+            y = recorded.registers[register]
+            if _is_turned(y, shape, last):
+                movable.move(None)
+            else:
+                fresh[register] = movable.elsewhere(y)
+        return fresh
 
     def trace(self, inputs: Sequence[np.ndarray], replace: Callable[[str, Any], Any]) -> Any:
         """Run step by step; `replace(register, value)` sees each value and returns what later steps are to get."""

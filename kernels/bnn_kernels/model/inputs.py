@@ -84,6 +84,13 @@ def _interleave3(x, out, size, first, last):
             to[3 * i + 2] = blue[i]
 
 
+def as_register(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:
+    """Return an input in the shape of its register, if kernels can read it where it lies; else None."""
+    y = as_channels_last(x)
+    fits = y.dtype == like.dtype and y.flags.c_contiguous and y.flags.aligned
+    return y.reshape(like.shape) if fits else None
+
+
 def fill_inputs(given: Sequence[np.ndarray], inputs: Sequence[np.ndarray]) -> None:
     """Copy inputs into contiguous arrays of float32 or uint8, channels last."""
     for to, x in zip(given, inputs, strict=True):

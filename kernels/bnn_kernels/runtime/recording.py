@@ -5,10 +5,13 @@ no step runs Python, no argument is unpacked, and nothing is allocated. What ste
 of BLAS, a copy) is recorded with `do`.
 
 A step that does anything else to numbers in Python would be forgotten when a call is played back.
+
+What a caller hands in need not be copied into the recording's memory, nor what he gets out of it: `Movable` lets the
+kernels read and write elsewhere.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +24,45 @@ _local = threading.local()
 # Steps of one recording that can meet a NaN.
 MOST_FLAGS = 4096
 _CALL = 5  # task, context, rows, work, grain
+
+
+class Movable:
+    """Memory of a recording whose kernels can be sent elsewhere: to an array of the caller's, and back."""
+
+    def __init__(self, memory: np.ndarray, words: Sequence[tuple[np.ndarray, int]]):
+        self._memory = memory
+        # Addresses: of the memory, and of what the kernels use now.
+        self._own = self._now = _address(memory)
+        self._words = words
+
+    def move(self, array: np.ndarray | None) -> None:
+        """Let the kernels use the memory of a contiguous array, which the caller keeps, or their own (None)."""
+        to = self._own if array is None else _address(array)
+        if to != self._now:
+            for frame, place in self._words:
+                frame[place] += to - self._now
+            self._now = to
+
+    def elsewhere(self, view: np.ndarray) -> np.ndarray:
+        """Let the kernels use new memory, and return the place there of a contiguous view of their own."""
+        memory = np.empty(self._memory.nbytes, np.uint8)
+        self.move(memory)
+        start = _address(view) - self._own
+        return memory[start : start + view.nbytes].view(view.dtype).reshape(view.shape)
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _overlapping(arguments: Any, start: int, end: int) -> int | None:
+    """Return how many arrays among arguments begin at addresses start .. end - 1; None if they could be hidden."""
+    if isinstance(arguments, np.ndarray):
+        return int(start <= _address(arguments) < end) if arguments.dtype != object else None
+    if isinstance(arguments, tuple):
+        counts = [_overlapping(part, start, end) for part in arguments]
+        return None if None in counts else sum(filter(None, counts))
+    return 0 if arguments is None or isinstance(arguments, bool | int | float | str | np.generic) else None
 
 
 class Recording:
@@ -63,6 +105,25 @@ class Recording:
             _local.recording = outer
             self._close()
             self._flags = self._flags[: max(self._flag_count, 1)]
+
+    def movable(self, memory: np.ndarray) -> Movable | None:
+        """Return what sends the kernels elsewhere that use a contiguous memory; None where that is not certain.
+
+        It is not if a call of Python has the memory too, or if no kernel has it. What a kernel is given lies in its
+        frame as addresses: they are counted against its arguments.
+        """
+        start = _address(memory)
+        end = start + memory.nbytes
+        for item in self._items:
+            if not isinstance(item, np.ndarray) and _overlapping(item[1], start, end) != 0:
+                return None
+        words = []
+        for frame, arguments in self._kept:
+            places = np.flatnonzero((frame >= start) & (frame < end))
+            if len(places) != _overlapping(arguments, start, end):
+                return None
+            words += [(frame, int(place)) for place in places]
+        return Movable(memory, words) if words else None
 
     def flag(self, raise_it: Callable[[], None]) -> np.ndarray:
         """Return uint8 (1,), 0: if a kernel sets it, playing ends with `raise_it`."""

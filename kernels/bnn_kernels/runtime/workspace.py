@@ -61,7 +61,8 @@ def contiguous(x: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _root(array: np.ndarray) -> Any:
+def root(array: np.ndarray) -> Any:
+    """Return the array whose memory a view looks at."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
@@ -109,7 +110,7 @@ class Workspace:
     def keep(self, arrays: Iterable[np.ndarray]) -> None:
         """Note what a step has made: its other buffers were scratch and are free again."""
         for array in arrays:
-            key = id(_root(array))
+            key = id(root(array))
             if key in self._buffers:
                 self._users[key] = self._users.get(key, 0) + 1
         for buffer in self._taken:
@@ -119,7 +120,7 @@ class Workspace:
 
     def drop(self, array: np.ndarray) -> None:
         """Note that a register is not needed any more."""
-        key = id(_root(array))
+        key = id(root(array))
         if key in self._users:
             self._users[key] -= 1
             if self._users[key] == 0:

@@ -179,6 +179,20 @@ def nan_mask(typing, array, offset):
 
 
 @intrinsic
+def either_nan_mask(typing, array, offset, other):
+    """Bit i of the uint64 result: array[offset + i] or array[other + i] of a float32 array is NaN; one comparison."""
+
+    def emit(context, builder, signature, args):
+        x, y = (
+            loaded(builder, element(context, builder, signature.args[0], args[0], place, _FLOATS), 4)
+            for place in args[1:]
+        )
+        return builder.zext(builder.bitcast(builder.fcmp_unordered("uno", x, y), I8), I64)
+
+    return types.uint64(array, types.uint64, types.uint64), emit
+
+
+@intrinsic
 def transpose(typing, array, offset, stride, target, to, target_stride):
     """Write eight rows of eight neighbours of a float32 array as eight columns of another one.
 
