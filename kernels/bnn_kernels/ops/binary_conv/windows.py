@@ -138,17 +138,22 @@ def begin_chunk(kinds, size, taps, g, start, count, begin, kind_at):
     n = start // (ho * wo)
     oy = (start - n * ho * wo) // wo
     ox = start - (n * ho + oy) * wo
-    for i in range(count):
-        kind_at[i] = ((kinds.y_kind[oy] + kinds.x_kind[ox]) * size.groups + g) * lanes
-        row = (n * size.rows + oy * taps.sy) * size.groups + g
-        begin[i] = np.uint64(row * size.row_words + ox * taps.sx * (size.channels >> 6))
-        ox += 1
-        if ox == wo:
-            ox = 0
-            oy += 1
-            if oy == ho:
-                oy = 0
-                n += 1
+    groups, pixel = size.groups, np.uint64(taps.sx * (size.channels >> 6))
+    i = 0
+    while i < count:
+        # Along a row of the map nothing changes but the place in it.
+        here = min(count - i, wo - ox)
+        kind = kinds.y_kind[oy]
+        at = np.uint64(((n * size.rows + oy * taps.sy) * groups + g) * size.row_words) + np.uint64(ox) * pixel
+        for k in range(here):
+            kind_at[i + k] = ((kind + kinds.x_kind[ox + k]) * groups + g) * lanes
+            begin[i + k] = at + np.uint64(k) * pixel
+        i += here
+        ox = 0
+        oy += 1
+        if oy == ho:
+            oy = 0
+            n += 1
 
 
 def word_offsets(size: Sizes, taps: Taps, whole: bool) -> np.ndarray:
