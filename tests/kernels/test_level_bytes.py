@@ -8,9 +8,19 @@ from bnn_kernels.bits.level_bytes import SLACK, LevelBytes, as_planes, bytes_of_
 from bnn_kernels.bits.level_quantize import quantize_to_bytes
 from bnn_kernels.bits.quantize import in_order
 from bnn_kernels.bits.tensor import pack_codes, quantize_channels_last, unpack_codes
+from bnn_kernels.ops.packed_layers import choice, costs
+from bnn_kernels.steps import pack
+from bnn_kernels.steps.base import STEPS
 from forced_kernels import FORM_NAMES, force
 
-PLANES = [((1, 2), False), ((1, 2, 4, 8), False), ((1, 2, 4, -8), False), ((1, 2, 4), True), ((1, -1), False)]
+PLANES = [
+    ((1,), True),
+    ((1, 2), False),
+    ((1, 2, 4, 8), False),
+    ((1, 2, 4, -8), False),
+    ((1, 2, 4), True),
+    ((1, -1), False),
+]
 
 
 def as_bytes(bits):
@@ -73,6 +83,50 @@ def test_thresholds(dtype, channels, count):
         x[1, 2, 4, -1] = np.nan
         with pytest.raises(ValueError, match="NaN"):
             quantize_to_bytes(x, *given)
+
+
+@pytest.mark.parametrize(("multipliers", "codes"), [((1,), [1, 0]), ((1, 2), [0, 1, 2, 3]), ((1, 2, -4), [4, 7, 0, 2])])
+@pytest.mark.parametrize(("channels", "width"), [(1, 1), (1, 28), (3, 7), (3, 12), (15, 4), (16, 5), (70, 2)])
+def test_few_channels_are_packed_as_bytes_side_by_side(channels, width, multipliers, codes, monkeypatch):
+    monkeypatch.setattr(pack, "MOST_REPEATED", 40)
+    rng = np.random.default_rng(channels)
+    signed = multipliers == (1,)
+    flip = rng.random(channels) < 0.5
+    thresholds = np.sort(rng.integers(-3, 4, (len(codes) - 1, channels)).astype(np.float32), 0)
+    attrs = {"signed": signed, "multipliers": list(multipliers)}
+    tensors = {"thresholds": thresholds, "flip": flip, "codes": np.array(codes, np.uint8)}
+    steps = [STEPS["pack"](attrs, tensors) for _ in range(2)]
+    steps[1].as_bytes = True
+    x = rng.integers(-4, 5, (2, 3, width, channels)).astype(np.float32)
+    same(steps[1].run(x), steps[0].run(x))
+    x[1, 2, -1, -1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        steps[1].run(x)
+
+
+@pytest.mark.parametrize("pad_value", [0, 1, -1])
+@pytest.mark.parametrize("weights", [((1,), True), ((1, -1), False)], ids=["binary", "ternary"])
+def test_single_planes_of_few_channels_are_multiplied(weights, pad_value, monkeypatch):
+    """Where a CPU multiplies them: the same sums as by counting, of bytes and of planes."""
+    monkeypatch.setattr(costs, "_FEWEST", dict.fromkeys(costs._FEWEST, (1,) * len(costs.KINDS)))
+    monkeypatch.setattr(costs, "_FEWEST_ON", {})
+    rng = np.random.default_rng(0)
+    multipliers, signed = weights
+    for channels, filters, k, options in [
+        (1, 20, 5, {}),
+        (3, 33, 7, dict(stride=2, padding=3)),
+        (8, 5, 3, dict(padding=1)),
+    ]:
+        values = [-1, 1] if signed else [-1, 0, 1]
+        w = rng.choice(values, (filters, channels, k, k))
+        x = random_levels(rng, (2, channels, 11, 9), (1,), True)
+        expected = reference.conv2d(bk.unpack(x).astype(int), w, **options, pad_value=pad_value)
+        conv = bk.PackedConv2d.from_levels(w, multipliers, signed, **options, pad_value=pad_value)
+        np.testing.assert_array_equal(conv(as_bytes(x)), expected)
+        np.testing.assert_array_equal(conv(x), expected)
+        with choice.force("counts"):
+            counted = bk.PackedConv2d.from_levels(w, multipliers, signed, **options, pad_value=pad_value)
+            np.testing.assert_array_equal(counted(x), expected)
 
 
 @pytest.mark.parametrize(("bits", "low"), [(2, 0), (4, -8), (8, 0), (8, -128)])

@@ -147,7 +147,7 @@ class Program:
         self.placed.append(Placed(built, list(spec.inputs), list(spec.outputs), [], inputs))
 
     def _choose_forms(self) -> None:
-        """Let levels of several planes be bytes where their writer can write them and every reader would have them."""
+        """Let levels be bytes where their writer can write them and every reader would have them."""
         readers: dict[str, list[Placed]] = {}
         for placed in self.placed:
             for name in set(placed.inputs):
@@ -156,7 +156,9 @@ class Program:
             writer = placed.step.level_writer
             for name in placed.outputs if writer is not None else []:
                 spec = self.specs[name]
-                if spec.kind != "bits" or len(spec.multipliers) == 1 or not fit_bytes(spec.multipliers, spec.signed):
+                if spec.kind != "bits" or not fit_bytes(spec.multipliers, spec.signed):
+                    continue
+                if len(spec.multipliers) == 1 and not placed.step.writes_signs_as_bytes:
                     continue
                 found = readers.get(name, [])
                 wanted = [_reads_levels(reader, name) and reader.step.reads_bytes(reader.given) for reader in found]

@@ -35,8 +35,8 @@ SIZES = {
     "more channels": 256,
 }
 MAP = 14
-# Planes of weights and of inputs, so that pairs are 2, 3, 4, 6, 8, 9, 12 and 16.
-PLANES = ((1, 2), (1, 3), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4), (4, 4))
+# Planes of weights and of inputs, so that pairs are 1 (of few bits alone), 2, 3, 4, 6, 8, 9, 12 and 16.
+PLANES = ((1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4), (4, 4))
 BLOCK_SECONDS = 0.01
 
 

@@ -102,6 +102,11 @@ class Step:
         """What decides in which form this step writes levels, None if it writes bit planes or no levels."""
         return None
 
+    @property
+    def writes_signs_as_bytes(self) -> bool:
+        """Whether what writes levels can also write those of a single plane as bytes."""
+        return False
+
     def reads_bytes(self, inputs: list[Spec]) -> bool:
         """Whether levels as bytes are what this step would rather read, where its inputs are of levels."""
         return False

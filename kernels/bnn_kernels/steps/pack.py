@@ -19,6 +19,10 @@ from bnn_kernels.steps.base import Spec, Step, need, step
 from bnn_kernels.steps.fields import Bool, Float32, StepFields, Uint8
 from bnn_kernels.steps.finish import as_map, levels_of, within
 
+# Thresholds of fewer channels than this are repeated for neighbouring pixels, up to so many in all (64 KiB).
+FEW_CHANNELS = 16
+MOST_REPEATED = 1 << 14
+
 
 @step
 class Pack(Step):
@@ -56,7 +60,7 @@ class Pack(Step):
         self.flip = self.tensor("flip", self.thresholds.shape[1:])
         need(int(self.codes.max()) >> len(self.multipliers) == 0, "a code does not fit the planes")
         self.channels = self.thresholds.shape[1]
-        self.ready: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.ready: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         # One comparison a bit is far cheaper than a search.
         self.is_sign = self.multipliers == (1,) and tuple(self.codes) == (1, 0)
 
@@ -69,19 +73,36 @@ class Pack(Step):
         return Spec("bits", x.shape, self.signed, self.multipliers)
 
     @property
-    def level_writer(self) -> "Pack | None":
-        return None if self.levels is None and self.is_sign else self
+    def level_writer(self) -> "Pack":
+        return self
+
+    @property
+    def writes_signs_as_bytes(self) -> bool:
+        return True
 
     def run(self, x: np.ndarray) -> LevelTensor:
         shape = x.shape if x.ndim == 2 else (x.shape[0], x.shape[3], x.shape[1], x.shape[2])
         if self.levels is not None:
             return self.rounded(x, shape)
+        given = as_map(x)
+        planes = (self.codes, self.signed, self.multipliers)
+        if self.as_bytes:
+            n, height, width, channels = given.shape
+            pixels = self.pixels_at_once(width, channels)
+            thresholds, flip = self.for_channels(channels, pixels)
+            rows = given.reshape(n, height, width // pixels, pixels * channels)
+            return quantize_to_bytes(rows, shape, thresholds, flip, *planes)
         thresholds, flip = self.for_channels(shape[1])
         if self.is_sign:
-            return pack_by_bounds(as_map(x), shape, thresholds[0], flip)
-        planes = (self.codes, self.signed, self.multipliers)
-        quantize = quantize_to_bytes if self.as_bytes else quantize_channels_last
-        return quantize(as_map(x), shape, thresholds, flip, *planes)
+            return pack_by_bounds(given, shape, thresholds[0], flip)
+        return quantize_channels_last(given, shape, thresholds, flip, *planes)
+
+    def pixels_at_once(self, width: int, channels: int) -> int:
+        """Return how many neighbours are quantized as if they were channels of one pixel: few channels are slow."""
+        if channels >= FEW_CHANNELS:
+            return 1
+        most = max(1, MOST_REPEATED // (len(self.thresholds) * channels))
+        return max(count for count in range(1, min(width, most) + 1) if width % count == 0)
 
     def nearby(self, share: float, x: np.ndarray) -> tuple[BitTensor, BitTensor]:
         rounding = within(share, x)
@@ -99,14 +120,15 @@ class Pack(Step):
         assert made is not None
         return made.with_shape(shape)
 
-    def for_channels(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return thresholds and directions as the kernels take them, for that many channels."""
-        if channels not in self.ready:
+    def for_channels(self, channels: int, pixels: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Return thresholds and directions as the kernels take them, for that many channels of that many pixels."""
+        key = channels, pixels
+        if key not in self.ready:
             thresholds = np.broadcast_to(in_order(self.thresholds, self.flip), (len(self.thresholds), channels))
-            flip = np.broadcast_to(self.flip, channels)
-            ready = flip_words(flip) if self.is_sign else flip.astype(np.uint8)
-            self.ready[channels] = np.array(thresholds), ready
-        return self.ready[channels]
+            flip = np.tile(np.broadcast_to(self.flip, channels), pixels)
+            ready = flip_words(flip) if self.is_sign and not self.as_bytes else flip.astype(np.uint8)
+            self.ready[key] = np.tile(thresholds, pixels), ready
+        return self.ready[key]
 
 
 @jit

@@ -20,7 +20,7 @@ from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.integer_conv.form import form_for
 from bnn_kernels.ops.integer_conv.products import ProductPath
-from bnn_kernels.ops.packed_layers.costs import fewest_pairs
+from bnn_kernels.ops.packed_layers.costs import FEW, fewest_pairs, kind_of
 from bnn_kernels.ops.weights import Weights
 
 # Which sums layers of several pairs of planes take, whatever the costs: "counts" or "products".
@@ -75,6 +75,7 @@ def choose(filters: Filters, maps: Maps) -> Choice:
 
     Where a tap is a run of its own, as in groups, fewer than four channels leave a part of a lane's products empty:
     products then take as much longer. Those of depthwise convolutions lie side by side, whatever the number of planes.
+    A single pair of planes is always counted, except where most of a word would be empty.
     Lookups work on 32 filters and four positions at a time.
     """
     lookups = isa() == "avx2" and filters.filters >= 24 and maps.out[0] * maps.out[1] >= 4
@@ -87,7 +88,7 @@ def choose(filters: Filters, maps: Maps) -> Choice:
             name = f"depthwise products, sums of {channels.sums} bits"
             why = f"{filters.groups} groups of {filters.channels} to {filters.filters} channels"
             return Choice(partial(DepthwisePath, form=channels), name, why, True)
-    form = form_for(filters, maps) if pairs > 1 else None
+    form = form_for(filters, maps) if pairs > 1 or kind_of(filters, maps) == FEW else None
     why = f"{pairs} pair{'s' * (pairs > 1)} of planes"
     if maps.zero is not None:
         if form is None:

@@ -25,7 +25,8 @@ VERSION = 1
 # How layers look: a linear layer (its batch is not known here, so it is taken as one image); a large one, whose weights
 # as bytes would not stay in the cache, and bits are the fewest to read; convolutions whose rows of a filter have so few
 # bits that most of a word is empty; and those of up to 32, up to 64 and more channels.
-KINDS = ("linear", "large linear", "few bits", "32 channels", "64 channels", "more channels")
+FEW = "few bits"
+KINDS = ("linear", "large linear", FEW, "32 channels", "64 channels", "more channels")
 LARGE_WEIGHTS = 4 << 20
 FEW_BITS = 24
 
@@ -57,7 +58,7 @@ def kind_of(filters: Filters, maps: Maps) -> str:
 # 32 products, or a vpmaddwd of 16, every second cycle and an FMA of 8 lanes every cycle: twice FP32, or once, is the
 # bound.
 _FEWEST = {
-    ("avx512", "vnni"): (6, 4, 2, 2, 2, 3),
+    ("avx512", "vnni"): (6, 4, 1, 2, 2, 3),
     ("avx512", "shorts"): (8, 8, 4, 4, 4, 4),
     ("avx2", "vnni"): (8, 8, 2, 6, 6, 6),
     ("avx2", "pairs"): (8, 8, 2, 2, 6, 6),
