@@ -21,6 +21,8 @@ from bnn.converter.registry import functions_of_python
 # What is exchanged is exchanged for the whole process.
 _ONE_AT_A_TIME = threading.RLock()
 
+_KINDS = (FunctionType, staticmethod, functools.partial)  # of what may be a function with a rule
+
 
 @contextmanager
 def functions_with_rules(network: nn.Module, sees: Callable[[Any], bool]) -> Iterator[None]:
@@ -35,13 +37,16 @@ def functions_with_rules(network: nn.Module, sees: Callable[[Any], bool]) -> Ite
         return
     exchanged: list[tuple[Any, str, Any]] = []
 
-    def exchange(owner: Any, names: dict[str, Any]) -> None:
-        for name, value in list(names.items()):  # by type(): isinstance asks the value, which may warn or load
-            function = value.__func__ if type(value) is staticmethod else value
+    def exchange(owner: Any, names: list[tuple[str, Any]]) -> None:
+        for name, value in names:  # by type(): isinstance asks the value, which may warn or load
+            kind = type(value)
+            if kind not in _KINDS:  # most of hundreds of thousands of names
+                continue
+            function = value.__func__ if kind is staticmethod else value
             if type(function) is FunctionType and function in noted:
                 exchanged.append((owner, name, value))
                 new = noted[function]
-                setattr(owner, name, staticmethod(new) if type(value) is staticmethod else new)
+                setattr(owner, name, staticmethod(new) if kind is staticmethod else new)
             elif type(function) is functools.partial and function.func in noted:
                 exchanged.append((owner, name, value))
                 setattr(owner, name, functools.partial(noted[function.func], *function.args, **function.keywords))
@@ -49,12 +54,13 @@ def functions_with_rules(network: nn.Module, sees: Callable[[Any], bool]) -> Ite
     with _ONE_AT_A_TIME:
         try:
             for module in [m for m in list(sys.modules.values()) if issubclass(type(m), ModuleType)]:
-                exchange(module, vars(module))
-                for cls in [c for c in list(vars(module).values()) if issubclass(type(c), type)]:
-                    if cls.__module__ == module.__name__:
-                        exchange(cls, dict(vars(cls)))
+                names = list(vars(module).items())
+                exchange(module, names)
+                for _, cls in names:
+                    if issubclass(type(cls), type) and cls.__module__ == module.__name__:
+                        exchange(cls, list(vars(cls).items()))
             for part in network.modules():
-                exchange(part, vars(part))
+                exchange(part, list(vars(part).items()))
             with _all_noted(noted, sees):
                 yield
         finally:
