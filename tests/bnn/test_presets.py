@@ -32,11 +32,6 @@ def test_a_preset_is_what_hydra_makes_of_its_file(name):
     assert layer.input_scale == (name == "xnor_k")
 
 
-def test_presets_need_no_hydra():
-    code = "import sys, torch, bnn; bnn.quantize(torch.nn.Linear(2, 2), 'xnor', skip=()); print('hydra' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-
-
 @pytest.mark.parametrize(
     ("options", "weight", "given"),
     [
@@ -122,7 +117,7 @@ def test_what_is_no_model_or_has_no_shape_yet():
     assert quantized(bnn.quantize(model, weight_quantizer=partial(SteSign), skip=())) == {"0", "1"}
 
 
-def test_bnn_shows_all_its_names():
+def test_bnn_shows_all_its_names_and_presets_need_no_hydra():
     lazy = {
         "ConversionError",
         "check_parity",
@@ -141,11 +136,12 @@ def test_bnn_shows_all_its_names():
     names = lazy | {"calibrate", "calibration", "layers", "models", "quantize", "quantizers", "summary"}
     names |= {"Pixels", "set_pixels", "takes_pixels"}
     code = (
-        "import sys, bnn; names = dir(bnn); print('numba' in sys.modules or 'lightning' in sys.modules); print(*names)"
+        "import sys, bnn; names = dir(bnn); print('numba' in sys.modules or 'lightning' in sys.modules); print(*names);"
+        "import torch; bnn.quantize(torch.nn.Linear(2, 2), 'xnor', skip=()); print('hydra' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded, shown = done.stdout.splitlines()
-    assert loaded == "False"
+    loaded, shown, needs_hydra = done.stdout.splitlines()
+    assert (loaded, needs_hydra) == ("False", "False")
     assert names <= set(shown.split())
     assert set(bnn.__all__) == names
     assert all(getattr(bnn, name) is not None for name in names)

@@ -59,6 +59,12 @@ def main():
 
 
 if __name__ == "__main__":
-    import bnn.training  # noqa: F401, before the forks
+    # What every attempt would import, before the forks.
+    import sklearn.datasets  # noqa: F401
 
+    import bnn.converter
+    import bnn.training
+    import experiments.run_parts  # noqa: F401
+
+    bnn.convert  # noqa: B018, imported when it is asked for
     main()

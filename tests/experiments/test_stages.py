@@ -51,12 +51,11 @@ def recipe(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(recipe):
+def whole(recipe, module_command):
     """The folder with a run of it that nothing interrupted."""
-    folder = recipe
-    done = start(folder, 0, 10**6, *COMMAND, "run_dir=whole")
-    assert done.returncode == 0, done.stderr
-    return folder
+    done = module_command("experiments.train", *COMMAND, "run_dir=whole", folder=recipe)
+    assert done.status == 0, done.err
+    return recipe
 
 
 def start(folder, seed, most, *arguments):

@@ -189,7 +189,7 @@ def test_integers_are_exact(operands, way, monkeypatch):
 
 
 # Each kind of output is a kernel to compile: not of a portable instruction where there is another.
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("way", [way for way in WAYS if way == max(w for w in WAYS if w[0] == way[0])])
 @pytest.mark.parametrize("operands", OPERANDS)
 def test_all_outputs_are_exact(operands, way, monkeypatch):

@@ -21,16 +21,13 @@ def small_model():
     geometry = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
     attrs = {"shape": [32, 8, 3, 3], **geometry, "pad_level": 0, "terms": [{"multipliers": [1], "signed": True}]}
     bits = to_dense_bits((rng.random((32, 8, 3, 3)) < 0.5).astype(np.uint8), 1)
+    signs = {"thresholds": np.zeros((1, 32), np.int32), "flip": np.zeros(32, bool), "codes": pack["codes"]}
+    attrs |= {"output": "bits", "signed": True, "multipliers": [1]}  # compiled sooner than floats
     steps = [
         bk.StepSpec("pack", ["x"], ["a"], {"signed": True, "multipliers": [1]}, pack),
-        bk.StepSpec(
-            "binary_conv",
-            ["a"],
-            ["b"],
-            attrs | {"output": "float"},
-            {"bits.0": bits, "scale.0": np.ones(32, np.float32)},
-        ),
-        bk.StepSpec("reshape", ["b"], ["c"], {"shape": [32 * 36]}),
+        bk.StepSpec("binary_conv", ["a"], ["b"], attrs, {"bits.0": bits} | signs),
+        bk.StepSpec("unpack", ["b"], ["u"], {"scale": 0.5}),
+        bk.StepSpec("reshape", ["u"], ["c"], {"shape": [32 * 36]}),
         bk.StepSpec(
             "float_linear", ["c"], ["d"], {"shape": [3, 1152]}, {"weight": rng.random((3, 1152)).astype(np.float32)}
         ),
@@ -73,8 +70,8 @@ def test_a_warmed_model_compiles_nothing(tmp_path):
 
 
 def test_a_cache_that_cannot_be_filled_is_said(tmp_path):
-    linear = bk.StepSpec("float_linear", ["x"], ["y"], {"shape": [3, 4]}, {"weight": np.ones((3, 4), np.float32)})
-    bk.PackedModel((4,), [linear]).save(tmp_path / "model.safetensors")
+    select = bk.StepSpec("select", ["x"], ["y"], {}, {"channels": np.array([1, 0], np.int32)})
+    bk.PackedModel((4,), [select]).save(tmp_path / "model.safetensors")
     (tmp_path / "cache").write_text("x")
     environment = {**os.environ, "BNN_KERNELS_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "bnn_kernels", "warm", str(tmp_path / "model.safetensors"), "--batch", "1"]

@@ -57,7 +57,7 @@ def test_bounds_are_drawn_where_they_are_near(tmp_path):
         for name in set(content["bounds"]) & set(content["metrics"]):
             rules = [line.get_ydata() for line in titles[name].lines[3:]]
             assert rules == ([[bound, bound]] if expected else []), name
-        assert faults(figure) == []
+        assert not expected or faults(figure) == []
 
 
 def test_the_committed_report_can_be_read():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from quick_hydra import parsed_once
 from readable import faults, words
 
 from paper_figures import pareto, xnor_net_tables
@@ -134,7 +135,7 @@ def test_every_row_has_a_recipe_of_its_own_setting():
 
     from experiments import cli
 
-    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
+    with parsed_once(), initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         for line in {line for lines in xnor_net_tables.TABLES.values() for line in lines if line.recipe}:
             config = compose("train", [f"experiment={line.recipe}"])
             assert config.published.value == pytest.approx(line.top1 / 100)

@@ -27,6 +27,9 @@ def test_curves_are_those_of_the_quantizer():
     np.testing.assert_array_equal(gradient, 1)
 
 
+FEW = 101  # points of a curve: of a quantizer of all weights, each is one gradient
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """The figure that the command writes, the file, and whether others' random numbers stay theirs."""
@@ -41,6 +44,7 @@ def drawn(tmp_path_factory):
     torch.manual_seed(3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantizer_gallery, "save", keep)
+        patch.setattr(quantizer_gallery, "POINTS", FEW)
         quantizer_gallery.main(["--output", str(picture)])
     return figures[0], picture, torch.equal(torch.rand(2), expected)
 
@@ -56,8 +60,9 @@ def test_the_picture_can_be_read(drawn):
     assert {group.partition(":")[0] for group in GROUPS} <= set(words(drawn[0]))
 
 
-def test_every_quantizer_is_drawn(drawn):
+def test_every_quantizer_is_drawn(drawn, monkeypatch):
     """In evaluation and training, of what the classes' descriptions say."""
+    monkeypatch.setattr(quantizer_gallery, "POINTS", FEW)
     shown = [axes for axes in drawn[0].axes if axes.lines]
     classes = described(quantizers)
     assert [axes.get_title(loc="left") for axes in shown] == [cls.__name__ for cls in classes]
