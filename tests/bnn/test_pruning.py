@@ -202,6 +202,7 @@ def trained(folder, pruning, quantizers=LSQ4, epochs=3, callbacks=(), **options)
     return network, outcome
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize("kind", [WeightPruning, ChannelPruning])
 def test_an_interrupted_run_ends_with_the_same_weights_and_masks(kind, ema, tmp_path):

@@ -10,7 +10,7 @@ from experiments.compare_methods import diverged, entries_of
 from paper_figures.ledger_file import read_ledger
 
 SMALL = (
-    "overrides=['data=digits','model=digits_cnn','model.width=4','epochs=4','batch_size=100','trainer.accelerator=cpu']",
+    "overrides=['data=digits','model=digits_cnn','model.width=4','epochs=3','batch_size=100','trainer.accelerator=cpu']",
     "output=table.json",
 )
 
@@ -37,7 +37,7 @@ def test_a_comparison_goes_on_where_it_stopped(compare, tmp_path):
     for entry in entries.values():
         accuracy = [run["value"] for run in entry["runs"]]
         assert entry["std"] == pytest.approx(abs(accuracy[0] - accuracy[1]) / 2**0.5, abs=1e-6)
-        assert entry["config"]["epochs"] == 4 and entry["status"] == "complete"
+        assert entry["config"]["epochs"] == 3 and entry["status"] == "complete"
         assert all(run["diverged"] is (run["value"] < 0.2) for run in entry["runs"])
         assert all("seed=0" in run["command"] or "seed=1" in run["command"] for run in entry["runs"])
     assert "optimizer=bop" in entries["bop"]["command"]
