@@ -17,7 +17,7 @@ import numpy as np
 from experiments.process_memory import resident_bytes
 
 # What an engine imports when it loads, beside its libraries.
-_IMPORTS = {"pytorch": ("torch", "bnn"), "torchao int8": ("torch",)}
+_IMPORTS = {"pytorch": ("torch", "bnn"), "torchao int8": ("torch",), "torchao int8 trained": ("torch",)}
 
 
 def measure(engine: str, folder: Path, example: np.ndarray) -> dict[str, int]:

@@ -51,9 +51,15 @@ def jobs_of(config: DictConfig, rungs: list[Rung]) -> tuple[list[Job], list[Job]
             raise ConfigError("\n  ".join(["of the runs in FP32:", *failed]))
     fine = [str(text) for text in config.fine_tuning]
     cells = {
-        rung.name: [f"quantizer={rung.quantizer}", f"start.run={quoted(start)}", *calibrated(rung, config), *fine]
+        rung.name: [
+            f"quantizer={rung.quantizer}",
+            f"start.run={quoted(start)}",
+            *calibrated(rung, config),
+            *prepared(rung, base[0].config),
+            *fine,
+        ]
         for rung in rungs
-        if rung.quantizer is not None
+        if rung.quantizer is not None and (rung.prepared is None or takers(rung, config))
     }
     if not cells:
         return base, []
@@ -65,6 +71,8 @@ def jobs_of(config: DictConfig, rungs: list[Rung]) -> tuple[list[Job], list[Job]
         if rung.rectified and takes_place_of_relu(base[0].config, by_rung[rung.name].config):
             cells[rung.name] += rung.rectified
     jobs = jobs_for(config, cells, others, seeds)
+    for job in jobs:
+        job.convert = RUNGS[job.cell].prepared is None
     with shown(jobs) as report:
         run_jobs(jobs, report)
     return base, jobs
@@ -86,6 +94,27 @@ def calibrated(rung: Rung, config: DictConfig) -> list[str]:
     And stays near them: with the rate of the weights Adam moves a step of 8 bits by as much as itself.
     """
     return [f"start.observer={config.observer}", "classifier.step_rates=true"] if rung.evenly_spaced else []
+
+
+def prepared(rung: Rung, base: DictConfig) -> list[str]:
+    """Return the options by which a library's own way of training takes the network of a run in FP32."""
+    if rung.prepared is None:
+        return []
+    own_name = [f"quantizer.name={rung.name}", f"quantizer.label='{rung.bits} {rung.name}'"]
+    return [f"model._target_={rung.prepared}", f"+model.of={base.model._target_}", *own_name]
+
+
+def takers(rung: Rung, config: DictConfig) -> list[str]:
+    """Return the engines of a rung that are asked for, can be had and run the rung's own network.
+
+    Others get the FP32 network and quantize it themselves.
+    """
+    from experiments.engines import ENGINES as BY_NAME
+    from experiments.engines import missing
+
+    asked = [name for name in rung.engines if name.partition(" ")[0] in config.engines]
+    own = [name for name in asked if name.startswith("packed") or rung.prepared is not None]
+    return [name for name in own if missing(BY_NAME[name]) is None]
 
 
 def measured(engine: Any, model: Any, subject: Subject, exact: np.ndarray, folder: Path) -> Row:
@@ -142,7 +171,8 @@ def rows_of(subject: Subject, rungs: list[Rung], config: DictConfig, folder: Pat
     for rung in track(rungs, f"seed {subject.seed}", transient=True, console=cli.console()):
         names = [name for name in rung.engines if name.partition(" ")[0] in config.engines]
         ours, failure = None, None
-        if "packed" in config.engines:
+        of_ours = takers(rung, config)
+        if of_ours:
             try:
                 ours = subject.on(rung, config)
             except RunError as error:  # its training failed, and said why
@@ -150,13 +180,12 @@ def rows_of(subject: Subject, rungs: list[Rung], config: DictConfig, folder: Pat
         for name in names:
             engine = BY_NAME[name]
             row: Row = {"rung": rung.name, "bits": rung.bits, "engine": name}
-            reason = failure if name.startswith("packed") and failure else missing(engine)
+            reason = failure if name in of_ours and failure else missing(engine)
             if reason is None:
                 target = folder / rung.name / name.replace(" ", "_")
                 target.mkdir(parents=True)
                 try:
-                    # Libraries get the FP32 network and quantize it themselves.
-                    model = ours if name.startswith("packed") else exact_network
+                    model = ours if name in of_ours else exact_network
                     row |= measured(engine, model, subject, exact, target)
                 except Exception as error:
                     if name.partition(" ")[0] in ("packed", "pytorch"):
@@ -284,7 +313,9 @@ def check(config: DictConfig) -> list[Rung]:
                 f"the rung {trained[0]} is trained further: give run=PATH or options=[...] of a network trained here"
             )
         return chosen(config.rungs, train=False)
-    return chosen(config.rungs, config.train or sources == ["model"])
+    rungs = chosen(config.rungs, config.train or sources == ["model"])
+    # Of a network of random weights the quantizers of ours can be had untrained.
+    return [rung for rung in rungs if sources != ["model"] or rung.prepared is None]
 
 
 def subject_of_model(config: DictConfig) -> Subject:

@@ -13,7 +13,8 @@ class Rung(NamedTuple):
     ptq: bits of all layers that are quantized without training; quantizer: of configs/quantizer, with which the network
     is trained further from its FP32 weights; neither: it stays in floats. evenly_spaced: are that quantizer's levels,
     so that training begins with the steps of bnn.calibrate. rectified: options by which it cuts off what is negative,
-    for networks of which it takes the place of a ReLU.
+    for networks of which it takes the place of a ReLU. prepared: the class that makes of the network what is trained
+    further for its engines, which take that then; such a rung is no packed network.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Rung(NamedTuple):
     quantizer: str | None = None
     evenly_spaced: bool = False
     rectified: tuple[str, ...] = ()
+    prepared: str | None = None
 
 
 _UNSIGNED = ("quantizer.input.signed=false",)
@@ -39,6 +41,11 @@ RUNGS = {
         Rung("linear4", "4/8", ("onnxruntime 4 bits",)),
         Rung("linear2", "2/8", ("onnxruntime 2 bits",)),
         Rung("int8_qat", "8/8", quantizer="int8", evenly_spaced=True),
+        Rung(
+            *("int8_qat_torchao", "8/8", ("torchao int8 trained",)),
+            quantizer="fp32",
+            prepared="experiments.engines.torchao_qat.Prepared",
+        ),
         Rung("lsq4", "4/4", quantizer="lsq4", evenly_spaced=True, rectified=_UNSIGNED),
         Rung("lsq2", "2/2", quantizer="lsq2", evenly_spaced=True, rectified=_UNSIGNED),
         Rung("ternary", "t/32", quantizer="twn"),

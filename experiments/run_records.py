@@ -36,10 +36,13 @@ def described(config: dict[str, Any]) -> Record:
     data = config["data"]
     label = config["quantizer"]["label"]
     weight_bits, activation_bits = bits_of(label)
+    model = config["model"]
+    # What torchao has prepared for training is called what it was before.
+    target = model["of"] if model["_target_"].endswith(".torchao_qat.Prepared") else model["_target_"]
     return {
         "experiment": experiment_id(config),
         "name": config["name"],
-        "model": config["model"]["_target_"].rpartition(".")[2],
+        "model": target.rpartition(".")[2],
         "method": config["quantizer"]["name"],
         "label": label,
         "weight_bits": weight_bits,

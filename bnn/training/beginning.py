@@ -9,8 +9,13 @@ def begin_with(network: nn.Module, source: nn.Module) -> None:
     """Give a network the parameters and buffers of another one of the same shape, whose quantizers may be others.
 
     A quantizer of the same kind and options (the same repr) keeps what it has learned, another one begins as new.
-    ValueError, naming them, for other weights that one of the two has not or has in another shape.
+    ValueError, naming them, for other weights that one of the two has not or has in another shape. A network with a
+    method `begin_with(source)` of its own, such as one that wraps another, is left to it.
     """
+    own_way = getattr(network, "begin_with", None)
+    if callable(own_way):
+        own_way(source)
+        return
     theirs = dict(source.named_modules())
     old = _prefixes(source)
     fresh = tuple(

@@ -13,7 +13,7 @@ from experiments.engines.onnx_runtime import OnnxRuntime
 from experiments.engines.open_vino import OpenVino
 from experiments.engines.packed import Packed
 from experiments.engines.pytorch import PyTorch
-from experiments.engines.torchao_pt2e import TorchaoPt2e
+from experiments.engines.torchao_pt2e import TorchaoPt2e, TorchaoTrained
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
@@ -30,5 +30,6 @@ ENGINES: dict[str, Engine] = {
         OpenVino("fp32"),
         OpenVino("int8"),
         TorchaoPt2e(),
+        TorchaoTrained(),
     )
 }

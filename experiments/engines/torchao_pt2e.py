@@ -35,11 +35,11 @@ class TorchaoPt2e:
 
             quantizer = x86.X86InductorQuantizer()
             quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-            prepared = prepare_pt2e(_exported(model, example).module(), quantizer)
+            prepared = prepare_pt2e(exported(model, example).module(), quantizer)
             with torch.no_grad():
                 for batch in batches:
                     prepared(batch)
-            torch.export.save(_exported(convert_pt2e(prepared), example), folder / _FILE)
+            torch.export.save(exported(convert_pt2e(prepared), example), folder / _FILE)
 
     def load(self, folder: Path, threads: int, batch: int | None = None, counted: bool = True) -> Loaded:
         """Compile the network for the batch size and for the threads that PyTorch has now.
@@ -73,7 +73,28 @@ class TorchaoPt2e:
         return Loaded(predict, layers, integer)
 
 
-def _exported(model: Any, example: Tensor) -> Any:
+class TorchaoTrained(TorchaoPt2e):
+    """Eight bits in which a network was trained; loads as its base does."""
+
+    name = "torchao int8 trained"
+
+    def build(self, model: nn.Module, example: Tensor, batches: Sequence[Tensor], folder: Path) -> None:
+        """Convert a trained `experiments.engines.torchao_qat.Prepared`, whose ranges are learned, and save it.
+
+        TypeError for any other network.
+        """
+        import torch
+
+        from experiments.engines.torchao_qat import Prepared
+
+        if not isinstance(model, Prepared):
+            raise TypeError(f"{self.name} takes a network that was trained as a Prepared, got {type(model).__name__}")
+        with silent():
+            torch.export.save(exported(model.converted(), example), folder / _FILE)
+
+
+def exported(model: Any, example: Tensor) -> Any:
+    """Return the exported program of a network for any batch size."""
     import torch
 
     size = torch.export.Dim("n", min=1, max=2**16)

@@ -5,6 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+import bnn
+from bnn.layers import QuantConv2d
+from bnn.quantizers import FullPrecision
 from experiments import engines
 from experiments.post_training import quantized
 
@@ -30,7 +33,7 @@ def built(name, model, folder):
     [
         pytest.param(n, marks=[pytest.mark.slow] * n.startswith("torchao"))
         for n in engines.ENGINES
-        if not n.endswith(" bits")
+        if not n.endswith((" bits", " trained"))
     ],
 )
 def test_an_engine_answers_like_pytorch(name, tmp_path):
@@ -49,9 +52,104 @@ def test_an_engine_answers_like_pytorch(name, tmp_path):
     assert engines.bytes_on_disk(tmp_path) > parameters * (1 if "int8" in name else width)
 
 
-def test_integer_layers_of_packed_networks_are_counted(tmp_path):
-    import bnn
+class Normed(nn.Sequential):
+    """With batch norms that are not as torchao takes all of them to be, behind a convolution and elsewhere."""
 
+    def __init__(self, width=8, weight_quantizer=FullPrecision):
+        quantizers = {"weight_quantizer": weight_quantizer, "input_quantizer": FullPrecision}
+        super().__init__(
+            *(QuantConv2d(3, width, 3, padding=1, **quantizers), nn.BatchNorm2d(width, eps=0.5, momentum=0.3)),
+            *(nn.ReLU(), nn.BatchNorm2d(width, eps=0.2), nn.Conv2d(width, 8, 3), nn.Flatten(), nn.Dropout(0.5)),
+            nn.Linear(8 * 36, 5),
+        )
+        self.input_shape = (3, 8, 8)
+
+
+OF = {"of": f"{__name__}.Normed", "width": 16}
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    """Two networks: in FP32, and prepared by torchao and trained from its weights for two steps."""
+    pytest.importorskip("torchao")
+    from bnn.training import begin_with
+    from experiments.engines.torchao_qat import Prepared
+
+    torch.manual_seed(0)
+    source = Normed(16)
+    bnn.calibration.reestimate_batch_norm(source, [IMAGES])
+    model = Prepared(**OF)
+    begin_with(model, source.eval())
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(model.eval()(IMAGES), source(IMAGES), **close)  # in FP32 before the first batch
+    optimizer = torch.optim.SGD(model.train().parameters(), 0.01)
+    for step in range(2):
+        before = [model.graph.get_buffer(f"{at}.running_mean").clone() for at in (1, 3)]
+        loss = nn.functional.cross_entropy(model(IMAGES), torch.arange(16) % 5)
+        if step == 0:
+            maps = source[0](IMAGES)
+            follows = before[0] + 0.3 * (maps.mean((0, 2, 3)) - before[0])
+            torch.testing.assert_close(model.graph.get_buffer("1.running_mean"), follows, rtol=0.02, atol=0.01)
+            assert not torch.equal(before[1], model.graph.get_buffer("3.running_mean"))
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+    return source, model
+
+
+def test_what_torchao_prepared_is_trained_saved_and_loaded(prepared):
+    from experiments.engines.torchao_qat import Prepared
+
+    source, model = prepared
+    assert not torch.equal(model.train()(IMAGES), model(IMAGES))  # by dropout
+    answers = model.eval()(IMAGES)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.testing.assert_close(answers, model(IMAGES[torch.arange(15, -1, -1)]).flip(0))
+    again = Prepared(**OF)
+    shapes = {name: value.shape for name, value in again.state_dict().items()}
+    assert shapes == {name: value.shape for name, value in state.items()}
+    again.train().load_state_dict(state)
+    torch.testing.assert_close(again.eval()(IMAGES), answers, rtol=0, atol=0)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())  # nothing moves
+    again.training = True  # as who restores modes sets it
+    assert not torch.equal(again(IMAGES), again(IMAGES))
+    assert {name.removeprefix("graph.") for name, _ in model.named_parameters()} == {
+        name for name, _ in source.named_parameters()
+    }
+
+
+def test_what_torchao_converts_answers_as_the_trained_network(prepared):
+    model = prepared[1].eval()
+    expected = model(IMAGES).detach()
+    with torch.no_grad():
+        found = model.converted()(IMAGES)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(np.ptp(expected.numpy())))
+    torch.testing.assert_close(model(IMAGES), expected, rtol=0, atol=0)  # a copy was converted
+
+
+@pytest.mark.slow
+def test_a_trained_network_of_torchao_runs_on_integers(prepared, tmp_path):
+    model = prepared[1].eval()
+    expected = model(IMAGES).detach().numpy()
+    loaded = built("torchao int8 trained", model, tmp_path).load(tmp_path, 1)
+    assert (loaded.layers, loaded.integer_layers) == (3, 3)
+    np.testing.assert_allclose(loaded.predict(IMAGES.numpy()), expected, rtol=0, atol=0.02 * np.ptp(expected))
+    with pytest.raises(TypeError, match="trained as a Prepared, got Sequential"):
+        built("torchao int8 trained", network(), tmp_path)
+
+
+def test_torchao_prepares_networks_in_fp32_that_say_what_they_take():
+    pytest.importorskip("torchao")
+    from experiments.engines.torchao_qat import Prepared
+
+    with pytest.raises(ValueError, match="Normed has quantizers of ours.*quantizer=fp32"):
+        Prepared(**OF, weight_quantizer=bnn.quantizers.XnorWeight)
+    with pytest.raises(ValueError, match=r"torch.nn.Flatten does not say what it takes.*input_shape"):
+        Prepared("torch.nn.Flatten")
+
+
+def test_integer_layers_of_packed_networks_are_counted(tmp_path):
     model = quantized(network(), "8/8", None)
     model[5].set_quantizers(lambda: bnn.quantizers.XnorWeight(), bnn.quantizers.FullPrecision)  # 1/32
     bnn.calibrate(model, [IMAGES], "mse")

@@ -18,15 +18,17 @@ from experiments import cli, energy, ladder, sweep
 from experiments.ladder import quantized_nothing
 from experiments.ladder_measures import agreement, divergence
 from experiments.ladder_rungs import RUNGS
+from experiments.run_records import described
 
 FAST = ("threads=[1]", "seconds=0.01", "least_calls=3", "memory=false", "observer=min_max")
 
 
 # Of each kind of rung one; all of them take two minutes.
 SOME = ["fp32", "fp16", "int8", "int8_dynamic", "lsq2", "bwn"]
+ALL = [name for name, rung in RUNGS.items() if rung.prepared is None]
 
 
-@pytest.fixture(scope="module", params=[SOME, pytest.param(list(RUNGS), marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.fixture(scope="module", params=[SOME, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "all"])
 def found(request, trained, tmp_path_factory, module_command):
     """The result of a ladder on a small network, its folder, what was printed and the rungs that were asked for."""
     folder = tmp_path_factory.mktemp("ladder")
@@ -69,7 +71,7 @@ def test_every_packed_rung_is_in_the_ledger(found):
     content, folder, _, rungs = found
     ledger = json.loads((folder / "out" / content["ledger"]).read_text())
     trained = [name for name, rung in RUNGS.items() if rung.quantizer and name in rungs]
-    packed = [name for name, rung in RUNGS.items() if name in rungs and name != "fp32"]
+    packed = [name for name, rung in RUNGS.items() if name in rungs and name != "fp32" and "packed" in rung.engines[0]]
     assert [entry["method"] for entry in ledger["entries"]] == ["base", *packed]
     for entry in ledger["entries"][1:]:
         (run,) = entry["runs"]
@@ -98,7 +100,7 @@ def test_libraries_stand_beside_or_say_what_to_install(found, name):
 
 def test_a_network_of_random_weights(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    options = ("input_shape=[1,8,8]", "model.width=4", "batch_size=16", "images=16", "rungs=[int4,xnor]", *FAST)
+    options = ("input_shape=[1,8,8]", "model.width=4", "batch_size=16", "images=16", "rungs=[int4,int8_qat_torchao,xnor]", *FAST)
     done = command(
         "experiments.ladder", "model=digits_cnn", "engines=[packed]", "train=false", *options, "output=a.json"
     )
@@ -170,6 +172,66 @@ def test_a_rung_takes_nothing_of_the_quantizer_before_it(tmp_path, monkeypatch):
     assert {name: (one.quantizer.name, one.epochs, one.start.observer) for name, one in found.items()} == {
         "xnor": ("xnor", 5, None), "lsq4": ("lsq4", 5, "entropy"),
     }  # fmt: skip
+
+
+def test_a_rung_that_a_library_trains(tmp_path, monkeypatch):
+    """It is a run of its own model, which no packed network is made of, and is trained where the library is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ladder, "run_jobs", lambda jobs, report: [])
+    monkeypatch.setattr("experiments.engines.missing", lambda engine: None)
+    options = ["model=lenet5", "data=mnist", "model.num_classes=12"]
+    with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
+        job = SimpleNamespace(seed=0, config=compose("train", options[:2]))
+        monkeypatch.setattr(ladder, "base_jobs", lambda config: ([job], options, Path("runs/fp32")))
+        found = {}
+        for engines in ("packed,torchao", "packed"):
+            config = compose("ladder", ["run=runs/fp32", f"engines=[{engines}]", "fine_tuning=['epochs=5']"])
+            _, jobs = ladder.jobs_of(config, [RUNGS["int8_qat"], RUNGS["int8_qat_torchao"]])
+            found[engines] = {job.cell: job for job in jobs}
+    assert list(found["packed"]) == ["int8_qat"]
+    ours, theirs = found["packed,torchao"].values()
+    assert (ours.convert, theirs.convert) == (True, False)
+    model, quantizer = theirs.config.model, theirs.config.quantizer
+    assert model._target_ == "experiments.engines.torchao_qat.Prepared"
+    assert (model.of, model.num_classes) == ("bnn.models.LeNet5", 12)
+    assert (quantizer.name, quantizer.weight._target_) == ("int8_qat_torchao", "bnn.quantizers.FullPrecision")
+    assert (theirs.config.epochs, theirs.config.start.run, theirs.config.start.observer) == (5, "runs/fp32", None)
+    record = described(theirs.same)
+    assert (record["model"], record["weight_bits"], record["activation_bits"]) == ("LeNet5", "8", "8")
+
+
+def test_a_rung_whose_library_is_not_installed_is_not_trained(trained, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "runs", "runs")
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "torchao" else real(name, *more))
+    options = ("run=runs/default/fp32", "rungs=[int8_qat_torchao]", "engines=[pytorch,torchao]", "name=none", *FAST)
+    done = command("experiments.ladder", *options, "output=a.json")
+    assert done.status == 0, done.err
+    (_, row) = json.loads(Path("a.json").read_text())["rows"]
+    assert (row["rung"], row["engine"]) == ("int8_qat_torchao", "torchao int8 trained")
+    assert row["failed"] == "torchao not installed: pip install 'bitplanes[oracles]'" and row["failed"] in done.out
+    assert not Path("runs/none").exists()
+
+
+@pytest.mark.slow
+def test_a_network_that_torchao_trained_stands_on_its_rung(trained, tmp_path, monkeypatch, command):
+    pytest.importorskip("torchao")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "runs", "runs")
+    fine = "fine_tuning=['epochs=2','trainer.enable_progress_bar=false']"
+    options = ("run=runs/default/fp32", "rungs=[int8_qat_torchao]", "engines=[pytorch,torchao]", fine, *FAST)
+    done = command("experiments.ladder", *options, "output=a.json")
+    assert done.status == 0, done.err
+    exact, row = json.loads(Path("a.json").read_text())["rows"]
+    assert "failed" not in row, row
+    assert row["integer_layers"] == row["layers"] > 0 and row["latency"]
+    (result,) = (json.loads(path.read_text()) for path in Path("runs/ladder").rglob("result.json"))
+    assert row["accuracy"] == pytest.approx([result["accuracy"]["test"]], abs=0.01)
+    assert row["accuracy"][0] > exact["accuracy"][0] - 0.05
+    (entry,) = json.loads(Path("a_ledger.json").read_text())["entries"][1:]
+    assert (entry["method"], entry["model"]) == ("int8_qat_torchao", "DigitsCNN")
+    assert "test_accuracy_packed" not in entry["runs"][0]
 
 
 @pytest.mark.parametrize(("model", "signed"), [("lenet5", True), ("resnet8", False)])
