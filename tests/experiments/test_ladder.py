@@ -100,7 +100,8 @@ def test_libraries_stand_beside_or_say_what_to_install(found, name):
 
 def test_a_network_of_random_weights(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    options = ("input_shape=[1,8,8]", "model.width=4", "batch_size=16", "images=16", "rungs=[int4,int8_qat_torchao,xnor]", *FAST)
+    rungs = "rungs=[int4,int8_qat_torchao,xnor]"
+    options = ("input_shape=[1,8,8]", "model.width=4", "batch_size=16", "images=16", rungs, *FAST)
     done = command(
         "experiments.ladder", "model=digits_cnn", "engines=[packed]", "train=false", *options, "output=a.json"
     )
@@ -179,7 +180,7 @@ def test_a_rung_that_a_library_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ladder, "run_jobs", lambda jobs, report: [])
     monkeypatch.setattr("experiments.engines.missing", lambda engine: None)
-    options = ["model=lenet5", "data=mnist", "model.num_classes=12"]
+    options = ["model=lenet5", "data=mnist", "+model.num_classes=12"]
     with initialize_config_dir(str(cli.CONFIGS), **cli.VERSION_BASE):
         job = SimpleNamespace(seed=0, config=compose("train", options[:2]))
         monkeypatch.setattr(ladder, "base_jobs", lambda config: ([job], options, Path("runs/fp32")))
@@ -204,7 +205,7 @@ def test_a_rung_whose_library_is_not_installed_is_not_trained(trained, tmp_path,
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained / "runs", "runs")
     real = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "torchao" else real(name, *more))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *of: None if name == "torchao" else real(name, *of))
     options = ("run=runs/default/fp32", "rungs=[int8_qat_torchao]", "engines=[pytorch,torchao]", "name=none", *FAST)
     done = command("experiments.ladder", *options, "output=a.json")
     assert done.status == 0, done.err
