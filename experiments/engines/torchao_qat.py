@@ -59,6 +59,14 @@ class Prepared(nn.Module):
         absent = self.graph.load_state_dict(network.state_dict(), strict=False).missing_keys
         assert not {name for name, _ in self.graph.named_parameters()} & set(absent)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+        """Return a copy, without PyTorch's deprecation of a part of its own graphs."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        with silent():
+            twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
     def train(self, mode: bool = True) -> Prepared:
         """Set the mode, which the next `forward` gives to the graph: exported graphs refuse to be asked."""
         self.training = mode

@@ -1,5 +1,7 @@
 """Every engine answers like PyTorch at any batch size, and says how many layers it really runs on integers."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,9 @@ def test_what_torchao_prepared_is_trained_saved_and_loaded(prepared):
     again.train().load_state_dict(state)
     torch.testing.assert_close(again.eval()(IMAGES), answers, rtol=0, atol=0)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())  # nothing moves
+    twin = copy.deepcopy(again)
+    again.train()(100 * IMAGES)
+    torch.testing.assert_close(twin(IMAGES), answers, rtol=0, atol=0)
     again.training = True  # as who restores modes sets it
     assert not torch.equal(again(IMAGES), again(IMAGES))
     assert {name.removeprefix("graph.") for name, _ in model.named_parameters()} == {
