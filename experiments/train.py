@@ -210,8 +210,9 @@ def _run(
         },
         "parameters": costs.parameters,
         "bytes": costs.bytes,
-        "macs": costs.macs,
-        "bops": costs.bops,
+        # None where there are no layers to count, as in a graph that torchao has prepared.
+        "macs": costs.macs or None,
+        "bops": costs.bops or None,
         "findings": [{key: finding[key] for key in ("layer", "kind", "text")} for finding in found],
         "config": same,
         **origin,

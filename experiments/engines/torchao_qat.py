@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bnn.layers.base import QuantLayer
 from bnn.training import begin_with
-from experiments.engines.base import silent
-from experiments.engines.torchao_pt2e import exported
+from experiments.engines.base import missing, silent
+from experiments.engines.torchao_pt2e import TorchaoPt2e, exported
 from experiments.ladder_rungs import plain
 
 # What torchao writes for every batch norm behind a convolution, and takes when it folds it.
@@ -29,12 +29,14 @@ class Prepared(nn.Module):
     ends while it trains; before the first batch of training it answers in FP32. Its weights are in `graph`, under the
     names that the network has for them, and `begin_with` takes them from a network without quantizers. Batch norms keep
     the eps and momentum of the network, of which torchao takes 1e-5 and 0.1 for all that it folds or sets to another
-    mode; so modes are set here, in the graph. ValueError for a network with quantizers, or one that does not say what
-    it takes (`input_shape`).
+    mode; so modes are set here, in the graph. ValueError for a name that is no class, a network with quantizers, or one
+    that does not say what it takes (`input_shape`); ModuleNotFoundError without torchao.
     """
 
     def __init__(self, of: str, **arguments: Any):
         super().__init__()
+        if reason := missing(TorchaoPt2e()):
+            raise ModuleNotFoundError(reason)
         self._of, self._arguments = of, arguments
         network = self._original()
         shape = getattr(network, "input_shape", None)
@@ -49,7 +51,11 @@ class Prepared(nn.Module):
     def _original(self) -> nn.Module:
         """Return the network anew, of random weights."""
         module, _, name = self._of.rpartition(".")
-        network: nn.Module = getattr(importlib.import_module(module), name)(**self._arguments)
+        try:
+            kind = getattr(importlib.import_module(module), name)
+        except (AttributeError, ImportError, ValueError) as error:
+            raise ValueError(f"of={self._of} names no class, such as bnn.models.LeNet5: {error}") from error
+        network: nn.Module = kind(**self._arguments)
         return network
 
     def begin_with(self, source: nn.Module) -> None:

@@ -146,6 +146,14 @@ def test_a_trained_network_of_torchao_runs_on_integers(prepared, tmp_path):
         built("torchao int8 trained", network(), tmp_path)
 
 
+def test_without_torchao_what_to_install_is_said(monkeypatch):
+    from experiments.engines import torchao_qat
+
+    monkeypatch.setattr(torchao_qat, "missing", lambda engine: f"{engine.libraries[0]} not installed: {engine.extra}")
+    with pytest.raises(ModuleNotFoundError, match="torchao not installed: oracles"):
+        torchao_qat.Prepared("bnn.models.LeNet5")
+
+
 def test_torchao_prepares_networks_in_fp32_that_say_what_they_take():
     pytest.importorskip("torchao")
     from experiments.engines.torchao_qat import Prepared
@@ -154,6 +162,9 @@ def test_torchao_prepares_networks_in_fp32_that_say_what_they_take():
         Prepared(**OF, weight_quantizer=bnn.quantizers.XnorWeight)
     with pytest.raises(ValueError, match=r"torch.nn.Flatten does not say what it takes.*input_shape"):
         Prepared("torch.nn.Flatten")
+    for name in ("LeNet5", "bnn.models.Nope", "no_such_package.Net"):
+        with pytest.raises(ValueError, match=rf"of={name} names no class, such as bnn.models.LeNet5"):
+            Prepared(name)
 
 
 def test_integer_layers_of_packed_networks_are_counted(tmp_path):

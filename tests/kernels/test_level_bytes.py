@@ -8,6 +8,9 @@ from bnn_kernels.bits.level_bytes import SLACK, LevelBytes, as_planes, bytes_of_
 from bnn_kernels.bits.level_quantize import quantize_to_bytes
 from bnn_kernels.bits.quantize import in_order
 from bnn_kernels.bits.tensor import pack_codes, quantize_channels_last, unpack_codes
+from bnn_kernels.ops.filters import Filters
+from bnn_kernels.ops.geometry import Maps
+from bnn_kernels.ops.integer_conv.form import form_for
 from bnn_kernels.ops.packed_layers import choice, costs
 from bnn_kernels.steps import pack
 from bnn_kernels.steps.base import STEPS
@@ -124,7 +127,12 @@ def test_single_planes_of_few_channels_are_multiplied(weights, pad_value, monkey
         conv = bk.PackedConv2d.from_levels(w, multipliers, signed, **options, pad_value=pad_value)
         np.testing.assert_array_equal(conv(as_bytes(x)), expected)
         np.testing.assert_array_equal(conv(x), expected)
+        extent, out = (11, 9), expected.shape[2:]
+        filters_of = Filters(w.shape, multipliers, signed, 1)
+        maps = Maps(extent, out, True, (1,))
+        assert choice.choose(filters_of, maps).multiplies == (form_for(filters_of, maps) is not None)
         with choice.force("counts"):
+            assert not choice.choose(filters_of, maps).multiplies
             counted = bk.PackedConv2d.from_levels(w, multipliers, signed, **options, pad_value=pad_value)
             np.testing.assert_array_equal(counted(x), expected)
 

@@ -158,17 +158,15 @@ class Builder:
         """
         tensor = torch.as_tensor(constant, dtype=torch.float64).detach().cpu()
         sides = (1,) * (len(x.shape) + 1 - tensor.ndim) + tuple(tensor.shape)
-        if len(sides) == len(x.shape) + 1 and sides[0] > 1 and bool((tensor == tensor[:1]).all()):
-            tensor, sides = tensor[:1], (1, *sides[1:])  # made for the batch, and the same for all images
-        fits = len(sides) == len(x.shape) + 1 and sides[0] == 1
+        once = tensor.reshape(sides)
+        for axis, length in enumerate(sides):
+            if length > 1 and bool((once == (first := once.narrow(axis, 0, 1))).all()):
+                once = first
+        # What was made for the batch must be the same for all images.
+        fits = len(sides) == len(x.shape) + 1 and once.shape[0] == 1
         if not fits or any(a not in (1, b) for a, b in zip(sides[1:], x.shape, strict=True)):
             self.fail(f"a constant of shape {tuple(tensor.shape)} does not fit {('N', *x.shape)}")
-        tensor = tensor.reshape(sides)
-        for axis, length in enumerate(sides):
-            first = tensor.narrow(axis, 0, min(1, length))
-            if length > 1 and bool((tensor == first).all()):
-                tensor = first
-        return tensor
+        return once
 
     def by_place(self, x: Value, kind: Literal["add", "multiply"], constant: Tensor) -> Value:
         """Return x + constant ("add") or x * constant ("multiply"); constant: `aligned`."""

@@ -56,8 +56,13 @@ def _movable(recording: Recording, memory: np.ndarray, arrays: Sequence[np.ndarr
     return recording.movable(memory)
 
 
+def _are_last(inputs: Sequence[np.ndarray]) -> bool:
+    """Whether maps come out with their channels last in memory: if an input has them so, as in PyTorch."""
+    return any(map(lies_channels_last, inputs))
+
+
 def _is_turned(y: np.ndarray, shape: Sequence[int], last: bool) -> bool:
-    """Whether callers get an output with its channels first in memory; last: an input has them last."""
+    """Whether callers get an output with its channels first in memory; last: see `_are_last`."""
     return y.ndim == 4 and y.shape[3] > 1 and not (last and len(shape) == 3)
 
 
@@ -108,15 +113,12 @@ class Executor:
             return new_level_bytes((len(x), *self._program.specs[input_register(index)].shape), False, OF_A_BYTE)
         return empty(as_channels_last(x).shape, np.float32)
 
-    def _leave(
-        self, registers: dict[str, Any], inputs: Sequence[np.ndarray], own: bool, fresh: Container[str] = ()
-    ) -> list[np.ndarray]:
+    def _leave(self, registers: dict[str, Any], last: bool, own: bool, fresh: Container[str] = ()) -> list[np.ndarray]:
         """Return the outputs, channels first; own: copies, except of registers in memory that is `fresh`.
 
-        In memory a map lies as the inputs do: with its channels last if one of them has them last, as in PyTorch.
+        last: whether maps lie in memory with their channels last, see `_are_last`.
         """
         results = []
-        last = any(map(lies_channels_last, inputs))
         for register, shape in self._program.outputs:
             y = registers[register]
             if _is_turned(y, shape, last):
@@ -181,7 +183,7 @@ class Executor:
             state.advance(registers)
             # What a caller gets is his alone: not the memory of an input, nor that of another output.
             results: list[np.ndarray] = []
-            for y in self._leave(registers, inputs, own=False):
+            for y in self._leave(registers, _are_last(inputs), own=False):
                 shared = any(np.may_share_memory(y, other) for other in (*inputs, *results))
                 results.append(y.copy() if shared else y)
             for register in {register for register, _ in self._program.outputs}:
@@ -217,7 +219,7 @@ class Executor:
             with recording.running():
                 registers = self._run(own, registers | state.registers)
             state.advance(registers)
-            results = self._leave(registers, inputs, own=True)
+            results = self._leave(registers, _are_last(inputs), own=True)
         while len(workspace.recorded) >= MOST_RECORDED:
             workspace.recorded.pop(next(iter(workspace.recorded)))
         outputs = [registers[register] for register, _ in self._program.outputs]
@@ -239,12 +241,13 @@ class Executor:
                 movable.move(there)
             if there is None:
                 fill_inputs([to], [x])
-        fresh = self._fresh_outputs(recorded, any(map(lies_channels_last, inputs)))
+        last = _are_last(inputs)
+        fresh = self._fresh_outputs(recorded, last)
         registers = recorded.registers | fresh
         recorded.recording.play(play_kernels)
         if recorded.state.registers:
             recorded.state.advance(registers)
-        return self._leave(registers, inputs, own=True, fresh=fresh)
+        return self._leave(registers, last, own=True, fresh=fresh)
 
     def _fresh_outputs(self, recorded: _Recorded, last: bool) -> dict[str, np.ndarray]:
         """Let the kernels write outputs into new memory where callers get them as they lie; return those registers."""
@@ -269,4 +272,4 @@ class Executor:
                 planes = shown(part)
                 given = replace(name, planes)
                 registers[name] = part if given is planes else given
-        return self._handed_out(self._leave(registers, inputs, own=True))
+        return self._handed_out(self._leave(registers, _are_last(inputs), own=True))

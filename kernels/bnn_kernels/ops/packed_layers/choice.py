@@ -75,7 +75,7 @@ def choose(filters: Filters, maps: Maps) -> Choice:
 
     Where a tap is a run of its own, as in groups, fewer than four channels leave a part of a lane's products empty:
     products then take as much longer. Those of depthwise convolutions lie side by side, whatever the number of planes.
-    A single pair of planes is always counted, except where most of a word would be empty.
+    A single pair of planes is counted, unless most of a word would be empty and the costs say that products are faster.
     Lookups work on 32 filters and four positions at a time.
     """
     lookups = isa() == "avx2" and filters.filters >= 24 and maps.out[0] * maps.out[1] >= 4
