@@ -24,7 +24,7 @@ from rich.console import Console
 
 from experiments.command_help import CONFIGS as CONFIGS
 from experiments.command_help import composed, help_text
-from experiments.config_values import ConfigError, did_you_mean
+from experiments.config_values import ConfigError, check_command_numbers, did_you_mean
 from experiments.hydra_versions import VERSION_BASE as VERSION_BASE
 
 # Each job of a sweep that fails leaves a file in the folder that this variable names, from whatever process it runs in.
@@ -125,14 +125,20 @@ class _Job:
     nan, which is no value to a sweeper that searches.
     """
 
-    def __init__(self, task: Callable[[DictConfig], Any], known: tuple[type[Exception], ...]):
+    def __init__(
+        self, task: Callable[[DictConfig], Any], known: tuple[type[Exception], ...], config_name: str | None = None
+    ):
         functools.update_wrapper(self, task)
         self._task, self._known = task, known
+        self._defaults: Any = {}
+        if config_name is not None:
+            self._defaults = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{config_name}.yaml"))
         self.mistake: Exception | None = None
 
     def __call__(self, config: DictConfig) -> Any:
         sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
+            check_command_numbers(config, self._defaults)
             _check_written(config)
             return self._task(config)
         except self._known as error:
@@ -179,7 +185,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, expected: tuple[typ
     print_what_the_terminal_knows()
     known: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, ConfigError, *expected)
     arguments = get_args_parser().parse_args()
-    job = _Job(task, known)
+    job = _Job(task, known, config_name)
     main = hydra.main(**VERSION_BASE, config_path=str(CONFIGS), config_name=config_name)(job)
     try:
         if arguments.help:

@@ -3,10 +3,13 @@
 import contextlib
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+
+# Options of which a command needs one at least.
+_COUNTED = ("batch", "batch_size", "batches", "columns", "epochs", "images", "inputs", "iterations", "steps", "tokens")
 
 
 class ConfigError(ValueError):
@@ -37,6 +40,23 @@ def whole_number(config: DictConfig, key: str, least: int, most: int | None = No
         raise ConfigError(f"{key} must be at most {most}, got {number}")
     OmegaConf.update(config, key, number)
     return number
+
+
+def check_command_numbers(config: DictConfig, defaults: Mapping[str, Any]) -> None:
+    """Check the numbers among a command's own options, in place: those whose default is a number.
+
+    null is left to the command. ConfigError for what is no number, is negative, or is a 0 that counts `_COUNTED`.
+    """
+    for key, default in defaults.items():
+        if isinstance(default, bool) or not isinstance(default, int | float):
+            continue
+        value = OmegaConf.select(config, key)
+        if value is None:
+            continue
+        if isinstance(default, int):
+            whole_number(config, key, int(key in _COUNTED))
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ConfigError(f"{key} must be a number of at least 0, got {value!r}")
 
 
 def check_numbers(node: Any, key: str = "") -> None:

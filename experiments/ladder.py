@@ -24,7 +24,7 @@ from experiments import cli
 from experiments.bits_by_layer import base_jobs, jobs_for
 from experiments.collect import write_ledger
 from experiments.commands import key_of, quoted, this_command
-from experiments.config_values import ConfigError
+from experiments.config_values import ConfigError, whole_number
 from experiments.ladder_ledger import with_untrained
 from experiments.ladder_measures import agreement, answers, compared, latencies, memory
 from experiments.ladder_rungs import RUNGS, Rung, chosen, plain, with_rounded_weights
@@ -37,6 +37,8 @@ from experiments.timing import set_threads
 Row = dict[str, Any]
 ENGINES = ("packed", "pytorch", "onnxruntime", "openvino", "torchao")
 PARITY_INPUTS = 8
+# PyTorch works out quantized layers exactly, which takes a second for each image of 224x224.
+COMPARED_NUMBERS = 2**25
 # What a row has of each seed.
 _OF_SEEDS = ("accuracy", "agreement_with_fp32", "kl_from_fp32", "agreement_with_pytorch")
 
@@ -117,10 +119,23 @@ def takers(rung: Rung, config: DictConfig) -> list[str]:
     return [name for name in own if missing(BY_NAME[name]) is None]
 
 
-def measured(engine: Any, model: Any, subject: Subject, exact: np.ndarray, folder: Path) -> Row:
+def compared_inputs(subject: Subject, asked: int | None) -> list[np.ndarray]:
+    """Return the first batches of a subject's inputs, on which packed networks are compared with PyTorch.
+
+    asked: how many inputs, None for all as long as they hold no more than COMPARED_NUMBERS.
+    """
+    first, total = subject.inputs[0], sum(map(len, subject.inputs))
+    count = min(total, asked or max(PARITY_INPUTS, COMPARED_NUMBERS // first[0].size))
+    starts = np.cumsum([0, *map(len, subject.inputs)])
+    return [x[: count - start] for x, start in zip(subject.inputs, starts, strict=False) if start < count]
+
+
+def measured(
+    engine: Any, model: Any, subject: Subject, exact: np.ndarray, folder: Path, asked: int | None = None
+) -> Row:
     """Build a network for an engine in an empty folder and return what its answers are like.
 
-    RuntimeError if a packed network does not answer like PyTorch.
+    asked: see `compared_inputs`. RuntimeError if a packed network does not answer like PyTorch.
     """
     import torch
 
@@ -142,16 +157,18 @@ def measured(engine: Any, model: Any, subject: Subject, exact: np.ndarray, folde
         report = bnn.check_parity(reference, loaded.predict, example)
         if report.first_difference is not None:
             raise RuntimeError(f"the packed network does not answer like PyTorch:\n{report}")
-        row["agreement_with_pytorch"] = round(agreement(found, torch_answers(reference, subject)), 6)
+        of_torch = torch_answers(reference, compared_inputs(subject, asked))
+        row["agreement_with_pytorch"] = round(agreement(found[: len(of_torch)], of_torch), 6)
+        row["compared"] = len(of_torch)
     return row
 
 
-def torch_answers(network: Any, subject: Subject) -> np.ndarray:
-    """Return the logits of a network in PyTorch on a subject's inputs."""
+def torch_answers(network: Any, inputs: list[np.ndarray]) -> np.ndarray:
+    """Return the logits of a network in PyTorch on batches of inputs."""
     import torch
 
     with torch.inference_mode():
-        return answers(lambda x: network(torch.from_numpy(x)).numpy(), subject.inputs)
+        return answers(lambda x: network(torch.from_numpy(x)).numpy(), inputs)
 
 
 def rows_of(subject: Subject, rungs: list[Rung], config: DictConfig, folder: Path) -> list[Row]:
@@ -165,7 +182,7 @@ def rows_of(subject: Subject, rungs: list[Rung], config: DictConfig, folder: Pat
         raise ConfigError(
             "the ladder takes networks of floats: this one takes pixels, train it with model.pixels=false"
         )
-    exact = torch_answers(subject.network, subject)
+    exact = torch_answers(subject.network, subject.inputs)
     exact_network = plain(subject.network)
     rows = []
     for rung in track(rungs, f"seed {subject.seed}", transient=True, console=cli.console()):
@@ -186,7 +203,7 @@ def rows_of(subject: Subject, rungs: list[Rung], config: DictConfig, folder: Pat
                 target.mkdir(parents=True)
                 try:
                     model = ours if name in of_ours else exact_network
-                    row |= measured(engine, model, subject, exact, target)
+                    row |= measured(engine, model, subject, exact, target, config.compared)
                 except Exception as error:
                     if name.partition(" ")[0] in ("packed", "pytorch"):
                         raise
@@ -301,6 +318,8 @@ def check(config: DictConfig) -> list[Rung]:
         )
     if unknown := sorted(set(config.engines) - set(ENGINES)):
         raise ConfigError(f"engines are {', '.join(ENGINES)}, got {unknown[0]!r}")
+    if config.compared is not None:
+        whole_number(config, "compared", 1)
     given = [name for name in ("weights", "data") if OmegaConf.select(config, name) is not None]
     if given and sources != ["model"]:
         raise ConfigError(f"{given[0]} goes with model=NAME: a run brings its own")

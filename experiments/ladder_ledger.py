@@ -65,8 +65,8 @@ def _record(
         "hardware": origin["hardware"],
         "finished": origin["finished"],
         "test_accuracy_packed": accuracy,
-        "same_predictions": round(same * record["test_examples"]),
-        "test_images": record["test_examples"],
+        "same_predictions": round(same * row["compared"]),
+        "test_images": row["compared"],
         "parity_ok": True,  # else the ladder ends with the report
     }
     if at == 0:  # the file of one seed is weighed

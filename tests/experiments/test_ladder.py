@@ -51,7 +51,7 @@ def test_every_rung_is_there_and_answers_like_pytorch(found):
     assert rows["fp32", "pytorch"]["agreement_with_fp32"] == [1]
     for (_, engine), row in rows.items():
         if engine.startswith("packed"):
-            assert row["agreement_with_pytorch"] == [1]
+            assert row["agreement_with_pytorch"] == [1] and row["compared"] == content["inputs"]
     for rung in {"fp16", "bf16", "int8", "int8_dynamic"} & set(rungs):
         row = next(row for (name, engine), row in rows.items() if name == rung and engine.startswith("packed"))
         assert row["agreement_with_fp32"][0] >= 0.98
@@ -109,6 +109,17 @@ def test_a_network_of_random_weights(tmp_path, monkeypatch, command):
     rows = json.loads((tmp_path / "a.json").read_text())["rows"]
     assert [row["rung"] for row in rows] == ["fp32", "int4", "xnor"]
     assert all(row["accuracy"] == [None] and row["agreement_with_pytorch"] == [1] for row in rows)
+
+
+def test_packed_networks_are_compared_on_the_inputs_that_are_asked_for():
+    batches = list(np.random.default_rng(0).standard_normal((20, 3, 224, 224), np.float32).reshape(5, 4, 3, 224, 224))
+    subject = SimpleNamespace(inputs=batches)
+    for asked, count in ((None, 20), (1, 1), (4, 4), (5, 5), (99, 20)):
+        found = ladder.compared_inputs(subject, asked)
+        assert np.array_equal(np.concatenate(found), np.concatenate(batches)[:count])
+    # A stride of 0: many large images in little memory.
+    many = np.broadcast_to(batches[0][:1], (500, 3, 224, 224))
+    assert sum(map(len, ladder.compared_inputs(SimpleNamespace(inputs=[many, many]), None))) == 2**25 // (3 * 224 * 224)
 
 
 def test_a_network_that_brings_its_weights(tmp_path, monkeypatch, command):

@@ -82,6 +82,27 @@ def test_what_cannot_be_is_refused_with_one_message(arguments, words, train, tmp
 
 
 @pytest.mark.parametrize(
+    ("name", "option", "words"),
+    [
+        ("benchmark", "seconds=fast", "seconds must be a number of at least 0, got 'fast'"),
+        ("benchmark", "least_calls=-1", "least_calls must be at least 0, got -1"),
+        ("benchmark", "tokens=0", "tokens must be at least 1, got 0"),
+        ("convert", "parity=many", "parity must be a whole number, got 'many'"),
+        ("convert", "tolerance=nan", "tolerance must be a number of at least 0, got nan"),
+        ("mixed_precision", "threads=1.5", "threads must be a whole number, got 1.5"),
+        ("post_training", "batches=0", "batches must be at least 1, got 0"),
+        ("sensitivity", "batch_size=true", "batch_size must be a whole number, got True"),
+        ("timm", "inputs=-5", "inputs must be at least 1, got -5"),
+        ("training_step", "seconds=-1", "seconds must be a number of at least 0, got -1"),
+    ],
+)
+def test_numbers_of_every_command_are_checked(name, option, words, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed = command(f"experiments.{name}", option, *(["run=nowhere"] if name in ("convert", "sensitivity") else []))
+    assert (failed.status, failed.err.strip()) == (2, f"error: {words}")
+
+
+@pytest.mark.parametrize(
     ("name", "words"), [("file/x.json", "Not a directory"), ("folder", "it is a folder"), ("none/x.json", "")]
 )
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(name, words, command, tmp_path, monkeypatch):
