@@ -75,7 +75,7 @@ def convert_held_run(
         "label": config.quantizer.label,
         "seed": config.seed,
         "file_bytes": target.stat().st_size,
-        "payload_bytes": packed.nbytes,
+        "payload_bytes": packed.stored_bytes,
         "fp32_bytes": 4 * summary_of(trained, data).parameters,
         **({"channels": {name: list(pair) for name, pair in widths.items()}} if "pruning" in config else {}),
         "test_images": counts["labels"],

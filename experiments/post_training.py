@@ -129,7 +129,7 @@ def measured(network: Any, model: Any, data: Any, split: str) -> dict[str, Any]:
         "accuracy_packed": round(right_packed / total, 6),
         "agreement_with_fp32": round(same / total, 6),
         "agreement_of_packed": round(same_packed / total, 6),
-        "payload_bytes": packed.nbytes,
+        "payload_bytes": packed.stored_bytes,
     }
 
 

@@ -128,6 +128,9 @@ def test_equal_tensors_are_stored_once(twins):
     assert set(tensors) == {"0.value", "1.value", "3.value", "4.value"}
     x = np.random.default_rng(1).standard_normal((3, 400)).astype(np.float32)
     again = bk.load(path)
+    assert again.nbytes == model.nbytes == (3 * 400 + 2) * 4
+    assert again.stored_bytes == model.stored_bytes == sum(tensor.nbytes for tensor in tensors.values())
+    assert "3,208 bytes" in repr(model) and "4,808 bytes of weights and thresholds (3,208 stored" in model.summary()
     np.testing.assert_array_equal(again(x), model(x))
     again.save(path)
     assert file_format.read(path)[0]["shared"] == header["shared"]

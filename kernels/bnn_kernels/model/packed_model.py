@@ -1,5 +1,6 @@
 """PackedModel: a converted network as a plan of steps; NumPy in, NumPy out, no torch."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -166,8 +167,13 @@ class PackedModel:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all stored tensors: the payload of the file."""
+        """Bytes of the tensors of all steps."""
         return sum(spec.nbytes for spec in self.steps)
+
+    @functools.cached_property
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors in its file, the payload: of those of 256 bytes or more that are equal there is one."""
+        return sum(tensor.nbytes for tensor in saving.stored(self.steps)[0].values())
 
     def costs(self) -> list[table.StepCost]:
         """Return what each step makes and costs, for one image."""
@@ -191,7 +197,7 @@ class PackedModel:
         each step is also timed on them.
         """
         seconds = [time for _, time in self.profile(*inputs)] if inputs else None
-        return table.table(self.costs(), seconds)
+        return table.table(self.costs(), seconds, self.stored_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle what a file holds; layouts, buffers and recordings are made anew where it is used."""
@@ -209,7 +215,7 @@ class PackedModel:
         return (
             f"PackedModel({str(name) + ': ' if name else ''}{shapes(self.input_shapes)}{kinds} -> "
             f"{shapes([shape for _, shape in self.outputs], self.batch_axes)}, {len(self.steps)} steps, "
-            f"{self.nbytes:,} bytes"
+            f"{self.stored_bytes:,} bytes"
             f"{f', {len(self.states)} states' if self.states else ''}"
             f"{''.join(f', {count:,} MACs {precision}' for precision, count in macs.items())})"
         )

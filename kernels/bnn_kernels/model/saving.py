@@ -48,6 +48,17 @@ def _shared(tensors: dict[str, np.ndarray]) -> dict[str, str]:
     return shared
 
 
+def stored(steps: Sequence[StepSpec]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the tensors that a file of these steps stores, by name, and the names that share one of them."""
+    tensors = {
+        f"{i}.{name}": narrowed(tensor) if name == FLOATS else tensor
+        for i, spec in enumerate(steps)
+        for name, tensor in spec.tensors.items()
+    }
+    shared = _shared(tensors)
+    return {name: tensor for name, tensor in tensors.items() if name not in shared}, shared
+
+
 def write(path: str | os.PathLike[str], saved: Saved) -> None:
     """Write a packed file, whole or not at all."""
     steps = [
@@ -74,15 +85,10 @@ def write(path: str | os.PathLike[str], saved: Saved) -> None:
         header["states"] = [state.header() for state in saved.states]
     if saved.batch_axes is not None and any(saved.batch_axes):
         header["batch_axes"] = list(saved.batch_axes)
-    tensors = {
-        f"{i}.{name}": narrowed(tensor) if name == FLOATS else tensor
-        for i, spec in enumerate(saved.steps)
-        for name, tensor in spec.tensors.items()
-    }
-    shared = _shared(tensors)
+    tensors, shared = stored(saved.steps)
     if shared:
         header["shared"] = shared
-    file_format.write(path, header, {name: tensor for name, tensor in tensors.items() if name not in shared})
+    file_format.write(path, header, tensors)
 
 
 def _names(value: Any) -> list[str]:

@@ -35,8 +35,11 @@ def _describe(spec: Spec) -> str:
     return f"{kind} {'x'.join(map(str, spec.shape))}{' as bytes' if spec.as_bytes else ''}"
 
 
-def table(costs: Sequence[StepCost], seconds: Sequence[float] | None = None) -> str:
-    """Return one line a step, totals below; seconds: the time of each step, if measured."""
+def table(costs: Sequence[StepCost], seconds: Sequence[float] | None = None, stored: int | None = None) -> str:
+    """Return one line a step, totals below.
+
+    seconds: the time of each step, if measured. stored: bytes that a file has of them, fewer if some are equal.
+    """
     rows = [("step", "from", "output", "bits", "MACs", "bytes") + (() if seconds is None else ("us",)) + ("kernel",)]
     for i, cost in enumerate(costs):
         outputs = ", ".join(map(_describe, cost.outputs))
@@ -51,7 +54,10 @@ def table(costs: Sequence[StepCost], seconds: Sequence[float] | None = None) -> 
         )
         for row in rows
     ]
-    total = f"{len(costs)} steps, {sum(cost.nbytes for cost in costs):,} bytes of weights and thresholds"
+    used = sum(cost.nbytes for cost in costs)
+    total = f"{len(costs)} steps, {used:,} bytes of weights and thresholds"
+    if stored is not None and stored < used:
+        total += f" ({stored:,} stored, equal ones once)"
     macs = "".join(f", {count:,} MACs {precision}" for precision, count in macs_by_precision(costs).items())
     time = "" if seconds is None else f", {sum(seconds) * 1e6:,.0f} us"
     return "\n".join([*(line.rstrip() for line in lines), total + macs + time])
