@@ -120,7 +120,7 @@ class DoReFaActivation(Quantizer):
 
     def _levels(self, x: Tensor) -> Tensor:
         # + 0.0: clamp keeps -0.0, planes know only 0.
-        return torch.round((2**self._bits - 1) * x.clamp(0, 1)) + 0.0
+        return x.clamp(0, 1).mul_(2**self._bits - 1).round_().add_(0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         value = self._levels(x.detach()) * _step(self._bits, x)

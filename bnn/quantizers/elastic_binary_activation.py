@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from bnn.planes import Planes, Term, code_bits, sign_planes
 from bnn.quantizers.data_initialized import DataInitialized, mean_over_processes
 from bnn.quantizers.description import BINARY_INPUTS, Description, Example, Panel
+from bnn.quantizers.masks import as_numbers
 from bnn.quantizers.straight_through import sign
 
 
 def _levels(ratio: Tensor, signed: bool) -> Tensor:
-    return sign(ratio) if signed else ratio.clamp(0, 1).round() + 0.0  # planes know no -0.0
+    return sign(ratio) if signed else ratio.clamp(0, 1).round_().add_(0.0)  # planes know no -0.0
 
 
 class _Elastic(torch.autograd.Function):
@@ -22,20 +23,18 @@ class _Elastic(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, alpha: Tensor, beta: Tensor, signed: bool, factor: float) -> Tensor:
         ctx.save_for_backward(x, alpha, beta)
         ctx.signed, ctx.factor = signed, factor
-        return _levels((x - beta) / alpha, signed) * alpha
+        return _levels((x - beta).div_(alpha), signed).mul_(alpha)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         (g,) = gradients
         x, alpha, beta = ctx.saved_tensors
-        ratio = (x - beta) / alpha
+        ratio = (x - beta).div_(alpha)
         change = _levels(ratio, ctx.signed)
-        if ctx.signed:
-            inside = ratio.abs() <= 1
-        else:
-            inside = (ratio >= 0) & (ratio < 1)
-            change = change - torch.where(inside, ratio, 0)
+        inside = as_numbers(ratio.abs() <= 1 if ctx.signed else (ratio >= 0) & (ratio < 1), x.dtype)
         to_x = g * inside
+        if not ctx.signed:
+            change.sub_(inside.mul_(ratio.clamp_(0, 1)))
         return to_x, (g * change).sum() * ctx.factor, -to_x.sum() * ctx.factor, None, None
 
 

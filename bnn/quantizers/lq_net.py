@@ -7,6 +7,7 @@ from bnn.planes import Planes, Term, check_bits
 from bnn.quantizers.data_initialized import DataInitialized, mean_over_processes
 from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.filters import filters
+from bnn.quantizers.masks import or_nan
 from bnn.quantizers.precision import is_recomputing, without_autocast
 from bnn.quantizers.straight_through import straight_through
 
@@ -14,11 +15,6 @@ from bnn.quantizers.straight_through import straight_through
 _QUARTILE = 0.6745
 # Ridge that keeps the least squares of the authors' code solvable, towards the basis of before.
 _RIDGE = 1e-4
-
-
-def _or_nan(x: Tensor, value: Tensor) -> Tensor:
-    """Return the value, or NaN where x is: every NaN has a place among the levels, but it shall show."""
-    return torch.where(x.isnan(), x, value)
 
 
 class _LqNet(DataInitialized):
@@ -138,7 +134,7 @@ class LqWeight(_LqNet):
     def forward(self, w: Tensor) -> Tensor:
         self._prepare(w)
         fixed = w.detach()
-        return straight_through(w, _or_nan(fixed, self.planes(fixed).value()))
+        return straight_through(w, or_nan(fixed, self.planes(fixed).value()))
 
 
 class LqActivation(_LqNet):
@@ -196,4 +192,4 @@ class LqActivation(_LqNet):
         self._prepare(x)
         fixed = x.detach()
         top = self.basis.clamp(min=0).sum().to(x.dtype)
-        return straight_through(x, _or_nan(fixed, self.planes(fixed).value()), fixed <= top)
+        return straight_through(x, or_nan(fixed, self.planes(fixed).value()), fixed <= top)

@@ -21,16 +21,22 @@ from bnn.quantizers.data_initialized import DataInitialized, mean_over_processes
 from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.filters import filters, like_filters
 from bnn.quantizers.grid import Grid
+from bnn.quantizers.masks import as_numbers, between
 from bnn.quantizers.straight_through import sign
 
 _SIGNS = (-1, 1)  # the bounds of signed levels of one bit
 
 
+def _are_signs(bounds: tuple[Any, Any]) -> bool:
+    """Return whether bounds are those of signs; tensors are not asked, for that would wait for the device."""
+    return isinstance(bounds[0], int) and bounds == _SIGNS
+
+
 def _levels(x: Tensor, step: Tensor, bounds: tuple[Any, Any]) -> Tensor:
-    if isinstance(bounds[0], int) and bounds == _SIGNS:
+    if _are_signs(bounds):
         return sign(x)
     # + 0.0: small negative numbers round to -0.0, planes know only 0.
-    return (x / step).clamp(*bounds).round() + 0.0
+    return (x / step).clamp_(*bounds).round_().add_(0.0)
 
 
 def _stable_slope(ratio: Tensor, amplitude: float) -> Tensor:
@@ -51,7 +57,7 @@ class LearnedStep(torch.autograd.Function):
             x, step
         )  # and not the levels: another tensor of x's size, which x and the step give again
         ctx.bounds, ctx.factor, ctx.amplitude = bounds, factor, amplitude
-        return _levels(x, step, bounds) * step
+        return _levels(x, step, bounds).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -59,11 +65,18 @@ class LearnedStep(torch.autograd.Function):
         x, step = ctx.saved_tensors
         low, high = ctx.bounds
         ratio = x / step
-        inside = (ratio > low) & (ratio < high)
-        ratio = torch.where(inside, ratio, 0)
-        change = _levels(x, step, ctx.bounds) - ratio
-        to_x = g * inside if ctx.amplitude == 0 else g * inside * _stable_slope(ratio, ctx.amplitude)
-        return to_x, (g * change).sum_to_size(step.shape) * ctx.factor, None, None, None
+        clamped = ratio.clamp(low, high)
+        if isinstance(low, int):
+            to_x = between(g, ratio, low, high)
+            within = between(ratio, ratio, low, high)
+        else:
+            inside = as_numbers((ratio > low) & (ratio < high), x.dtype)
+            to_x, within = g * inside, inside.mul_(clamped)
+        if ctx.amplitude != 0:
+            to_x = to_x * _stable_slope(within, ctx.amplitude)
+        levels = sign(x) if _are_signs(ctx.bounds) else clamped.round_()
+        change = levels.sub_(within) * g
+        return to_x, change.sum_to_size(step.shape) * ctx.factor, None, None, None
 
 
 class _Lsq(DataInitialized):

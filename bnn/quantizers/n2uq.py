@@ -9,10 +9,13 @@ from bnn.planes import Planes, Term, check_bits, code_bits, powers_of_two
 from bnn.quantizers.base import Quantizer
 from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.filters import divided, filters, like_filters
+from bnn.quantizers.masks import as_numbers, or_nan
 from bnn.quantizers.straight_through import straight_through
 
 # The highest level at first.
 _TOP = 2.0
+# Up to so many thresholds each x is compared with all of them, which is faster than a search on a CPU.
+_COMPARED = 15
 # Narrower segments count as this wide.
 _NARROWEST = 1e-3
 
@@ -25,7 +28,12 @@ def _ends(start: Tensor, widths: Tensor) -> Tensor:
 def _levels(x: Tensor, start: Tensor, widths: Tensor) -> Tensor:
     """Return how many thresholds, the middles of the segments, lie below each x; a NaN stays NaN."""
     thresholds = _ends(start, widths)[:-1] + widths / 2
-    return torch.where(x.isnan(), x, torch.bucketize(x.contiguous(), thresholds).to(x.dtype))
+    if len(thresholds) > _COMPARED:
+        return or_nan(x, torch.bucketize(x.contiguous(), thresholds).to(x.dtype))
+    levels = x.clamp(-1, 1).mul_(0)  # keeps a NaN
+    for threshold in thresholds:
+        levels.add_(as_numbers(x > threshold, x.dtype))
+    return levels
 
 
 class _Segments(torch.autograd.Function):
@@ -41,16 +49,20 @@ class _Segments(torch.autograd.Function):
         (g,) = gradients
         x, start, widths = ctx.saved_tensors
         ends = _ends(start, widths)
-        inside = (x > ends[0]) & (x <= ends[-1])
-        place = torch.bucketize(x.contiguous(), ends[1:-1])
-        # What lies outside gets a place inside, and no gradient: an infinity times 0 would be none.
-        share = (torch.where(inside, x, ends[0]) - torch.where(inside, ends[place], ends[0])) / widths[place]
-        g = g * inside
-        to_x = g / widths[place]
-        # Sums segment by segment: an indexed sum adds in an order that differs from run to run.
-        members = [place == i for i in range(len(widths))]
-        by_slope = torch.stack([(to_x * member).sum() for member in members])
-        by_share = torch.stack([(to_x * share * member).sum() for member in members])
+        # An infinity times 0 would be none, and what lies outside gets no gradient.
+        near = x.clamp(ends[0], ends[-1])
+        to_x = torch.zeros_like(g)
+        slopes, shares = [], []
+        # Segment by segment: an indexed sum adds in an order that differs from run to run.
+        beyond = as_numbers(x > ends[0], x.dtype)
+        for i, width in enumerate(widths):
+            after = as_numbers(x > ends[i + 1], x.dtype)
+            slope = (g * beyond.sub_(after)).div_(width)
+            to_x.add_(slope)
+            slopes.append(slope.sum())
+            shares.append(slope.mul_((near - ends[i]).div_(width)).sum())
+            beyond = after
+        by_slope, by_share = torch.stack(slopes), torch.stack(shares)
         # A segment's width moves all those that come after it.
         later = by_slope.flip(0).cumsum(0).flip(0) - by_slope
         return to_x, -by_slope.sum(), -by_share - later

@@ -9,6 +9,7 @@ from bnn.planes import Planes, Term, check_bits, code_bits, powers_of_two
 from bnn.quantizers.base import Quantizer, Uniform
 from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.grid import Grid
+from bnn.quantizers.masks import masked
 
 
 class _LearnedClip(torch.autograd.Function):
@@ -21,7 +22,7 @@ class _LearnedClip(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (g,) = gradients
         inside, above = ctx.saved_tensors
-        return g * inside, (g * above).sum(), None
+        return masked(g, inside), masked(g, above).sum(), None
 
 
 class Pact(Quantizer):
@@ -77,7 +78,7 @@ class Pact(Quantizer):
         n = 2**self._bits - 1
         scale = alpha / n
         # clip after the division: alpha / scale may round to a little more than n. + 0.0: planes know no -0.0.
-        return (x / scale).clamp(0, n).round() + 0.0, scale
+        return (x / scale).clamp_(0, n).round_().add_(0.0), scale
 
     @property
     def grid(self) -> Grid:

@@ -1,11 +1,11 @@
 """Sign with the gradient of a power function, which comes closer to the sign during training: ReSTE."""
 
-import torch
 from torch import Tensor
 
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
 from bnn.quantizers.description import BINARY_INPUTS, BINARY_WEIGHTS, Description, Example, Panel
+from bnn.quantizers.masks import as_numbers
 from bnn.quantizers.straight_through import sign, straight_through
 from bnn.quantizers.surrogate_sign import SurrogateSign
 
@@ -19,7 +19,9 @@ def power_slope(x: Tensor, o: float) -> Tensor:
     """Return |x|^(1/o - 1) / o for 0.1 < |x| <= 1.5, 0.1^(1/o - 1) for smaller and 0 for larger |x|."""
     size = x.abs()
     slope = size.clamp(_INNER, _OUTER) ** (1 / o - 1) / o
-    return torch.where(size > _INNER, torch.where(size <= _OUTER, slope, 0), _INNER ** (1 / o - 1))
+    inner = as_numbers(size <= _INNER, x.dtype)
+    middle = as_numbers(size <= _OUTER, x.dtype).sub_(inner)
+    return slope.mul_(middle).add_(inner, alpha=_INNER ** (1 / o - 1))
 
 
 class _Power:
@@ -49,6 +51,7 @@ class ResteSign(_Power, SurrogateSign):
 
     o: the root, >= 1.
 
+    >>> import torch
     >>> quantizer = ResteSign(o=2.0)
     >>> x = torch.tensor([-2.0, -0.0, 0.25, 1.0], requires_grad=True)
     >>> y = quantizer(x)
@@ -89,6 +92,7 @@ class ResteWeight(_Power, Quantizer):
 
     o: the root, >= 1; see `ResteSign`.
 
+    >>> import torch
     >>> w = torch.tensor([[0.25, -1.0]], requires_grad=True)
     >>> q = ResteWeight(o=2.0)(w)
     >>> q.tolist()

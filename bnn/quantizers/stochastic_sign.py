@@ -6,13 +6,14 @@ from torch import Tensor
 from bnn.planes import Planes, sign_planes
 from bnn.quantizers.base import Quantizer
 from bnn.quantizers.description import BINARY_INPUTS, Description, Example, Panel
+from bnn.quantizers.masks import as_numbers, or_nan
 from bnn.quantizers.straight_through import sign, straight_through
 
 
 def random_sign(x: Tensor) -> Tensor:
     """Return +1 with probability clip((x + 1) / 2, 0, 1), else -1, dtype of x; a NaN stays NaN."""
-    drawn = torch.rand_like(x) < (x + 1) / 2
-    return torch.where(x.isnan(), x, torch.where(drawn, 1.0, -1.0).to(x.dtype))
+    drawn = torch.rand_like(x) < (x + 1).div_(2)
+    return or_nan(x, as_numbers(drawn, x.dtype).mul_(2).sub_(1))
 
 
 class StochasticSign(Quantizer):

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnn.quantizers.masks import masked
+
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
@@ -14,8 +16,10 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (mask,) = ctx.saved_tensors
-        return (gradients[0] if mask is None else gradients[0] * mask), None, None
+        (g,), (mask,) = gradients, ctx.saved_tensors
+        if mask is not None:
+            g = masked(g, mask) if mask.dtype == torch.bool and mask.shape == g.shape else g * mask
+        return g, None, None
 
 
 def straight_through(x: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 from bnn.planes import Planes, Term, ternary_bits
 from bnn.quantizers.base import Quantizer
 from bnn.quantizers.description import TERNARY, Description, Example, Panel
+from bnn.quantizers.masks import as_numbers, or_nan
 from bnn.quantizers.precision import is_recomputing
 from bnn.quantizers.straight_through import straight_through
 
@@ -77,8 +78,7 @@ class TernaryActivation(Quantizer):
 
     @staticmethod
     def _levels(x: Tensor, delta: Tensor) -> Tensor:
-        levels = (x > delta).to(x.dtype) - (x < -delta).to(x.dtype)
-        return torch.where(x.isnan(), x, levels)
+        return or_nan(x, as_numbers(x > delta, x.dtype).sub_(as_numbers(x < -delta, x.dtype)))
 
     def forward(self, x: Tensor) -> Tensor:
         fixed = x.detach()
