@@ -56,7 +56,8 @@ class MeanSquaredError:
         """Return the best of the ranges that shrink towards 0."""
 
         def error(low: Tensor, high: Tensor) -> Tensor:
-            return values.weighted_mean((grid.quantized(values.values, *grid.fit(low, high)) - values.values) ** 2)
+            rounded = grid.quantized(values.values, *grid.fit(low, high))
+            return values.weighted_mean(rounded.sub_(values.values).square_())
 
         return best_range(error, values, grid)
 

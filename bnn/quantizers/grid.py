@@ -44,5 +44,5 @@ class Grid:
     def quantized(self, values: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
         """Return values (C, M) on the grid, halves to even. step, zero_point: (C,), or (1,) for all rows."""
         step, zero_point = step[:, None], zero_point[:, None]
-        levels = (values / step).clamp(self.low - zero_point, self.high - zero_point).round()
-        return levels * step
+        levels = (values / step).clamp_(self.low - zero_point, self.high - zero_point).round_()
+        return levels.mul_(step)
