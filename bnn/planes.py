@@ -234,7 +234,10 @@ def code_bits(codes: Tensor, bits: int) -> Tensor:
     """Return bool (bits, *shape) of integer codes 0 .. 2^bits - 1, for multipliers (1, 2, 4, ...)."""
     # Bytes, where they hold the codes: a large weight is limited by memory.
     integers = codes.to(torch.int32).to(torch.uint8 if bits <= 8 else torch.int32)
-    return torch.stack([(integers & (1 << p)) != 0 for p in range(bits)])
+    if bits > 8:
+        return torch.stack([(integers & (1 << p)) != 0 for p in range(bits)])
+    # A comparison, whose result is bools, takes six times as long on a CPU as these two.
+    return torch.stack([(integers >> p) & 1 for p in range(bits)]).view(torch.bool)
 
 
 def signed_code_bits(levels: Tensor, bits: int) -> Tensor:
