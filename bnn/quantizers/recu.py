@@ -9,7 +9,7 @@ from bnn.planes import Planes, sign_planes
 from bnn.quantizers.approx_sign import triangle
 from bnn.quantizers.base import Quantizer
 from bnn.quantizers.description import BINARY_INPUTS, BINARY_WEIGHTS, Description, Example, Panel
-from bnn.quantizers.filters import centered, filters, like_filters, parameter_per_channel
+from bnn.quantizers.filters import centered, like_filters, parameter_per_channel, variance
 from bnn.quantizers.straight_through import sign, straight_through
 
 _EPSILON = 1e-5
@@ -61,9 +61,7 @@ class RecuWeight(Quantizer):
         self.alpha = parameter_per_channel(channels, 1.0)
 
     def _clipped(self, w: Tensor) -> Tensor:
-        flat = filters(w)
-        variance = like_filters(flat.var(1, correction=min(1, flat.shape[1] - 1)), w)
-        u = 2 * math.sqrt(2) * centered(w) / (variance + _EPSILON).sqrt()
+        u = 2 * math.sqrt(2) * centered(w) / (variance(w) + _EPSILON).sqrt()
         bound = -u.detach().abs().mean() * math.log(2 - 2 * self.tau)
         return torch.minimum(torch.maximum(u, -bound), bound)
 
@@ -107,11 +105,8 @@ class RecuSign(Quantizer):
     elementwise = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.numel() > len(x):  # more than one number in a sample
-            flat = x.flatten(1)
-            scaled = x / (flat.var(1).reshape(-1, *[1] * (x.ndim - 1)) + _EPSILON).sqrt()
-        else:
-            scaled = x
+        many = x.numel() > len(x)  # numbers in a sample
+        scaled = x / (variance(x) + _EPSILON).sqrt() if self.training and many else x
         # The sign of x itself: dividing a very small x could give 0.
         return straight_through(scaled, sign(x.detach()), triangle(scaled.detach()))
 
