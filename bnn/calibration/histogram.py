@@ -13,7 +13,7 @@ from bnn.calibration.distribution import Distribution
 
 # Bins on each side of 0: at least half of them are in use on the wider side.
 HALF = 8192
-AT_A_TIME = 1 << 20
+AT_A_TIME = 1 << 16  # what a cache holds
 
 
 class Histogram:
@@ -55,13 +55,13 @@ class Histogram:
             self._exponent = exponent
 
     def _count(self, values: Tensor) -> None:
-        count = len(values)
-        values = values[values != 0]
-        self.zeros += count - len(values)
-        if self._exponent is None or not len(values):
+        zeros = int((values == 0).view(torch.uint8).sum())
+        self.zeros += zeros
+        if self._exponent is None or zeros == len(values):
             return
-        index = (values * 2.0**-self._exponent).floor().long() + HALF
+        index = (values * 2.0**-self._exponent).floor_().add_(HALF).long()
         self.counts += torch.bincount(index, minlength=2 * HALF)
+        self.counts[HALF] -= zeros  # faster than to take them out beforehand
         self.sums += torch.bincount(index, values, minlength=2 * HALF)
 
     def distribution(self) -> Distribution:
