@@ -34,6 +34,13 @@ class Distribution:
             return amounts.mean(1)
         return (self.counts * amounts).sum(1) / self.counts.sum(1)
 
+    def blocks(self, size: int) -> "list[Distribution]":
+        """Return the same in parts of whole rows, of about so many values each."""
+        rows = max(1, size // self.values.shape[1])
+        counts = [None] * len(self.low) if self.counts is None else self.counts.split(rows)
+        parts = (self.values.split(rows), counts, self.low.split(rows), self.high.split(rows))
+        return [Distribution(*part) for part in zip(*parts, strict=False)]
+
     def clamped(self, low: float) -> "Distribution":
         """Return the same with what is below `low` put there."""
         ends = self.low.clamp(min=low), self.high.clamp(min=low)

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from bnn.calibration.distribution import Distribution
@@ -9,6 +10,8 @@ from bnn.calibration.entropy import entropy
 from bnn.calibration.range_search import best_range
 from bnn.quantizers.grid import Grid
 
+# Values that are rounded together: what a cache holds.
+_AT_A_TIME = 1 << 16
 NAMES = ("min_max", "percentile", "mse", "entropy")
 
 
@@ -54,7 +57,10 @@ class MeanSquaredError:
 
     def range_of(self, values: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
         """Return the best of the ranges that shrink towards 0."""
+        found = [self._of_rows(rows, grid) for rows in values.blocks(_AT_A_TIME)]
+        return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
 
+    def _of_rows(self, values: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
         def error(low: Tensor, high: Tensor) -> Tensor:
             rounded = grid.quantized(values.values, *grid.fit(low, high))
             return values.weighted_mean(rounded.sub_(values.values).square_())
