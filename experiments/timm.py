@@ -60,7 +60,7 @@ def convert_one(name: str, size: int, policy: Row, inputs: int, seconds: float) 
         packed = bnn.convert(network, images[:1])
     except ConversionError as error:
         return row | {"refused": str(error)}
-    row |= {"seconds": round(time.perf_counter() - start, 2), "packed_bytes": packed.nbytes}
+    row |= {"seconds": round(time.perf_counter() - start, 2), "packed_bytes": packed.stored_bytes}
     explanation = bnn.converter.explain(network, images[:1])
     report = bnn.check_parity(network, packed, images)
     first = report.first_difference

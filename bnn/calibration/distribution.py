@@ -36,7 +36,7 @@ class Distribution:
 
     def blocks(self, size: int) -> "list[Distribution]":
         """Return the same in parts of whole rows, of about so many values each."""
-        rows = max(1, size // self.values.shape[1])
+        rows = max(1, size // max(1, self.values.shape[1]))
         counts = [None] * len(self.low) if self.counts is None else self.counts.split(rows)
         parts = (self.values.split(rows), counts, self.low.split(rows), self.high.split(rows))
         return [Distribution(*part) for part in zip(*parts, strict=False)]

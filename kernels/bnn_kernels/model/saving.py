@@ -36,14 +36,21 @@ LEAST_SHARED_BYTES = 256
 
 
 def _shared(tensors: dict[str, np.ndarray]) -> dict[str, str]:
-    """Return the names of tensors that equal another one, with its name: positions and masks of every layer."""
-    first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-    shared = {}
+    """Return the names of tensors that equal another one, with its name: positions and masks of every layer.
+
+    Only of those that begin alike the rest is read, for it may still lie in a file.
+    """
+    alike: dict[tuple[str, tuple[int, ...], bytes], list[str]] = {}
     for name, tensor in tensors.items():
         if tensor.nbytes >= LEAST_SHARED_BYTES:
-            content = hashlib.sha256(np.ascontiguousarray(tensor).data).digest()
-            same = first.setdefault((tensor.dtype.str, tensor.shape, content), name)
-            if same != name:
+            begin = tensor.reshape(-1)[: LEAST_SHARED_BYTES // tensor.itemsize].tobytes()
+            alike.setdefault((tensor.dtype.str, tensor.shape, begin), []).append(name)
+    shared = {}
+    for names in alike.values():
+        first: dict[bytes, str] = {}
+        for name in names if len(names) > 1 else ():
+            content = hashlib.sha256(np.ascontiguousarray(tensors[name]).data).digest()
+            if (same := first.setdefault(content, name)) != name:
                 shared[name] = same
     return shared
 
