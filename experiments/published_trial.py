@@ -138,7 +138,7 @@ def try_network(network: nn.Module, images: Tensor) -> dict[str, Any]:
         "float64_agreement": float64_agreement(network, images) if decided_by_rounding else None,
         "parity": report.ok,
         "first_difference": None if report.first_difference is None else report.first_difference.source,
-        "packed_bytes": packed.nbytes,
+        "packed_bytes": packed.stored_bytes,
         "fp32_bytes": 4 * sum(p.numel() for p in network.parameters()),
         "seconds": round(seconds, 2),
     }
