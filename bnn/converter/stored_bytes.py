@@ -12,8 +12,8 @@ from bnn.model_copy import copied
 def stored_bytes(model: nn.Module, example: Tensor) -> dict[str, int]:
     """Return the bytes that each module takes in the packed file of the network in evaluation, by dotted path.
 
-    Together they are the payload of the file, in which tensors that equal another one are stored once; the network is
-    not checked as `bnn.convert` does. What is merged into a layer (batch norm, bias, activation, thresholds on its
+    Together they are the payload of the file, and more where tensors are equal, of which a file stores one; the network
+    is not checked as `bnn.convert` does. What is merged into a layer (batch norm, bias, activation, thresholds on its
     output) counts as the layer's; thresholds that stand alone count where the levels are read. What functions store
     counts as the module's that calls them, "" for the model itself. ConversionError if it cannot be converted.
     """
