@@ -13,7 +13,7 @@ from bnn.calibration.distribution import Distribution
 
 # Bins on each side of 0: at least half of them are in use on the wider side.
 HALF = 8192
-AT_A_TIME = 1 << 16  # what a cache holds
+AT_A_TIME = 1 << 15  # what a cache holds, and too few for PyTorch to start threads for
 
 
 class Histogram:

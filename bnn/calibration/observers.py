@@ -10,8 +10,8 @@ from bnn.calibration.entropy import entropy
 from bnn.calibration.range_search import best_range
 from bnn.quantizers.grid import Grid
 
-# Values that are rounded together: what a cache holds.
-_AT_A_TIME = 1 << 16
+# Values that are rounded together: what a cache holds, and too few for PyTorch to start threads for.
+_AT_A_TIME = 1 << 15
 NAMES = ("min_max", "percentile", "mse", "entropy")
 
 
