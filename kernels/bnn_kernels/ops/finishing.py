@@ -115,6 +115,25 @@ def addresses(output):
     )
 
 
+@inline
+def fetch_floats(position, channel, count, output):
+    """Ask for what finishing `count` channels of a position will read and write of floats, a while before it does.
+
+    A map of many channels has each position in memory pages of its own, where no CPU looks ahead by itself.
+    """
+    at = 4 * (position * output.channels + channel)
+    for byte_at in range(at, at + 4 * count, byte.CACHE_LINE):
+        if output.parts & (BEFORE | AFTER):
+            byte.fetch(output.residual, byte_at)
+        if output.parts & KEEP:
+            byte.fetch_to_write(output.out, byte_at)
+
+
+@inline
+def fetch_nothing(position, channel, count, output):
+    """The same for outputs without floats."""
+
+
 class _Memory(NamedTuple):
     """How a number of channels is read and written: load(address, at), the others with `count` of them at the end."""
 

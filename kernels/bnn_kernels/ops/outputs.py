@@ -24,6 +24,8 @@ from bnn_kernels.ops.finishing import (
     PlanesOutput,
     StraightOutput,
     addresses,
+    fetch_floats,
+    fetch_nothing,
     finisher,
     wide_finisher,
 )
@@ -187,6 +189,11 @@ def writer(kind: type) -> tuple[Any, Any, str]:
     """Return (write, prepare, name) for a kind of output: a kernel calls `write` with what `prepare` made."""
     (write, _), prepare = _WRITERS[kind]
     return write, prepare, write.py_func.__name__
+
+
+def fetcher(kind: type) -> Any:
+    """Return fetch(position, channel, count, output), which a kernel calls well before it writes these filters."""
+    return fetch_floats if kind in (EpilogueOutput, PlanesOutput, BytesOutput) else fetch_nothing
 
 
 def row_writer(kind: type) -> Any:

@@ -1,9 +1,15 @@
 """Bytes behind plain addresses: an array in a tuple costs a reference count each time the tuple is taken apart."""
 
+from typing import Any
+
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from bnn_kernels.compile.simd.vectors import I8, I64, behind
+from bnn_kernels.compile.simd.vectors import I8, I32, I64, behind
+
+CACHE_LINE = 64
 
 
 @intrinsic
@@ -25,3 +31,24 @@ def store(typing, address, offset, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.uint64), emit
+
+
+def _fetch(name: str, doc: str, writes: bool) -> Any:
+    def fetch(typing, address, offset):
+        def emit(context, builder, signature, args):
+            pointer = behind(builder, *args, I8, I8)
+            kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+            prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            nearest, data = 3, 1
+            builder.call(prefetch, [pointer, *(I32(n) for n in (int(writes), nearest, data))])
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), emit
+
+    fetch.__name__ = fetch.__qualname__ = name
+    fetch.__doc__ = doc
+    return intrinsic(fetch)
+
+
+fetch = _fetch("fetch", "Ask for the cache line of a byte behind an address, which is read soon.", False)
+fetch_to_write = _fetch("fetch_to_write", "The same for a line that is written soon.", True)
