@@ -52,6 +52,12 @@ def pytest_collection_modifyitems(items):
                 case.add_marker(pytest.mark.slow)
 
 
+def pytest_configure():
+    """Collect cases without a garbage collector: it finds nothing in them, and takes a quarter of the time."""
+    gc.disable()
+
+
 def pytest_collection_finish():
     """Spare the garbage collector the thousands of cases and all that was imported: half a second each time."""
     gc.freeze()
+    gc.enable()
