@@ -261,3 +261,17 @@ def test_what_is_no_observer_is_refused():
         Percentile(0.999)
     with pytest.raises(ValueError, match="no quantizer with evenly spaced levels"):
         bnn.calibrate(torch.nn.Linear(2, 2), torch.randn(3, 2), "mse")
+
+
+@pytest.mark.parametrize("size", [1, 100, 250, 10**6])
+@pytest.mark.parametrize("has_zero_point", [False, True])
+def test_the_least_squared_error_does_not_depend_on_parts(size, has_zero_point, monkeypatch):
+    rows = torch.randn(7, 100, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 8)[:, None]
+    values = Distribution.of(rows)
+    parts = values.blocks(size)
+    assert [len(part.low) for part in parts] == {1: [1] * 7, 100: [1] * 7, 250: [2, 2, 2, 1]}.get(size, [7])
+    assert torch.equal(torch.cat([part.values for part in parts]), values.values)
+    grid = Grid(0, 15, True, channels=7) if has_zero_point else Grid(-8, 7, channels=7)
+    whole = MeanSquaredError().range_of(values, grid)
+    monkeypatch.setattr("bnn.calibration.observers._AT_A_TIME", size)
+    assert all(map(torch.equal, MeanSquaredError().range_of(values, grid), whole))
