@@ -7,12 +7,14 @@ from bnn.planes import Planes, Term, check_bits
 from bnn.quantizers.data_initialized import DataInitialized, mean_over_processes
 from bnn.quantizers.description import FEW_BITS, Description, Example, Panel
 from bnn.quantizers.filters import filters
-from bnn.quantizers.masks import or_nan
+from bnn.quantizers.masks import as_numbers, or_nan
 from bnn.quantizers.precision import is_recomputing, without_autocast
 from bnn.quantizers.straight_through import straight_through
 
 # The upper quartile of a standard normal number, from which the authors' code takes its first basis.
 _QUARTILE = 0.6745
+# Up to so many bits each number is compared with all thresholds, which is faster than a search on a CPU.
+_COMPARED_BITS = 3
 # Ridge that keeps the least squares of the authors' code solvable, towards the basis of before.
 _RIDGE = 1e-4
 
@@ -37,14 +39,28 @@ class _LqNet(DataInitialized):
         set_bits = (numbers[:, None] >> torch.arange(self._bits, device=basis.device)) & 1
         return torch.where(set_bits == 1, 1, self.low).to(basis.dtype)
 
-    def _codes(self, rows: Tensor, basis: Tensor) -> Tensor:
-        """Return the codes, (rows, n, K), of the levels nearest to rows (rows, n); halfway the upper one."""
+    def _codes(self, rows: Tensor, basis: Tensor) -> list[Tensor]:
+        """Return the codes, K tensors like rows, of the levels nearest to them; halfway the upper one.
+
+        rows: (rows, n), or of any shape if they are one.
+        """
         combinations = self._combinations(basis)
         with without_autocast(basis.device):
             levels, order = (basis @ combinations.T).sort(1)
-        thresholds = (levels[:, 1:] + levels[:, :-1]) / 2
-        place = torch.searchsorted(thresholds, rows.contiguous(), right=True)
-        return combinations[order.gather(1, place)]
+        thresholds, ascending = (levels[:, 1:] + levels[:, :-1]) / 2, combinations[order]
+        if self._bits > _COMPARED_BITS:
+            place = torch.searchsorted(thresholds, rows.reshape(len(basis), -1), right=True)
+            return [code.reshape(rows.shape) for code in combinations[order.gather(1, place)].unbind(-1)]
+        like = (len(basis), *[1] * (rows.ndim - 1)) if len(basis) > 1 else ()
+        codes = [
+            torch.zeros_like(rows, dtype=basis.dtype).add_(code.reshape(like)) for code in ascending[:, 0].unbind(1)
+        ]
+        changes = ascending.diff(dim=1)  # of whole numbers: sums of them are exact
+        for threshold, of_codes in zip(thresholds.unbind(1), changes.unbind(1), strict=True):
+            above = as_numbers(rows >= threshold.reshape(like), basis.dtype)
+            for code, change in zip(codes, of_codes.unbind(1), strict=True):
+                code.addcmul_(above, change.reshape(like))
+        return codes
 
     def _fit(self, rows: Tensor) -> None:
         """Move the basis towards the least-squares basis of the present codes."""
@@ -53,12 +69,18 @@ class _LqNet(DataInitialized):
         rows, basis = rows.to(dtype), self.basis.to(dtype)
         codes = self._codes(rows, basis)
         ridge = _RIDGE * torch.eye(self._bits, dtype=dtype, device=rows.device)
-        right = (codes * rows[..., None]).sum(1) + _RIDGE * basis
+        right = torch.stack([self._sum(code * rows) for code in codes], 1) + _RIDGE * basis
+        gram = torch.stack([torch.stack([self._sum(a * b) for a in codes], 1) for b in codes], 1)
         with without_autocast(rows.device):
-            found = torch.linalg.solve_ex(codes.mT @ codes + ridge, right).result
+            found = torch.linalg.solve_ex(gram + ridge, right).result
         self.basis.lerp_(mean_over_processes(found).to(self.basis.dtype), self.momentum)
 
     def _rows(self, x: Tensor) -> Tensor:
+        """Return the numbers with their rows as axis 0, or as they are if they are one."""
+        raise NotImplementedError
+
+    def _sum(self, rows: Tensor) -> Tensor:
+        """Return the sum of each row."""
         raise NotImplementedError
 
     def _prepare(self, x: Tensor) -> None:
@@ -72,8 +94,8 @@ class _LqNet(DataInitialized):
         basis = self.basis.to(x.dtype)
         codes = self._codes(self._rows(x), basis)
         terms = []
-        for k in range(self._bits):
-            bits = (codes[..., k] < 0 if self.low < 0 else codes[..., k] > 0).reshape(1, *x.shape)
+        for k, code in enumerate(codes):
+            bits = (code < 0 if self.low < 0 else code > 0).reshape(1, *x.shape)
             scale = basis[:, k] if len(basis) > 1 else basis[0, k]
             terms.append(Term(bits, self.low < 0, (1,), scale))
         return Planes(tuple(terms))
@@ -131,6 +153,9 @@ class LqWeight(_LqNet):
     def _rows(self, x: Tensor) -> Tensor:
         return filters(x)
 
+    def _sum(self, rows: Tensor) -> Tensor:
+        return rows.sum(1)
+
     def forward(self, w: Tensor) -> Tensor:
         self._prepare(w)
         fixed = w.detach()
@@ -186,7 +211,10 @@ class LqActivation(_LqNet):
         """The first basis does not depend on data."""
 
     def _rows(self, x: Tensor) -> Tensor:
-        return x.reshape(1, -1)
+        return x
+
+    def _sum(self, rows: Tensor) -> Tensor:
+        return rows.sum().reshape(1)
 
     def forward(self, x: Tensor) -> Tensor:
         self._prepare(x)
