@@ -39,6 +39,8 @@ ENGINES = ("packed", "pytorch", "onnxruntime", "openvino", "torchao")
 PARITY_INPUTS = 8
 # PyTorch works out quantized layers exactly, which takes six times as long as floats.
 COMPARED_NUMBERS = 2**25
+# Numbers of the images that it takes at a time.
+PART_NUMBERS = 2**20
 # What a row has of each seed.
 _OF_SEEDS = ("accuracy", "agreement_with_fp32", "kl_from_fp32", "agreement_with_pytorch")
 
@@ -170,7 +172,8 @@ def torch_answers(network: Any, inputs: list[np.ndarray]) -> np.ndarray:
     """
     import torch
 
-    parts = [x[i : i + PARITY_INPUTS] for x in inputs for i in range(0, len(x), PARITY_INPUTS)]
+    count = max(1, PART_NUMBERS // inputs[0][0].size)
+    parts = [x[i : i + count] for x in inputs for i in range(0, len(x), count)]
     with torch.inference_mode():
         return answers(lambda x: network(torch.from_numpy(x)).numpy(), parts)
 
