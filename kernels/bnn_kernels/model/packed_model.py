@@ -172,7 +172,7 @@ class PackedModel:
 
     @functools.cached_property
     def stored_bytes(self) -> int:
-        """Bytes of the tensors in its file, the payload: of those of 256 bytes or more that are equal there is one."""
+        """Bytes of the tensors in its file, the payload: equal ones from 256 bytes on once, some floats in 16 bits."""
         return sum(tensor.nbytes for tensor in saving.stored(self.steps)[0].values())
 
     def costs(self) -> list[table.StepCost]:

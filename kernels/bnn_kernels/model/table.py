@@ -38,7 +38,8 @@ def _describe(spec: Spec) -> str:
 def table(costs: Sequence[StepCost], seconds: Sequence[float] | None = None, stored: int | None = None) -> str:
     """Return one line a step, totals below.
 
-    seconds: the time of each step, if measured. stored: bytes that a file has of them, fewer if some are equal.
+    seconds: the time of each step, if measured. stored: bytes that a file has of them, fewer if some are equal or
+    floats in 16 bits.
     """
     rows = [("step", "from", "output", "bits", "MACs", "bytes") + (() if seconds is None else ("us",)) + ("kernel",)]
     for i, cost in enumerate(costs):
@@ -57,7 +58,7 @@ def table(costs: Sequence[StepCost], seconds: Sequence[float] | None = None, sto
     used = sum(cost.nbytes for cost in costs)
     total = f"{len(costs)} steps, {used:,} bytes of weights and thresholds"
     if stored is not None and stored < used:
-        total += f" ({stored:,} stored, equal ones once)"
+        total += f" ({stored:,} stored)"
     macs = "".join(f", {count:,} MACs {precision}" for precision, count in macs_by_precision(costs).items())
     time = "" if seconds is None else f", {sum(seconds) * 1e6:,.0f} us"
     return "\n".join([*(line.rstrip() for line in lines), total + macs + time])
