@@ -236,7 +236,7 @@ def code_bits(codes: Tensor, bits: int) -> Tensor:
     integers = codes.to(torch.int32).to(torch.uint8 if bits <= 8 else torch.int32)
     if bits > 8:
         return torch.stack([(integers & (1 << p)) != 0 for p in range(bits)])
-    # A comparison, whose result is bools, takes six times as long on a CPU as these two.
+    # A comparison, whose result is bools, takes longer on a CPU than these two.
     return torch.stack([(integers >> p) & 1 for p in range(bits)]).view(torch.bool)
 
 

@@ -37,7 +37,7 @@ from experiments.timing import set_threads
 Row = dict[str, Any]
 ENGINES = ("packed", "pytorch", "onnxruntime", "openvino", "torchao")
 PARITY_INPUTS = 8
-# PyTorch works out quantized layers exactly, which takes six times as long as floats.
+# PyTorch works out quantized layers exactly, which takes several times as long as floats.
 COMPARED_NUMBERS = 2**25
 # Numbers of the images that it takes at a time.
 PART_NUMBERS = 2**20

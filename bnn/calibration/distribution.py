@@ -7,6 +7,8 @@ from torch import Tensor
 
 # Bins on each side of 0 where values are counted by bins; as fine as TensorRT's histograms of 2,048.
 BINS = 2048
+# Values that are counted or rounded together: what a cache holds, and too few for PyTorch to start threads for.
+AT_A_TIME = 1 << 15
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ import math
 import torch
 from torch import Tensor
 
-from bnn.calibration.distribution import Distribution
+from bnn.calibration.distribution import AT_A_TIME, Distribution
 
 # Bins on each side of 0: at least half of them are in use on the wider side.
 HALF = 8192
-AT_A_TIME = 1 << 15  # what a cache holds, and too few for PyTorch to start threads for
 
 
 class Histogram:

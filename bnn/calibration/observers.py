@@ -5,13 +5,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bnn.calibration.distribution import Distribution
+from bnn.calibration.distribution import AT_A_TIME, Distribution
 from bnn.calibration.entropy import entropy
 from bnn.calibration.range_search import best_range
 from bnn.quantizers.grid import Grid
 
-# Values that are rounded together: what a cache holds, and too few for PyTorch to start threads for.
-_AT_A_TIME = 1 << 15
 NAMES = ("min_max", "percentile", "mse", "entropy")
 
 
@@ -57,7 +55,7 @@ class MeanSquaredError:
 
     def range_of(self, values: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:
         """Return the best of the ranges that shrink towards 0."""
-        found = [self._of_rows(rows, grid) for rows in values.blocks(_AT_A_TIME)]
+        found = [self._of_rows(rows, grid) for rows in values.blocks(AT_A_TIME)]
         return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
 
     def _of_rows(self, values: Distribution, grid: Grid) -> tuple[Tensor, Tensor]:

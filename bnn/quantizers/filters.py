@@ -40,7 +40,7 @@ def deviation(w: Tensor, correction: int = 1) -> Tensor:
 def variance(x: Tensor, correction: int = 1) -> Tensor:
     """Return the variance of each row, all axes but the first, which stay with one number: in two passes.
 
-    `torch.var` takes six times as long on a CPU.
+    `torch.var` takes several times as long on a CPU.
     """
     axes = tuple(range(1, x.ndim))
     return (x - x.mean(axes, keepdim=True)).square().sum(axes, keepdim=True) / max(1, x[0].numel() - correction)

@@ -1,7 +1,7 @@
 """Arithmetic with masks, by operations of PyTorch that are vectorized on a CPU: those that take bools are slow there.
 
-On 2 million numbers `torch.where` takes as long as fifteen products, and a product with bools as long as four. A
-gradient is never written into another tensor, for it may be one of many that torch.vmap takes at once.
+There `torch.where` takes many times as long as a product, and a product with bools several times. A gradient is never
+written into another tensor, for it may be one of many that torch.vmap takes at once.
 """
 
 import torch

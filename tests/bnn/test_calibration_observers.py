@@ -273,5 +273,5 @@ def test_the_least_squared_error_does_not_depend_on_parts(size, has_zero_point, 
     assert torch.equal(torch.cat([part.values for part in parts]), values.values)
     grid = Grid(0, 15, True, channels=7) if has_zero_point else Grid(-8, 7, channels=7)
     whole = MeanSquaredError().range_of(values, grid)
-    monkeypatch.setattr("bnn.calibration.observers._AT_A_TIME", size)
+    monkeypatch.setattr("bnn.calibration.observers.AT_A_TIME", size)
     assert all(map(torch.equal, MeanSquaredError().range_of(values, grid), whole))

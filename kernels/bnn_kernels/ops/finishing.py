@@ -116,7 +116,7 @@ def addresses(output):
 
 
 @inline
-def fetch_floats(position, channel, count, output):
+def prefetch_floats(position, channel, count, output):
     """Ask for what finishing `count` channels of a position will read and write of floats, a while before it does.
 
     A map of many channels has each position in memory pages of its own, where no CPU looks ahead by itself.
@@ -124,13 +124,13 @@ def fetch_floats(position, channel, count, output):
     at = 4 * (position * output.channels + channel)
     for byte_at in range(at, at + 4 * count, byte.CACHE_LINE):
         if output.parts & (BEFORE | AFTER):
-            byte.fetch(output.residual, byte_at)
+            byte.prefetch(output.residual, byte_at)
         if output.parts & KEEP:
-            byte.fetch_to_write(output.out, byte_at)
+            byte.prefetch_to_write(output.out, byte_at)
 
 
 @inline
-def fetch_nothing(position, channel, count, output):
+def prefetch_nothing(position, channel, count, output):
     """The same for outputs without floats."""
 
 

@@ -25,7 +25,7 @@ from bnn_kernels.ops.depthwise.floats import FloatDepthwise
 from bnn_kernels.ops.depthwise.windows import Filter, suits
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.few_bit_weight import FewBitWeight
-from bnn_kernels.ops.finishing import addresses, fetch_floats, finisher, wide_finisher
+from bnn_kernels.ops.finishing import addresses, finisher, prefetch_floats, wide_finisher
 from bnn_kernels.ops.geometry import Frame
 from bnn_kernels.runtime.arrays import aligned_zeros
 from bnn_kernels.runtime.mapped import release
@@ -187,7 +187,7 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
                 first_of = i if single else max(0, min(i, count - windows))
                 at = np.uint64(first_of)
                 for k in range(i, min(first_of + windows, count)):
-                    fetch_floats(start + k, channel, min(left, vectors * 16), ready)
+                    prefetch_floats(start + k, channel, min(left, vectors * 16), ready)
                 if vectors > 1:
                     if single:
                         wide_one(x, offsets, begin, at, end, w, j, apart, sums)

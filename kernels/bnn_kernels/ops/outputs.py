@@ -24,9 +24,9 @@ from bnn_kernels.ops.finishing import (
     PlanesOutput,
     StraightOutput,
     addresses,
-    fetch_floats,
-    fetch_nothing,
     finisher,
+    prefetch_floats,
+    prefetch_nothing,
     wide_finisher,
 )
 
@@ -191,9 +191,9 @@ def writer(kind: type) -> tuple[Any, Any, str]:
     return write, prepare, write.py_func.__name__
 
 
-def fetcher(kind: type) -> Any:
-    """Return fetch(position, channel, count, output), which a kernel calls well before it writes these filters."""
-    return fetch_floats if kind in (EpilogueOutput, PlanesOutput, BytesOutput) else fetch_nothing
+def prefetcher(kind: type) -> Any:
+    """Return prefetch(position, channel, count, output), which a kernel calls well before it writes these filters."""
+    return prefetch_floats if kind in (EpilogueOutput, PlanesOutput, BytesOutput) else prefetch_nothing
 
 
 def row_writer(kind: type) -> Any:

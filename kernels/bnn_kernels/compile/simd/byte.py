@@ -33,22 +33,22 @@ def store(typing, address, offset, value):
     return types.void(types.int64, types.int64, types.uint64), emit
 
 
-def _fetch(name: str, doc: str, writes: bool) -> Any:
-    def fetch(typing, address, offset):
+def _prefetch(name: str, doc: str, writes: bool) -> Any:
+    def prefetch(typing, address, offset):
         def emit(context, builder, signature, args):
             pointer = behind(builder, *args, I8, I8)
             kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-            prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            llvm_prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
             nearest, data = 3, 1
-            builder.call(prefetch, [pointer, *(I32(n) for n in (int(writes), nearest, data))])
+            builder.call(llvm_prefetch, [pointer, *(I32(n) for n in (int(writes), nearest, data))])
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64), emit
 
-    fetch.__name__ = fetch.__qualname__ = name
-    fetch.__doc__ = doc
-    return intrinsic(fetch)
+    prefetch.__name__ = prefetch.__qualname__ = name
+    prefetch.__doc__ = doc
+    return intrinsic(prefetch)
 
 
-fetch = _fetch("fetch", "Ask for the cache line of a byte behind an address, which is read soon.", False)
-fetch_to_write = _fetch("fetch_to_write", "The same for a line that is written soon.", True)
+prefetch = _prefetch("prefetch", "Ask for the cache line of a byte behind an address, which is read soon.", False)
+prefetch_to_write = _prefetch("prefetch_to_write", "The same for a line that is written soon.", True)

@@ -22,7 +22,7 @@ from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_offsets
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
 from bnn_kernels.ops.integer_conv.tiles import loops, windows_of
-from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, fetcher, kind_of, row_writer, writer
+from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, prefetcher, row_writer, writer
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.threads import run_rows
 
@@ -58,7 +58,7 @@ def product_kernel(kind: type, form: Form) -> Any:
     size: `Sizes`; constants, output: see `ops.outputs`.
     """
     _, prepare, name = writer(kind)
-    write_row, fetch = row_writer(kind), fetcher(kind)
+    write_row, prefetch = row_writer(kind), prefetcher(kind)
     open_block, windows, one, alone = loops(form)
     most = windows_of(form)
     width, elements, fields = 2 * form.lanes, form.elements, form.fields
@@ -110,7 +110,7 @@ def product_kernel(kind: type, form: Form) -> Any:
                     # A last tile of fewer windows begins earlier and writes some sums again.
                     tile, here = max(0, min(i, count - most)), min(most, count)
                     for k in range(here):
-                        fetch(start + tile + k, g * filters + f, min(width, filters - f), ready)
+                        prefetch(start + tile + k, g * filters + f, min(width, filters - f), ready)
                     windows(x, offsets, begin, tile, count - 1, source, at_source, room, sums)
                 for k in range(here):
                     position, channel, left = start + tile + k, g * filters + f, filters - f
