@@ -51,16 +51,18 @@ from bnn_kernels.ops.finishing import (
     StraightOutput,
     addresses,
     finisher,
+    held_finisher,
     lanes_of,
-    wide_finisher,
 )
-from bnn_kernels.runtime.arrays import new_array
+from bnn_kernels.runtime.arrays import aligned, aligned_zeros, new_array
 from bnn_kernels.runtime.recording import new_flag
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import contiguous
 
 # Positions with fewer channels than this, where they fill no vectors, are finished several at a time.
 MOST_SIDE_BY_SIDE = 64
+# Rows whose same channels are finished one after the other: what these need stays in registers.
+AT_A_TIME = 4
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _NO_MAP = np.empty(0, np.float32)
 _NO_BITS = np.empty(0, np.uint8)
@@ -69,27 +71,31 @@ _NO_BITS = np.empty(0, np.uint8)
 @functools.cache
 def _rows_kernel(kind: type) -> Any:
     """Return the kernel for rows of y float32 or int32 flat (R, C), with a kind of output of `finishing`."""
-    finish, finish_wide = finisher(kind), wide_finisher(kind)
+    finish, (hold, finish_held) = finisher(kind), held_finisher(kind)
 
     def epilogue_rows(y, output, first, last):
         ready = addresses(output)
         channels = ready.channels
         scratch = np.zeros(8, np.float32)
-        for row in range(first, last):
-            wide = channels - channels % 16
+        wide = channels - channels % 16
+        for start in range(first, last, AT_A_TIME):
+            end = min(start + AT_A_TIME, last)
             for c in range(0, wide, 16):
-                v = float32x16.load_as_floats(y, np.uint64(row * channels + c))
-                finish_wide(v, row, c, channels - c, ready)
-            for c in range(wide, channels, 8):
-                at = row * channels + c
-                left = channels - c
-                if left >= 8:
-                    v = float32x8.load_as_floats(y, np.uint64(at))
-                else:
-                    for k in range(left):
-                        scratch[k] = np.float32(y[at + k])
-                    v = float32x8.load(scratch, np.uint64(0))
-                finish(v, row, c, left, ready)
+                held = hold(c, ready)
+                for row in range(start, end):
+                    v = float32x16.load_as_floats(y, np.uint64(row * channels + c))
+                    finish_held(v, row, c, channels - c, held, ready)
+            for row in range(start, end):
+                for c in range(wide, channels, 8):
+                    at = row * channels + c
+                    left = channels - c
+                    if left >= 8:
+                        v = float32x8.load_as_floats(y, np.uint64(at))
+                    else:
+                        for k in range(left):
+                            scratch[k] = np.float32(y[at + k])
+                        v = float32x8.load(scratch, np.uint64(0))
+                    finish(v, row, c, left, ready)
 
     epilogue_rows.__name__ = epilogue_rows.__qualname__ = f"epilogue_rows_{finish.py_func.__name__}"
     return jit(epilogue_rows)
@@ -184,7 +190,7 @@ class Epilogue:
         }
         rows = {name: row for part, named in given.items() if self.parts & part for name, row in named.items()}
         self._lanes = lanes_of.py_func(self.channels)
-        self.table = np.zeros(SAME + len(rows) * self._lanes, np.float32)
+        self.table = aligned_zeros((SAME + len(rows) * self._lanes,), np.float32)
         self.table[:SAME] = np.repeat(np.array((self.low, self.high, *rounding), np.float32), LANES)
         for i, (name, (value, default)) in enumerate(rows.items()):
             self._rows[name] = SAME + i * self._lanes
@@ -229,7 +235,7 @@ class Epilogue:
             by = product_of(levels)
             if by is None:
                 return False
-            self._straight_table = self.table.copy()
+            self._straight_table = aligned(self.table)
             self._straight_table[:SAME] = np.repeat(np.array((0, 0, *self._inside(by), 0), np.float32), LANES)
         return True
 
@@ -373,7 +379,7 @@ class Epilogue:
             rows = self.table[SAME:].reshape(-1, self._lanes)[:, : self.channels]
             table = np.zeros((len(rows), lanes), np.float32)
             table[:, : self.channels * times] = np.tile(rows, times)
-            self._repeated = np.concatenate([self.table[:SAME], table.reshape(-1)])
+            self._repeated = aligned(np.concatenate([self.table[:SAME], table.reshape(-1)]))
         return self._repeated
 
     def apply_reference(

@@ -4,6 +4,7 @@
 so that a kernel holds the code of that alone, see `finisher`.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,8 +89,11 @@ class EpilogueAddresses(NamedTuple):
 
 @inline
 def lanes_of(channels):
-    """Return the lanes of a row: eight more than there need be, as a block of filters may begin between eights."""
-    return (channels + 7) // 8 * 8 + 8
+    """Return the lanes of a row: whole cache lines, eight lanes more than there need be.
+
+    A block of filters may begin between eights.
+    """
+    return (channels + 23) // 16 * 16
 
 
 @inline
@@ -143,6 +147,7 @@ class _Memory(NamedTuple):
     load_bits: Any
     store_bits: Any
     store_bytes: Any
+    zero: Any
 
 
 def _memory_of_eight() -> _Memory:
@@ -177,7 +182,7 @@ def _memory_of_eight() -> _Memory:
             for k in range(count):
                 byte.store(address, at + k, word >> np.uint64(8 * k))
 
-    return _Memory(load, load_some, store_some, load_bits, store_bits, store_bytes)
+    return _Memory(load, load_some, store_some, load_bits, store_bits, store_bytes, float32x8.zero)
 
 
 def _memory_of_sixteen() -> _Memory:
@@ -205,46 +210,98 @@ def _memory_of_sixteen() -> _Memory:
     def store_bytes(address, at, levels, count):
         vector_math.store_bytes_to(address, at, levels)
 
-    return _Memory(load, load_some, store_some, load_bits, store_bits, store_bytes)
+    return _Memory(load, load_some, store_some, load_bits, store_bits, store_bytes, float32x16.zero)
 
 
-def _finishers(memory: _Memory, width: int) -> dict[type, Any]:
-    """Return what finishes so many channels for each kind of output.
+class Held(NamedTuple):
+    """What finishing some channels needs that is the same at all positions, so that it can stay in registers.
 
-    finish(y, position, c, left, output): channels c, c+1, ... of one position from y as floats; left: channels from c
-    on; output: `EpilogueAddresses`.
+    Vectors of the parts that there are, and anything for the others. bounds: of signs; own_scale, own_shift: of levels.
+    flip: the bits of signs.
     """
-    load, load_some, store_some, load_bits, store_bits, store_bytes = memory
+
+    scale: Any
+    shift: Any
+    norm_scale: Any
+    norm_shift: Any
+    pre: Any
+    slope: Any
+    post: Any
+    low: Any
+    high: Any
+    bounds: Any
+    own_scale: Any
+    own_shift: Any
+    factor: Any
+    least: Any
+    most: Any
+    less_step: Any
+    flip: Any
+
+
+def _finishers(memory: _Memory, width: int) -> dict[type, tuple[Any, Any]]:
+    """Return (hold, finish) of so many channels for each kind of output.
+
+    hold(c, output): the `Held` of channels c, c+1, ...; finish(y, position, c, left, held, output): these channels of
+    one position from y as floats; left: channels from c on; output: `EpilogueAddresses`.
+    """
+    load, load_some, store_some, load_bits, store_bits, store_bytes, zero = memory
+
+    def holder(signs: bool, levels: bool) -> Any:
+        @inline
+        def hold(c, output):
+            parts, stride, table = output.parts, output.lanes, output.table
+            none = zero()
+            scale = shift = norm_scale = norm_shift = pre = slope = post = low = high = none
+            bounds = own_scale = own_shift = factor = least = most = less_step = none
+            flip = np.uint64(0)
+            row = SAME + c
+            if parts & AFFINE:
+                scale, shift = load(table, row), load(table, row + stride)
+                row += 2 * stride
+            if parts & NORM:
+                norm_scale, norm_shift = load(table, row), load(table, row + stride)
+                row += 2 * stride
+            if parts & ACTIVATION:
+                pre, slope, post = load(table, row), load(table, row + stride), load(table, row + 2 * stride)
+            if parts & CLAMP:
+                low, high = load(table, LOW), load(table, HIGH)
+            if signs and parts & BITS:
+                bounds = load(table, output.last + c)
+                flip = load_bits(output.flip, c >> 3)
+            if levels:
+                if parts & OWN:
+                    own_scale, own_shift = load(table, output.last + c - stride), load(table, output.last + c)
+                factor, least, most = load(table, FACTOR), load(table, LEAST), load(table, MOST)
+                less_step = load(table, LESS_STEP)
+            return Held(
+                scale, shift, norm_scale, norm_shift, pre, slope, post, low, high,
+                bounds, own_scale, own_shift, factor, least, most, less_step, flip,
+            )  # fmt: skip
+
+        return hold
 
     @inline
-    def floats(y, position, c, count, output):
+    def floats(y, position, c, count, held, output):
         """Return channels c, c+1, ... of one position, of which there are `count`, as floats."""
-        parts, stride, table = output.parts, output.lanes, output.table
-        v, row = y, SAME + c
-        if not parts & MORE:
-            if parts & NORM:
-                v = vector_math.multiply_add(v, load(table, row), load(table, row + stride))
-            return v
-        at = position * output.channels + c
+        parts = output.parts
+        v = y
         if parts & AFFINE:
-            v = vector_math.multiply(v, load(table, row))
-            v = vector_math.add(v, load(table, row + stride))
-            row += 2 * stride
+            v = vector_math.add(vector_math.multiply(v, held.scale), held.shift)
         if parts & NORM:
-            gain, offset = load(table, row), load(table, row + stride)
-            v = vector_math.multiply_add(v, gain, offset)
-            row += 2 * stride
+            v = vector_math.multiply_add(v, held.norm_scale, held.norm_shift)
+        if not parts & MORE:
+            return v
         rest = v
         if parts & (BEFORE | AFTER):
-            rest = load_some(output.residual, at, count)
+            rest = load_some(output.residual, position * output.channels + c, count)
         if parts & BEFORE:
             v = vector_math.add(v, rest)
         if parts & ACTIVATION:
-            v = vector_math.subtract(v, load(table, row))
-            v = vector_math.scale_negative(v, load(table, row + stride))
-            v = vector_math.add(v, load(table, row + 2 * stride))
+            v = vector_math.scale_negative(vector_math.subtract(v, held.pre), held.slope)
+            v = vector_math.add(v, held.post)
         if parts & CLAMP:
-            v = vector_math.clamp(v, load(table, LOW), load(table, HIGH))
+            v = vector_math.clamp(v, held.low, held.high)
         if parts & AFTER:
             v = vector_math.add(v, rest)
         return v
@@ -252,97 +309,88 @@ def _finishers(memory: _Memory, width: int) -> dict[type, Any]:
     @inline
     def keep(v, position, c, count, output):
         """Write the floats, if they are wanted."""
-        at = position * output.channels + c
         if output.parts & KEEP:
-            store_some(output.out, at, v, count)
+            store_some(output.out, position * output.channels + c, v, count)
 
     @inline
-    def of_inside(v, output):
+    def of_inside(v, held, output):
         """Return the levels, not rounded yet, of floats that are clamped, see `bits.quotient`."""
-        factor = load(output.table, FACTOR)
-        q = vector_math.multiply(v, factor)
+        q = vector_math.multiply(v, held.factor)
         if output.parts & CORRECTS:
-            left = vector_math.multiply_add(q, load(output.table, LESS_STEP), v)
-            q = vector_math.multiply_add(left, factor, q)
+            left = vector_math.multiply_add(q, held.less_step, v)
+            q = vector_math.multiply_add(left, held.factor, q)
         return q
 
     @inline
-    def level(v, c, live, output):
+    def level(v, live, held, output):
         """Return int32 levels of floats, shifted, in two's complement; a NaN in a live lane is noted."""
-        table = output.table
         if output.parts & OWN:
-            row = output.last + c
-            v = vector_math.multiply_add(v, load(table, row - output.lanes), load(table, row))
-        factor, least, most = load(table, FACTOR), load(table, LEAST), load(table, MOST)
+            v = vector_math.multiply_add(v, held.own_scale, held.own_shift)
         if vector_math.unordered(v) & live:
             byte.store(output.nan, 0, np.uint64(1))
         if output.parts & CORRECTS:
-            level = of_inside(vector_math.clamp(v, least, most), output)
+            level = of_inside(vector_math.clamp(v, held.least, held.most), held, output)
         else:
-            scaled = vector_math.divide(v, factor) if output.parts & DIVIDES else vector_math.multiply(v, factor)
-            level = vector_math.clamp(scaled, least, most)
+            divides = output.parts & DIVIDES
+            scaled = vector_math.divide(v, held.factor) if divides else vector_math.multiply(v, held.factor)
+            level = vector_math.clamp(scaled, held.least, held.most)
         return vector_math.raised(vector_math.rounded(level), np.int32(output.base))
 
     @inline
-    def finish_signs(y, position, c, left, output):
+    def finish_signs(y, position, c, left, held, output):
         """For an `EpilogueOutput`."""
         count = min(left, width)
-        v = floats(y, position, c, count, output)
+        v = floats(y, position, c, count, held, output)
         if output.parts & BITS:
             live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-            mask, bad = vector_math.below(v, load(output.table, output.last + c))
-            flip = load_bits(output.flip, c >> 3)
-            store_bits(output.bits, position * output.row_bytes + (c >> 3), (mask ^ flip) & live)
+            mask, bad = vector_math.below(v, held.bounds)
+            store_bits(output.bits, position * output.row_bytes + (c >> 3), (mask ^ held.flip) & live)
             if bad & live:
                 byte.store(output.nan, 0, np.uint64(1))
         keep(v, position, c, count, output)
 
     @inline
-    def finish_planes(y, position, c, left, output):
+    def finish_planes(y, position, c, left, held, output):
         """For a `PlanesOutput`."""
         count = min(left, width)
-        v = floats(y, position, c, count, output)
+        v = floats(y, position, c, count, held, output)
         live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-        levels = level(v, c, live, output)
+        levels = level(v, live, held, output)
         to = position * output.row_bytes + (c >> 3)
         for p in range(output.planes):
             store_bits(output.bits, p * output.plane_bytes + to, vector_math.bit_mask(levels, p) & live)
         keep(v, position, c, count, output)
 
     @inline
-    def finish_bytes(y, position, c, left, output):
+    def finish_bytes(y, position, c, left, held, output):
         """For a `BytesOutput`."""
         count = min(left, width)
-        v = floats(y, position, c, count, output)
+        v = floats(y, position, c, count, held, output)
         live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-        levels = level(v, c, live, output)
-        to = position * output.row_bytes + c
-        store_bytes(output.bits, to, levels, count)
+        store_bytes(output.bits, position * output.row_bytes + c, level(v, live, held, output), count)
         keep(v, position, c, count, output)
 
     @inline
-    def finish_straight(y, position, c, left, output):
+    def finish_straight(y, position, c, left, held, output):
         """For a `StraightOutput`."""
-        parts, stride, table = output.parts, output.lanes, output.table
-        row = SAME + c
+        parts = output.parts
         v = y
         if parts & AFFINE:
-            v = vector_math.multiply(v, load(table, row))
+            v = vector_math.multiply(v, held.scale)
             if parts & SHIFT:
-                v = vector_math.add(v, load(table, row + stride))
-            row += 2 * stride
+                v = vector_math.add(v, held.shift)
         if parts & NORM:
-            v = vector_math.multiply_add(v, load(table, row), load(table, row + stride))
-        v = vector_math.clamp(v, load(table, LEAST), load(table, MOST))
-        level = of_inside(v, output)
+            v = vector_math.multiply_add(v, held.norm_scale, held.norm_shift)
+        level = of_inside(vector_math.clamp(v, held.least, held.most), held, output)
         levels = vector_math.raised(vector_math.rounded(level), np.int32(output.base))
         store_bytes(output.bits, position * output.row_bytes + c, levels, min(left, width))
 
+    hold_signs, hold_levels = holder(True, False), holder(False, True)
     return {
-        EpilogueOutput: finish_signs,
-        PlanesOutput: finish_planes,
-        BytesOutput: finish_bytes,
-        StraightOutput: finish_straight,
+        EpilogueOutput: (hold_signs, finish_signs),
+        PlanesOutput: (hold_levels, finish_planes),
+        BytesOutput: (hold_levels, finish_bytes),
+        StraightOutput: (hold_levels, finish_straight),
     }
 
 
@@ -350,11 +398,27 @@ _EIGHT = _finishers(_memory_of_eight(), float32x8.LANES)
 _SIXTEEN = _finishers(_memory_of_sixteen(), LANES)
 
 
-def finisher(kind: type) -> Any:
-    """Return what finishes eight channels for a kind of output, of which some may not be there."""
-    return _EIGHT[kind]
+def _together(hold: Any, finish: Any) -> Any:
+    def finish_alone(y, position, c, left, output):
+        finish(y, position, c, left, hold(c, output), output)
+
+    finish_alone.__name__ = finish_alone.__qualname__ = finish.py_func.__name__
+    return inline(finish_alone)
 
 
-def wide_finisher(kind: type) -> Any:
-    """Return what finishes sixteen channels for a kind of output, all of which are there."""
+@functools.cache
+def finisher(kind: Any) -> Any:
+    """Return what finishes eight channels for a kind of output, of which some may not be there.
+
+    finish(y, position, c, left, output): channels c, c+1, ... of one position from y as floats; left: channels from c
+    on; output: `EpilogueAddresses`.
+    """
+    return _together(*_EIGHT[kind])
+
+
+def held_finisher(kind: type) -> tuple[Any, Any]:
+    """Return (hold, finish) for sixteen channels, all of which are there, at one position after the other.
+
+    hold(c, output) returns the `Held` of channels c, c+1, ...; finish(y, position, c, left, held, output) takes it.
+    """
     return _SIXTEEN[kind]

@@ -25,10 +25,11 @@ from bnn_kernels.ops.depthwise.floats import FloatDepthwise
 from bnn_kernels.ops.depthwise.windows import Filter, suits
 from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.few_bit_weight import FewBitWeight
-from bnn_kernels.ops.finishing import addresses, finisher, prefetch_floats, wide_finisher
+from bnn_kernels.ops.finishing import addresses, finisher, held_finisher, prefetch_floats
 from bnn_kernels.ops.geometry import Frame
 from bnn_kernels.runtime.arrays import aligned_zeros
 from bnn_kernels.runtime.mapped import release
+from bnn_kernels.runtime.cache_lines import numbers_at_line
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
 
@@ -130,7 +131,7 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
 
     kind: of output, see `ops.finishing`.
     """
-    finish, finish_wide = finisher(kind), wide_finisher(kind)
+    finish, (hold, finish_held) = finisher(kind), held_finisher(kind)
     windows, most = tile_shape()
     wide, wide_one = tile(windows, most, 16), tile(1, most, 16)
     sixteen, one_by_sixteen = tile(windows, 1, 16), tile(1, 1, 16)
@@ -147,7 +148,7 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
         chunks = (size.positions + size.chunk - 1) // size.chunk
         parts = (size.blocks + most - 1) // most
         length = len(offsets) * 16
-        sums = np.zeros(windows * most * 16, np.float32)
+        sums = numbers_at_line(windows * most * 16, np.float32)
         begin = np.empty(size.chunk, np.uint64)
         ready = addresses(output)
         opened = np.empty(length * most if expand is not None else 0, np.float32)
@@ -203,17 +204,18 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
                 else:
                     eight(x, offsets, begin, at, end, w, j, apart, sums)
                 to = min(first_of + windows, count)
-                for k in range(i, to):
-                    row = (k - first_of) * vectors * 16
-                    f, end_of_row = 0, min(left, vectors * 16)
-                    while f + 16 <= end_of_row:
-                        value = float32x16.load(sums, np.uint64(row + f))
-                        finish_wide(value, start + k, channel + f, left - f, ready)
-                        f += 16
-                    while f < end_of_row:
-                        few = float32x8.load(sums, np.uint64(row + f))
+                apart_by, f, end_of_row = vectors * 16, 0, min(left, vectors * 16)
+                while f + 16 <= end_of_row:
+                    held = hold(channel + f, ready)
+                    for k in range(i, to):
+                        value = float32x16.load(sums, np.uint64((k - first_of) * apart_by + f))
+                        finish_held(value, start + k, channel + f, left - f, held, ready)
+                    f += 16
+                while f < end_of_row:
+                    for k in range(i, to):
+                        few = float32x8.load(sums, np.uint64((k - first_of) * apart_by + f))
                         finish(few, start + k, channel + f, left - f, ready)
-                        f += 8
+                    f += 8
                 i = to
 
     source = "float32" if expand is None else expand.py_func.__name__

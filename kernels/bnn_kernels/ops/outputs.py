@@ -25,9 +25,9 @@ from bnn_kernels.ops.finishing import (
     StraightOutput,
     addresses,
     finisher,
+    held_finisher,
     prefetch_floats,
     prefetch_nothing,
-    wide_finisher,
 )
 
 
@@ -113,14 +113,20 @@ def to_bits(value, table_at, position, channel, left, constants, output, scratch
 
 
 @inline
-def to_ints_wide(value, table_at, position, channel, left, constants, output, scratch):
+def hold_nothing(channel, output):
+    """Return what writing integers or their signs needs that is the same at all positions: nothing."""
+    return 0
+
+
+@inline
+def to_ints_wide(value, table_at, position, channel, left, held, constants, output):
     """Write sixteen filters that are all there to an `IntOutput`."""
     at = position * output.filters + channel
     int32x16.store(output.out, np.uint64(at), _wide_dot(value, table_at, constants))
 
 
 @inline
-def to_bits_wide(value, table_at, position, channel, left, constants, output, scratch):
+def to_bits_wide(value, table_at, position, channel, left, held, constants, output):
     """Write sixteen filters that are all there to a `SignOutput`."""
     byte = channel >> 3
     mask = int32x16.below(value, output.bounds, np.uint64(table_at))
@@ -129,18 +135,33 @@ def to_bits_wide(value, table_at, position, channel, left, constants, output, sc
     output.bits[at + 1] = np.uint8(mask >> np.uint64(8)) ^ output.flip[byte + 1]
 
 
-def _finishing(kind: type, name: str) -> tuple[Any, Any]:
-    """Return what writes 8 and 16 filters to an output of `ops.finishing`, prepared as `EpilogueAddresses`."""
-    finish, finish_wide = finisher(kind), wide_finisher(kind)
+class _Writer(NamedTuple):
+    """How filters are written to a kind of output.
+
+    write(value, table_at, position, channel, left, constants, output, scratch): eight filters, of which `left` are
+    there; write_wide(value, table_at, position, channel, left, held, constants, output): sixteen that are all there,
+    with what hold(channel, output) made; prepare(output): what they take for the output.
+    """
+
+    write: Any
+    hold: Any
+    write_wide: Any
+    prepare: Any
+
+
+def _finishing(kind: type, name: str) -> _Writer:
+    """Return the writer to an output of `ops.finishing`, prepared as `EpilogueAddresses`."""
+    finish = finisher(kind)
+    hold, finish_wide = held_finisher(kind)
 
     def write(value, table_at, position, channel, left, constants, output, scratch):
         finish(vector_math.as_floats(_dot(value, table_at, constants)), position, channel, left, output)
 
-    def write_wide(value, table_at, position, channel, left, constants, output, scratch):
-        finish_wide(vector_math.as_floats(_wide_dot(value, table_at, constants)), position, channel, left, output)
+    def write_wide(value, table_at, position, channel, left, held, constants, output):
+        finish_wide(vector_math.as_floats(_wide_dot(value, table_at, constants)), position, channel, left, held, output)
 
     write.__name__ = write.__qualname__ = name
-    return inline(write), inline(write_wide)
+    return _Writer(inline(write), hold, inline(write_wide), addresses)
 
 
 @inline
@@ -153,9 +174,10 @@ def _signs(output):
     return SignOutput(*output)
 
 
-def _straight() -> tuple[Any, Any]:
+def _straight() -> _Writer:
     """Return the same for a `StraightOutput`: without the product with a factor of 1, which is slow for int32."""
-    finish, finish_wide = finisher(StraightOutput), wide_finisher(StraightOutput)
+    finish = finisher(StraightOutput)
+    hold, finish_wide = held_finisher(StraightOutput)
 
     @inline
     def to_bytes_alone(value, table_at, position, channel, left, constants, output, scratch):
@@ -163,20 +185,20 @@ def _straight() -> tuple[Any, Any]:
         finish(vector_math.as_floats(dot), position, channel, left, output)
 
     @inline
-    def to_bytes_alone_wide(value, table_at, position, channel, left, constants, output, scratch):
+    def to_bytes_alone_wide(value, table_at, position, channel, left, held, constants, output):
         dot = vector_math.plus(value, int32x16.load(constants.offsets, np.uint64(table_at)))
-        finish_wide(vector_math.as_floats(dot), position, channel, left, output)
+        finish_wide(vector_math.as_floats(dot), position, channel, left, held, output)
 
-    return to_bytes_alone, to_bytes_alone_wide
+    return _Writer(to_bytes_alone, hold, to_bytes_alone_wide, addresses)
 
 
-_WRITERS: dict[type, tuple[tuple[Any, Any], Any]] = {
-    IntOutput: ((to_ints, to_ints_wide), _ints),
-    SignOutput: ((to_bits, to_bits_wide), _signs),
-    EpilogueOutput: (_finishing(EpilogueOutput, "to_floats"), addresses),
-    PlanesOutput: (_finishing(PlanesOutput, "to_planes"), addresses),
-    BytesOutput: (_finishing(BytesOutput, "to_bytes"), addresses),
-    StraightOutput: (_straight(), addresses),
+_WRITERS: dict[type, _Writer] = {
+    IntOutput: _Writer(to_ints, hold_nothing, to_ints_wide, _ints),
+    SignOutput: _Writer(to_bits, hold_nothing, to_bits_wide, _signs),
+    EpilogueOutput: _finishing(EpilogueOutput, "to_floats"),
+    PlanesOutput: _finishing(PlanesOutput, "to_planes"),
+    BytesOutput: _finishing(BytesOutput, "to_bytes"),
+    StraightOutput: _straight(),
 }
 
 
@@ -187,8 +209,8 @@ def kind_of(output: Output) -> Any:
 
 def writer(kind: type) -> tuple[Any, Any, str]:
     """Return (write, prepare, name) for a kind of output: a kernel calls `write` with what `prepare` made."""
-    (write, _), prepare = _WRITERS[kind]
-    return write, prepare, write.py_func.__name__
+    found = _WRITERS[kind]
+    return found.write, found.prepare, found.write.py_func.__name__
 
 
 def prefetcher(kind: type) -> Any:
@@ -196,24 +218,62 @@ def prefetcher(kind: type) -> Any:
     return prefetch_floats if kind in (EpilogueOutput, PlanesOutput, BytesOutput) else prefetch_nothing
 
 
-def row_writer(kind: type) -> Any:
-    """Return write_row(sums, at, count, table_at, position, channel, left, constants, output, scratch).
+def rows_writer(kind: type) -> Any:
+    """Return what writes some filters of one position after the other.
 
-    It writes the filters channel .. channel + count, of which `left` are there, from int32 sums[at : at + count], count
-    a multiple of eight: sixteen at a time as long as there are so many.
+    write_rows(sums, apart, rows, count, kinds, first, above, position, channel, left, constants, output, scratch):
+    filters channel .. channel + count, count a multiple of eight, of which `left` are there, of positions
+    position .. position + rows. Those of the k-th lie in int32 sums[k * apart:], its table row begins at
+    kinds[first + k] + above. Sixteen filters at a time as long as there are so many: what these share at all positions
+    stays in registers.
     """
-    (write, write_wide), _ = _WRITERS[kind]
+    write, hold, write_wide, _ = _WRITERS[kind]
 
     @inline
-    def write_row(sums, at, count, table_at, position, channel, left, constants, output, scratch):
-        v = 0
-        while v + 16 <= min(count, left):
-            value = int32x16.load(sums, np.uint64(at + v))
-            write_wide(value, table_at + v, position, channel + v, left - v, constants, output, scratch)
+    def write_rows(
+        sums, apart, rows, count, kinds, first, above, position, channel, left, constants, output, scratch
+    ):
+        v, end = 0, min(count, left)
+        while v + 16 <= end:
+            held = hold(channel + v, output)
+            for k in range(rows):
+                value = int32x16.load(sums, np.uint64(k * apart + v))
+                at = kinds[np.uint64(first + k)] + above + v
+                write_wide(value, at, position + k, channel + v, left - v, held, constants, output)
             v += 16
-        while v < min(count, left):
-            value = int32x8.load(sums, np.uint64(at + v))
-            write(value, table_at + v, position, channel + v, left - v, constants, output, scratch)
+        while v < end:
+            for k in range(rows):
+                value = int32x8.load(sums, np.uint64(k * apart + v))
+                at = kinds[np.uint64(first + k)] + above + v
+                write(value, at, position + k, channel + v, left - v, constants, output, scratch)
             v += 8
 
-    return write_row
+    return write_rows
+
+
+def block_writer(kind: type) -> Any:
+    """Return what writes up to sixteen filters of positions that lie anywhere.
+
+    write_block(sums, apart, first, last, count, table_at, places, at, position, channel, left, constants, output,
+    scratch): those of the k-th, first <= k < last, lie in int32 sums[k * apart:] and go to position + places[at + k].
+    """
+    write, hold, write_wide, _ = _WRITERS[kind]
+
+    @inline
+    def write_block(
+        sums, apart, first, last, count, table_at, places, at, position, channel, left, constants, output, scratch
+    ):
+        if min(count, left) >= 16:
+            held = hold(channel, output)
+            for k in range(first, last):
+                value = int32x16.load(sums, np.uint64(k * apart))
+                place = position + np.int64(places[np.uint64(at + k)])
+                write_wide(value, table_at, place, channel, left, held, constants, output)
+        else:
+            for k in range(first, last):
+                place = position + np.int64(places[np.uint64(at + k)])
+                for v in range(0, min(count, left), 8):
+                    value = int32x8.load(sums, np.uint64(k * apart + v))
+                    write(value, table_at + v, place, channel + v, left - v, constants, output, scratch)
+
+    return write_block

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels.runtime import workspace
+from bnn_kernels.runtime.cache_lines import bytes_at_line
 
 # Smaller arrays are not worth the question.
 WORTH_ASKING = 1 << 28
-# Bytes of a cache line; a vector load that crosses two lines takes twice as long.
-LINE = 64
 
 
 def available_memory() -> int | None:
@@ -48,9 +47,7 @@ def new_array(shape: tuple[int, ...], dtype: Any, what: str, zeros: bool = False
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return contiguous zeros that begin at a multiple of 64 bytes."""
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    buffer = np.zeros(nbytes + LINE, np.uint8)
-    start = -buffer.ctypes.data % LINE
-    return buffer[start : start + nbytes].view(dtype).reshape(shape)
+    return bytes_at_line(nbytes, zeros=True).view(dtype).reshape(shape)
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from bnn_kernels.compile.jit import jit
 from bnn_kernels.runtime import recording
+from bnn_kernels.runtime.cache_lines import bytes_at_line
 from bnn_kernels.runtime.threads import run_rows
 
 # Smaller arrays cost less to allocate than to look up.
@@ -33,16 +34,16 @@ def _zero(array, first, last):
 
 
 def empty(shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray:
-    """Return an uninitialised contiguous array, of the running model's workspace if there is one."""
+    """Return an uninitialised contiguous array, of the running model's workspace if there is one.
+
+    It begins at a cache line.
+    """
     workspace: Workspace | None = getattr(_local, "workspace", None)
-    if workspace is None:
-        return np.empty(shape, dtype)
     kind = np.dtype(dtype)
     sides = (shape,) if isinstance(shape, int) else shape
     nbytes = math.prod(sides) * kind.itemsize
-    if nbytes < SMALLEST:
-        return np.empty(shape, dtype)
-    return workspace.take(nbytes).view(kind).reshape(sides)
+    memory = bytes_at_line(nbytes) if workspace is None or nbytes < SMALLEST else workspace.take(nbytes)
+    return memory.view(kind).reshape(sides)
 
 
 def zeros(shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray:
@@ -78,7 +79,7 @@ class Workspace:
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
         self._before: dict[int, list[np.ndarray]] = {}
-        # Buffers in use, and how many registers need each; scratch of the running step has 0.
+        # Buffers in use by the ids of their roots, and how many registers need each; scratch of the running step has 0.
         self._users: dict[int, int] = {}
         self._taken: list[np.ndarray] = []
         self._buffers: dict[int, np.ndarray] = {}
@@ -102,8 +103,8 @@ class Workspace:
                 buffer = waiting.pop()
                 break
         else:
-            buffer = np.empty(size, np.uint8)
-        self._buffers[id(buffer)] = buffer
+            buffer = bytes_at_line(size)
+        self._buffers[id(root(buffer))] = buffer
         self._taken.append(buffer)
         return buffer[:nbytes]
 
@@ -114,8 +115,8 @@ class Workspace:
             if key in self._buffers:
                 self._users[key] = self._users.get(key, 0) + 1
         for buffer in self._taken:
-            if id(buffer) not in self._users:
-                self._give(id(buffer))
+            if id(root(buffer)) not in self._users:
+                self._give(id(root(buffer)))
         self._taken.clear()
 
     def drop(self, array: np.ndarray) -> None:

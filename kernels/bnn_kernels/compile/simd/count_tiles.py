@@ -9,7 +9,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bnn_kernels.compile.simd.uint64x8 import LANES
-from bnn_kernels.compile.simd.vectors import I32, I64, element, in_all_lanes, joined, loaded, sums_in_registers
+from bnn_kernels.compile.simd.vectors import I32, I64, element, in_all_lanes, loaded, low_halves, sums_in_registers
 
 _WORDS = ir.VectorType(I64, LANES)
 _INTS = ir.VectorType(I32, LANES)
@@ -62,8 +62,8 @@ def count_tile(windows: int, vectors: int, join: str, adds: bool) -> Any:
             ints = ir.VectorType(I32, vectors * LANES)
             for i in range(windows):
                 to = element(context, builder, sums_type, args[10], ir.Constant(size, i * vectors * LANES), ints)
-                parts = [builder.trunc(builder.load(slot), _INTS) for slot in held[i * vectors :][:vectors]]
-                count = joined(builder, parts)
+                parts = [builder.load(slot) for slot in held[i * vectors :][:vectors]]
+                count = low_halves(builder, parts)
                 if adds:
                     count = builder.mul(count, in_all_lanes(builder, args[9], ints))
                     count = builder.add(count, loaded(builder, to, 4))

@@ -92,3 +92,14 @@ def behind(builder: ir.IRBuilder, address: ir.Value, offset: ir.Value, kind: Any
     """Return a pointer of type `to` to the `offset`-th value of LLVM type `kind` behind a plain address."""
     pointer = builder.inttoptr(address, kind.as_pointer())
     return builder.bitcast(builder.gep(pointer, [offset]), to.as_pointer())
+
+
+def low_halves(builder: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
+    """Return the low halves of the lanes of one or two vectors of int64 side by side, as int32.
+
+    With AVX-512 two vectors take one permutation; a truncation of each takes two, and another one to join them.
+    """
+    lanes = 2 * parts[0].type.count
+    halves = [builder.bitcast(part, ir.VectorType(I32, lanes)) for part in parts]
+    places = list(range(0, lanes * len(parts), 2))
+    return builder.shuffle_vector(halves[0], halves[-1], ir.Constant(ir.VectorType(I32, len(places)), places))

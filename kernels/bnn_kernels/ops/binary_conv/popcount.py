@@ -27,8 +27,9 @@ from bnn_kernels.compile.simd.count_tiles import count_tile
 from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath, is_ternary
 from bnn_kernels.ops.binary_conv.windows import Kinds, Sizes, Taps, begin_chunk, fill_chunk, window_words, word_offsets
 from bnn_kernels.ops.geometry import Geometry, Maps
-from bnn_kernels.ops.outputs import Constants, Output, kind_of, row_writer, writer
+from bnn_kernels.ops.outputs import Constants, Output, kind_of, rows_writer, writer
 from bnn_kernels.ops.weights import Weights
+from bnn_kernels.runtime.cache_lines import numbers_at_line
 from bnn_kernels.runtime.threads import run_rows
 
 
@@ -146,7 +147,7 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
     size: `Sizes`; taps: `Taps`; constants, output: see `ops.outputs`.
     """
     _, prepare, name = writer(kind)
-    write_row = row_writer(kind)
+    write_rows = rows_writer(kind)
     windows_of, most = tile_shape()
     wide, wide_one = count_tile(windows_of, most, join, not single), count_tile(1, most, join, not single)
     narrow, narrow_one = count_tile(windows_of, 1, join, not single), count_tile(1, 1, join, not single)
@@ -176,7 +177,7 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
         weight_plane = groups * blocks * block_size
         ready = prepare(output)
         scratch = np.empty(8, np.int32)
-        sums = np.empty(windows_of * most * 8, np.int32)
+        sums = numbers_at_line(windows_of * most * 8, np.int32)
         begin, kind_at = np.empty(CHUNK, np.uint64), np.zeros(CHUNK, np.int64)
         windows = np.empty(window_words(planes, CHUNK, words), np.uint64) if where == GATHERED else rows
         plane_words = np.uint64(CHUNK * words if where == GATHERED else plane_size)
@@ -219,13 +220,12 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
                             w_at = j + np.uint64((pair - p * weight_planes) * weight_plane)
                             factor = pairs[pair]
                             count(few, alone, windows, offsets, begin, at, plane, w, w_at, apart, mask, factor, sums)
-                        for k in range(1 if alone else windows_of):
-                            table_at = kind_at[tile + k] + b * 8
-                            position = start + tile + k
-                            write_row(
-                                sums, k * width, width, table_at, position, channel, left, constants, ready, scratch
-                            )
-                        i = tile + (1 if alone else windows_of)
+                        done = 1 if alone else windows_of
+                        write_rows(
+                            sums, width, done, width, kind_at, tile, b * 8, start + tile, channel, left, constants,
+                            ready, scratch,
+                        )  # fmt: skip
+                        i = tile + done
                     b += width >> 3
 
     full_name = f"popcount_{join}_{'one' if single else 'many'}_{windows_of}x{most}_{name}"

@@ -32,9 +32,10 @@ from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Frame, Geometry, Maps, border_of
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
 from bnn_kernels.ops.integer_conv.products import factor_of, shifts_of
-from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, row_writer, writer
+from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, block_writer, kind_of, writer
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.arrays import aligned
+from bnn_kernels.runtime.cache_lines import numbers_at_line
 from bnn_kernels.runtime.threads import run_rows
 
 SHORT = np.iinfo(np.int16).max
@@ -215,7 +216,7 @@ def _tiles(form: ChannelForm) -> tuple[Any, Any]:
 def depthwise_kernel(kind: type, form: ChannelForm) -> Any:
     """Return the kernel for a kind of output, see `ops.outputs`, and a form of products."""
     _, prepare, name = writer(kind)
-    write_row = row_writer(kind)
+    write_block = block_writer(kind)
     six, one = _tiles(form)
     block = np.uint64(BLOCK)
     to = tuple(np.uint64(i) * block for i in range(TILE))
@@ -226,7 +227,7 @@ def depthwise_kernel(kind: type, form: ChannelForm) -> Any:
         ready = prepare(output)
         taps, rows, filters, room = windows.offsets, windows.rows, size.filters, np.uint64(size.room)
         padded = (filters + 7) // 8 * 8
-        sums, scratch = np.empty(TILE * BLOCK, np.int32), np.empty(8, np.int32)
+        sums, scratch = numbers_at_line(TILE * BLOCK, np.int32), np.empty(8, np.int32)
         for share in range(first, last):
             n = share // size.tiles
             tile = share - n * size.tiles
@@ -242,9 +243,10 @@ def depthwise_kernel(kind: type, form: ChannelForm) -> Any:
                 else:
                     one(x, a, taps, rows, begin, end, weights, j, room, sums, to)
                 lanes, row = min(BLOCK, padded - c), kind * padded + c
-                for k in range(lowest, highest):
-                    position = n * size.positions + np.int64(windows.places[np.uint64(TILE * tile + k)])
-                    write_row(sums, k * BLOCK, lanes, row, position, c, filters - c, constants, ready, scratch)
+                write_block(
+                    sums, BLOCK, lowest, highest, lanes, row, windows.places, TILE * tile, n * size.positions, c,
+                    filters - c, constants, ready, scratch,
+                )  # fmt: skip
 
     depthwise.__name__ = depthwise.__qualname__ = f"depthwise_{'_'.join(map(str, form))}_{name}"
     return jit(depthwise)

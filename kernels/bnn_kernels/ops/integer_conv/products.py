@@ -22,8 +22,9 @@ from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_offsets
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
 from bnn_kernels.ops.integer_conv.tiles import loops, windows_of
-from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, prefetcher, row_writer, writer
+from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, prefetcher, rows_writer, writer
 from bnn_kernels.ops.weights import LANES, Weights
+from bnn_kernels.runtime.cache_lines import numbers_at_line
 from bnn_kernels.runtime.threads import run_rows
 
 # Positions that one share of the work has: whole tiles, of six windows or of eight.
@@ -58,7 +59,7 @@ def product_kernel(kind: type, form: Form) -> Any:
     size: `Sizes`; constants, output: see `ops.outputs`.
     """
     _, prepare, name = writer(kind)
-    write_row, prefetch = row_writer(kind), prefetcher(kind)
+    write_rows, prefetch = rows_writer(kind), prefetcher(kind)
     open_block, windows, one, alone = loops(form)
     most = windows_of(form)
     width, elements, fields = 2 * form.lanes, form.elements, form.fields
@@ -71,7 +72,7 @@ def product_kernel(kind: type, form: Form) -> Any:
         chunks = (positions + CHUNK - 1) // CHUNK
         padded = (filters + 7) // 8 * 8
         ready = prepare(output)
-        sums = np.empty(most * width, np.int32)
+        sums = numbers_at_line(most * width, np.int32)
         scratch = np.empty(8, np.int32)
         begin, kinds = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
         block_size = len(offsets) * width * elements // fields
@@ -112,11 +113,10 @@ def product_kernel(kind: type, form: Form) -> Any:
                     for k in range(here):
                         prefetch(start + tile + k, g * filters + f, min(width, filters - f), ready)
                     windows(x, offsets, begin, tile, count - 1, source, at_source, room, sums)
-                for k in range(here):
-                    position, channel, left = start + tile + k, g * filters + f, filters - f
-                    write_row(
-                        sums, k * width, width, kinds[tile + k], position, channel, left, constants, ready, scratch
-                    )
+                position, channel, left = start + tile, g * filters + f, filters - f
+                write_rows(
+                    sums, width, here, width, kinds, tile, 0, position, channel, left, constants, ready, scratch
+                )
                 i = tile + here
 
     product = f"{'portable_' * form.portable}{form.product}{f'_less_{form.shift}' * (form.shift > 0)}"
