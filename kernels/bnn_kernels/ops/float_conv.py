@@ -28,8 +28,8 @@ from bnn_kernels.ops.few_bit_weight import FewBitWeight
 from bnn_kernels.ops.finishing import addresses, finisher, held_finisher, prefetch_floats
 from bnn_kernels.ops.geometry import Frame
 from bnn_kernels.runtime.arrays import aligned_zeros
-from bnn_kernels.runtime.mapped import release
 from bnn_kernels.runtime.cache_lines import numbers_at_line
+from bnn_kernels.runtime.mapped import release
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
 

@@ -88,7 +88,13 @@ def _dot(value, table_at, constants):
 
 @inline
 def _wide_dot(value, table_at, constants):
-    return vector_math.scaled(value, constants.factor, int32x16.load(constants.offsets, np.uint64(table_at)))
+    offsets = int32x16.load(constants.offsets, np.uint64(table_at))
+    # Products of int32 are slow; these factors are those of most layers of levels and of signs.
+    if constants.factor == 1:
+        return vector_math.plus(value, offsets)
+    if constants.factor == -2:
+        return vector_math.minus(vector_math.minus(offsets, value), value)
+    return vector_math.scaled(value, constants.factor, offsets)
 
 
 @inline
@@ -230,9 +236,7 @@ def rows_writer(kind: type) -> Any:
     write, hold, write_wide, _ = _WRITERS[kind]
 
     @inline
-    def write_rows(
-        sums, apart, rows, count, kinds, first, above, position, channel, left, constants, output, scratch
-    ):
+    def write_rows(sums, apart, rows, count, kinds, first, above, position, channel, left, constants, output, scratch):
         v, end = 0, min(count, left)
         while v + 16 <= end:
             held = hold(channel + v, output)

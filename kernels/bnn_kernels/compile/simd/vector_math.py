@@ -157,6 +157,12 @@ def plus(typing, a, b):
 
 
 @intrinsic
+def minus(typing, a, b):
+    """int32 a - b; differences wrap around."""
+    return a(a, b), lambda context, builder, signature, args: builder.sub(*args)
+
+
+@intrinsic
 def scaled(typing, a, factor, offsets):
     """int32 a * factor + offsets, the factor the same in all lanes; sums wrap around."""
 

@@ -1,9 +1,10 @@
 """The convolution kernel: lanes are filters, the inner step is a population count of eight words at once.
 
 A chunk of output positions at a time: the bits under the filter are gathered into windows (a few words each), then
-every block of eight filters, or two of them, runs over the windows, four at a time. One step loads eight weight words,
-xors (or ands) them with a window's word in all lanes, counts and adds. LLVM makes vpopcntq of it where the CPU has
-AVX-512 VPOPCNTDQ (512 products in three instructions), byte shuffles on AVX2 and cnt on NEON. No sum runs across lanes.
+every block of eight filters, or two of them, runs over the windows, four or eight at a time. One step loads eight
+weight words, xors (or ands) them with a window's word in all lanes, counts and adds. LLVM makes vpopcntq of it where
+the CPU has AVX-512 VPOPCNTDQ (512 products in three instructions), byte shuffles on AVX2 and cnt on NEON. No sum runs
+across lanes.
 
 Ternary weights are a sign and a mask: (window ^ sign) & mask is one instruction with AVX-512 (vpternlogq), so that they
 take one count, as binary ones do, rather than one for each of two planes.
@@ -46,6 +47,8 @@ GATHERED, IN_ROWS, IN_ORDER = range(3)
 CHUNK = 32
 # Fewer positions than this are split by their filters too.
 FEW = 16
+# Windows of a tile where there are not enough for a large one.
+FEWER = 4
 
 
 def counters(join: Callable) -> tuple[Callable, Callable]:
@@ -129,8 +132,11 @@ def bare(count_4: Callable, count_1: Callable) -> tuple[Callable, Callable]:
 
 
 def tile_shape() -> tuple[int, int]:
-    """Return (windows, blocks of eight filters) of a tile: as many counts as the registers hold."""
-    return (4, 2) if isa() == "avx512" else (4, 1)
+    """Return (windows, blocks of eight filters) of a large tile: as many counts as the registers hold.
+
+    With AVX-512 half of them would be enough to keep the counters busy; what surrounds a tile is then done twice.
+    """
+    return (8, 2) if isa() == "avx512" else (FEWER, 1)
 
 
 @functools.cache
@@ -149,21 +155,23 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
     _, prepare, name = writer(kind)
     write_rows = rows_writer(kind)
     windows_of, most = tile_shape()
-    wide, wide_one = count_tile(windows_of, most, join, not single), count_tile(1, most, join, not single)
-    narrow, narrow_one = count_tile(windows_of, 1, join, not single), count_tile(1, 1, join, not single)
+    large, wide, wide_one = (count_tile(windows, most, join, not single) for windows in (windows_of, FEWER, 1))
+    narrow, narrow_one = (count_tile(windows, 1, join, not single) for windows in (FEWER, 1))
 
     @inline
-    def count(few, alone, rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums):
-        """Write or add the counts of a tile: of `most` blocks or of one (few), of all its windows or of one (alone)."""
+    def count(few, windows, rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums):
+        """Write or add the counts of a tile of so many windows and of `most` blocks, or of one (few)."""
         if few:
-            if alone:
+            if windows == 1:
                 narrow_one(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
             else:
                 narrow(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
-        elif alone:
+        elif windows == 1:
             wide_one(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
-        else:
+        elif windows == FEWER:
             wide(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+        else:
+            large(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
 
     def convolve(rows, plane_size, where, offsets, w, shares, kinds, pairs, size, taps, constants, output, first, last):
         kinds, size, taps, constants = Kinds(*kinds), Sizes(*size), Taps(*taps), Constants(*constants)
@@ -208,9 +216,13 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
                     channel = g * filters + b * 8
                     i = 0
                     while i < here:
-                        alone = i == here - 1 or here < windows_of
-                        # A last tile of two or three positions begins earlier and writes some sums again.
-                        tile = i if alone else min(i, here - windows_of)
+                        done = windows_of
+                        if i == here - 1 or here < FEWER:
+                            done = 1
+                        elif few or i + FEWER >= here or here < windows_of:
+                            done = FEWER
+                        # A last tile of fewer positions begins earlier and writes some sums again.
+                        tile = min(i, here - done)
                         at = np.uint64(tile)
                         if not single:
                             sums[:] = 0
@@ -219,8 +231,7 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
                             plane = plane_words * np.uint64(p)
                             w_at = j + np.uint64((pair - p * weight_planes) * weight_plane)
                             factor = pairs[pair]
-                            count(few, alone, windows, offsets, begin, at, plane, w, w_at, apart, mask, factor, sums)
-                        done = 1 if alone else windows_of
+                            count(few, done, windows, offsets, begin, at, plane, w, w_at, apart, mask, factor, sums)
                         write_rows(
                             sums, width, done, width, kind_at, tile, b * 8, start + tile, channel, left, constants,
                             ready, scratch,

@@ -114,9 +114,7 @@ def product_kernel(kind: type, form: Form) -> Any:
                         prefetch(start + tile + k, g * filters + f, min(width, filters - f), ready)
                     windows(x, offsets, begin, tile, count - 1, source, at_source, room, sums)
                 position, channel, left = start + tile, g * filters + f, filters - f
-                write_rows(
-                    sums, width, here, width, kinds, tile, 0, position, channel, left, constants, ready, scratch
-                )
+                write_rows(sums, width, here, width, kinds, tile, 0, position, channel, left, constants, ready, scratch)
                 i = tile + here
 
     product = f"{'portable_' * form.portable}{form.product}{f'_less_{form.shift}' * (form.shift > 0)}"
