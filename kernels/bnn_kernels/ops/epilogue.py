@@ -71,7 +71,7 @@ _NO_BITS = np.empty(0, np.uint8)
 @functools.cache
 def _rows_kernel(kind: type) -> Any:
     """Return the kernel for rows of y float32 or int32 flat (R, C), with a kind of output of `finishing`."""
-    finish, (hold, finish_held) = finisher(kind), held_finisher(kind)
+    finish, (hold, finish_held) = finisher(kind), held_finisher(kind, 16)
 
     def epilogue_rows(y, output, first, last):
         ready = addresses(output)

@@ -416,9 +416,9 @@ def finisher(kind: Any) -> Any:
     return _together(*_EIGHT[kind])
 
 
-def held_finisher(kind: type) -> tuple[Any, Any]:
-    """Return (hold, finish) for sixteen channels, all of which are there, at one position after the other.
+def held_finisher(kind: type, width: int) -> tuple[Any, Any]:
+    """Return (hold, finish) for eight channels, or for sixteen that are all there, at one position after the other.
 
     hold(c, output) returns the `Held` of channels c, c+1, ...; finish(y, position, c, left, held, output) takes it.
     """
-    return _SIXTEEN[kind]
+    return (_SIXTEEN if width == LANES else _EIGHT)[kind]

@@ -131,7 +131,7 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
 
     kind: of output, see `ops.finishing`.
     """
-    finish, (hold, finish_held) = finisher(kind), held_finisher(kind)
+    finish, (hold, finish_held) = finisher(kind), held_finisher(kind, 16)
     windows, most = tile_shape()
     wide, wide_one = tile(windows, most, 16), tile(1, most, 16)
     sixteen, one_by_sixteen = tile(windows, 1, 16), tile(1, 1, 16)

@@ -24,7 +24,6 @@ from bnn_kernels.ops.finishing import (
     PlanesOutput,
     StraightOutput,
     addresses,
-    finisher,
     held_finisher,
     prefetch_floats,
     prefetch_nothing,
@@ -98,7 +97,7 @@ def _wide_dot(value, table_at, constants):
 
 
 @inline
-def to_ints(value, table_at, position, channel, left, constants, output, scratch):
+def to_ints(value, table_at, position, channel, left, held, constants, output, scratch):
     """Write to an `IntOutput`; left: filters from `channel` on."""
     at = position * output.filters + channel
     dot = _dot(value, table_at, constants)
@@ -111,7 +110,7 @@ def to_ints(value, table_at, position, channel, left, constants, output, scratch
 
 
 @inline
-def to_bits(value, table_at, position, channel, left, constants, output, scratch):
+def to_bits(value, table_at, position, channel, left, held, constants, output, scratch):
     """Write to a `SignOutput`."""
     byte = channel >> 3
     mask = int32x8.below(value, output.bounds, np.uint64(table_at))
@@ -144,30 +143,31 @@ def to_bits_wide(value, table_at, position, channel, left, held, constants, outp
 class _Writer(NamedTuple):
     """How filters are written to a kind of output.
 
-    write(value, table_at, position, channel, left, constants, output, scratch): eight filters, of which `left` are
-    there; write_wide(value, table_at, position, channel, left, held, constants, output): sixteen that are all there,
-    with what hold(channel, output) made; prepare(output): what they take for the output.
+    write(value, table_at, position, channel, left, held, constants, output, scratch): eight filters, of which `left`
+    are there, with what hold(channel, output) made; write_wide, without scratch, and hold_wide: the same of sixteen
+    that are all there; prepare(output): what they take for the output.
     """
 
-    write: Any
     hold: Any
+    write: Any
+    hold_wide: Any
     write_wide: Any
     prepare: Any
 
 
 def _finishing(kind: type, name: str) -> _Writer:
     """Return the writer to an output of `ops.finishing`, prepared as `EpilogueAddresses`."""
-    finish = finisher(kind)
-    hold, finish_wide = held_finisher(kind)
+    hold, finish = held_finisher(kind, 8)
+    hold_wide, finish_wide = held_finisher(kind, 16)
 
-    def write(value, table_at, position, channel, left, constants, output, scratch):
-        finish(vector_math.as_floats(_dot(value, table_at, constants)), position, channel, left, output)
+    def write(value, table_at, position, channel, left, held, constants, output, scratch):
+        finish(vector_math.as_floats(_dot(value, table_at, constants)), position, channel, left, held, output)
 
     def write_wide(value, table_at, position, channel, left, held, constants, output):
         finish_wide(vector_math.as_floats(_wide_dot(value, table_at, constants)), position, channel, left, held, output)
 
     write.__name__ = write.__qualname__ = name
-    return _Writer(inline(write), hold, inline(write_wide), addresses)
+    return _Writer(hold, inline(write), hold_wide, inline(write_wide), addresses)
 
 
 @inline
@@ -182,25 +182,25 @@ def _signs(output):
 
 def _straight() -> _Writer:
     """Return the same for a `StraightOutput`: without the product with a factor of 1, which is slow for int32."""
-    finish = finisher(StraightOutput)
-    hold, finish_wide = held_finisher(StraightOutput)
+    hold, finish = held_finisher(StraightOutput, 8)
+    hold_wide, finish_wide = held_finisher(StraightOutput, 16)
 
     @inline
-    def to_bytes_alone(value, table_at, position, channel, left, constants, output, scratch):
+    def to_bytes_alone(value, table_at, position, channel, left, held, constants, output, scratch):
         dot = vector_math.plus(value, int32x8.load(constants.offsets, np.uint64(table_at)))
-        finish(vector_math.as_floats(dot), position, channel, left, output)
+        finish(vector_math.as_floats(dot), position, channel, left, held, output)
 
     @inline
     def to_bytes_alone_wide(value, table_at, position, channel, left, held, constants, output):
         dot = vector_math.plus(value, int32x16.load(constants.offsets, np.uint64(table_at)))
         finish_wide(vector_math.as_floats(dot), position, channel, left, held, output)
 
-    return _Writer(to_bytes_alone, hold, to_bytes_alone_wide, addresses)
+    return _Writer(hold, to_bytes_alone, hold_wide, to_bytes_alone_wide, addresses)
 
 
 _WRITERS: dict[type, _Writer] = {
-    IntOutput: _Writer(to_ints, hold_nothing, to_ints_wide, _ints),
-    SignOutput: _Writer(to_bits, hold_nothing, to_bits_wide, _signs),
+    IntOutput: _Writer(hold_nothing, to_ints, hold_nothing, to_ints_wide, _ints),
+    SignOutput: _Writer(hold_nothing, to_bits, hold_nothing, to_bits_wide, _signs),
     EpilogueOutput: _finishing(EpilogueOutput, "to_floats"),
     PlanesOutput: _finishing(PlanesOutput, "to_planes"),
     BytesOutput: _finishing(BytesOutput, "to_bytes"),
@@ -213,10 +213,10 @@ def kind_of(output: Output) -> Any:
     return type(output)
 
 
-def writer(kind: type) -> tuple[Any, Any, str]:
-    """Return (write, prepare, name) for a kind of output: a kernel calls `write` with what `prepare` made."""
+def prepare_of(kind: type) -> tuple[Any, str]:
+    """Return (prepare, name) for a kind of output: what writes to it takes what prepare(output) made."""
     found = _WRITERS[kind]
-    return found.write, found.prepare, found.write.py_func.__name__
+    return found.prepare, found.write.py_func.__name__
 
 
 def prefetcher(kind: type) -> Any:
@@ -233,26 +233,50 @@ def rows_writer(kind: type) -> Any:
     kinds[first + k] + above. Sixteen filters at a time as long as there are so many: what these share at all positions
     stays in registers.
     """
-    write, hold, write_wide, _ = _WRITERS[kind]
+    hold, write, hold_wide, write_wide, _ = _WRITERS[kind]
 
     @inline
     def write_rows(sums, apart, rows, count, kinds, first, above, position, channel, left, constants, output, scratch):
         v, end = 0, min(count, left)
         while v + 16 <= end:
-            held = hold(channel + v, output)
+            held = hold_wide(channel + v, output)
             for k in range(rows):
                 value = int32x16.load(sums, np.uint64(k * apart + v))
                 at = kinds[np.uint64(first + k)] + above + v
                 write_wide(value, at, position + k, channel + v, left - v, held, constants, output)
             v += 16
         while v < end:
+            few = hold(channel + v, output)
             for k in range(rows):
                 value = int32x8.load(sums, np.uint64(k * apart + v))
                 at = kinds[np.uint64(first + k)] + above + v
-                write(value, at, position + k, channel + v, left - v, constants, output, scratch)
+                write(value, at, position + k, channel + v, left - v, few, constants, output, scratch)
             v += 8
 
     return write_rows
+
+
+def counts_writer(kind: type) -> Any:
+    """Return what writes filters of one position after the other, eight at a time, from counts or from sums of them.
+
+    write_counts(counts, sums, only, apart, rows, count, kinds, above, position, channel, left, constants, output,
+    scratch): as `rows_writer`'s write_rows, of uint16 counts if they are the only ones, else of int32 sums.
+    """
+    hold, write, *_ = _WRITERS[kind]
+
+    @inline
+    def write_counts(
+        counts, sums, only, apart, rows, count, kinds, above, position, channel, left, constants, output, scratch
+    ):
+        for v in range(0, min(count, left), 8):
+            few = hold(channel + v, output)
+            for k in range(rows):
+                at = np.uint64(k * apart + v)
+                value = int32x8.load_uint16(counts, at) if only else int32x8.load(sums, at)
+                table_at = kinds[np.uint64(k)] + above + v
+                write(value, table_at, position + k, channel + v, left - v, few, constants, output, scratch)
+
+    return write_counts
 
 
 def block_writer(kind: type) -> Any:
@@ -261,23 +285,24 @@ def block_writer(kind: type) -> Any:
     write_block(sums, apart, first, last, count, table_at, places, at, position, channel, left, constants, output,
     scratch): those of the k-th, first <= k < last, lie in int32 sums[k * apart:] and go to position + places[at + k].
     """
-    write, hold, write_wide, _ = _WRITERS[kind]
+    hold, write, hold_wide, write_wide, _ = _WRITERS[kind]
 
     @inline
     def write_block(
         sums, apart, first, last, count, table_at, places, at, position, channel, left, constants, output, scratch
     ):
         if min(count, left) >= 16:
-            held = hold(channel, output)
+            held = hold_wide(channel, output)
             for k in range(first, last):
                 value = int32x16.load(sums, np.uint64(k * apart))
                 place = position + np.int64(places[np.uint64(at + k)])
                 write_wide(value, table_at, place, channel, left, held, constants, output)
         else:
-            for k in range(first, last):
-                place = position + np.int64(places[np.uint64(at + k)])
-                for v in range(0, min(count, left), 8):
+            for v in range(0, min(count, left), 8):
+                few = hold(channel + v, output)
+                for k in range(first, last):
                     value = int32x8.load(sums, np.uint64(k * apart + v))
-                    write(value, table_at + v, place, channel + v, left - v, constants, output, scratch)
+                    place = position + np.int64(places[np.uint64(at + k)])
+                    write(value, table_at + v, place, channel + v, left - v, few, constants, output, scratch)
 
     return write_block

@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnn_kernels.compile.jit import inline, jit
-from bnn_kernels.compile.simd import int32x8
 from bnn_kernels.compile.simd import uint8x32 as simd
 from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
 from bnn_kernels.ops.binary_conv.lookup import CHUNK, chunk_of, filter_bytes, open_steps, place_pairs, weigh
 from bnn_kernels.ops.binary_conv.windows import Kinds, Sizes, Taps, fill_chunk, window_words
 from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Geometry, Maps
-from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
+from bnn_kernels.ops.outputs import Constants, Output, counts_writer, kind_of, prepare_of
 from bnn_kernels.ops.weights import Weights
 from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.threads import run_rows
@@ -184,7 +183,7 @@ def level_lookup_kernel(kind: type) -> Any:
     `lookup.filter_bytes`, in the place of `direct` comes lookup, see `PairTables`, and pairs is int32
     (plane pairs * Q,).
     """
-    write, prepare, name = writer(kind)
+    (prepare, name), write_counts = prepare_of(kind), counts_writer(kind)
 
     def look_up(rows, plane_size, lookup, w, kinds, pairs, size, taps, constants, output, first, last):
         kinds, size, taps, constants = Kinds(*kinds), Sizes(*size), Taps(*taps), Constants(*constants)
@@ -242,14 +241,10 @@ def level_lookup_kernel(kind: type) -> Any:
                                     _one(places, at, stride, opened, second, here, room, table, base, counts, to)
                         if len(pairs) > 1:
                             weigh(counts, sums, 2 * LANES * count, pairs[pair], pair == 0)
-                    for i in range(count):
-                        for b in range(blocks):
-                            at = np.uint64(2 * LANES * i + 8 * b)
-                            only = len(pairs) == 1
-                            value = int32x8.load_uint16(counts, at) if only else int32x8.load(sums, at)
-                            here = f + 8 * b
-                            table_at, channel = kind_at[i] + here, g * filters + here
-                            write(value, table_at, start + i, channel, filters - here, constants, ready, scratch)
+                    write_counts(
+                        counts, sums, len(pairs) == 1, 2 * LANES, count, 8 * blocks, kind_at, f, start, g * filters + f,
+                        filters - f, constants, ready, scratch,
+                    )  # fmt: skip
                     vector += together
 
     look_up.__name__ = look_up.__qualname__ = f"level_lookup_{name}"

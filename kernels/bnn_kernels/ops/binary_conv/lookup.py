@@ -29,7 +29,7 @@ from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath
 from bnn_kernels.ops.binary_conv.windows import Kinds, Sizes, Taps, fill_chunk, window_words
 from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Geometry, Maps
-from bnn_kernels.ops.outputs import Constants, Output, kind_of, writer
+from bnn_kernels.ops.outputs import Constants, Output, counts_writer, kind_of, prepare_of
 from bnn_kernels.ops.weights import Weights
 from bnn_kernels.runtime.arrays import aligned, aligned_zeros
 from bnn_kernels.runtime.threads import run_rows
@@ -198,7 +198,7 @@ def lookup_kernel(kind: type) -> Any:
     Its arguments are those of `popcount.popcount_kernel` without shares, and first..last are positions; w is
     `filter_bytes`, and in the place of `direct` comes a table uint8 flat, `pair_table`.
     """
-    write, prepare, name = writer(kind)
+    (prepare, name), write_counts = prepare_of(kind), counts_writer(kind)
 
     def look_up(rows, plane_size, table, w, kinds, pairs, size, taps, constants, output, first, last):
         kinds, size, taps, constants = Kinds(*kinds), Sizes(*size), Taps(*taps), Constants(*constants)
@@ -256,14 +256,10 @@ def lookup_kernel(kind: type) -> Any:
                                 _count_tile(places, at, at1, opened, second, here // 3, table, counts, to)
                         if len(pairs) > 1:
                             weigh(counts, sums, count * TILE, pairs[pair], pair == 0)
-                    for i in range(count):
-                        for v in range(blocks):
-                            at = np.uint64(i * TILE + 8 * v)
-                            only = len(pairs) == 1
-                            value = int32x8.load_uint16(counts, at) if only else int32x8.load(sums, at)
-                            here = f + 8 * v
-                            table_at, channel = kind_at[i] + here, g * filters + here
-                            write(value, table_at, start + i, channel, filters - here, constants, ready, scratch)
+                    write_counts(
+                        counts, sums, len(pairs) == 1, TILE, count, 8 * blocks, kind_at, f, start, g * filters + f,
+                        filters - f, constants, ready, scratch,
+                    )  # fmt: skip
 
     look_up.__name__ = look_up.__qualname__ = f"lookup_{name}"
     return jit(look_up)

@@ -28,7 +28,7 @@ from bnn_kernels.compile.simd.count_tiles import count_tile
 from bnn_kernels.ops.binary_conv.bit_path import POSITIONS, BitPath, is_ternary
 from bnn_kernels.ops.binary_conv.windows import Kinds, Sizes, Taps, begin_chunk, fill_chunk, window_words, word_offsets
 from bnn_kernels.ops.geometry import Geometry, Maps
-from bnn_kernels.ops.outputs import Constants, Output, kind_of, rows_writer, writer
+from bnn_kernels.ops.outputs import Constants, Output, kind_of, prepare_of, rows_writer
 from bnn_kernels.ops.weights import Weights
 from bnn_kernels.runtime.cache_lines import numbers_at_line
 from bnn_kernels.runtime.threads import run_rows
@@ -152,8 +152,7 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
     pairs int32 (P * Q,): factor of each pair's count, used if there are several;
     size: `Sizes`; taps: `Taps`; constants, output: see `ops.outputs`.
     """
-    _, prepare, name = writer(kind)
-    write_rows = rows_writer(kind)
+    (prepare, name), write_rows = prepare_of(kind), rows_writer(kind)
     windows_of, most = tile_shape()
     large, wide, wide_one = (count_tile(windows, most, join, not single) for windows in (windows_of, FEWER, 1))
     narrow, narrow_one = (count_tile(windows, 1, join, not single) for windows in (FEWER, 1))

@@ -32,7 +32,7 @@ from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Frame, Geometry, Maps, border_of
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
 from bnn_kernels.ops.integer_conv.products import factor_of, shifts_of
-from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, block_writer, kind_of, writer
+from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, block_writer, kind_of, prepare_of
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.arrays import aligned
 from bnn_kernels.runtime.cache_lines import numbers_at_line
@@ -215,8 +215,7 @@ def _tiles(form: ChannelForm) -> tuple[Any, Any]:
 @functools.cache
 def depthwise_kernel(kind: type, form: ChannelForm) -> Any:
     """Return the kernel for a kind of output, see `ops.outputs`, and a form of products."""
-    _, prepare, name = writer(kind)
-    write_block = block_writer(kind)
+    (prepare, name), write_block = prepare_of(kind), block_writer(kind)
     six, one = _tiles(form)
     block = np.uint64(BLOCK)
     to = tuple(np.uint64(i) * block for i in range(TILE))

@@ -22,7 +22,7 @@ from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_offsets
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
 from bnn_kernels.ops.integer_conv.tiles import loops, windows_of
-from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, prefetcher, rows_writer, writer
+from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, prefetcher, prepare_of, rows_writer
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.cache_lines import numbers_at_line
 from bnn_kernels.runtime.threads import run_rows
@@ -58,7 +58,7 @@ def product_kernel(kind: type, form: Form) -> Any:
     kind of border begin, in lanes of 8;
     size: `Sizes`; constants, output: see `ops.outputs`.
     """
-    _, prepare, name = writer(kind)
+    prepare, name = prepare_of(kind)
     write_rows, prefetch = rows_writer(kind), prefetcher(kind)
     open_block, windows, one, alone = loops(form)
     most = windows_of(form)
