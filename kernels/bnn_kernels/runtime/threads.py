@@ -45,7 +45,7 @@ class _Workers:
 
     def __init__(self, count: int):
         self.busy = threading.Lock()
-        self.state = _fork_join.new_state()
+        self.state = _fork_join.new_state(count + 1)
         self.awake = [np.zeros(1, np.int64) for _ in range(count)]
         self.wake = [threading.Semaphore(0) for _ in range(count)]
         self.threads: list[int] = [0] * count
@@ -60,7 +60,7 @@ class _Workers:
         while not self.state[_fork_join.STOP]:
             self.wake[index].acquire()
             awake[0] = 1
-            last = _fork_join.work(self.state, awake, last)
+            last = _fork_join.work(self.state, awake, last, index + 1)
 
     def run(self, address: int, rows: int, grain: int, arguments: tuple[Any, ...]) -> bool:
         """Run a kernel's rows together with the workers; the caller holds `busy`. True if the kernel failed."""
@@ -172,7 +172,7 @@ def run_rows(kernel: Any, rows: int, work: int, *args: Any, multiple: int = 1) -
         raise MemoryError(f"{kernel.__name__} could not get the memory for its scratch arrays")
 
 
-_NO_STATE = _fork_join.new_state()
+_NO_STATE = _fork_join.new_state(1)
 
 
 def play_kernels(calls: np.ndarray) -> None:
