@@ -27,6 +27,7 @@ from bnn_kernels.ops.epilogue import Epilogue
 from bnn_kernels.ops.few_bit_weight import FewBitWeight
 from bnn_kernels.ops.finishing import addresses, finisher, held_finisher, prefetch_floats
 from bnn_kernels.ops.geometry import Frame
+from bnn_kernels.ops.shares import parts_of, share_at
 from bnn_kernels.runtime.arrays import aligned_zeros
 from bnn_kernels.runtime.cache_lines import numbers_at_line
 from bnn_kernels.runtime.mapped import release
@@ -63,7 +64,7 @@ class Sizes(NamedTuple):
     """Sizes of a convolution.
 
     image: numbers of an image with its border; positions: (n, oy, ox) in all, per_image: of one image, chunk: of
-    a share of the work; filters, channels, blocks (of 16 filters): of a group.
+    a share of the work; filters, channels, blocks (of 16 filters): of a group; groups, parts: see `ops.shares`.
     """
 
     image: int
@@ -73,6 +74,8 @@ class Sizes(NamedTuple):
     filters: int
     channels: int
     blocks: int
+    groups: int
+    parts: int
 
 
 class FrameSizes(NamedTuple):
@@ -154,7 +157,7 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
         opened = np.empty(length * most if expand is not None else 0, np.float32)
         last_part = -1
         for share in range(first, last):
-            part = share // chunks
+            part, chunk = share_at(share, chunks, parts * size.groups, size.parts)
             g = part // parts
             block = (part - g * parts) * most
             channel = g * size.filters + block * 16
@@ -170,7 +173,7 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
             else:
                 w, j = weights, np.uint64(block * length)
             apart = np.uint64(length)
-            start = (share - part * chunks) * size.chunk
+            start = chunk * size.chunk
             count = min(size.chunk, size.positions - start)
             n = start // size.per_image
             place = start - n * size.per_image
@@ -331,15 +334,15 @@ class FloatConv2d:
         offsets = window_offsets(c // self.groups, c, w, (kh, kw, dy, dx))
         starts = window_starts((ho, wo), (sy, sx), w, c)
         windows, vectors = tile_shape()
-        chunks = max(1, positions // CHUNK)
-        chunk = -(-positions // (windows * chunks)) * windows
+        chunk = -(-positions // (windows * max(1, positions // CHUNK))) * windows
         blocks = -(-self.filters // BLOCK)
-        size = (h * w * c, positions, ho * wo, chunk, self.filters, c // self.groups, blocks)
-        shares = self.groups * -(-blocks // vectors) * -(-positions // max(1, chunk))
+        chunks = -(-positions // max(1, chunk))
+        size = (h * w * c, positions, ho * wo, chunk, self.filters, c // self.groups, blocks, self.groups)
+        shares = self.groups * -(-blocks // vectors) * chunks
         kernel, per_word = (
             multiply_kernel(None if self._few is None else self._few.expand, epilogue.kind),
             0 if self._few is None else self._few.per_word,
         )
-        given = (x.reshape(-1), offsets, self._weights, per_word, starts, size, tuple(output))
+        given = (x.reshape(-1), offsets, self._weights, per_word, starts, (*size, parts_of(chunks)), tuple(output))
         run_rows(kernel, shares, positions * self._steps * 2, *given)
         return results()

@@ -23,6 +23,7 @@ from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_o
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
 from bnn_kernels.ops.integer_conv.tiles import loops, windows_of
 from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, prefetcher, prepare_of, rows_writer
+from bnn_kernels.ops.shares import parts_of, share_at
 from bnn_kernels.ops.weights import LANES, Weights
 from bnn_kernels.runtime.cache_lines import numbers_at_line
 from bnn_kernels.runtime.threads import run_rows
@@ -35,16 +36,19 @@ class Sizes(NamedTuple):
     """Sizes of a convolution on elements.
 
     image: elements of an image with its border; positions: (n, oy, ox) in all, per_image: of one image; filters,
-    channels, blocks (of 2 * lanes filters): of a group; room: steps whose sums of int16 cannot overflow ("pairs").
+    channels, blocks (of 2 * lanes filters): of a group; room: steps whose sums of int16 cannot overflow ("pairs");
+    groups, parts: see `ops.shares`.
     """
 
     image: int
     positions: int
+    parts: int
     per_image: int
     filters: int
     channels: int
     blocks: int
     room: int
+    groups: int
 
 
 @functools.cache
@@ -52,7 +56,7 @@ def product_kernel(kind: type, form: Form) -> Any:
     """Return the kernel with a kind of output and form.
 
     kernel(x, offsets, w, levels, starts, kind_at, size, constants, output, first, last) computes shares first..last of
-    (blocks of 2 * lanes filters over all groups, chunks of CHUNK positions);
+    (blocks of 2 * lanes filters over all groups, chunks of CHUNK positions), see `ops.shares`;
     x flat, see `levels.fill_kernel`; offsets, see `lanes.step_offsets`; w and levels, see `lanes.LaneWeights`;
     starts uint64 (Ho * Wo,): where windows begin; kind_at int64 (Ho * Wo,): where the table rows of a position's
     kind of border begin, in lanes of 8;
@@ -68,7 +72,7 @@ def product_kernel(kind: type, form: Form) -> Any:
     def multiply(x, offsets, w, levels, starts, kind_at, size, constants, output, first, last):
         size, constants = Sizes(*size), Constants(*constants)
         positions, per_image, filters = size.positions, size.per_image, size.filters
-        blocks, room = size.blocks, size.room
+        blocks, room, all_blocks = size.blocks, size.room, size.blocks * size.groups
         chunks = (positions + CHUNK - 1) // CHUNK
         padded = (filters + 7) // 8 * 8
         ready = prepare(output)
@@ -81,14 +85,14 @@ def product_kernel(kind: type, form: Form) -> Any:
         last_block = -1
         source, at_source = open_block(w, np.uint64(0), 0, levels, opened)
         for share in range(first, last):
-            block = share // chunks
+            block, chunk = share_at(share, chunks, all_blocks, size.parts)
             g = block // blocks
             f = (block - g * blocks) * width
             j = np.uint64(block * block_size)
             if block != last_block and by_block:
                 source, at_source = open_block(w, j, len(offsets), levels, opened)
                 last_block = block
-            start = (share - block * chunks) * CHUNK
+            start = chunk * CHUNK
             count = min(CHUNK, positions - start)
             n = start // per_image
             place = start - n * per_image
@@ -173,7 +177,7 @@ class ProductPath:
         blocks = -(-weights.filters // (2 * form.lanes))
         room = max(1, np.iinfo(np.int16).max // (2 * code.largest * weights.largest))
         self._image = (frame.top + h + frame.bottom) * width * channels
-        self._size = (maps.out[0] * maps.out[1], weights.filters, weights.channels, blocks, room)
+        self._size = (maps.out[0] * maps.out[1], weights.filters, weights.channels, blocks, room, weights.groups)
         self._head = (steps, held.lanes, held.tables, starts.reshape(-1).astype(np.uint64), kind_at.reshape(-1))
         self._shares = weights.groups * blocks
         self._form = form
@@ -196,9 +200,10 @@ class ProductPath:
 
     def run(self, taken: tuple[Any, ...], positions: int, output: Output) -> None:
         """Compute all positions into an output."""
-        size = (self._image, positions, *self._size)
+        chunks = -(-positions // CHUNK)
+        size = (self._image, positions, parts_of(chunks), *self._size)
         # Two vectors of filters a step; where each weight is read for few positions, memory takes as long as for four.
-        shares, steps = self._shares * -(-positions // CHUNK), self._shares * len(self._head[0])
+        shares, steps = self._shares * chunks, self._shares * len(self._head[0])
         work = 2 * max(positions, 4) * steps if positions else 0
         kernel = product_kernel(kind_of(output), self._form)
         run_rows(kernel, shares, work, *taken, *self._head, size, self._constants.of(output), tuple(output))
