@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels.runtime import workspace
-from bnn_kernels.runtime.cache_lines import bytes_at_line
+from bnn_kernels.runtime.cache_lines import zeros_at_line
 
 # Smaller arrays are not worth the question.
 WORTH_ASKING = 1 << 28
@@ -46,8 +46,7 @@ def new_array(shape: tuple[int, ...], dtype: Any, what: str, zeros: bool = False
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return contiguous zeros that begin at a multiple of 64 bytes."""
-    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    return bytes_at_line(nbytes, zeros=True).view(dtype).reshape(shape)
+    return zeros_at_line(shape, np.dtype(dtype))
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Memory that begins at a cache line: a vector of 64 bytes that lies across two lines takes as long as two vectors."""
 
+import math
+
 import numpy as np
 
 from bnn_kernels.compile.jit import inline
@@ -8,14 +10,24 @@ from bnn_kernels.compile.jit import inline
 LINE = 64
 
 
-def bytes_at_line(nbytes: int, zeros: bool = False) -> np.ndarray:
-    """Return uint8 (nbytes,), uninitialised or zeros, that begin at a multiple of 64 bytes.
+def _first_at_line(memory: np.ndarray) -> int:
+    """Return the first byte of an array at a multiple of 64 bytes."""
+    return -int(memory.__array_interface__["data"][0]) % LINE
+
+
+def empty_at_line(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an uninitialised contiguous array that begins at a multiple of 64 bytes.
 
     NumPy's own memory begins 16 or 32 bytes behind one.
     """
-    memory = (np.zeros if zeros else np.empty)(nbytes + LINE, np.uint8)
-    start = -int(memory.__array_interface__["data"][0]) % LINE
-    return memory[start : start + nbytes]
+    memory = np.empty(math.prod(shape) * dtype.itemsize + LINE, np.uint8)
+    return np.ndarray(shape, dtype, memory, _first_at_line(memory))
+
+
+def zeros_at_line(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return the same of zeros."""
+    memory = np.zeros(math.prod(shape) * dtype.itemsize + LINE, np.uint8)
+    return np.ndarray(shape, dtype, memory, _first_at_line(memory))
 
 
 @inline

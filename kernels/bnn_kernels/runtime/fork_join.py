@@ -22,7 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bnn_kernels.compile.jit import inline, jit
-from bnn_kernels.runtime.cache_lines import bytes_at_line
+from bnn_kernels.runtime.cache_lines import zeros_at_line
 
 # Places in the shared array, a cache line (8 numbers) apart where different threads write them. From NEXT on each
 # thread has one, of the first row of its range that nobody has taken.
@@ -304,4 +304,4 @@ def store_task(kernel: int, frame: np.ndarray, arguments: tuple[Any, ...]) -> in
 
 def new_state(threads: int) -> np.ndarray:
     """Return the shared array of so many threads."""
-    return bytes_at_line(8 * (NEXT + LINE * threads), zeros=True).view(np.int64)
+    return zeros_at_line((NEXT + LINE * threads,), np.dtype(np.int64))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels.runtime import fork_join as _fork_join
-from bnn_kernels.runtime.cache_lines import LINE, bytes_at_line
+from bnn_kernels.runtime.cache_lines import LINE, empty_at_line
 
 _local = threading.local()
 
@@ -47,7 +47,7 @@ class Movable:
     def elsewhere(self, view: np.ndarray) -> np.ndarray:
         """Let the kernels use new memory, and return the place there of a contiguous view of their own."""
         size, behind_line = self._memory.nbytes, self._own % LINE
-        memory = bytes_at_line(behind_line + size)[behind_line:]
+        memory = empty_at_line((behind_line + size,), np.dtype(np.uint8))[behind_line:]
         self.move(memory)
         start = _address(view) - self._own
         return memory[start : start + view.nbytes].view(view.dtype).reshape(view.shape)

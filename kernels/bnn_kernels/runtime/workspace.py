@@ -16,7 +16,7 @@ import numpy as np
 
 from bnn_kernels.compile.jit import jit
 from bnn_kernels.runtime import recording
-from bnn_kernels.runtime.cache_lines import bytes_at_line
+from bnn_kernels.runtime.cache_lines import empty_at_line
 from bnn_kernels.runtime.threads import run_rows
 
 # Smaller arrays cost less to allocate than to look up.
@@ -36,14 +36,15 @@ def _zero(array, first, last):
 def empty(shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray:
     """Return an uninitialised contiguous array, of the running model's workspace if there is one.
 
-    It begins at a cache line.
+    It begins at a cache line, unless it is small and no model's.
     """
     workspace: Workspace | None = getattr(_local, "workspace", None)
     kind = np.dtype(dtype)
     sides = (shape,) if isinstance(shape, int) else shape
     nbytes = math.prod(sides) * kind.itemsize
-    memory = bytes_at_line(nbytes) if workspace is None or nbytes < SMALLEST else workspace.take(nbytes)
-    return memory.view(kind).reshape(sides)
+    if nbytes < SMALLEST:
+        return np.empty(shape, dtype) if workspace is None else empty_at_line(sides, kind)
+    return empty_at_line(sides, kind) if workspace is None else workspace.take(nbytes).view(kind).reshape(sides)
 
 
 def zeros(shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray:
@@ -103,7 +104,7 @@ class Workspace:
                 buffer = waiting.pop()
                 break
         else:
-            buffer = bytes_at_line(size)
+            buffer = empty_at_line((size,), np.dtype(np.uint8))
         self._buffers[id(root(buffer))] = buffer
         self._taken.append(buffer)
         return buffer[:nbytes]

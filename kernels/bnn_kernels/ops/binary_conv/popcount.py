@@ -139,6 +139,39 @@ def tile_shape() -> tuple[int, int]:
     return (8, 2) if isa() == "avx512" else (FEWER, 1)
 
 
+def _counting(windows_of: int, most: int, join: str, adds: bool) -> Any:
+    """Return what writes or adds the counts of a tile.
+
+    count(few, windows, rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums): of windows_of, FEWER or 1
+    windows and `most` blocks of eight filters, or of FEWER windows and one block (few).
+    """
+    large, one = count_tile(windows_of, most, join, adds), count_tile(1, most, join, adds)
+    if most == 1:
+
+        @inline
+        def count_one_block(few, windows, rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums):
+            if windows == 1:
+                one(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+            else:
+                large(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+
+        return count_one_block
+    fewer, narrow = count_tile(FEWER, most, join, adds), count_tile(FEWER, 1, join, adds)
+
+    @inline
+    def count(few, windows, rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums):
+        if few:
+            narrow(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+        elif windows == 1:
+            one(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+        elif windows == FEWER:
+            fewer(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+        else:
+            large(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+
+    return count
+
+
 @functools.cache
 def popcount_kernel(kind: type, join: str, single: bool) -> Any:
     """Return the kernel with a kind of output, a join ("xor", "and" or "masked"), one pair of planes or more.
@@ -154,23 +187,7 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
     """
     (prepare, name), write_rows = prepare_of(kind), rows_writer(kind)
     windows_of, most = tile_shape()
-    large, wide, wide_one = (count_tile(windows, most, join, not single) for windows in (windows_of, FEWER, 1))
-    narrow, narrow_one = (count_tile(windows, 1, join, not single) for windows in (FEWER, 1))
-
-    @inline
-    def count(few, windows, rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums):
-        """Write or add the counts of a tile of so many windows and of `most` blocks, or of one (few)."""
-        if few:
-            if windows == 1:
-                narrow_one(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
-            else:
-                narrow(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
-        elif windows == 1:
-            wide_one(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
-        elif windows == FEWER:
-            wide(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
-        else:
-            large(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
+    count = _counting(windows_of, most, join, not single)
 
     def convolve(rows, plane_size, where, offsets, w, shares, kinds, pairs, size, taps, constants, output, first, last):
         kinds, size, taps, constants = Kinds(*kinds), Sizes(*size), Taps(*taps), Constants(*constants)
@@ -185,12 +202,9 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
         ready = prepare(output)
         scratch = np.empty(8, np.int32)
         sums = numbers_at_line(windows_of * most * 8, np.int32)
-        begin, kind_at = np.empty(CHUNK, np.uint64), np.zeros(CHUNK, np.int64)
+        begin, kind_at = np.empty(CHUNK + FEWER, np.uint64), np.zeros(CHUNK, np.int64)
         windows = np.empty(window_words(planes, CHUNK, words), np.uint64) if where == GATHERED else rows
         plane_words = np.uint64(CHUNK * words if where == GATHERED else plane_size)
-        if where == GATHERED:
-            for i in range(CHUNK):
-                begin[i] = np.uint64(i * words)
         apart, mask = np.uint64(block_size), np.uint64(weight_plane)
         row = first
         while row < last:
@@ -201,12 +215,18 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
             for g in range(groups):
                 if where == GATHERED:
                     fill_chunk(rows, plane_size, kinds, size, taps, g, start, here, CHUNK, windows, kind_at)
+                    for i in range(here):
+                        begin[i] = np.uint64(i * words)
                 elif where == IN_ROWS:
                     begin_chunk(kinds, size, taps, g, start, here, begin, kind_at)
                 else:
                     for i in range(here):
                         begin[i] = np.uint64((start + i) * words)
-                b, end = blocks * split // splits, blocks * (split + 1) // splits
+                # A tile of a single block has FEWER windows, however many there are.
+                begin[here : here + FEWER] = begin[here - 1]
+                # Whole tiles of blocks.
+                b = (blocks + most - 1) // most * split // splits * most
+                end = min((blocks + most - 1) // most * (split + 1) // splits * most, blocks)
                 while b < end:
                     few = most > 1 and b + most > end
                     width = 8 if few else most * 8
@@ -216,9 +236,11 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
                     i = 0
                     while i < here:
                         done = windows_of
-                        if i == here - 1 or here < FEWER:
+                        if few:
+                            done = min(FEWER, here)
+                        elif i == here - 1 or here < FEWER:
                             done = 1
-                        elif few or i + FEWER >= here or here < windows_of:
+                        elif i + FEWER >= here or here < windows_of:
                             done = FEWER
                         # A last tile of fewer positions begins earlier and writes some sums again.
                         tile = min(i, here - done)
