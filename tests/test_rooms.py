@@ -168,7 +168,7 @@ FLOORS = {
         ["ops/conv_path"],
         ["ops/outputs"],
         ["ops/epilogue", "ops/weights", "ops/geometry"],
-        ["ops/finishing", "ops/filters"],
+        ["ops/finishing", "ops/filters", "ops/shares"],
         ["bits"],
         ["runtime"],
         ["compile"],

@@ -20,9 +20,9 @@ def test_without_a_model_it_is_plain_memory():
 
 def test_memory_begins_at_cache_lines():
     """Also that of results, which a played call writes into the caller's own memory."""
-    sizes = (1, 5, SMALLEST // 4, SMALLEST, 3 * SMALLEST + 1)
+    sizes = (SMALLEST // 4, SMALLEST, 3 * SMALLEST + 1)
     with in_use(Workspace()):
-        arrays = [workspace.empty(size, np.float32) for size in sizes]
+        arrays = [workspace.empty(size, np.float32) for size in (1, 5, *sizes)]
     arrays += [make(size, np.float32) for make in (workspace.empty, workspace.zeros) for size in sizes]
     steps = [bk.StepSpec("elementwise", ["x"], ["y"], {"channels": 3, "low": 0.0}, {})]
     model = bk.PackedModel((3, 64, 64), steps)

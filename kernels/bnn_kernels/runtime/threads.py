@@ -40,6 +40,13 @@ except (AttributeError, OSError, TypeError):
     _current_cpu = None
 
 
+def _compile_work() -> None:
+    """Compile what workers run, here: the compiler exchanges Python's warning filters, which all threads share."""
+    state = _fork_join.new_state(1)
+    state[_fork_join.STOP] = 1
+    _fork_join.work(state, np.zeros(1, np.int64), 0, 1)
+
+
 class _Workers:
     """Threads that share rows with a caller, one caller at a time."""
 
@@ -50,6 +57,7 @@ class _Workers:
         self.wake = [threading.Semaphore(0) for _ in range(count)]
         self.threads: list[int] = [0] * count
         self.cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        _compile_work()
         for index in range(count):
             name = f"bnn_kernels {index + 1}"
             threading.Thread(target=self._work, args=(index,), name=name, daemon=True).start()
