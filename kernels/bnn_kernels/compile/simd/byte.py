@@ -33,14 +33,19 @@ def store(typing, address, offset, value):
     return types.void(types.int64, types.int64, types.uint64), emit
 
 
+def prefetch_behind(builder: ir.IRBuilder, pointer: ir.Value, writes: bool = False) -> None:
+    """Ask for the cache line behind an LLVM pointer."""
+    address = builder.bitcast(pointer, I8.as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [address.type, I32, I32, I32])
+    llvm_prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    nearest, data = 3, 1
+    builder.call(llvm_prefetch, [address, *(I32(n) for n in (int(writes), nearest, data))])
+
+
 def _prefetch(name: str, doc: str, writes: bool) -> Any:
     def prefetch(typing, address, offset):
         def emit(context, builder, signature, args):
-            pointer = behind(builder, *args, I8, I8)
-            kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-            llvm_prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            nearest, data = 3, 1
-            builder.call(llvm_prefetch, [pointer, *(I32(n) for n in (int(writes), nearest, data))])
+            prefetch_behind(builder, behind(builder, *args, I8, I8), writes)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64), emit

@@ -81,6 +81,8 @@ def product_kernel(kind: type, form: Form) -> Any:
         begin, kinds = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
         block_size = len(offsets) * width * elements // fields
         by_block = positions > 1 or not opens_alone
+        tiles = min(CHUNK, positions) // most
+        step_of_tile = np.uint64((width * elements + tiles - 1) // tiles) if tiles > 0 else np.uint64(0)
         opened = np.empty(len(offsets) * width * elements if opens and by_block else 0, dtype)
         last_block = -1
         source, at_source = open_block(w, np.uint64(0), 0, levels, opened)
@@ -92,6 +94,10 @@ def product_kernel(kind: type, form: Form) -> Any:
             if block != last_block and by_block:
                 source, at_source = open_block(w, j, len(offsets), levels, opened)
                 last_block = block
+            # The next block's weights are asked for while this chunk is multiplied, a part by each tile.
+            ahead, by = at_source, np.uint64(0)
+            if not opens and block + 1 < all_blocks:
+                ahead, by = j + np.uint64(block_size), step_of_tile
             start = chunk * CHUNK
             count = min(CHUNK, positions - start)
             n = start // per_image
@@ -116,7 +122,8 @@ def product_kernel(kind: type, form: Form) -> Any:
                     tile, here = max(0, min(i, count - most)), min(most, count)
                     for k in range(here):
                         prefetch(start + tile + k, g * filters + f, min(width, filters - f), ready)
-                    windows(x, offsets, begin, tile, count - 1, source, at_source, room, sums)
+                    windows(x, offsets, begin, tile, count - 1, source, at_source, ahead, by, room, sums)
+                    ahead += by * np.uint64(len(offsets))
                 position, channel, left = start + tile, g * filters + f, filters - f
                 write_rows(sums, width, here, width, kinds, tile, 0, position, channel, left, constants, ready, scratch)
                 i = tile + here

@@ -186,8 +186,8 @@ def several(form: Form) -> Any:
     tile = product_tile(windows_of(form), form.lanes, form.product, form.portable, form.shift, form.elements)
 
     @inline
-    def windows(x, offsets, begin, first, last, w, j, room, sums):
-        tile(x, offsets, begin, np.uint64(first), np.uint64(last), w, j, sums)
+    def windows(x, offsets, begin, first, last, w, j, ahead, by, room, sums):
+        tile(x, offsets, begin, np.uint64(first), np.uint64(last), w, j, ahead, by, sums)
 
     return windows
 
@@ -207,7 +207,7 @@ def loops_of_pairs(simd: Any, elements: int) -> tuple[Any, Any]:
             to += np.uint64(lanes)
 
     @inline
-    def six(x, offsets, begin, first, last, w, j, room, sums):
+    def six(x, offsets, begin, first, last, w, j, ahead, by, room, sums):
         a0, a1, a2 = begin[first], begin[min(first + 1, last)], begin[min(first + 2, last)]
         a3, a4, a5 = begin[min(first + 3, last)], begin[min(first + 4, last)], begin[min(first + 5, last)]
         steps = len(offsets)
