@@ -8,7 +8,8 @@ import bnn_kernels as bk
 import numpy as np
 import pytest
 from bnn_kernels.compile.jit import jit
-from bnn_kernels.runtime import threads
+from bnn_kernels.runtime import fork_join, threads
+from bnn_kernels.runtime.recording import Recording
 
 
 @jit
@@ -41,6 +42,34 @@ def test_every_row_is_computed_once(count, multiple):
         for _ in range(20):
             threads.run_rows(count_rows, rows, 1_000_000, out, multiple=multiple)
         assert (out == 20).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("grain", [1, 8])
+def test_ranges_of_threads_are_all_rows(count, grain):
+    for rows in (1, 2, 7, 8, 9, 100, 1001):
+        begins = [fork_join._begin.py_func(rows, grain, count, thread) for thread in range(count + 1)]
+        assert begins[0] == 0
+        assert begins[-1] == rows
+        sizes = np.diff(begins)
+        assert (sizes >= 0).all()
+        assert sizes.max() - sizes.min() < 2 * grain, "ranges are alike"
+        assert all(begin % grain == 0 for begin in begins[:-1] if begin < rows)
+
+
+def test_a_recording_is_played_while_another_thread_changes_how_many_there_are(monkeypatch):
+    """The workers that play it are still those of before."""
+    bk.set_num_threads(2)
+    out = np.zeros(1001, np.int64)
+    recording = Recording()
+    with recording.running():
+        threads.run_rows(count_rows, 1001, 1001, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "_threads", 99)
+        for _ in range(20):
+            recording.play(threads.play_kernels)
+    monkeypatch.undo()
+    assert (out == 21).all()
 
 
 def test_workers_sleep_and_wake():
@@ -113,7 +142,8 @@ def no_dll(name, *args, **more):
 builtins.open, ctypes.PyDLL = no_proc, no_dll
 import numpy as np, bnn_kernels as bk
 from bnn_kernels.runtime import arrays as memory
-from bnn_kernels.runtime import threads
+from bnn_kernels.runtime import fork_join, threads
+from bnn_kernels.runtime.recording import Recording
 assert memory.available_memory() is None
 assert threads._current_cpu is None
 threads.MIN_WORK_PER_THREAD = threads.MIN_WORK_TO_WAKE = 1

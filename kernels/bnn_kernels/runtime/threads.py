@@ -62,6 +62,11 @@ class _Workers:
             name = f"bnn_kernels {index + 1}"
             threading.Thread(target=self._work, args=(index,), name=name, daemon=True).start()
 
+    @property
+    def count(self) -> int:
+        """How many threads share rows: the workers and the caller."""
+        return len(self.awake) + 1
+
     def _work(self, index: int) -> None:
         awake, last = self.awake[index], 0
         self.threads[index] = threading.get_native_id()
@@ -73,7 +78,7 @@ class _Workers:
     def run(self, address: int, rows: int, grain: int, arguments: tuple[Any, ...]) -> bool:
         """Run a kernel's rows together with the workers; the caller holds `busy`. True if the kernel failed."""
         self.wake_all()
-        return _fork_join.launch(self.state, address, rows, grain, len(self.awake) + 1, arguments)
+        return _fork_join.launch(self.state, address, rows, grain, self.count, arguments)
 
     def wake_all(self) -> None:
         """Wake who sleeps."""
@@ -193,7 +198,8 @@ def play_kernels(calls: np.ndarray) -> None:
     else:
         try:
             workers.wake_all()
-            failed = _fork_join.play(calls, workers.state, _threads, MIN_WORK_PER_THREAD)
+            # Not `_threads`, which another thread may have changed: the state has a place for each of these.
+            failed = _fork_join.play(calls, workers.state, workers.count, MIN_WORK_PER_THREAD)
         finally:
             workers.busy.release()
     if failed:
