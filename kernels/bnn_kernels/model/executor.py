@@ -131,7 +131,8 @@ class Executor:
 
     def _handed_out(self, results: Sequence[np.ndarray]) -> Any:
         """Return the outputs with their batch where a caller has it, and one alone if there is one."""
-        moved = [np.moveaxis(y, 0, axis) for y, axis in zip(results, self._program.batch_axes, strict=True)]
+        axes = self._program.batch_axes
+        moved = [np.moveaxis(y, 0, axis) if axis else y for y, axis in zip(results, axes, strict=True)]
         return moved[0] if len(moved) == 1 else tuple(moved)
 
     def call(self, inputs: Sequence[np.ndarray]) -> Any:

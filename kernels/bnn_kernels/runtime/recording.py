@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bnn_kernels.runtime import fork_join as _fork_join
-from bnn_kernels.runtime.cache_lines import LINE, empty_at_line
+from bnn_kernels.runtime.cache_lines import LINE
 
 _local = threading.local()
 
@@ -35,10 +35,15 @@ class Movable:
         # Addresses: of the memory, and of what the kernels use now.
         self._own = self._now = _address(memory)
         self._words = words
+        # Of the view that `elsewhere` was last asked for: where it begins in the memory.
+        self._view: np.ndarray | None = None
+        self._start = 0
 
     def move(self, array: np.ndarray | None) -> None:
         """Let the kernels use the memory of a contiguous array, which the caller keeps, or their own (None)."""
-        to = self._own if array is None else _address(array)
+        self._send(self._own if array is None else _address(array))
+
+    def _send(self, to: int) -> None:
         if to != self._now:
             for frame, place in self._words:
                 frame[place] += to - self._now
@@ -46,11 +51,13 @@ class Movable:
 
     def elsewhere(self, view: np.ndarray) -> np.ndarray:
         """Let the kernels use new memory, and return the place there of a contiguous view of their own."""
-        size, behind_line = self._memory.nbytes, self._own % LINE
-        memory = empty_at_line((behind_line + size,), np.dtype(np.uint8))[behind_line:]
-        self.move(memory)
-        start = _address(view) - self._own
-        return memory[start : start + view.nbytes].view(view.dtype).reshape(view.shape)
+        if self._view is not view:
+            self._view, self._start = view, _address(view) - self._own
+        memory = np.empty(self._memory.nbytes + LINE, np.uint8)
+        address = _address(memory)
+        behind_line = (self._own - address) % LINE  # what began at a cache line does so again
+        self._send(address + behind_line)
+        return np.ndarray(view.shape, view.dtype, memory, behind_line + self._start)
 
 
 def _address(array: np.ndarray) -> int:
