@@ -20,7 +20,7 @@ from bnn_kernels.compile.simd import float32x8, float32x16
 from bnn_kernels.compile.simd.float_tables import codes, entry, load_words
 from bnn_kernels.ops.few_bit_weight import BLOCK, ScaledTerm
 from bnn_kernels.ops.finishing import EpilogueOutput, addresses, finisher
-from bnn_kernels.runtime.arrays import aligned_zeros
+from bnn_kernels.runtime.cache_lines import zeros_at_line
 from bnn_kernels.runtime.mapped import release
 from bnn_kernels.runtime.threads import run_rows
 
@@ -165,7 +165,7 @@ class CodedWeight:
         self.length, self.per_word = math.prod(shape[1:]), 32 // self.bits
         filters = shape[0] // groups
         blocks = -(-filters // BLOCK)
-        words = aligned_zeros((groups, blocks, -(-self.length // self.per_word), BLOCK), np.uint32)
+        words = zeros_at_line((groups, blocks, -(-self.length // self.per_word), BLOCK), np.uint32)
         base = -sum(m for m in term.multipliers if m < 0)
         for o in range(shape[0]):
             group, f = divmod(o, filters)

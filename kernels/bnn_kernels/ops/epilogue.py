@@ -54,7 +54,8 @@ from bnn_kernels.ops.finishing import (
     held_finisher,
     lanes_of,
 )
-from bnn_kernels.runtime.arrays import aligned, aligned_zeros, new_array
+from bnn_kernels.runtime.arrays import aligned, new_array
+from bnn_kernels.runtime.cache_lines import zeros_at_line
 from bnn_kernels.runtime.recording import new_flag
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import contiguous
@@ -190,7 +191,7 @@ class Epilogue:
         }
         rows = {name: row for part, named in given.items() if self.parts & part for name, row in named.items()}
         self._lanes = lanes_of.py_func(self.channels)
-        self.table = aligned_zeros((SAME + len(rows) * self._lanes,), np.float32)
+        self.table = zeros_at_line((SAME + len(rows) * self._lanes,), np.float32)
         self.table[:SAME] = np.repeat(np.array((self.low, self.high, *rounding), np.float32), LANES)
         for i, (name, (value, default)) in enumerate(rows.items()):
             self._rows[name] = SAME + i * self._lanes

@@ -30,7 +30,7 @@ from bnn_kernels.compile.simd.float_tables import (
     shifted,
 )
 from bnn_kernels.ops.finishing import EpilogueOutput, addresses, finisher
-from bnn_kernels.runtime.arrays import aligned_zeros
+from bnn_kernels.runtime.cache_lines import zeros_at_line
 from bnn_kernels.runtime.mapped import release
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
@@ -270,7 +270,7 @@ class FewBitWeight:
         blocks = -(-filters // BLOCK)
         values = [(m, -m) if term.signed else (0, m) for term in terms for m in term.multipliers]
         self.signed = np.array([term.signed for term in terms for _ in term.multipliers], np.uint8)
-        words = aligned_zeros((len(values), groups * blocks, -(-self.length // self.per_word), BLOCK), np.uint32)
+        words = zeros_at_line((len(values), groups * blocks, -(-self.length // self.per_word), BLOCK), np.uint32)
         planes = (plane for term in terms for plane in term.dense)
         for to, plane in zip(words, planes, strict=True):
             self._lay_out(plane, to.reshape(groups, blocks, -1, BLOCK))

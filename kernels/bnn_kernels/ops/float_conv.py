@@ -28,8 +28,7 @@ from bnn_kernels.ops.few_bit_weight import FewBitWeight
 from bnn_kernels.ops.finishing import addresses, finisher, held_finisher, prefetch_floats
 from bnn_kernels.ops.geometry import Frame
 from bnn_kernels.ops.shares import parts_of, share_at
-from bnn_kernels.runtime.arrays import aligned_zeros
-from bnn_kernels.runtime.cache_lines import numbers_at_line
+from bnn_kernels.runtime.cache_lines import numbers_at_line, zeros_at_line
 from bnn_kernels.runtime.mapped import release
 from bnn_kernels.runtime.threads import run_rows
 from bnn_kernels.runtime.workspace import empty
@@ -100,7 +99,7 @@ def filter_lanes(weight: np.ndarray, groups: int) -> np.ndarray:
     o, channels, kh, kw = weight.shape
     filters = o // groups
     blocks = -(-filters // BLOCK)
-    laid = aligned_zeros((groups, blocks, kh * kw * channels, BLOCK), np.float32)
+    laid = zeros_at_line((groups, blocks, kh * kw * channels, BLOCK), np.float32)
     for group, by_block in zip(weight.reshape(groups, filters, channels, kh * kw), laid, strict=True):
         for first, to in zip(range(0, filters, BLOCK), by_block, strict=True):
             part = group[first : first + BLOCK]

@@ -9,7 +9,7 @@ from bnn_kernels.bits.planes import check_codes
 from bnn_kernels.bits.storage import codes_between, to_dense_bits
 from bnn_kernels.bits.tensor import pack_codes, words_for
 from bnn_kernels.ops.filters import Filters
-from bnn_kernels.runtime.arrays import aligned_zeros
+from bnn_kernels.runtime.cache_lines import zeros_at_line
 from bnn_kernels.runtime.mapped import release
 
 # Filters that lie side by side in words.
@@ -113,7 +113,7 @@ class Weights(Filters):
     def _words(self, recoded: np.ndarray | None = None) -> np.ndarray:
         kh, planes = self.shape[2], len(self.multipliers)
         blocks = -(-self.filters // LANES)
-        words = aligned_zeros((planes, self.groups * blocks, kh * self.run_words, LANES), np.uint64)
+        words = zeros_at_line((planes, self.groups * blocks, kh * self.run_words, LANES), np.uint64)
         for filters, codes in self.blocks():
             if recoded is not None:
                 codes = recoded[codes]

@@ -44,13 +44,8 @@ def new_array(shape: tuple[int, ...], dtype: Any, what: str, zeros: bool = False
     return workspace.zeros(shape, dtype) if zeros else workspace.empty(shape, dtype)
 
 
-def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return contiguous zeros that begin at a multiple of 64 bytes."""
-    return zeros_at_line(shape, np.dtype(dtype))
-
-
 def aligned(array: np.ndarray) -> np.ndarray:
     """Return a contiguous copy of an array that begins at a multiple of 64 bytes, same shape and dtype."""
-    copy = aligned_zeros(array.shape, array.dtype)
+    copy = zeros_at_line(array.shape, array.dtype)
     copy[...] = array
     return copy

@@ -1,6 +1,7 @@
 """Memory that begins at a cache line: a vector of 64 bytes that lies across two lines takes as long as two vectors."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,9 @@ def empty_at_line(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.ndarray(shape, dtype, memory, _first_at_line(memory))
 
 
-def zeros_at_line(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return the same of zeros."""
-    memory = np.zeros(math.prod(shape) * dtype.itemsize + LINE, np.uint8)
+def zeros_at_line(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return contiguous zeros that begin at a multiple of 64 bytes."""
+    memory = np.zeros(math.prod(shape) * np.dtype(dtype).itemsize + LINE, np.uint8)
     return np.ndarray(shape, dtype, memory, _first_at_line(memory))
 
 

@@ -24,11 +24,11 @@ from numba.extending import intrinsic
 from bnn_kernels.compile.jit import inline, jit
 from bnn_kernels.runtime.cache_lines import zeros_at_line
 
-# Places in the shared array, a cache line (8 numbers) apart where different threads write them. From NEXT on each
+# Places in the shared array, a cache line (8 numbers) APART where different threads write them. From NEXT on each
 # thread has one, of the first row of its range that nobody has taken.
-LINE = 8
+APART = 8
 JOB, OPEN, TASK, CONTEXT, ROWS, GRAIN, THREADS = 0, 1, 2, 3, 4, 5, 6
-INSIDE, FAILED, STOP, NEXT = LINE, 2 * LINE, 3 * LINE, 4 * LINE
+INSIDE, FAILED, STOP, NEXT = APART, 2 * APART, 3 * APART, 4 * APART
 # Looks at the array before a worker goes to sleep: some 500 us, longer than most steps that are not shared.
 SPINS = 20_000
 
@@ -194,7 +194,7 @@ def _take_rows(state, thread):
     rows, grain, threads = state[ROWS], state[GRAIN], state[THREADS]
     for further in range(threads):
         owner = thread + further - (threads if thread + further >= threads else 0)
-        place, end = NEXT + LINE * owner, _begin(rows, grain, threads, owner + 1)
+        place, end = NEXT + APART * owner, _begin(rows, grain, threads, owner + 1)
         while True:
             first = _read(state, place)
             if first >= end:
@@ -214,7 +214,7 @@ def _share(state, task, context, rows, grain, threads):
     state[THREADS] = threads
     _write(state, FAILED, 0)
     for thread in range(threads):
-        _write(state, NEXT + LINE * thread, _begin(rows, grain, threads, thread))
+        _write(state, NEXT + APART * thread, _begin(rows, grain, threads, thread))
     job = state[JOB] + 1
     _write(state, OPEN, job)
     _write(state, JOB, job)
@@ -304,4 +304,4 @@ def store_task(kernel: int, frame: np.ndarray, arguments: tuple[Any, ...]) -> in
 
 def new_state(threads: int) -> np.ndarray:
     """Return the shared array of so many threads."""
-    return zeros_at_line((NEXT + LINE * threads,), np.dtype(np.int64))
+    return zeros_at_line((NEXT + APART * threads,), np.int64)

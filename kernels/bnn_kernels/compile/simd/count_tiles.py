@@ -12,7 +12,6 @@ from bnn_kernels.compile.simd.uint64x8 import LANES
 from bnn_kernels.compile.simd.vectors import I32, I64, element, in_all_lanes, loaded, low_halves, sums_in_registers
 
 _WORDS = ir.VectorType(I64, LANES)
-_INTS = ir.VectorType(I32, LANES)
 
 
 @functools.cache

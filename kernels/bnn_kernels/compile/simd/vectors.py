@@ -40,14 +40,6 @@ def in_all_lanes(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) 
     return builder.shuffle_vector(single, undefined, places)
 
 
-def joined(builder: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
-    """Return one or two vectors side by side."""
-    if len(parts) == 1:
-        return parts[0]
-    lanes = 2 * parts[0].type.count
-    return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))))
-
-
 def element(
     context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, offset: ir.Value, to: Any
 ) -> ir.Value:

@@ -31,7 +31,8 @@ from bnn_kernels.ops.filters import Filters
 from bnn_kernels.ops.geometry import Geometry, Maps
 from bnn_kernels.ops.outputs import Constants, Output, counts_writer, kind_of, prepare_of
 from bnn_kernels.ops.weights import Weights
-from bnn_kernels.runtime.arrays import aligned, aligned_zeros
+from bnn_kernels.runtime.arrays import aligned
+from bnn_kernels.runtime.cache_lines import zeros_at_line
 from bnn_kernels.runtime.threads import run_rows
 
 LANES = simd.LANES
@@ -65,7 +66,7 @@ def filter_bytes(weights: Weights) -> np.ndarray:
 def _filter_bytes(weights: Weights) -> np.ndarray:
     kh, run_bytes = weights.shape[2], -(-weights.shape[3] * weights.channels // 8)
     planes, vectors = len(weights.multipliers), -(-weights.filters // LANES)
-    laid = aligned_zeros((planes, weights.groups * vectors, kh * run_bytes, LANES), np.uint8)
+    laid = zeros_at_line((planes, weights.groups * vectors, kh * run_bytes, LANES), np.uint8)
     for filters, codes in weights.blocks():
         vector, lane = weights.places(filters, LANES)
         runs = codes.reshape(len(codes), kh, -1)

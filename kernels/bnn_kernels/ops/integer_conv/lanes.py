@@ -13,7 +13,7 @@ from bnn_kernels.compile.isa import isa
 from bnn_kernels.ops.geometry import Geometry
 from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.weights import Weights
-from bnn_kernels.runtime.arrays import aligned_zeros
+from bnn_kernels.runtime.cache_lines import zeros_at_line
 
 
 class LaneWeights(NamedTuple):
@@ -78,7 +78,7 @@ def lane_weights(weights: Weights, geometry: Geometry, form: Form) -> LaneWeight
     runs, width, fields = runs_of(geometry, weights.channels, form), 2 * form.lanes, form.fields
     blocks, steps = -(-weights.filters // width), padded_steps(runs.number * runs.steps, form)
     dtype = np.uint8 if fields > 1 else form.held
-    laid = aligned_zeros((weights.groups * blocks, steps // fields, width, form.elements), dtype)
+    laid = zeros_at_line((weights.groups * blocks, steps // fields, width, form.elements), dtype)
     distinct = np.union1d(weights.level_values, [0] if behind_is_read(runs, form) else [])
     held = weights.level_values.astype(form.held)
     if fields > 1:
