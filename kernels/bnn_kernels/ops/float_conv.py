@@ -153,7 +153,7 @@ def multiply_kernel(expand: Any, kind: type) -> Any:
         sums = numbers_at_line(windows * most * 16, np.float32)
         begin = np.empty(size.chunk, np.uint64)
         ready = addresses(output)
-        opened = np.empty(length * most if expand is not None else 0, np.float32)
+        opened = numbers_at_line(length * most if expand is not None else 0, np.float32)
         last_part = -1
         for share in range(first, last):
             part, chunk = share_at(share, chunks, parts * size.groups, size.parts)

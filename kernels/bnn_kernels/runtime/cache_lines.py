@@ -33,7 +33,10 @@ def zeros_at_line(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 @inline
 def numbers_at_line(count, dtype):
-    """Return uninitialised numbers of four bytes (count,) that begin at a cache line, for the scratch of a kernel."""
-    memory = np.empty(count + LINE // 4, dtype)
-    start = (-memory.ctypes.data & (LINE - 1)) >> 2
+    """Return uninitialised numbers (count,) that begin at a cache line, for the scratch of a kernel.
+
+    Memory of compiled code begins at a multiple of 32 bytes.
+    """
+    memory = np.empty(count + LINE, dtype)
+    start = (-memory.ctypes.data & (LINE - 1)) // memory.itemsize
     return memory[start : start + count]

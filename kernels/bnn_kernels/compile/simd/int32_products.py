@@ -120,9 +120,31 @@ def sum_vector(lanes: int) -> ir.VectorType:
     return _VECTORS[lanes]
 
 
+def sum_kind(lanes: int) -> Any:
+    """Return Numba's type of so many sums."""
+    return _KINDS[lanes]
+
+
 def to_add_products(product: str) -> Any:
     """Return what emits total + the products of a and b: add(builder, lanes, portable, total, a, b)."""
     return _PRODUCTS[product]
+
+
+def emit_look_up(form: Any, builder: ir.IRBuilder, table: ir.Value, places: ir.Value) -> ir.Value:
+    """Return the bytes of a table at places 0 .. 15; form: its lanes, product and portable are read."""
+    bytes_ = ir.VectorType(I8, 4 * form.lanes)
+    operands = [builder.bitcast(v, bytes_) for v in (table, places)]
+    return builder.bitcast(_look_up(builder, form.lanes, form.product, form.portable, *operands), table.type)
+
+
+def emit_low_halves(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """Return the low four bits of each byte."""
+    return builder.and_(a, ir.Constant(a.type, [0x0F0F0F0F] * a.type.count))
+
+
+def emit_high_halves(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """Return the high four bits of each byte."""
+    return emit_low_halves(builder, builder.lshr(a, ir.Constant(a.type, [4] * a.type.count)))
 
 
 @functools.cache
@@ -133,6 +155,7 @@ def dots(lanes: int, product: str, portable: bool = False, shift: int = 0) -> Si
     byte that is broadcast, so that what was unsigned is signed.
     """
     kind, vector, emit_product = _KINDS[lanes], _VECTORS[lanes], _PRODUCTS[product]
+    form = SimpleNamespace(lanes=lanes, product=product, portable=portable)
 
     @intrinsic
     def zero(typing):
@@ -197,31 +220,19 @@ def dots(lanes: int, product: str, portable: bool = False, shift: int = 0) -> Si
         """The bytes of a table at places 0 .. 15 (vpshufb, tbl)."""
 
         def emit(context, builder, signature, args):
-            bytes_ = ir.VectorType(I8, 4 * lanes)
-            return builder.bitcast(
-                _look_up(builder, lanes, product, portable, *(builder.bitcast(v, bytes_) for v in args)), vector
-            )
+            return emit_look_up(form, builder, *args)
 
         return kind(kind, kind), emit
 
     @intrinsic
     def low_halves(typing, a):
         """The low four bits of each byte."""
-
-        def emit(context, builder, signature, args):
-            return builder.and_(args[0], ir.Constant(vector, [0x0F0F0F0F] * lanes))
-
-        return kind(kind), emit
+        return kind(kind), lambda context, builder, signature, args: emit_low_halves(builder, *args)
 
     @intrinsic
     def high_halves(typing, a):
         """The high four bits of each byte."""
-
-        def emit(context, builder, signature, args):
-            moved = builder.lshr(args[0], ir.Constant(vector, [4] * lanes))
-            return builder.and_(moved, ir.Constant(vector, [0x0F0F0F0F] * lanes))
-
-        return kind(kind), emit
+        return kind(kind), lambda context, builder, signature, args: emit_high_halves(builder, *args)
 
     @intrinsic
     def keep(typing, array, offset, value):

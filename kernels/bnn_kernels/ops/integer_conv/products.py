@@ -21,7 +21,7 @@ from bnn_kernels.ops.geometry import Geometry, Maps, border_of
 from bnn_kernels.ops.integer_conv.form import Form
 from bnn_kernels.ops.integer_conv.lanes import lane_weights, packed_bits, step_offsets
 from bnn_kernels.ops.integer_conv.levels import elements_of, elements_of_bytes, input_code
-from bnn_kernels.ops.integer_conv.tiles import loops, windows_of
+from bnn_kernels.ops.integer_conv.tiles import first_of_block, loops, opens_in_tile, windows_of
 from bnn_kernels.ops.outputs import Constants, LazyConstants, Output, kind_of, prefetcher, prepare_of, rows_writer
 from bnn_kernels.ops.shares import parts_of, share_at
 from bnn_kernels.ops.weights import LANES, Weights
@@ -65,6 +65,7 @@ def product_kernel(kind: type, form: Form) -> Any:
     prepare, name = prepare_of(kind)
     write_rows, prefetch = rows_writer(kind), prefetcher(kind)
     open_block, windows, one, alone = loops(form)
+    first_tile, in_tile = first_of_block(form, windows), opens_in_tile(form)
     most = windows_of(form)
     width, elements, fields = 2 * form.lanes, form.elements, form.fields
     opens, opens_alone, dtype = form.opens, form.opens_alone, form.dtype
@@ -79,11 +80,12 @@ def product_kernel(kind: type, form: Form) -> Any:
         sums = numbers_at_line(most * width, np.int32)
         scratch = np.empty(8, np.int32)
         begin, kinds = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
-        block_size = len(offsets) * width * elements // fields
+        step_size = width * elements // fields
+        block_size = len(offsets) * step_size
         by_block = positions > 1 or not opens_alone
-        tiles = min(CHUNK, positions) // most
-        step_of_tile = np.uint64((width * elements + tiles - 1) // tiles) if tiles > 0 else np.uint64(0)
-        opened = np.empty(len(offsets) * width * elements if opens and by_block else 0, dtype)
+        tiles = min(CHUNK, positions) // most - in_tile
+        part_of_step = np.uint64((step_size + tiles - 1) // tiles) if tiles > 0 else np.uint64(0)
+        opened = numbers_at_line(len(offsets) * width * elements if opens and by_block else 0, dtype)
         last_block = -1
         source, at_source = open_block(w, np.uint64(0), 0, levels, opened)
         for share in range(first, last):
@@ -91,15 +93,18 @@ def product_kernel(kind: type, form: Form) -> Any:
             g = block // blocks
             f = (block - g * blocks) * width
             j = np.uint64(block * block_size)
-            if block != last_block and by_block:
-                source, at_source = open_block(w, j, len(offsets), levels, opened)
-                last_block = block
-            # The next block's weights are asked for while this chunk is multiplied, a part by each tile.
-            ahead, by = at_source, np.uint64(0)
-            if not opens and block + 1 < all_blocks:
-                ahead, by = j + np.uint64(block_size), step_of_tile
             start = chunk * CHUNK
             count = min(CHUNK, positions - start)
+            fresh = block != last_block and by_block
+            if fresh:
+                last_block = block
+                if not in_tile or count == 1:
+                    source, at_source = open_block(w, j, len(offsets), levels, opened)
+            # The next block's weights are asked for while this chunk is multiplied, a part by each tile but one that
+            # opens weights: that one waits for memory as it is.
+            ahead, by = j, np.uint64(0)
+            if block + 1 < all_blocks:
+                ahead, by = j + np.uint64(block_size), part_of_step
             n = start // per_image
             place = start - n * per_image
             for i in range(count):
@@ -122,8 +127,11 @@ def product_kernel(kind: type, form: Form) -> Any:
                     tile, here = max(0, min(i, count - most)), min(most, count)
                     for k in range(here):
                         prefetch(start + tile + k, g * filters + f, min(width, filters - f), ready)
-                    windows(x, offsets, begin, tile, count - 1, source, at_source, ahead, by, room, sums)
-                    ahead += by * np.uint64(len(offsets))
+                    if in_tile and fresh and i == 0:
+                        first_tile(x, offsets, begin, tile, count - 1, w, j, levels, opened, room, sums)
+                    else:
+                        windows(x, offsets, begin, tile, count - 1, source, at_source, w, ahead, by, room, sums)
+                        ahead += by * np.uint64(len(offsets))
                 position, channel, left = start + tile, g * filters + f, filters - f
                 write_rows(sums, width, here, width, kinds, tile, 0, position, channel, left, constants, ready, scratch)
                 i = tile + here

@@ -11,13 +11,24 @@ import numpy as np
 
 from bnn_kernels.compile.jit import inline
 from bnn_kernels.compile.simd.int32_products import dots
-from bnn_kernels.compile.simd.product_tiles import product_tile
+from bnn_kernels.compile.simd.product_tiles import TileForm, opening_tile, product_tile
 from bnn_kernels.ops.integer_conv.form import Form
 
 
 def _operations(simd: Any) -> tuple[Any, ...]:
     """Return the operations by themselves: Numba takes compiled functions, not objects that hold them."""
     return simd.zero, simd.load, simd.broadcast, simd.dot, simd.add, simd.store
+
+
+def _tables_of(simd: Any) -> Any:
+    """Return tables(levels): what four bits of packed codes mean, see `lanes.LaneWeights`, as four vectors."""
+    table = simd.table
+
+    @inline
+    def tables(levels):
+        return table(levels[:16]), table(levels[16:32]), table(levels[32:48]), table(levels[48:])
+
+    return tables
 
 
 def expanders(simd: Any, packed: int) -> tuple[Any, Any]:
@@ -27,9 +38,8 @@ def expanders(simd: Any, packed: int) -> tuple[Any, Any]:
     of 2 bits one says the level of the first code and one that of the second, with codes of 1 bit there are four.
     """
     zero, load, broadcast, dot, add, store = _operations(simd)
-    look_up, low_halves, high_halves, keep, table = (
-        simd.look_up, simd.low_halves, simd.high_halves, simd.keep, simd.table,
-    )  # fmt: skip
+    look_up, low_halves, high_halves, keep = simd.look_up, simd.low_halves, simd.high_halves, simd.keep
+    tables = _tables_of(simd)
     second, stride = np.uint64(4 * simd.lanes), np.uint64(8 * simd.lanes)
 
     @inline
@@ -51,10 +61,6 @@ def expanders(simd: Any, packed: int) -> tuple[Any, Any]:
 
     expand = {1: expand_1, 2: expand_2, 4: expand_4}[packed]
     fields = 8 // packed
-
-    @inline
-    def tables(levels):
-        return table(levels[:16]), table(levels[16:32]), table(levels[32:48]), table(levels[48:])
 
     @inline
     def spread_block(w, j, steps, levels, to):
@@ -181,13 +187,17 @@ def windows_of(form: Form) -> int:
     return 8 if form.lanes == 16 else 6
 
 
+def _tile_form(form: Form) -> TileForm:
+    return TileForm(windows_of(form), form.lanes, form.product, form.portable, form.shift, form.elements)
+
+
 def several(form: Form) -> Any:
     """Return the inner loop over the windows first, first + 1, ... of `begin`, up to the last one."""
-    tile = product_tile(windows_of(form), form.lanes, form.product, form.portable, form.shift, form.elements)
+    tile = product_tile(_tile_form(form))
 
     @inline
-    def windows(x, offsets, begin, first, last, w, j, ahead, by, room, sums):
-        tile(x, offsets, begin, np.uint64(first), np.uint64(last), w, j, ahead, by, sums)
+    def windows(x, offsets, begin, first, last, w, j, later, ahead, by, room, sums):
+        tile(x, offsets, begin, np.uint64(first), np.uint64(last), w, j, later, ahead, by, sums)
 
     return windows
 
@@ -207,7 +217,7 @@ def loops_of_pairs(simd: Any, elements: int) -> tuple[Any, Any]:
             to += np.uint64(lanes)
 
     @inline
-    def six(x, offsets, begin, first, last, w, j, ahead, by, room, sums):
+    def six(x, offsets, begin, first, last, w, j, later, ahead, by, room, sums):
         a0, a1, a2 = begin[first], begin[min(first + 1, last)], begin[min(first + 2, last)]
         a3, a4, a5 = begin[min(first + 3, last)], begin[min(first + 4, last)], begin[min(first + 5, last)]
         steps = len(offsets)
@@ -244,6 +254,30 @@ def loops_of_pairs(simd: Any, elements: int) -> tuple[Any, Any]:
             flush((s0, t0), begin == 0, sums)
 
     return six, one
+
+
+def opens_in_tile(form: Form) -> bool:
+    """Whether a block's first tile opens its weights on the way, see `product_tiles.opening_tile`."""
+    return form.fields > 1 and form.product != "pairs"
+
+
+def first_of_block(form: Form, windows: Any) -> Any:
+    """Return the inner loop of a block's first tile, which also opens the weights if it `opens_in_tile`."""
+    if opens_in_tile(form):
+        tables = _tables_of(dots(form.lanes, form.product, form.portable, form.shift))
+        tile = opening_tile(_tile_form(form), form.packed)
+
+        @inline
+        def first_tile(x, offsets, begin, first, last, w, j, levels, to, room, sums):
+            tile(x, offsets, begin, np.uint64(first), np.uint64(last), w, j, tables(levels), to, sums)
+
+        return first_tile
+
+    @inline
+    def same_tile(x, offsets, begin, first, last, w, j, levels, to, room, sums):
+        windows(x, offsets, begin, first, last, w, j, w, j, np.uint64(0), room, sums)
+
+    return same_tile
 
 
 def loops(form: Form) -> tuple[Any, Any, Any, Any]:
