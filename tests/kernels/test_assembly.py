@@ -14,6 +14,7 @@ PROGRAM = """
 import re, sys
 import numpy as np, bnn_kernels as bk, llvmlite.binding as llvm
 from numba.core.caching import NullCache
+from bnn_kernels.ops.binary_conv import popcount
 from bnn_kernels.ops.binary_conv.popcount import PopcountPath, popcount_kernel
 from bnn_kernels.ops import outputs
 from bnn_kernels.ops.integer_conv.form import Form
@@ -22,11 +23,12 @@ from bnn_kernels.ops.packed_layers import choice
 conv = bk.PackedConv2d(np.ones((64, 64, 3, 3), np.float32), padding=1)
 shorts = Form("shorts", 8, 2, 8)
 kernels = (
-    popcount_kernel(outputs.IntOutput, "xor", True), product_kernel(outputs.IntOutput, shorts),
-    popcount_kernel(outputs.IntOutput, "masked", True),
+    popcount_kernel(outputs.IntOutput, "xor", True, False), product_kernel(outputs.IntOutput, shorts),
+    popcount_kernel(outputs.IntOutput, "masked", True, False),
 )
 for kernel in kernels:
     kernel._cache = NullCache()
+popcount.FEWEST_SAVED = 10  # words; those counted two at once take instructions of AVX-512
 choice.path_for = PopcountPath
 bits = bk.pack(np.ones((1, 64, 6, 6), np.float32))
 conv(bits)

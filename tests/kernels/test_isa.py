@@ -80,9 +80,9 @@ PRODUCTS = "multiply_vnni16_1_to_ints" if has("avx512vnni") else "multiply_short
 NARROW_PRODUCTS = "multiply_vnni8_1_to_ints" if has("avxvnni") else "multiply_pairs8_1_to_ints"
 # From how many bits on it multiplies was measured: with VNNI from two, on Zen 4 from three.
 COUNTS_TWO = not has("avx512vnni") or bk.cpu_features()["cpu"] == "znver4"
-TWO_BITS = "popcount_xor_many_8x2_to_ints" if COUNTS_TWO else PRODUCTS
+TWO_BITS = "popcount_of_pairs_xor_many_8x2_to_ints" if COUNTS_TWO else PRODUCTS
 KERNELS = {
-    "avx512": ["popcount_xor_one_8x2_to_ints", TWO_BITS, PRODUCTS],
+    "avx512": ["popcount_of_pairs_xor_one_8x2_to_ints", TWO_BITS, PRODUCTS],
     "avx2": [
         "lookup_to_ints",
         "level_lookup_to_ints",

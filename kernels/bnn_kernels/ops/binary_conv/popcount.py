@@ -9,7 +9,8 @@ across lanes.
 Ternary weights are a sign and a mask: (window ^ sign) & mask is one instruction with AVX-512 (vpternlogq), so that they
 take one count, as binary ones do, rather than one for each of two planes.
 
-Carry-save adders do not help where there is a vpopcntq: one saves a count and an add, and costs two instructions.
+With AVX-512 a carry-save adder that joins its words itself takes five instructions for two of them, where two xors, two
+counts and two additions are six: `count_tiles.count_tile`. Without its functions of three bits it would take more.
 
 Every way out, each join, and one pair of planes or several, is a kernel of its own, made from the one below: with a
 branch between them inside the loop the sums no longer stay in registers, and it takes two to three times as long.
@@ -49,6 +50,8 @@ CHUNK = 32
 FEW = 16
 # Windows of a tile where there are not enough for a large one.
 FEWER = 4
+# Words of a window from which on it is faster to count two at once.
+FEWEST_SAVED = 6
 
 
 def counters(join: Callable) -> tuple[Callable, Callable]:
@@ -139,13 +142,13 @@ def tile_shape() -> tuple[int, int]:
     return (8, 2) if isa() == "avx512" else (FEWER, 1)
 
 
-def _counting(windows_of: int, most: int, join: str, adds: bool) -> Any:
+def _counting(windows_of: int, most: int, join: str, adds: bool, saves: bool) -> Any:
     """Return what writes or adds the counts of a tile.
 
     count(few, windows, rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums): of windows_of, FEWER or 1
     windows and `most` blocks of eight filters, or of FEWER windows and one block (few).
     """
-    large, one = count_tile(windows_of, most, join, adds), count_tile(1, most, join, adds)
+    large, one = count_tile(windows_of, most, join, adds, saves), count_tile(1, most, join, adds, False)
     if most == 1:
 
         @inline
@@ -156,7 +159,7 @@ def _counting(windows_of: int, most: int, join: str, adds: bool) -> Any:
                 large(rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums)
 
         return count_one_block
-    fewer, narrow = count_tile(FEWER, most, join, adds), count_tile(FEWER, 1, join, adds)
+    fewer, narrow = count_tile(FEWER, most, join, adds, saves), count_tile(FEWER, 1, join, adds, saves)
 
     @inline
     def count(few, windows, rows, offsets, begin, i, plane, w, j, apart, mask, factor, sums):
@@ -173,8 +176,10 @@ def _counting(windows_of: int, most: int, join: str, adds: bool) -> Any:
 
 
 @functools.cache
-def popcount_kernel(kind: type, join: str, single: bool) -> Any:
+def popcount_kernel(kind: type, join: str, single: bool, saves: bool) -> Any:
     """Return the kernel with a kind of output, a join ("xor", "and" or "masked"), one pair of planes or more.
+
+    saves: whether it counts two words at once, see `count_tiles.count_tile`.
 
     kernel(rows, plane_size, where, offsets, w, shares, kinds, pairs, size, taps, constants, output, first, last)
     computes first..last of shares, see `Shares`: all positions with the first share of the filters, then all with the
@@ -187,7 +192,7 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
     """
     (prepare, name), write_rows = prepare_of(kind), rows_writer(kind)
     windows_of, most = tile_shape()
-    count = _counting(windows_of, most, join, not single)
+    count = _counting(windows_of, most, join, not single, saves)
 
     def convolve(rows, plane_size, where, offsets, w, shares, kinds, pairs, size, taps, constants, output, first, last):
         kinds, size, taps, constants = Kinds(*kinds), Sizes(*size), Taps(*taps), Constants(*constants)
@@ -260,7 +265,8 @@ def popcount_kernel(kind: type, join: str, single: bool) -> Any:
                         i = tile + done
                     b += width >> 3
 
-    full_name = f"popcount_{join}_{'one' if single else 'many'}_{windows_of}x{most}_{name}"
+    counting = f"popcount{'_of_pairs' * saves}_{join}_{'one' if single else 'many'}"
+    full_name = f"{counting}_{windows_of}x{most}_{name}"
     convolve.__name__ = convolve.__qualname__ = full_name
     return jit(convolve)
 
@@ -278,6 +284,7 @@ class PopcountPath(BitPath):
         self._offsets_of_words = word_offsets(self.size, self.taps, self._where == IN_ROWS)
         words = weights.masked_words() if self.join == "masked" else weights.words()
         self._words, self._blocks = words.reshape(-1), words.shape[2]
+        self._saves = isa() == "avx512" and self.join != "masked" and len(self._offsets_of_words) >= FEWEST_SAVED
 
     def take(self, words: np.ndarray) -> tuple[Any, ...]:
         """Return (rows, words of a plane)."""
@@ -290,7 +297,7 @@ class PopcountPath(BitPath):
         # Few positions, as in a linear layer, are shared among threads by their filters.
         splits = 1 if positions >= FEW else max(1, min(FEW, self._blocks // 2))
         given = (*taken, self._where, self._offsets_of_words, self._words, (positions, splits), *self._last(output))
-        kernel = popcount_kernel(kind_of(output), self.join, self.single)
+        kernel = popcount_kernel(kind_of(output), self.join, self.single, self._saves)
         # Where each word of the weights is read for one position, memory takes as long as for two.
         work = (2 if positions == 1 else positions) * self._work
         run_rows(kernel, positions * splits, work, *given, multiple=POSITIONS if splits == 1 else 1)
