@@ -17,6 +17,8 @@ BEFORE, AFTER, ACTIVATION, CLAMP, BITS, KEEP, NORM, AFFINE, DIVIDES, CORRECTS, S
 
 # What most outputs have none of.
 MORE = BEFORE | AFTER | ACTIVATION | CLAMP | AFFINE
+# What plain outputs have, and what they have not: a layer's scale and a batch norm, and floats that are kept.
+PLAIN, NOT_PLAIN = AFFINE | NORM | KEEP, ACTIVATION
 
 # `Epilogue.table` begins with numbers that are the same in all channels, sixteen of each.
 LANES = float32x16.LANES
@@ -239,11 +241,12 @@ class Held(NamedTuple):
     flip: Any
 
 
-def _finishers(memory: _Memory, width: int) -> dict[type, tuple[Any, Any]]:
-    """Return (hold, finish) of so many channels for each kind of output.
+def _finishers(memory: _Memory, width: int) -> dict[type, tuple[Any, Any, Any]]:
+    """Return (hold, finish, finish_plain) of so many channels for each kind of output.
 
     hold(c, output): the `Held` of channels c, c+1, ...; finish(y, position, c, left, held, output): these channels of
-    one position from y as floats; left: channels from c on; output: `EpilogueAddresses`.
+    one position from y as floats; left: channels from c on; output: `EpilogueAddresses`. finish_plain: the same where
+    `is_plain` says so.
     """
     load, load_some, store_some, load_bits, store_bits, store_bytes, zero = memory
 
@@ -252,7 +255,7 @@ def _finishers(memory: _Memory, width: int) -> dict[type, tuple[Any, Any]]:
         def hold(c, output):
             parts, stride, table = output.parts, output.lanes, output.table
             none = zero()
-            scale = shift = norm_scale = norm_shift = pre = slope = post = low = high = none
+            scale = shift = norm_scale = norm_shift = pre = slope = post = none
             bounds = own_scale = own_shift = factor = least = most = less_step = none
             flip = np.uint64(0)
             row = SAME + c
@@ -264,8 +267,7 @@ def _finishers(memory: _Memory, width: int) -> dict[type, tuple[Any, Any]]:
                 row += 2 * stride
             if parts & ACTIVATION:
                 pre, slope, post = load(table, row), load(table, row + stride), load(table, row + 2 * stride)
-            if parts & CLAMP:
-                low, high = load(table, LOW), load(table, HIGH)
+            low, high = load(table, LOW), load(table, HIGH)
             if signs and parts & BITS:
                 bounds = load(table, output.last + c)
                 flip = load_bits(output.flip, c >> 3)
@@ -307,10 +309,28 @@ def _finishers(memory: _Memory, width: int) -> dict[type, tuple[Any, Any]]:
         return v
 
     @inline
+    def plain_floats(y, position, c, count, held, output):
+        """Return the same for a plain output: a clamp to what is no bound is none, so that little is asked."""
+        at = position * output.channels + c
+        v = vector_math.add(vector_math.multiply(y, held.scale), held.shift)
+        v = vector_math.multiply_add(v, held.norm_scale, held.norm_shift)
+        if output.parts & BEFORE:
+            v = vector_math.add(v, load_some(output.residual, at, count))
+        v = vector_math.clamp(v, held.low, held.high)
+        if output.parts & AFTER:
+            v = vector_math.add(v, load_some(output.residual, at, count))
+        return v
+
+    @inline
     def keep(v, position, c, count, output):
         """Write the floats, if they are wanted."""
         if output.parts & KEEP:
             store_some(output.out, position * output.channels + c, v, count)
+
+    @inline
+    def keep_plain(v, position, c, count, output):
+        """Write the floats, which are wanted."""
+        store_some(output.out, position * output.channels + c, v, count)
 
     @inline
     def of_inside(v, held, output):
@@ -336,39 +356,44 @@ def _finishers(memory: _Memory, width: int) -> dict[type, tuple[Any, Any]]:
             level = vector_math.clamp(scaled, held.least, held.most)
         return vector_math.raised(vector_math.rounded(level), np.int32(output.base))
 
-    @inline
-    def finish_signs(y, position, c, left, held, output):
-        """For an `EpilogueOutput`."""
-        count = min(left, width)
-        v = floats(y, position, c, count, held, output)
-        if output.parts & BITS:
+    def finishers_of(floats: Any, keep: Any) -> tuple[Any, Any, Any]:
+        """Return finish for signs, for planes and for bytes."""
+
+        @inline
+        def finish_signs(y, position, c, left, held, output):
+            """For an `EpilogueOutput`."""
+            count = min(left, width)
+            v = floats(y, position, c, count, held, output)
+            if output.parts & BITS:
+                live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+                mask, bad = vector_math.below(v, held.bounds)
+                store_bits(output.bits, position * output.row_bytes + (c >> 3), (mask ^ held.flip) & live)
+                if bad & live:
+                    byte.store(output.nan, 0, np.uint64(1))
+            keep(v, position, c, count, output)
+
+        @inline
+        def finish_planes(y, position, c, left, held, output):
+            """For a `PlanesOutput`."""
+            count = min(left, width)
+            v = floats(y, position, c, count, held, output)
             live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-            mask, bad = vector_math.below(v, held.bounds)
-            store_bits(output.bits, position * output.row_bytes + (c >> 3), (mask ^ held.flip) & live)
-            if bad & live:
-                byte.store(output.nan, 0, np.uint64(1))
-        keep(v, position, c, count, output)
+            levels = level(v, live, held, output)
+            to = position * output.row_bytes + (c >> 3)
+            for p in range(output.planes):
+                store_bits(output.bits, p * output.plane_bytes + to, vector_math.bit_mask(levels, p) & live)
+            keep(v, position, c, count, output)
 
-    @inline
-    def finish_planes(y, position, c, left, held, output):
-        """For a `PlanesOutput`."""
-        count = min(left, width)
-        v = floats(y, position, c, count, held, output)
-        live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-        levels = level(v, live, held, output)
-        to = position * output.row_bytes + (c >> 3)
-        for p in range(output.planes):
-            store_bits(output.bits, p * output.plane_bytes + to, vector_math.bit_mask(levels, p) & live)
-        keep(v, position, c, count, output)
+        @inline
+        def finish_bytes(y, position, c, left, held, output):
+            """For a `BytesOutput`."""
+            count = min(left, width)
+            v = floats(y, position, c, count, held, output)
+            live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
+            store_bytes(output.bits, position * output.row_bytes + c, level(v, live, held, output), count)
+            keep(v, position, c, count, output)
 
-    @inline
-    def finish_bytes(y, position, c, left, held, output):
-        """For a `BytesOutput`."""
-        count = min(left, width)
-        v = floats(y, position, c, count, held, output)
-        live = (np.uint64(1) << np.uint64(count)) - np.uint64(1)
-        store_bytes(output.bits, position * output.row_bytes + c, level(v, live, held, output), count)
-        keep(v, position, c, count, output)
+        return finish_signs, finish_planes, finish_bytes
 
     @inline
     def finish_straight(y, position, c, left, held, output):
@@ -386,11 +411,13 @@ def _finishers(memory: _Memory, width: int) -> dict[type, tuple[Any, Any]]:
         store_bytes(output.bits, position * output.row_bytes + c, levels, min(left, width))
 
     hold_signs, hold_levels = holder(True, False), holder(False, True)
+    signs, planes, bytes_ = finishers_of(floats, keep)
+    plain_signs, plain_planes, plain_bytes = finishers_of(plain_floats, keep_plain)
     return {
-        EpilogueOutput: (hold_signs, finish_signs),
-        PlanesOutput: (hold_levels, finish_planes),
-        BytesOutput: (hold_levels, finish_bytes),
-        StraightOutput: (hold_levels, finish_straight),
+        EpilogueOutput: (hold_signs, signs, plain_signs),
+        PlanesOutput: (hold_levels, planes, plain_planes),
+        BytesOutput: (hold_levels, bytes_, plain_bytes),
+        StraightOutput: (hold_levels, finish_straight, finish_straight),
     }
 
 
@@ -413,7 +440,7 @@ def finisher(kind: Any) -> Any:
     finish(y, position, c, left, output): channels c, c+1, ... of one position from y as floats; left: channels from c
     on; output: `EpilogueAddresses`.
     """
-    return _together(*_EIGHT[kind])
+    return _together(*_EIGHT[kind][:2])
 
 
 def held_finisher(kind: type, width: int) -> tuple[Any, Any]:
@@ -421,4 +448,18 @@ def held_finisher(kind: type, width: int) -> tuple[Any, Any]:
 
     hold(c, output) returns the `Held` of channels c, c+1, ...; finish(y, position, c, left, held, output) takes it.
     """
-    return (_SIXTEEN if width == LANES else _EIGHT)[kind]
+    return (_SIXTEEN if width == LANES else _EIGHT)[kind][:2]
+
+
+def plain_finisher(kind: type) -> Any:
+    """Return what finishes sixteen channels as `held_finisher`'s does, but where the output `is_plain` only."""
+    return _SIXTEEN[kind][2]
+
+
+@inline
+def is_plain(output):
+    """Whether floats are wanted of a layer's scale and a batch norm, with a residual or a clamp but no activation.
+
+    Most floats of a network are. Asking for each part that there may be takes as long as all of its arithmetic.
+    """
+    return output.parts & (PLAIN | NOT_PLAIN) == PLAIN

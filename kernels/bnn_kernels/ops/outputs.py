@@ -25,6 +25,8 @@ from bnn_kernels.ops.finishing import (
     StraightOutput,
     addresses,
     held_finisher,
+    is_plain,
+    plain_finisher,
     prefetch_floats,
     prefetch_nothing,
 )
@@ -145,13 +147,15 @@ class _Writer(NamedTuple):
 
     write(value, table_at, position, channel, left, held, constants, output, scratch): eight filters, of which `left`
     are there, with what hold(channel, output) made; write_wide, without scratch, and hold_wide: the same of sixteen
-    that are all there; prepare(output): what they take for the output.
+    that are all there; write_plain: the same where is_plain(output); prepare(output): what they take for the output.
     """
 
     hold: Any
     write: Any
     hold_wide: Any
     write_wide: Any
+    write_plain: Any
+    is_plain: Any
     prepare: Any
 
 
@@ -159,6 +163,7 @@ def _finishing(kind: type, name: str) -> _Writer:
     """Return the writer to an output of `ops.finishing`, prepared as `EpilogueAddresses`."""
     hold, finish = held_finisher(kind, 8)
     hold_wide, finish_wide = held_finisher(kind, 16)
+    finish_plain = plain_finisher(kind)
 
     def write(value, table_at, position, channel, left, held, constants, output, scratch):
         finish(vector_math.as_floats(_dot(value, table_at, constants)), position, channel, left, held, output)
@@ -166,8 +171,17 @@ def _finishing(kind: type, name: str) -> _Writer:
     def write_wide(value, table_at, position, channel, left, held, constants, output):
         finish_wide(vector_math.as_floats(_wide_dot(value, table_at, constants)), position, channel, left, held, output)
 
+    def write_plain(value, table_at, position, channel, left, held, constants, output):
+        y = vector_math.as_floats(_wide_dot(value, table_at, constants))
+        finish_plain(y, position, channel, left, held, output)
+
     write.__name__ = write.__qualname__ = name
-    return _Writer(hold, inline(write), hold_wide, inline(write_wide), addresses)
+    return _Writer(hold, inline(write), hold_wide, inline(write_wide), inline(write_plain), is_plain, addresses)
+
+
+@inline
+def _never(output):
+    return False
 
 
 @inline
@@ -195,12 +209,13 @@ def _straight() -> _Writer:
         dot = vector_math.plus(value, int32x16.load(constants.offsets, np.uint64(table_at)))
         finish_wide(vector_math.as_floats(dot), position, channel, left, held, output)
 
-    return _Writer(hold, to_bytes_alone, hold_wide, to_bytes_alone_wide, addresses)
+    wide = to_bytes_alone_wide
+    return _Writer(hold, to_bytes_alone, hold_wide, wide, wide, _never, addresses)
 
 
 _WRITERS: dict[type, _Writer] = {
-    IntOutput: _Writer(hold_nothing, to_ints, hold_nothing, to_ints_wide, _ints),
-    SignOutput: _Writer(hold_nothing, to_bits, hold_nothing, to_bits_wide, _signs),
+    IntOutput: _Writer(hold_nothing, to_ints, hold_nothing, to_ints_wide, to_ints_wide, _never, _ints),
+    SignOutput: _Writer(hold_nothing, to_bits, hold_nothing, to_bits_wide, to_bits_wide, _never, _signs),
     EpilogueOutput: _finishing(EpilogueOutput, "to_floats"),
     PlanesOutput: _finishing(PlanesOutput, "to_planes"),
     BytesOutput: _finishing(BytesOutput, "to_bytes"),
@@ -233,17 +248,24 @@ def rows_writer(kind: type) -> Any:
     kinds[first + k] + above. Sixteen filters at a time as long as there are so many: what these share at all positions
     stays in registers.
     """
-    hold, write, hold_wide, write_wide, _ = _WRITERS[kind]
+    hold, write, hold_wide, write_wide, write_plain, is_plain, _ = _WRITERS[kind]
 
     @inline
     def write_rows(sums, apart, rows, count, kinds, first, above, position, channel, left, constants, output, scratch):
         v, end = 0, min(count, left)
+        plain = is_plain(output)
         while v + 16 <= end:
             held = hold_wide(channel + v, output)
-            for k in range(rows):
-                value = int32x16.load(sums, np.uint64(k * apart + v))
-                at = kinds[np.uint64(first + k)] + above + v
-                write_wide(value, at, position + k, channel + v, left - v, held, constants, output)
+            if plain:
+                for k in range(rows):
+                    value = int32x16.load(sums, np.uint64(k * apart + v))
+                    at = kinds[np.uint64(first + k)] + above + v
+                    write_plain(value, at, position + k, channel + v, left - v, held, constants, output)
+            else:
+                for k in range(rows):
+                    value = int32x16.load(sums, np.uint64(k * apart + v))
+                    at = kinds[np.uint64(first + k)] + above + v
+                    write_wide(value, at, position + k, channel + v, left - v, held, constants, output)
             v += 16
         while v < end:
             few = hold(channel + v, output)
@@ -285,7 +307,7 @@ def block_writer(kind: type) -> Any:
     write_block(sums, apart, first, last, count, table_at, places, at, position, channel, left, constants, output,
     scratch): those of the k-th, first <= k < last, lie in int32 sums[k * apart:] and go to position + places[at + k].
     """
-    hold, write, hold_wide, write_wide, _ = _WRITERS[kind]
+    hold, write, hold_wide, write_wide, *_ = _WRITERS[kind]
 
     @inline
     def write_block(
