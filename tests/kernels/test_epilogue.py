@@ -131,6 +131,21 @@ def test_empty_batch():
     assert floats.shape == (0, 4, 4, 8) and bits.shape == (0, 8, 4, 4)
 
 
+@pytest.mark.parametrize("clamp", [False, True])
+@pytest.mark.parametrize("residual", ["before", "after"])
+@pytest.mark.parametrize("filters", [16, 24, 40])
+def test_a_layer_with_a_norm_hands_on_what_is_not_finite(filters, residual, clamp):
+    rng = np.random.default_rng(filters)
+    conv = bk.PackedConv2d(rng.standard_normal((filters, 64, 3, 3)), padding=1)
+    epilogue = make(rng, filters, residual, False, clamp, False, norm=True)
+    bits = bk.pack(rng.standard_normal((2, 64, 7, 6)))
+    rest = rng.standard_normal((2, 7, 6, filters)).astype(np.float32)
+    for value in (np.nan, np.inf, -np.inf, 3e38, -0.0):
+        rest[rng.random(rest.shape) < 0.1] = value
+    sums = conv.channels_last(bits)
+    same(conv.finish(bits, epilogue, rest), epilogue.apply_reference(sums, rest))
+
+
 def test_a_nan_stays_a_nan_and_never_becomes_a_bit():
     y = np.ones((1, 1, 1, 9), np.float32)
     y[..., 8] = np.nan

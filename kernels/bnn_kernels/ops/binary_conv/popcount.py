@@ -50,7 +50,7 @@ CHUNK = 32
 FEW = 16
 # Windows of a tile where there are not enough for a large one.
 FEWER = 4
-# Words of a window from which on it is faster to count two at once.
+# Words of a window from which on two are counted at once: fewer do not make up for what that takes around the loop.
 FEWEST_SAVED = 6
 
 
