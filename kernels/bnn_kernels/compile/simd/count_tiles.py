@@ -24,8 +24,10 @@ def count_tile(windows: int, vectors: int, join: str, adds: bool, saves: bool) -
     sums[i, v] = sum_k popcount(join(rows[begin[first + i] + plane + offsets[k]], w[j + v * apart + 8 k :][:8])),
     join being "xor", "and", or "masked": (row ^ w) & m, with m as far behind w as `mask` says. adds: this times an
     int32 factor is added to the sums instead. All arguments but factor and sums are uint64, or arrays of it.
-    saves: take one count for two words, with instructions of AVX-512, see `_saving_counts`; not "masked".
+    saves: take one count for two words, with instructions of AVX-512, see `_saving_counts`; ValueError if "masked".
     """
+    if saves and join == "masked":
+        raise ValueError("signs and masks are counted word by word: two operands and a sum are all that fits a table")
 
     @intrinsic
     def run(typing, rows, offsets, begin, first, plane, w, j, apart, mask, factor, sums):
